@@ -1,0 +1,46 @@
+"""What an op's public function uses to find its backend on every call.
+
+Models do not come this way: they bind their ops once (``livetalk_kernels.bind_ops``).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .config import KernelConfig
+from .dispatch import pick
+from .spec import Case
+
+
+def resolve_call(
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype, /, **dims: int
+) -> Callable[..., Any]:
+    """Implementation for one call of an op; remembered per device, dtype and sizes.
+
+    Args:
+        op: Name of the op.
+        backend: The call's own choice; None leaves it to ``LIVETALK_BACKEND``, then ``auto``.
+        device: Where the tensors lie.
+        dtype: Dtype of the activations, as in ``Case``.
+        **dims: Sizes of the call, by the letters of the op's shape legend.
+
+    Raises:
+        UserError: The backend does not exist or cannot run the case.
+    """
+    config = KernelConfig.from_sources([] if backend is None else [f"{op}={backend}"])
+    return _pick_cached(op, device, dtype, tuple(dims.items()), *config.wanted(op))
+
+
+@functools.lru_cache(maxsize=1024)
+def _pick_cached(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    dims: tuple[tuple[str, int], ...],
+    wanted: str,
+    named: bool,
+) -> Callable[..., Any]:
+    case = Case(op=op, device=device, dtype=dtype, dims=dict(dims))
+    return pick(case, wanted, named=named).run

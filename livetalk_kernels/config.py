@@ -1,0 +1,102 @@
+"""Which backend runs each op: the user's choice, from flags or the environment."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from .dispatch import all_backend_names, backend_names, op_names
+from .errors import UserError
+
+VARIABLE = "LIVETALK_BACKEND"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelConfig:
+    """Backend of every op. Validates itself against the ops and backends that exist.
+
+    Attributes:
+        default: Backend for every op that has it; ops without it use ``auto``.
+        backends: Op -> backend, for single ops; it wins over ``default``.
+
+    Raises:
+        UserError: An op does not exist, an op has no such backend, or no op at all has it.
+    """
+
+    default: str = "auto"
+    backends: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check all names; keep a read-only copy of the mapping."""
+        if self.default != "auto" and self.default not in all_backend_names():
+            names = ", ".join(["auto", *all_backend_names()])
+            raise UserError(f"--backend {self.default}: no op has it; choose one of {names}")
+        for op, name in self.backends.items():
+            if op not in op_names():
+                raise UserError(
+                    f"--backend {op}={name}: there is no op {op}; ops are {', '.join(op_names())}"
+                )
+            if name != "auto" and name not in backend_names(op):
+                names = ", ".join(["auto", *backend_names(op)])
+                raise UserError(
+                    f"--backend {op}={name}: {op} has no backend {name}; choose one of {names}"
+                )
+        object.__setattr__(self, "backends", MappingProxyType(dict(self.backends)))
+
+    @classmethod
+    def parse(cls, choices: Iterable[str]) -> "KernelConfig":
+        """Read choices such as ``["triton", "add_norm=reference"]``; a later one wins.
+
+        Args:
+            choices: Each is ``NAME`` (all ops), ``OP=NAME``, or several of them with commas.
+
+        Raises:
+            UserError: Bad syntax or an unknown name.
+        """
+        default, backends = _split(choices)
+        return cls(default=default or "auto", backends=backends)
+
+    @classmethod
+    def from_sources(
+        cls, flags: Iterable[str] = (), environ: Mapping[str, str] | None = None
+    ) -> "KernelConfig":
+        """Combine command-line flags with the variable ``LIVETALK_BACKEND``; flags win.
+
+        A flag for all ops overrides the variable wholly; flags for single ops override it for
+        those.
+
+        Args:
+            flags: Values of the ``--backend`` flags.
+            environ: Environment to read, the process's own by default.
+
+        Raises:
+            UserError: Bad syntax or an unknown name, in either source.
+        """
+        environ = os.environ if environ is None else environ
+        default, backends = _split(flags)
+        if default is None:
+            value = environ.get(VARIABLE, "").strip()
+            default, from_variable = _split([value] if value else [])
+            backends = from_variable | backends
+        return cls(default=default or "auto", backends=backends)
+
+    def wanted(self, op: str) -> tuple[str, bool]:
+        """Backend for one op, and whether it was named for just this op."""
+        if op in self.backends:
+            return self.backends[op], True
+        return self.default, False
+
+
+def _split(choices: Iterable[str]) -> tuple[str | None, dict[str, str]]:
+    """Take apart ``NAME`` and ``OP=NAME``; a later choice wins over an earlier one."""
+    default: str | None = None
+    backends: dict[str, str] = {}
+    for part in (part.strip() for choice in choices for part in choice.split(",")):
+        op, equals, name = (piece.strip() for piece in part.partition("="))
+        if not op or (equals and not name) or "=" in name:
+            raise UserError(f"--backend {part!r}: not understood; write NAME or OP=NAME")
+        if equals:
+            backends[op] = name
+        else:
+            default = op
+    return default, backends

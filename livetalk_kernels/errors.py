@@ -1,0 +1,21 @@
+"""The two errors that livetalk raises on purpose."""
+
+
+class UserError(ValueError):
+    """Bad input from the user: one line that says what is wrong, which input, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class NumericsError(RuntimeError):
+    """A tensor holds NaN or Inf.
+
+    Attributes:
+        stage: The stage of the pipeline that produced it, for example ``"DiT step 2"``.
+    """
+
+    def __init__(self, stage: str, detail: str) -> None:
+        """Build the message from the stage and what was found there."""
+        super().__init__(f"{stage}: {detail}")
+        self.stage = stage

@@ -1,0 +1,63 @@
+"""The ops of the model, one folder each, and ``bind_ops``, which picks a backend for every one.
+
+Folders in here are ops; files in an op's folder are its backends. Nothing is registered by hand.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config import KernelConfig
+from ..dispatch import Choice, op_names, resolve
+from ..spec import Case
+
+
+class Ops:
+    """All ops as plain callables, one attribute per op, each bound to one backend.
+
+    ``ops.add_norm(x, y, gate, weight, bias)`` calls the backend itself; nothing is looked up.
+
+    Attributes:
+        choices: Op -> backend with the reason it was picked.
+    """
+
+    def __init__(self, choices: Mapping[str, Choice]) -> None:
+        """Make one attribute per op."""
+        self.choices = dict(choices)
+        for op, choice in choices.items():
+            setattr(self, op, choice.run)
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Op -> name of its backend."""
+        return {op: choice.name for op, choice in self.choices.items()}
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, op: str) -> Callable[..., Any]: ...
+
+
+def bind_ops(
+    config: KernelConfig | None = None,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    **dims: int,
+) -> Ops:
+    """Pick a backend for every op, once, when a model is built.
+
+    Args:
+        config: The user's choice; by default the environment's, else ``auto``.
+        device: Where the model runs.
+        dtype: Dtype of its activations.
+        **dims: Sizes that are known by now, by the ops' letters: ``D`` width, ``H`` heads,
+            ``d`` channels of a head, ``L`` tokens.
+
+    Raises:
+        UserError: A backend that was named cannot run.
+    """
+    config = KernelConfig.from_sources() if config is None else config
+    device = torch.device(device)
+    cases = {op: Case(op=op, device=device, dtype=dtype, dims=dims) for op in op_names()}
+    return Ops({op: resolve(case, config) for op, case in cases.items()})

@@ -1,0 +1,62 @@
+"""Inner routines that the attention ops share: the plain formula, and torch's fused attention."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..precision import math_dtype
+from ..spec import Case
+
+SCORES = 2**26  # scores that the plain formula holds at a time, so that long sequences fit
+HALF_DTYPES = {torch.float16, torch.bfloat16}
+
+
+def plain_attention(
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T * scale) v and its natural-log LSE, unrounded.
+
+    Args:
+        q_BLHd: Queries.
+        k_BSHd: Keys.
+        v_BSHd: Values.
+        scale: Factor of the scores, d^-0.5 by default.
+
+    Returns:
+        out [B, L, H, d] and LSE [B, H, L], fp32 (fp64 for fp64 inputs), contiguous. Without any
+        key out is 0 and LSE is -inf.
+    """
+    wide = math_dtype(q_BLHd.dtype)
+    scale = q_BLHd.shape[-1] ** -0.5 if scale is None else scale
+    q_BHLd, k_BHSd, v_BHSd = (x.transpose(1, 2).to(wide) for x in (q_BLHd, k_BSHd, v_BSHd))
+    B, H, L, _ = q_BHLd.shape
+    rows = max(1, SCORES // max(1, B * H * k_BHSd.shape[2]))
+    out_BLHd = q_BHLd.new_empty(q_BLHd.shape)
+    lse_BHL = q_BHLd.new_empty(B, H, L)
+    for start in range(0, L, rows):
+        part = slice(start, start + rows)
+        scores = (q_BHLd[:, :, part] * scale) @ k_BHSd.mT
+        out_BLHd[:, part] = (scores.softmax(-1) @ v_BHSd).transpose(1, 2)
+        lse_BHL[:, :, part] = scores.logsumexp(-1)
+    return out_BLHd, lse_BHL
+
+
+def sdpa_attention(
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float | None = None
+) -> Tensor:
+    """The same by torch's public function, without LSE, rounded to q's dtype, contiguous."""
+    if q_BLHd.numel() == 0 or k_BSHd.numel() == 0:
+        return q_BLHd.new_zeros(q_BLHd.shape)  # torch divides by zero here
+    out_BHLd = functional.scaled_dot_product_attention(
+        q_BLHd.transpose(1, 2), k_BSHd.transpose(1, 2), v_BSHd.transpose(1, 2), scale=scale
+    )
+    return out_BHLd.transpose(1, 2).contiguous()
+
+
+def sdpa_supports(case: Case) -> str | None:
+    """Whether torch's fused attention runs a case."""
+    if case.device.type not in {"cpu", "cuda"}:
+        return f"torch's fused attention runs on cpu and cuda, not on {case.device.type}"
+    if case.dtype not in HALF_DTYPES | {torch.float32, torch.float64}:
+        return f"needs float16, bfloat16, float32 or float64, not {case.dtype}"
+    return None

@@ -1,0 +1,90 @@
+"""``chunk_attention``: bidirectional attention over a whole chunk, with LSE."""
+
+import torch
+from torch import Generator, Tensor
+
+from ...call import resolve_call
+from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+
+
+def chunk_attention(
+    q_BLHd: Tensor,
+    k_BSHd: Tensor,
+    v_BSHd: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute out = softmax(q k^T * scale) v and lse = log sum_s exp(q k_s * scale), per head.
+
+    No mask: every query sees every key. Scores and sums are fp32 (fp64 for fp64 inputs). With no
+    key at all (S = 0) out is 0 and lse is -inf, the neutral element of ``merge_lse``.
+
+    Args:
+        q_BLHd: Queries [B, L, H, d]; last dimension contiguous, the others may be strided.
+        k_BSHd: Keys [B, S, H, d], likewise, q's dtype.
+        v_BSHd: Values [B, S, H, d], likewise, q's dtype.
+        scale: Factor of the scores, d^-0.5 by default.
+        backend: Backend to use; by default the environment's choice, else the best that runs.
+
+    Returns:
+        out [B, L, H, d] in q's dtype and lse [B, H, L] fp32 (fp64 for fp64 inputs), in natural
+        logarithm; contiguous, fresh.
+
+    Raises:
+        UserError: The backend does not exist or cannot run this case.
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762; LSE as in FlashAttention, arXiv 2205.14135.
+    """
+    B, L, H, d = q_BLHd.shape
+    dims = {"B": B, "L": L, "S": k_BSHd.shape[1], "H": H, "d": d}
+    run = resolve_call("chunk_attention", backend, q_BLHd.device, q_BLHd.dtype, **dims)
+    return run(q_BLHd, k_BSHd, v_BSHd, scale=scale)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Representative cases: L queries, S keys, H heads of d channels."""
+    base = Case(op="chunk_attention", device=device, dtype=dtype)
+    return (
+        base.at("no_queries", B=1, L=0, S=5, H=2, d=16),
+        base.at("no_keys", B=1, L=3, S=0, H=2, d=16),
+        base.at("one", B=1, L=1, S=1, H=1, d=8),
+        base.at("odd", B=2, L=13, S=37, H=3, d=32),
+        base.at("fused", B=1, L=70, S=70, H=4, d=64, options={"fused": True}),
+        base.at("scaled", B=1, L=33, S=33, H=2, d=128, options={"scale": 0.02}),
+        base.at("large_scores", B=1, L=9, S=40, H=2, d=64, options={"spread": 6.0}),
+        base.at("mid", B=1, L=576, S=576, H=4, d=128, large=True),
+        base.at("14b_ulysses8", B=1, L=12096, S=12096, H=5, d=128, large=True),
+        base.at("14b_ring8", B=1, L=1512, S=1512, H=40, d=128, large=True),
+        base.at("14b", B=1, L=12096, S=12096, H=40, d=128, large=True),
+    )
+
+
+def make_inputs(case: Case, generator: Generator) -> Arguments:
+    """Arguments of a call; ``fused``: q, k and v are slices of one tensor."""
+    B, L, S, H, d = (case.dims[letter] for letter in "BLSHd")
+    if case.options.get("fused", False):
+        q, k, v = random_tensor(case, generator, B, L, 3, H, d).unbind(2)
+    else:
+        spread = case.options.get("spread", 1.0)
+        q = random_tensor(case, generator, B, L, H, d, scale=spread)
+        k, v = (random_tensor(case, generator, B, S, H, d) for _ in range(2))
+    return (q, k, v), {"scale": case.options.get("scale")}
+
+
+def cost(case: Case) -> Cost:
+    """Two products of 2 L S d per head; q, k, v are read, out and LSE written."""
+    B, L, S, H, d = (case.dims[letter] for letter in "BLSHd")
+    moved = 2 * B * H * (L + S) * d * case.dtype.itemsize
+    return Cost(flops=4 * B * H * L * S * d, bytes=moved + 4 * B * H * L)
+
+
+OP = OpSpec(
+    name="chunk_attention",
+    summary="attention over the whole chunk, with LSE",
+    function=chunk_attention,
+    preference=("sdpa", "reference"),
+    cases=cases,
+    make_inputs=make_inputs,
+    cost=cost,
+)

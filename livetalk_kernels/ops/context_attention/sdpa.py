@@ -1,0 +1,24 @@
+"""``context_attention`` by torch's fused attention, once for the image and once for the text.
+
+Runs on CPU; on CUDA torch picks the kernel itself (not run there yet: no GPU was at hand). In a
+16-bit dtype each of the two results is rounded before they are summed.
+"""
+
+from torch import Tensor
+
+from .._attention import sdpa_attention
+from .._attention import sdpa_supports as supports
+
+__all__ = ["run", "supports"]
+
+
+def run(
+    q_BLHd: Tensor,
+    k_image_BSHd: Tensor,
+    v_image_BSHd: Tensor,
+    k_text_BSHd: Tensor,
+    v_text_BSHd: Tensor,
+) -> Tensor:
+    """See the contract."""
+    image = sdpa_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
+    return image.add_(sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd))

@@ -1,0 +1,102 @@
+"""``fp8_gemm``: a linear layer on FP8 operands."""
+
+import torch
+from torch import Generator, Tensor
+
+from ...call import resolve_call
+from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ..quantize import reference as quantize
+
+
+def fp8_gemm(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    backend: str | None = None,
+) -> Tensor:
+    """Compute out[m, n] = sum_k a[m, k] s_a[m, k] b[n, k] * s_b[n] + bias[n].
+
+    Products of the FP8 values are exact; they are accumulated in fp32 (a tensor core may keep
+    fewer bits), and the result is rounded once.
+
+    Args:
+        a_MK: Activations [M, K] float8_e4m3fn, contiguous.
+        b_NK: Weight [N, K] float8_e4m3fn, contiguous (as ``nn.Linear`` keeps it).
+        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a.
+        scale_b: fp32 [N, 1].
+        bias_N: [N], fp32 or ``out_dtype``, or None.
+        out_dtype: bfloat16, float16, float32, or float64 (then everything is fp64).
+        backend: Backend to use; by default the environment's choice, else the best that runs.
+
+    Returns:
+        [M, N] in ``out_dtype``, contiguous, fresh.
+
+    Raises:
+        UserError: The blocks of ``scale_a`` do not divide K; the backend does not exist or cannot
+            run this case.
+
+    Source: scaled FP8 matrix product as in ``torch._scaled_mm``; 1x128 blocks as in DeepSeek-V3,
+    arXiv 2412.19437.
+    """
+    (M, K), N = a_MK.shape, b_NK.shape[0]
+    run = resolve_call("fp8_gemm", backend, a_MK.device, out_dtype, M=M, N=N, K=K)
+    return run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
+
+
+def operands(
+    case: Case, generator: Generator, *, block: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quantised random a, b, scale_a and scale_b; sums over K are of the order of 1."""
+    M, N, K = (case.dims[letter] for letter in "MNK")
+    a = random_tensor(case, generator, M, K, dtype=torch.float32)
+    b = random_tensor(case, generator, N, K, scale=K**-0.5, dtype=torch.float32)
+    (a, scale_a), (b, scale_b) = quantize.run(a, block=block), quantize.run(b)
+    return a, b, scale_a, scale_b
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Representative cases: [M, K] times [N, K] transposed."""
+    base = Case(op="fp8_gemm", device=device, dtype=dtype)
+    blocks = {"block": 128}
+    return (
+        base.at("empty", M=0, N=32, K=128),
+        base.at("one", M=1, N=16, K=32),
+        base.at("odd", M=13, N=48, K=272, options={"bias": False}),
+        base.at("blocks", M=9, N=64, K=384, options=blocks),
+        base.at("qkv_14b_ulysses8", M=1512, N=15360, K=5120, large=True),
+        base.at("qkv_14b", M=12096, N=15360, K=5120, large=True),
+        base.at("out_14b", M=12096, N=5120, K=5120, large=True),
+        base.at("ffn_down_14b_ulysses8", M=1512, N=5120, K=13824, options=blocks, large=True),
+        base.at("ffn_down_14b", M=12096, N=5120, K=13824, options=blocks, large=True),
+    )
+
+
+def make_inputs(case: Case, generator: Generator) -> Arguments:
+    """Arguments of a call; a has a scale per row, or per block where ``block`` says so."""
+    a, b, scale_a, scale_b = operands(case, generator, block=case.options.get("block"))
+    bias = random_tensor(case, generator, case.dims["N"], dtype=torch.float32)
+    arguments = (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None)
+    return arguments, {"out_dtype": case.dtype}
+
+
+def cost(case: Case) -> Cost:
+    """2 M N K; both operands are read as bytes, the result is written."""
+    M, N, K = (case.dims[letter] for letter in "MNK")
+    scales = M * (K // case.options.get("block", K)) + 2 * N
+    return Cost(flops=2 * M * N * K, bytes=M * K + N * K + M * N * case.dtype.itemsize + 4 * scales)
+
+
+OP = OpSpec(
+    name="fp8_gemm",
+    summary="FP8 linear: A B^T with scales and bias, bf16 out",
+    function=fp8_gemm,
+    preference=("reference",),
+    cases=cases,
+    make_inputs=make_inputs,
+    cost=cost,
+    diff_bounds=(2e-5,),
+)

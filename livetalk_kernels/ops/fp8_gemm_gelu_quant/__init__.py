@@ -1,0 +1,100 @@
+"""``fp8_gemm_gelu_quant``: the first linear of a feed-forward, its GELU, and FP8 again."""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from ...call import resolve_call
+from ...precision import FP8_BLOCK
+from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ..fp8_gemm import operands
+from ..fp8_gemm import reference as gemm
+from ..quantize import dequantized
+
+
+def fp8_gemm_gelu_quant(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute GELU_tanh(A B^T s_a s_b + bias) and quantise it in blocks of 1x128.
+
+    GELU_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Accumulation and GELU are fp32,
+    the only rounding is the one to FP8. Blocks, since a row's maximum spans the tiles of a GEMM.
+
+    Args:
+        a_MK: Activations [M, K] float8_e4m3fn, contiguous.
+        b_NK: Weight [N, K] float8_e4m3fn, contiguous; 128 divides N.
+        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a.
+        scale_b: fp32 [N, 1].
+        bias_N: [N] fp32 or bf16, or None.
+        backend: Backend to use; by default the environment's choice, else the best that runs.
+
+    Returns:
+        q [M, N] float8_e4m3fn and scale [M, N/128] fp32 (q * scale is the result), as the next
+        ``fp8_gemm`` takes them; contiguous, fresh.
+
+    Raises:
+        UserError: 128 does not divide N; the blocks of ``scale_a`` do not divide K; the backend
+            does not exist or cannot run this case.
+
+    Source: GELU, Hendrycks & Gimpel 2016, arXiv 1606.08415; blocks as in DeepSeek-V3, arXiv
+    2412.19437.
+    """
+    (M, K), N = a_MK.shape, b_NK.shape[0]
+    run = resolve_call("fp8_gemm_gelu_quant", backend, a_MK.device, torch.bfloat16, M=M, N=N, K=K)
+    return run(a_MK, b_NK, scale_a, scale_b, bias_N)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Representative cases: [M, K] times [N, K] transposed."""
+    base = Case(op="fp8_gemm_gelu_quant", device=device, dtype=dtype)
+    return (
+        base.at("empty", M=0, N=128, K=128),
+        base.at("one", M=1, N=128, K=32),
+        base.at("odd", M=13, N=384, K=80, options={"bias": False}),
+        base.at("blocks", M=5, N=256, K=256, options={"block": 128}),
+        base.at("ffn_up_14b_ulysses8", M=1512, N=13824, K=5120, large=True),
+        base.at("ffn_up_14b", M=12096, N=13824, K=5120, large=True),
+    )
+
+
+def make_inputs(case: Case, generator: Generator) -> Arguments:
+    """Arguments of a call; a has a scale per row, or per block where ``block`` says so."""
+    a, b, scale_a, scale_b = operands(case, generator, block=case.options.get("block"))
+    bias = random_tensor(case, generator, case.dims["N"], dtype=torch.float32)
+    return (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None), {}
+
+
+def exact(
+    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+) -> Tensor:
+    """The result before quantisation, in fp64."""
+    out = gemm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=torch.float64)
+    return functional.gelu(out, approximate="tanh")
+
+
+def cost(case: Case) -> Cost:
+    """2 M N K and 14 per result; operands are read, and the result written, as bytes."""
+    M, N, K = (case.dims[letter] for letter in "MNK")
+    scales = M * (K // case.options.get("block", K)) + 2 * N + M * (N // FP8_BLOCK)
+    return Cost(flops=2 * M * N * K + 14 * M * N, bytes=M * K + N * K + M * N + 4 * scales)
+
+
+OP = OpSpec(
+    name="fp8_gemm_gelu_quant",
+    summary="FP8 linear, GELU (tanh), and FP8 again in 1x128 blocks",
+    function=fp8_gemm_gelu_quant,
+    preference=("reference",),
+    cases=cases,
+    make_inputs=make_inputs,
+    cost=cost,
+    dtypes=(torch.bfloat16,),
+    values=dequantized,
+    truth=exact,
+    diff_bounds=(1e-3,),
+)

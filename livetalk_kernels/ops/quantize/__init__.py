@@ -1,0 +1,122 @@
+"""``quantize``: FP8 with one scale per row, or per block of a row."""
+
+import torch
+from torch import Generator, Tensor
+
+from ...call import resolve_call
+from ...errors import UserError
+from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+
+
+def quantize(
+    x: Tensor, *, block: int | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute scale = max|x| / 448 over a row or block, and q = e4m3(clamp(x / scale, +-448)).
+
+    ``q * scale`` gives x back within FP8 rounding. A row or block of zeros has scale 1. A NaN or
+    Inf makes its whole row or block non-finite when dequantised, so it cannot be missed.
+
+    Args:
+        x: Values [..., K]; last dimension contiguous. Per-token for activations [M, K],
+            per-channel for weights [N, K].
+        block: None for one scale per row, or the block's length (128), which must divide K.
+        backend: Backend to use; by default the environment's choice, else the best that runs.
+
+    Returns:
+        q [..., K] float8_e4m3fn and scale fp32 [..., 1], or [..., K / block] for blocks;
+        contiguous, fresh.
+
+    Raises:
+        UserError: ``block`` does not divide K; the backend does not exist or cannot run this case.
+
+    Source: OCP 8-bit floating point specification (e4m3); 1x128 blocks as in DeepSeek-V3, arXiv
+    2412.19437.
+    """
+    dims = {"K": x.shape[-1]} if block is None else {"K": x.shape[-1], "block": block}
+    run = resolve_call("quantize", backend, x.device, x.dtype, **dims)
+    return run(x, block=block)
+
+
+def count_blocks(length: int, block: int | None) -> int:
+    """Number of scales of a row of ``length`` values.
+
+    Raises:
+        UserError: ``block`` does not divide ``length``.
+    """
+    if block is None:
+        return 1
+    if block < 1 or length % block:
+        raise UserError(
+            f"FP8 blocks of {block} do not divide a row of {length}; "
+            f"pad it to {length + -length % max(block, 1)} or use one scale per row (block=None)"
+        )
+    return length // block
+
+
+def dequantize(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give back q * scale in ``dtype``.
+
+    Args:
+        q: Quantised values [..., K].
+        scale: Scales [..., n], each for K / n neighbours.
+        dtype: Dtype of the product.
+    """
+    count = scale.shape[-1]
+    blocks = q.to(dtype).unflatten(-1, (count, q.shape[-1] // count))
+    return (blocks * scale.to(dtype).unsqueeze(-1)).flatten(-2)
+
+
+def dequantized(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """The values that (q, scale) stand for, in fp64."""
+    return (dequantize(*outputs, torch.float64),)
+
+
+def exact(x: Tensor, *, block: int | None = None) -> Tensor:
+    """What a quantisation without rounding stands for: x itself."""
+    return x
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Representative cases: M rows of K values."""
+    base = Case(op="quantize", device=device, dtype=dtype)
+    blocks = {"block": 128}
+    return (
+        base.at("empty", M=0, K=128),
+        base.at("one", M=1, K=16),
+        base.at("odd", M=5, K=99),
+        base.at("blocks", M=7, K=384, options=blocks),
+        base.at("tiny_values", M=3, K=128, options={"scale": 1e-30}),
+        base.at("large_values", M=3, K=256, options=blocks | {"scale": 1e30}),
+        base.at("activation_14b_ulysses8", M=1512, K=5120, large=True),
+        base.at("activation_14b", M=12096, K=5120, large=True),
+        base.at("blocks_14b", M=12096, K=13824, options=blocks, large=True),
+        base.at("weight_14b", M=13824, K=5120, large=True),
+    )
+
+
+def make_inputs(case: Case, generator: Generator) -> Arguments:
+    """Arguments of a call."""
+    M, K = (case.dims[letter] for letter in "MK")
+    x = random_tensor(case, generator, M, K, scale=case.options.get("scale", 1.0))
+    return (x,), {"block": case.options.get("block")}
+
+
+def cost(case: Case) -> Cost:
+    """3 per element (maximum, product, clamp); x is read, q and the scales are written."""
+    M, K = (case.dims[letter] for letter in "MK")
+    scales = M * count_blocks(K, case.options.get("block"))
+    return Cost(flops=3 * M * K, bytes=M * K * (case.dtype.itemsize + 1) + 4 * scales)
+
+
+OP = OpSpec(
+    name="quantize",
+    summary="FP8 e4m3 with a scale per row or per 1x128 block",
+    function=quantize,
+    preference=("reference",),
+    cases=cases,
+    make_inputs=make_inputs,
+    cost=cost,
+    values=dequantized,
+    truth=exact,
+    diff_bounds=(1e-3,),
+)

@@ -1,0 +1,76 @@
+"""``rms_norm_silu``: RMS norm over the channels of a video tensor, then SiLU."""
+
+from math import prod
+
+import torch
+from torch import Generator, Tensor
+
+from ...call import resolve_call
+from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+
+
+def rms_norm_silu(x: Tensor, gamma: Tensor, *, backend: str | None = None) -> Tensor:
+    """Compute SiLU(x / max(||x||, 1e-12) * sqrt(C) * gamma), ||x|| over the C channels of a pixel.
+
+    All arithmetic is fp32 (fp64 for fp64 inputs), rounded once to x's dtype.
+
+    Args:
+        x: Activations [B, C, T, H, W] in any dense memory format; channels_last_3d is fastest.
+        gamma: Weight [C], x's dtype or fp32.
+        backend: Backend to use; by default the environment's choice, else the best that runs.
+
+    Returns:
+        A fresh tensor [B, C, T, H, W] of x's dtype and memory format.
+
+    Raises:
+        UserError: The backend does not exist or cannot run this case.
+
+    Source: the norm and activation in front of each convolution of the Wan2.1 VAE
+    (Wan et al. 2025, arXiv 2503.20314).
+    """
+    run = resolve_call("rms_norm_silu", backend, x.device, x.dtype, C=x.shape[1])
+    return run(x, gamma)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Representative cases: B batch, C channels, T frames, H rows, W columns."""
+    base = Case(op="rms_norm_silu", device=device, dtype=dtype)
+    last = {"channels_last": True}
+    return (
+        base.at("empty", B=1, C=8, T=0, H=4, W=4, options=last),
+        base.at("one", B=1, C=1, T=1, H=1, W=1),
+        base.at("odd", B=2, C=13, T=3, H=5, W=7, options=last),
+        base.at("planar", B=1, C=24, T=2, H=9, W=6),
+        base.at("zeros", B=1, C=16, T=1, H=4, W=4, options={"channels_last": True, "scale": 0.0}),
+        base.at("blocks", B=1, C=96, T=2, H=61, W=47, options=last),
+        base.at("mid_full", B=1, C=96, T=4, H=128, W=128, options=last, large=True),
+        base.at("14b_half", B=1, C=192, T=4, H=384, W=224, options=last, large=True),
+        base.at("14b_full", B=1, C=96, T=4, H=768, W=448, options=last, large=True),
+    )
+
+
+def make_inputs(case: Case, generator: Generator) -> Arguments:
+    """Arguments of a call, in the memory format of the case."""
+    shape = [case.dims[letter] for letter in "BCTHW"]
+    x = random_tensor(case, generator, *shape, scale=case.options.get("scale", 1.0))
+    if case.options.get("channels_last", False):
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    return (x, random_tensor(case, generator, case.dims["C"], scale=0.2, offset=1.0)), {}
+
+
+def cost(case: Case) -> Cost:
+    """2 for the norm, 2 to scale, 4 for SiLU, per element; x is read, the result written."""
+    elements = prod(case.dims[letter] for letter in "BCTHW")
+    size = case.dtype.itemsize
+    return Cost(flops=8 * elements, bytes=2 * elements * size + case.dims["C"] * size)
+
+
+OP = OpSpec(
+    name="rms_norm_silu",
+    summary="RMS norm over the channels of video, then SiLU",
+    function=rms_norm_silu,
+    preference=("blocked", "reference"),
+    cases=cases,
+    make_inputs=make_inputs,
+    cost=cost,
+)

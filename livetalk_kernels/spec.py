@@ -1,0 +1,130 @@
+"""What an op declares about itself: its cases, cost and preferred backends.
+
+Every folder ``ops/<op>/`` has an ``OP = OpSpec(...)`` in its ``__init__.py``. Dispatch, tests,
+benchmarks and the command line know an op through this object alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call of an op."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One problem that a backend is asked about, tested or timed with.
+
+    Attributes:
+        op: Name of the op.
+        device: Where the tensors lie.
+        dtype: Dtype of the model's activations: of the inputs, or of what FP8 operands become.
+        dims: Sizes by the letter of the op's shape legend, such as ``{"L": 1512, "D": 5120}``.
+            When a model is built only some are known, so a backend reads them with ``.get``.
+        options: Anything else that selects a variant, such as ``{"layout": "head"}``.
+        name: Name of a representative case; empty in dispatch.
+        large: A real model's size, for benchmarks; tests leave it out.
+    """
+
+    op: str
+    device: torch.device
+    dtype: torch.dtype
+    dims: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    large: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject sizes that are no sizes."""
+        for key, size in self.dims.items():
+            if size < 0:
+                raise ValueError(f"{self.op}: dimension {key} is {size}; sizes are 0 or more")
+
+    def at(
+        self,
+        name: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        large: bool = False,
+        **dims: int,
+    ) -> "Case":
+        """The same op, device and dtype at another, named size."""
+        return dataclasses.replace(self, name=name, dims=dims, options=options or {}, large=large)
+
+    def __str__(self) -> str:
+        """Short form for test names and tables."""
+        return f"{self.op}-{self.name or 'case'}-{str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Least work of a case: what an ideal kernel must calculate and move.
+
+    Attributes:
+        flops: Floating-point operations; a multiply-add counts as two.
+        bytes: Bytes read and written, every input and output once.
+    """
+
+    flops: int
+    bytes: int
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """An op's result as a tuple, also where it is a single tensor."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpSpec:
+    """Contract of an op, for dispatch, tests, benchmarks and help texts.
+
+    Attributes:
+        name: Name of the op and of its folder.
+        summary: One line for tables and help.
+        function: The public function; it takes ``backend=`` besides the backends' arguments.
+        preference: Backends that ``auto`` tries, best first, ending with ``reference``. A backend
+            that is not in it runs only when it is named.
+        cases: ``cases(device, dtype)`` gives representative cases, tiny ones and the model's.
+        make_inputs: ``make_inputs(case, generator)`` gives the arguments of a call.
+        cost: ``cost(case)`` gives the least work.
+        dtypes: Dtypes of the activations that every backend is tested with, where it runs.
+        values: Outputs -> tensors to compare with ``truth``; FP8 ops dequantise here.
+        truth: Exact results for arguments in fp64. None: ``reference`` on those arguments.
+        diff_bounds: For every one of ``values``: bound on ``calc_diff``, where FP8 rounding is
+            part of the result, or None for the float rule. Empty: the float rule for all.
+    """
+
+    name: str
+    summary: str
+    function: Callable[..., Any]
+    preference: tuple[str, ...]
+    cases: Callable[[torch.device, torch.dtype], tuple[Case, ...]]
+    make_inputs: Callable[[Case, Generator], Arguments]
+    cost: Callable[[Case], Cost]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    values: Callable[[Any], tuple[Tensor, ...]] = as_tuple
+    truth: Callable[..., Any] | None = None
+    diff_bounds: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what every op must have."""
+        assert self.preference and self.preference[-1] == "reference", self.name
+        assert len(set(self.preference)) == len(self.preference), self.name
+
+
+def random_tensor(
+    case: Case,
+    generator: Generator,
+    *shape: int,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Normal random tensor on the case's device; drawn on the CPU, so equal on every device."""
+    values = torch.randn(*shape, generator=generator) * scale + offset
+    return values.to(device=case.device, dtype=dtype or case.dtype)

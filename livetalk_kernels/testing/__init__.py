@@ -1,0 +1,1 @@
+"""What tests and benchmarks use to decide whether a result is right."""

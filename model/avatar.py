@@ -1,0 +1,162 @@
+"""The avatar file: all that the model needs to know of one portrait and prompt.
+
+A safetensors file with the prompt embedding, the image features, the conditioning latents and the
+fitted portrait, so that generation needs neither the text nor the image encoder.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from livetalk_kernels.errors import UserError
+
+FORMAT = "livetalk-avatar-1"
+_TENSORS = ("context", "clip_fea", "condition", "portrait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avatar:
+    """One person, ready to talk.
+
+    Attributes:
+        context: Prompt embedding, float [L, 4096], L <= 512.
+        clip_fea: Image features, float [1, 257, 1280].
+        condition: Normalised latents of the portrait followed by grey, float [16, T, H/8, W/8].
+            Its first frame is the portrait alone and starts the first chunk.
+        portrait: The fitted picture, uint8 [3, H, W]; the colour reference.
+        model: Fingerprint of the model that made it (`Pipeline.fingerprint`).
+        prompt: The text behind ``context``; empty if unknown.
+        note: How the embeddings were made, when not by the published encoders.
+    """
+
+    context: Tensor
+    clip_fea: Tensor
+    condition: Tensor
+    portrait: Tensor
+    model: str
+    prompt: str = ""
+    note: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.portrait.shape[1], self.portrait.shape[2]
+
+    def save(self, path: str | Path) -> None:
+        """Write the avatar file; an existing one is replaced only when all is written.
+
+        Raises:
+            UserError: The folder is missing or cannot be written, or the disk is full.
+        """
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        metadata = {
+            "format": FORMAT,
+            "model": self.model,
+            "prompt": self.prompt,
+            "note": self.note,
+        }
+        try:
+            save_file(tensors, part, metadata=metadata)
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{path}: the avatar cannot be written ({error}); "
+                "choose a folder that exists, is writable and has room"
+            ) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read an avatar file.
+
+        Raises:
+            UserError: The file is missing, damaged, or not an avatar file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such avatar file; make one with 'livetalk prepare'")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                keys = set(file.keys())
+                if metadata.get("format") != FORMAT or not keys.issuperset(_TENSORS):
+                    raise UserError(
+                        f"{path}: not an avatar file of this version; "
+                        "make one with 'livetalk prepare'"
+                    )
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); make it again with 'livetalk prepare'"
+            ) from None
+        text = {name: metadata.get(name, "") for name in ("model", "prompt", "note")}
+        avatar = cls(**tensors, **text)
+        avatar._check(path)
+        return avatar
+
+    def _check(self, path: Path) -> None:
+        """Refuse shapes that no `prepare` writes."""
+        height, width = self.portrait.shape[-2:]
+        latent = (16, self.condition.shape[1], height // 8, width // 8)
+        fits = (
+            self.portrait.dtype == torch.uint8
+            and self.portrait.dim() == 3
+            and tuple(self.condition.shape) == latent
+            and self.context.dim() == 2
+            and self.clip_fea.dim() == 3
+        )
+        finite = all(torch.isfinite(t).all() for t in (self.context, self.clip_fea, self.condition))
+        if not (fits and finite):
+            shapes = {name: list(getattr(self, name).shape) for name in _TENSORS}
+            raise UserError(
+                f"{path}: tensors do not fit together or are not finite ({json.dumps(shapes)}); "
+                "make it again with 'livetalk prepare'"
+            )
+
+
+def load_embedding(path: str | Path, name: str, shape: tuple[int | None, ...]) -> Tensor:
+    """One precomputed embedding from a safetensors file.
+
+    Args:
+        path: The file.
+        name: Name of the tensor in it.
+        shape: Its shape; None where any length will do.
+
+    Returns:
+        The tensor, finite, float.
+
+    Raises:
+        UserError: The file or the tensor is missing, damaged, or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a safetensors file with {name}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            if name not in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                found = ", ".join(sorted(file.keys())) or "nothing"
+                raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
+            tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); write it again") from None
+    wanted = ", ".join("any" if n is None else str(n) for n in shape)
+    fits = tensor.dim() == len(shape) and all(
+        n is None or n == m for n, m in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+            f"but floats [{wanted}] are needed; compute it with the published encoder"
+        )
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{path}: {name} holds NaN or Inf; compute it again")
+    return tensor

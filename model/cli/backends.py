@@ -1,0 +1,79 @@
+"""``livetalk backends``: which kernel backends can run here, and why not."""
+
+import argparse
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.dispatch import load_backend, support_table
+
+from ..pipeline import resolve_device, resolve_dtype
+from .common import (
+    Subparsers,
+    add_command,
+    add_device_options,
+    add_json_option,
+    console,
+    print_json,
+)
+
+_EXAMPLE = "livetalk backends --device cuda --dtype bf16"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command's options."""
+    parser = add_command(
+        subparsers,
+        "backends",
+        "List the backends of every op, whether they can run on this machine, and why not. "
+        "'auto' marks the one that runs unless --backend or LIVETALK_BACKEND says otherwise.",
+        _EXAMPLE,
+    )
+    add_device_options(parser)
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        UserError: The device is not here.
+    """
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    chosen = bind_ops(KernelConfig(), device=device, dtype=dtype).chosen
+    rows: list[dict[str, Any]] = [
+        {
+            "op": op,
+            "backend": name,
+            "runs": reason is None,
+            "auto": chosen[op] == name,
+            "exact": not load_backend(op, name).approximate,
+            "reason": reason or "",
+        }
+        for op, backends in support_table(device=device, dtype=dtype).items()
+        for name, reason in backends.items()
+    ]
+    if args.json:
+        print_json({"device": str(device), "dtype": str(dtype), "backends": rows})
+        return 0
+    title = f"Backends on {device.type}, {str(dtype).removeprefix('torch.')}"
+    table = Table("op", "backend", "runs", "why not", title=title, title_justify="left")
+    previous = None
+    for row in rows:
+        state = "auto" if row["auto"] else "yes" if row["runs"] else "no"
+        colour = "green" if row["runs"] else "yellow"
+        note = row["reason"] if row["exact"] else f"approximate; {row['reason']}".rstrip("; ")
+        if previous not in (None, row["op"]):
+            table.add_section()
+        table.add_row(
+            row["op"] if row["op"] != previous else "",
+            row["backend"],
+            f"[{colour}]{state}[/]",
+            escape(note),
+        )
+        previous = row["op"]
+    console().print(table)
+    return 0

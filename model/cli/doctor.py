@@ -1,0 +1,186 @@
+"""``livetalk doctor``: what this machine offers, and whether a checkpoint is complete."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from livetalk_kernels.errors import UserError
+
+from ..environment import Library, environment, libraries
+from ..inspection import CheckpointReport, inspect_checkpoint
+from ..manifest import manifest_files, read_manifest, verify_manifest, write_manifest
+from .common import (
+    Subparsers,
+    add_checkpoint_options,
+    add_command,
+    add_json_option,
+    console,
+    human_bytes,
+    human_count,
+    print_json,
+)
+
+_EXAMPLE = """\
+livetalk doctor --checkpoint weights/SoulX-FlashTalk-14B \\
+    --audio-encoder weights/wav2vec2-base"""
+_COLOURS = {"found": "green", "missing": "yellow", "broken": "red", "not given": "yellow"}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command's options."""
+    parser = add_command(
+        subparsers,
+        "doctor",
+        "Show what this machine offers and whether a checkpoint is complete. Exit code 0: nothing "
+        "is amiss, 1: something is missing or broken.",
+        _EXAMPLE,
+    )
+    add_checkpoint_options(parser)
+    manifest = parser.add_mutually_exclusive_group()
+    manifest.add_argument(
+        "--write-manifest", metavar="FILE", help="write the SHA-256 of every file of the folders"
+    )
+    manifest.add_argument(
+        "--verify-manifest", metavar="FILE", help="compare the folders with such a file"
+    )
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0 if nothing is amiss, else 1.
+
+    Raises:
+        UserError: A folder or the manifest cannot be read.
+    """
+    facts, optional = environment(), libraries()
+    report = None
+    if args.checkpoint:
+        report = inspect_checkpoint(args.checkpoint, args.audio_encoder)
+    elif args.audio_encoder:
+        raise UserError(f"--audio-encoder {args.audio_encoder}: goes with --checkpoint DIR")
+    results = _manifest(args)
+    amiss = {name: result for name, result in results.items() if result not in ("ok", "written")}
+    if args.json:
+        print_json(_as_json(facts, optional, report, results))
+    else:
+        _print_environment(facts, optional)
+        if report is not None:
+            _print_report(report)
+        _print_manifest(args, results, amiss)
+    return 1 if amiss or (report is not None and not report.complete) else 0
+
+
+def _manifest(args: argparse.Namespace) -> dict[str, str]:
+    """Write or verify the manifest: file -> ``written``, ``ok``, ``missing`` or ``changed``."""
+    target = args.write_manifest or args.verify_manifest
+    if not target:
+        return {}
+    path = Path(target)
+    folders = {"checkpoint": args.checkpoint, "audio-encoder": args.audio_encoder}
+    roots = {label: Path(folder) for label, folder in folders.items() if folder}
+    if not roots:
+        raise UserError(f"{path}: a manifest is of a folder; give it with --checkpoint DIR")
+    files = manifest_files(roots, without=path)
+    if args.verify_manifest:
+        files = {name: file for name, file in files.items() if name in read_manifest(path)}
+    total = sum(file.stat().st_size for file in files.values())
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("hashing", total=total)
+
+        def progress(name: str, count: int) -> None:
+            bar.update(task, advance=count, description=name.rpartition("/")[2][-24:])
+
+        if args.verify_manifest:
+            return verify_manifest(path, roots, progress)
+        write_manifest(path, roots, progress)
+        return dict.fromkeys(files, "written")
+
+
+def _as_json(
+    facts: Mapping[str, str],
+    optional: tuple[Library, ...],
+    report: CheckpointReport | None,
+    results: Mapping[str, str],
+) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "environment": dict(facts),
+        "libraries": [dataclasses.asdict(library) for library in optional],
+    }
+    if report is not None:
+        rows = [dataclasses.asdict(row) for row in report.components]
+        for row in rows:
+            row["files"] = [str(file) for file in row["files"]]
+        value["checkpoint"] = {
+            "complete": report.complete,
+            "can_prepare": report.can_prepare,
+            "components": rows,
+        }
+    if results:
+        value["manifest"] = dict(results)
+    return value
+
+
+def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) -> None:
+    table = Table(title="Environment", title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, escape(value))
+    for library in optional:
+        state = library.version or f"[yellow]{escape(library.problem)}[/]"
+        table.add_row(library.name, f"{state} ({library.used_for})")
+    console().print(table)
+
+
+def _print_report(report: CheckpointReport) -> None:
+    out = console()
+    table = Table(title="Checkpoint", title_justify="left")
+    for column in ("part", "needed for", "state", "dtype"):
+        table.add_column(column)
+    for column in ("tensors", "numbers", "size"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report.components:
+        table.add_row(
+            row.name,
+            row.needed_for,
+            f"[{_COLOURS[row.status]}]{row.status}[/]",
+            ", ".join(row.dtypes),
+            str(row.tensors) if row.tensors else "",
+            human_count(row.parameters) if row.parameters else "",
+            human_bytes(row.bytes) if row.bytes else "",
+        )
+    out.print(table)
+    for row in report.components:
+        if row.problem:
+            out.print(
+                f"[{_COLOURS[row.status]}]{row.name}[/]: {escape(row.problem)}", soft_wrap=True
+            )
+    if not report.complete:
+        out.print("[red]incomplete[/]: 'generate' cannot run from this folder")
+    elif not report.can_prepare:
+        out.print(
+            "[green]complete[/] for 'generate'; 'prepare' needs --prompt-embeds and --image-embeds "
+            "in place of what is missing"
+        )
+    else:
+        out.print("[green]complete[/]")
+
+
+def _print_manifest(
+    args: argparse.Namespace, results: Mapping[str, str], amiss: Mapping[str, str]
+) -> None:
+    out = console()
+    for name, result in amiss.items():
+        out.print(f"[red]{result}[/]: {escape(name)}", soft_wrap=True)
+    if args.write_manifest:
+        out.print(f"wrote {escape(args.write_manifest)}: {len(results)} files", soft_wrap=True)
+    elif args.verify_manifest and not amiss:
+        out.print(f"[green]all {len(results)} files of the manifest are unchanged[/]")

@@ -1,0 +1,104 @@
+"""The latency report of a run: one dictionary, as a table for people or JSON for machines."""
+
+import resource
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..pipeline import Pipeline
+from ..stats import StreamStats
+from ..stream import Session
+
+
+def latency_report(pipeline: Pipeline, session: Session) -> dict[str, Any]:
+    """Everything that was measured, with the settings it was measured under; times in seconds."""
+    stats = session.stats
+    peak_gpu = None
+    if pipeline.device.type == "cuda":
+        peak_gpu = torch.cuda.max_memory_allocated(pipeline.device)
+    return {
+        "settings": {
+            "device": str(pipeline.device),
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "random_weights": pipeline.random,
+            "reuse": pipeline.reuse,
+            "backends": pipeline.ops.chosen,
+            **vars(session.options),
+        },
+        "load": {**vars(pipeline.load_times), "total": pipeline.load_times.total},
+        "startup": {"stages": stats.startup, "first_frame": stats.first_frame},
+        "chunks": {
+            "count": stats.count,
+            "p50": stats.percentile(50),
+            "p95": stats.percentile(95),
+            "stages": stats.stage_means(),
+        },
+        "frames": stats.frames,
+        "wall": stats.elapsed,
+        "computing": stats.computing,
+        "fps": stats.frames / stats.elapsed,
+        "realtime_factor": stats.frames / stats.fps / stats.elapsed,
+        "underrun": stats.underrun,
+        "peak_memory": {"host": _peak_host_bytes(), "gpu": peak_gpu},
+    }
+
+
+def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
+    """Print the report as a table that fits 80 columns."""
+    settings, startup, chunks = report["settings"], report["startup"], report["chunks"]
+    table = Table(title=_title(settings), title_justify="left", expand=False)
+    table.add_column("what")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("split", overflow="fold")
+    table.add_row("load", _seconds(report["load"]["total"]), _split(report["load"], skip="total"))
+    table.add_row("start-up", _seconds(startup["first_frame"]), _split(startup["stages"]))
+    table.add_row("chunk p50", _seconds(chunks["p50"]), _split(chunks["stages"], mean=True))
+    table.add_row("chunk p95", _seconds(chunks["p95"]), f"{chunks['count']} chunks")
+    table.add_row("frames/s", f"{report['fps']:.2f}", f"{report['frames']} frames")
+    table.add_row(
+        "real-time factor",
+        f"{report['realtime_factor']:.2f} x",
+        f"{report['wall']:.1f} s for {report['frames'] / stats.fps:.1f} s of video",
+    )
+    table.add_row(
+        "underrun", _seconds(report["underrun"]), f"a player at {stats.fps:g} FPS stands still"
+    )
+    memory = report["peak_memory"]
+    gpu = "" if memory["gpu"] is None else f"GPU {_gib(memory['gpu'])}"
+    table.add_row("peak memory", _gib(memory["host"]), gpu)
+    console.print(table)
+
+
+def _title(settings: dict[str, Any]) -> str:
+    parts = [settings["device"], settings["dtype"]]
+    if settings["device"] == "cpu":
+        parts.append(f"{settings['threads']} threads")
+    parts.append(f"{settings['steps']} steps")
+    if not settings["reuse"]:
+        parts.append("published schedule")
+    if settings["random_weights"]:
+        parts.append("random weights")
+    return "Latency: " + ", ".join(parts)
+
+
+def _split(stages: dict[str, float], *, skip: str = "", mean: bool = False) -> str:
+    rows = [f"{name.replace('_', ' ')} {_seconds(s)}" for name, s in stages.items() if name != skip]
+    return ("mean: " if mean and rows else "") + ", ".join(rows)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _peak_host_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

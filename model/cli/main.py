@@ -1,0 +1,98 @@
+"""The ``livetalk`` command: finds the subcommand, runs it, turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NoReturn
+
+# Subcommand -> its line in the help. Each is the module of that name beside this one, with
+# add_parser(subparsers) and run(args) -> exit code; only the chosen one is imported.
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "prepare": "portrait and prompt -> avatar file",
+        "generate": "avatar or portrait, and speech -> talking video",
+        "doctor": "what this machine offers, and whether a checkpoint is complete",
+        "backends": "which kernel backends can run here, and why not",
+    }
+)
+_EXAMPLE = """\
+example:
+  livetalk generate --preset tiny --portrait me.png --audio speech.wav \\
+      --output talking.mp4
+
+'livetalk COMMAND --help' shows an example of each command.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"error: {message}; see '{self.prog} --help'\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        Exit code. (Help and unreadable arguments raise SystemExit, as argparse does.)
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments).parse_args(arguments)
+    # Below here torch is imported; `--help` is answered without.
+    from livetalk_kernels.errors import NumericsError, UserError
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _fail(2, f"error: {error}")
+    except NumericsError as error:
+        return _fail(1, f"error: {error}")
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # The reader has closed our output. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(arguments: Sequence[str]) -> Parser:
+    parser = Parser(
+        prog="livetalk",
+        description="Portrait and speech in, talking video out.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name == chosen:
+            module = importlib.import_module(f"{__package__}.{name}")
+            module.add_parser(subparsers)
+            subparsers.choices[name].set_defaults(run=module.run)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def _fail(code: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,422 @@
+"""Shapes of the model: what the weights look like, nothing about how they run.
+
+Sources: the published ``config.json`` of the DiT (written by diffusers' ``save_pretrained``), the
+tensors of the published checkpoints, and the Wan2.1 latent statistics.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from livetalk_kernels.errors import UserError
+
+# Mean and standard deviation of each latent channel over Wan2.1's training data. The network
+# sees (latent - mean) / std.
+_LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+_LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+# Switches of the published model class. Only this combination was ever trained and published;
+# any other changes the arithmetic, so it is refused rather than ignored.
+_FIXED_SWITCHES = MappingProxyType(
+    {
+        "model_type": "i2v",
+        "qk_norm": True,
+        "cross_attn_norm": True,
+        "norm_input_visual": True,
+        "norm_output_audio": True,
+        "window_size": [-1, -1],
+    }
+)
+
+# Field of AudioEncoderConfig -> key of transformers' Wav2Vec2Config.
+_WAV2VEC2_KEYS = MappingProxyType(
+    {
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "ffn_dim": "intermediate_size",
+        "conv_dim": "conv_dim",
+        "conv_kernel": "conv_kernel",
+        "conv_stride": "conv_stride",
+        "pos_conv_kernel": "num_conv_pos_embeddings",
+        "pos_conv_groups": "num_conv_pos_embedding_groups",
+    }
+)
+
+
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        raise UserError(f"{field}: {message}")
+
+
+def _require_positive_integers(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        _require(is_integer and value > 0, name, f"must be a positive integer, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Shape of the diffusion transformer; the defaults are those of the published checkpoint.
+
+    Attributes:
+        dim: Width of the residual stream.
+        ffn_dim: Hidden width of each block's feed-forward.
+        num_heads: Attention heads; ``dim / num_heads`` channels each.
+        num_layers: Transformer blocks.
+        freq_dim: Width of the sinusoidal time embedding.
+        in_dim: Input channels: latent, mask and conditioning latent (16 + 4 + 16).
+        out_dim: Output channels, those of the latent.
+        text_len: Rows that the text embedding is padded to.
+        text_dim: Width of the text embedding (umT5-XXL).
+        image_len: Tokens of the image embedding (CLIP ViT-H/14: class token + 16 x 16).
+        image_dim: Width of the image embedding.
+        patch_size: Latent frames, rows and columns that make one token.
+        audio_window: Video frames of audio embedding around each frame (odd).
+        audio_layers: Layers of the audio encoder whose outputs are used.
+        audio_dim: Width of the audio encoder.
+        intermediate_dim: Hidden width of the audio projection.
+        context_tokens: Audio tokens per latent frame and person.
+        output_dim: Width of an audio token.
+        vae_scale: Video frames per latent frame.
+        eps: Epsilon of the blocks' norms.
+
+    Raises:
+        UserError: A value is impossible; the message starts with the field's name.
+    """
+
+    dim: int = 5120
+    ffn_dim: int = 13824
+    num_heads: int = 40
+    num_layers: int = 40
+    freq_dim: int = 256
+    in_dim: int = 36
+    out_dim: int = 16
+    text_len: int = 512
+    text_dim: int = 4096
+    image_len: int = 257
+    image_dim: int = 1280
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    audio_window: int = 5
+    audio_layers: int = 12
+    audio_dim: int = 768
+    intermediate_dim: int = 512
+    context_tokens: int = 32
+    output_dim: int = 768
+    vae_scale: int = 4
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes."""
+        integers = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("patch_size", "eps")
+        }
+        _require_positive_integers(integers)
+        _require(
+            isinstance(self.eps, float) and 0 < self.eps < 1,
+            "eps",
+            f"must be a number between 0 and 1, got {self.eps!r}",
+        )
+        _require(
+            self.patch_size == (1, 2, 2),
+            "patch_size",
+            f"must be (1, 2, 2), got {self.patch_size!r}",
+        )
+        _require(
+            self.dim % self.num_heads == 0,
+            "num_heads",
+            f"{self.num_heads} heads do not divide dim {self.dim}",
+        )
+        _require(
+            self.head_dim % 2 == 0,
+            "num_heads",
+            f"dim {self.dim} / {self.num_heads} heads = {self.head_dim} channels, must be even",
+        )
+        _require(self.freq_dim % 2 == 0, "freq_dim", f"must be even, got {self.freq_dim}")
+        _require(self.audio_window % 2 == 1, "audio_window", f"must be odd: {self.audio_window}")
+        channels = 2 * self.out_dim + self.vae_scale
+        _require(
+            self.in_dim == channels,
+            "in_dim",
+            f"must be latent + mask + conditioning = {channels} channels, got {self.in_dim}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def audio_features(self) -> int:
+        """Audio numbers per video frame: layers times width of the audio encoder."""
+        return self.audio_layers * self.audio_dim
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read the published ``config.json``.
+
+        ``save_pretrained`` writes neither ``patch_size`` nor ``text_dim`` nor the audio encoder's
+        size: what is absent keeps its default. Keys that are not ours (``_class_name``, ...) are
+        ignored.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            UserError: The file is missing, is not JSON, or holds a value that cannot be; the
+                message names the file and the field.
+        """
+        path = Path(path)
+        values = read_json(path)
+        for name, expected in _FIXED_SWITCHES.items():
+            if values.get(name, expected) != expected:
+                raise UserError(
+                    f"{path}: {name}: {values[name]!r} is not supported; "
+                    f"the published model has {expected!r}"
+                )
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        if isinstance(known.get("patch_size"), list):
+            known["patch_size"] = tuple(known["patch_size"])
+        try:
+            return cls(**known)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; restore the published config.json") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Shape of the Wan2.1 causal video VAE.
+
+    Attributes:
+        dim: Channels of the first encoder stage; stages have 1, 1, 2, 4, 4 times as many.
+        z_dim: Latent channels; 16, because the published latent statistics have 16 entries.
+    """
+
+    dim: int = 96
+    z_dim: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes."""
+        _require_positive_integers({"dim": self.dim, "z_dim": self.z_dim})
+        published = len(_LATENT_MEAN)
+        _require(self.z_dim == published, "z_dim", f"must be {published}, got {self.z_dim}")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Published mean of each latent channel."""
+        return _LATENT_MEAN
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Published standard deviation of each latent channel."""
+        return _LATENT_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioEncoderConfig:
+    """Shape of the wav2vec2 audio encoder; the defaults are wav2vec2-base.
+
+    Attributes:
+        layers: Transformer layers.
+        width: Width of the transformer.
+        heads: Attention heads.
+        ffn_dim: Hidden width of the feed-forward.
+        conv_dim: Channels of each convolution of the feature extractor.
+        conv_kernel: Kernel of each of them, in samples of its input.
+        conv_stride: Stride of each of them.
+        pos_conv_kernel: Kernel of the convolutional position embedding.
+        pos_conv_groups: Groups of the convolutional position embedding.
+        sample_rate: Samples per second of the input.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    ffn_dim: int = 3072
+    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    sample_rate: int = 16000
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes."""
+        stages = ("conv_dim", "conv_kernel", "conv_stride")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        _require_positive_integers({k: v for k, v in values.items() if k not in stages})
+        for name in stages:
+            _require(isinstance(values[name], tuple), name, f"must be a list: {values[name]!r}")
+            for value in values[name]:
+                _require_positive_integers({name: value})
+            _require(
+                len(values[name]) == len(self.conv_dim),
+                name,
+                f"{len(values[name])} entries, but conv_dim has {len(self.conv_dim)}",
+            )
+        for name in ("heads", "pos_conv_groups"):
+            _require(
+                self.width % values[name] == 0,
+                name,
+                f"{values[name]} does not divide width {self.width}",
+            )
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read the ``config.json`` of a wav2vec2 folder, as transformers writes it.
+
+        Args:
+            path: The file; absent keys keep wav2vec2-base's values.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            UserError: The file is missing, is not JSON, or holds a value that cannot be; the
+                message names the file and the field.
+        """
+        path = Path(path)
+        values = read_json(path)
+        known: dict[str, Any] = {
+            name: tuple(values[key]) if isinstance(values[key], list) else values[key]
+            for name, key in _WAV2VEC2_KEYS.items()
+            if key in values
+        }
+        try:
+            return cls(**known)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; restore the published config.json") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named model size.
+
+    Attributes:
+        name: What ``--preset`` takes.
+        dit: Diffusion transformer.
+        vae: Video VAE.
+        audio: Audio encoder.
+        size: Default picture size (height, width) in pixels.
+        note: One line for people.
+    """
+
+    name: str
+    dit: DiTConfig
+    vae: VAEConfig
+    audio: AudioEncoderConfig
+    size: tuple[int, int]
+    note: str
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        _require(
+            (self.dit.audio_layers, self.dit.audio_dim) == (self.audio.layers, self.audio.width),
+            "audio",
+            f"encoder {self.audio.layers} x {self.audio.width}, but the DiT takes "
+            f"{self.dit.audio_layers} x {self.dit.audio_dim}",
+        )
+        _require(
+            all(pixels > 0 and pixels % 16 == 0 for pixels in self.size),
+            "size",
+            f"must be multiples of 16, got {self.size}",
+        )
+
+
+_PRESETS = (
+    Preset(
+        name="14b",
+        dit=DiTConfig(),
+        vae=VAEConfig(),
+        audio=AudioEncoderConfig(),
+        size=(768, 448),
+        note="the published model, 18.9 B parameters",
+    ),
+    Preset(
+        name="small",
+        dit=DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+        vae=VAEConfig(),
+        audio=AudioEncoderConfig(),
+        size=(768, 448),
+        note="a 12-head model for one small GPU",
+    ),
+    Preset(
+        name="mid",
+        dit=DiTConfig(dim=512, ffn_dim=1408, num_heads=4, num_layers=8),
+        vae=VAEConfig(),
+        audio=AudioEncoderConfig(),
+        size=(128, 128),
+        note="the published VAE with a small transformer, for measurements on a CPU",
+    ),
+    Preset(
+        name="tiny",
+        dit=DiTConfig(
+            dim=256,
+            ffn_dim=704,
+            num_heads=4,
+            num_layers=4,
+            audio_layers=4,
+            audio_dim=128,
+            intermediate_dim=64,
+            output_dim=128,
+        ),
+        vae=VAEConfig(dim=8),
+        audio=AudioEncoderConfig(
+            layers=4,
+            width=128,
+            heads=4,
+            ffn_dim=256,
+            conv_dim=(32,) * 7,
+            pos_conv_kernel=16,
+            pos_conv_groups=8,
+        ),
+        size=(64, 64),
+        note="made for real time on two CPU cores",
+    ),
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
+
+
+def get_preset(name: str) -> Preset:
+    """Preset of that name.
+
+    Raises:
+        UserError: There is none; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object in a JSON file.
+
+    Raises:
+        UserError: The file is missing, unreadable, not JSON, or its top level is not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); download the file again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; download the file again")
+    return values

@@ -1,0 +1,284 @@
+"""The diffusion transformer: one step of denoising a chunk of latents.
+
+Everything that does not change from step to step is made by a `prepare_*` method and handed to
+`DiT.forward`; how often it is made again is the caller's choice (`stream.py`).
+
+Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk_kernels.ops import Ops
+
+from .config import DiTConfig
+from .layers import (
+    AudioKV,
+    AudioProjection,
+    Block,
+    ContextKV,
+    Head,
+    ImageEmbedding,
+    NormRope,
+    Regions,
+    linear_fp32,
+)
+from .persons import REGIONS, region_weights
+from .published import PublishedRope
+from .rope import rope_table
+from .weights import Slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioContext:
+    """What one chunk's audio gives the DiT.
+
+    Attributes:
+        layers: Keys and values of every layer.
+        regions: Where the persons are, with two; None with one.
+    """
+
+    layers: Sequence[AudioKV]
+    regions: Regions | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepModulation:
+    """Scales, shifts and gates of one timestep, float32.
+
+    Attributes:
+        blocks: [layers, 6, D]: shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2.
+        head: [2, D]: shift, 1 + scale.
+    """
+
+    blocks: Tensor
+    head: Tensor
+
+
+def sinusoid(timestep: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of timesteps 0..1000.
+
+    ``[cos(t w_i) ..., sin(t w_i) ...]`` with ``w_i = 10000 ** (-i / (width/2))``, in float64.
+
+    Args:
+        timestep: [N] any float dtype.
+        width: Even width of the embedding.
+
+    Returns:
+        float32 [N, width].
+    """
+    half = width // 2
+    rate = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angle = timestep.double()[:, None] * rate
+    return torch.cat((angle.cos(), angle.sin()), dim=-1).float()
+
+
+class DiT(nn.Module):
+    """The whole transformer. Build it on the meta device and fill it with `weights.load_module`."""
+
+    def __init__(self, config: DiTConfig, ops: Ops, *, reuse: bool = True) -> None:
+        """Build the layers.
+
+        Args:
+            config: Shape of the model.
+            ops: The bound ops.
+            reuse: Fused QKV product and fp32 RoPE tables; False: as published.
+        """
+        super().__init__()
+        self.config, self.ops, self.reuse = config, ops, reuse
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.img_emb = ImageEmbedding(config)
+        self.audio_proj = AudioProjection(config)
+        self.blocks = nn.ModuleList(
+            Block(config, ops, fused=reuse) for _ in range(config.num_layers)
+        )
+        self.head = Head(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and of the residual stream."""
+        return self.patch_embedding.weight.dtype
+
+    def key_map(self) -> Mapping[str, Slot]:
+        """Published checkpoint key -> where it goes in this module."""
+        slots = {}
+        for name, parameter in self.named_parameters():
+            if ".self_attn.qkv." not in name:
+                slots[name] = Slot(name)
+                continue
+            rows = parameter.shape[0] // 3
+            for index, part in enumerate("qkv"):
+                key = name.replace(".qkv.", f".{part}.")
+                slots[key] = Slot(name, slice(index * rows, (index + 1) * rows))
+        return slots
+
+    def token_grid(self, latent: Tensor | tuple[int, int, int]) -> tuple[int, int, int]:
+        """Token grid (frames, rows, columns) of a latent of size (frames, height, width)."""
+        size = latent if isinstance(latent, tuple) else tuple(latent.shape[-3:])
+        frames, height, width = (n // p for n, p in zip(size, self.config.patch_size, strict=True))
+        return frames, height, width
+
+    # What a step needs besides the latent --------------------------------------------------
+
+    def prepare_rope(self, grid: tuple[int, int, int]) -> NormRope:
+        """Norm and rotation of q and k for a token grid; depends on the size only."""
+        head_dim, device = self.config.head_dim, self.patch_embedding.weight.device
+        if not self.reuse:
+            return PublishedRope(grid, head_dim, self.ops, device)
+        table = rope_table(grid, head_dim, device)
+        rms_norm_rope = self.ops.rms_norm_rope
+
+        def norm_rope(
+            q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, num_heads: int, eps: float
+        ) -> tuple[Tensor, Tensor]:
+            return rms_norm_rope(
+                q, k, weight_q, weight_k, table.cos, table.sin, num_heads=num_heads, eps=eps
+            )
+
+        return norm_rope
+
+    def prepare_context(self, text: Tensor, image: Tensor) -> list[ContextKV]:
+        """Keys and values of text and image in all layers; depends on the avatar only.
+
+        Args:
+            text: [L, 4096] prompt embedding, at most ``text_len`` rows. It is padded with zero
+                rows *before* the text layers, and the padding is attended to, as published.
+            image: [1, 257, 1280] CLIP features.
+
+        Returns:
+            One `ContextKV` a layer.
+        """
+        padding = self.config.text_len - text.shape[0]
+        assert padding >= 0, "the caller checks the prompt's length"
+        text = F.pad(text.to(self.dtype), (0, 0, 0, padding))[None]
+        text_BSD = self.text_embedding(text)
+        image_BSD = self.img_emb(image.to(self.dtype))
+        return [block.cross_attn.keys_values(text_BSD, image_BSD) for block in self.blocks]
+
+    def prepare_audio(
+        self, windows: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> AudioContext:
+        """Keys and values of the audio in all layers; depends on the chunk only.
+
+        Args:
+            windows: [P, F, window, layers, channels] audio features around every video frame;
+                P = 1 or 2 persons, F = 1 + n * vae_scale frames.
+            masks: [3, height, width] pixels above 0 where person 1, person 2, the rest are;
+                needed with two persons.
+            size: Token rows and columns of a frame; needed with two persons.
+
+        Returns:
+            The audio context.
+        """
+        tokens = self.audio_proj(windows.to(self.dtype))
+        regions = None
+        if windows.shape[0] > 1:
+            assert masks is not None and masks.shape[0] == REGIONS and size is not None
+            weights = region_weights(masks.to(tokens.device), *size)
+            regions = Regions(weights=weights, tokens_per_frame=size[0] * size[1])
+        layers = [block.audio_cross_attn.keys_values(tokens) for block in self.blocks]
+        return AudioContext(layers=layers, regions=regions)
+
+    def prepare_steps(self, timesteps: Tensor) -> list[StepModulation]:
+        """Modulation of every timestep; depends on the schedule only. Computed in float32.
+
+        Args:
+            timesteps: [N] shifted timesteps, 0 to 1000.
+
+        Returns:
+            One `StepModulation` a timestep.
+        """
+        device = self.patch_embedding.weight.device
+        wave = sinusoid(timesteps.to(device), self.config.freq_dim)
+        hidden = F.silu(linear_fp32(self.time_embedding[0], wave))
+        embedding = linear_fp32(self.time_embedding[2], hidden)
+        projected = linear_fp32(self.time_projection[1], F.silu(embedding))
+        blocks = torch.cat([block.modulation for block in self.blocks]).float()
+        blocks = blocks + projected.unflatten(-1, (1, 6, -1))
+        blocks[:, :, [1, 4]] += 1
+        head = self.head.modulation.float() + embedding[:, None]
+        head[:, 1] += 1
+        return [StepModulation(blocks=b, head=h) for b, h in zip(blocks, head, strict=True)]
+
+    def prepare_condition(self, condition_BCTHW: Tensor) -> Tensor:
+        """Patch embedding (with bias) of the constant channels; depends on the avatar only.
+
+        Args:
+            condition_BCTHW: [1, 20, T, H, W] mask (4) and portrait latent (16).
+
+        Returns:
+            [1, L, D] tokens.
+        """
+        return self._patches(condition_BCTHW, slice(self.config.out_dim, None), bias=True)
+
+    def _patches(self, x_BCTHW: Tensor, channels: slice, *, bias: bool) -> Tensor:
+        weight = self.patch_embedding.weight[:, channels]
+        offset = self.patch_embedding.bias if bias else None
+        out = F.conv3d(x_BCTHW.to(self.dtype), weight, offset, stride=self.config.patch_size)
+        return out.flatten(2).transpose(1, 2).contiguous()
+
+    # One step -----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        latent_BCTHW: Tensor,
+        *,
+        condition: Tensor,
+        step: StepModulation,
+        context: Sequence[ContextKV],
+        audio: AudioContext,
+        norm_rope: NormRope,
+    ) -> Tensor:
+        """Predict the flow of a chunk at one timestep.
+
+        Args:
+            latent_BCTHW: [1, 16, T, H, W] noisy latents.
+            condition: [1, L, D] from `prepare_condition`.
+            step: The timestep's modulation, from `prepare_steps`.
+            context: From `prepare_context`.
+            audio: From `prepare_audio`.
+            norm_rope: From `prepare_rope`.
+
+        Returns:
+            float32 [1, 16, T, H, W]: the raw model output; the flow that the sampler uses is its
+            negative.
+        """
+        grid = self.token_grid(latent_BCTHW)
+        tokens_per_frame = grid[1] * grid[2]
+        add_norm, eps = self.ops.add_norm, self.config.eps
+        # x is the residual stream, y what the layer before adds to it, h the normed input of the
+        # next layer. (shift, scale) of the norm behind the last block are the head's.
+        seams = [(block[0], block[1]) for block in step.blocks[1:]] + [(step.head[0], step.head[1])]
+        y = self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False)
+        x, h = add_norm(condition, y, None, step.blocks[0, 1], step.blocks[0, 0], eps=eps)
+        for block, modulation, context_kv, audio_kv, (next_shift, next_scale) in zip(
+            self.blocks, step.blocks, context, audio.layers, seams, strict=True
+        ):
+            _, _, gate1, shift2, scale2, gate2 = modulation
+            y, positions = block.self_attn(h, norm_rope, audio.regions)
+            x, h = add_norm(x, y, gate1, block.norm3.weight, block.norm3.bias, eps=eps)
+            y = block.cross_attn(h, context_kv)
+            x, h = add_norm(x, y, None, block.norm_x.weight, block.norm_x.bias, eps=eps)
+            y = block.audio_cross_attn(h, audio_kv, positions, tokens_per_frame)
+            x, h = add_norm(x, y, None, scale2, shift2, eps=eps)
+            y = block.ffn(h)
+            x, h = add_norm(x, y, gate2, next_scale, next_shift, eps=eps)
+        return self._unpatch(self.head(h), grid)
+
+    def _unpatch(self, tokens_BLC: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Tokens of (row, column, channel) patches, channel fastest -> [1, 16, T, H, W]."""
+        _, rows, columns = self.config.patch_size
+        patches = tokens_BLC.unflatten(1, grid).unflatten(-1, (rows, columns, self.config.out_dim))
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,325 @@
+"""Speech to features of every video frame: loudness, wav2vec2, windows, and the 8 s stream.
+
+Arithmetic after SoulX-FlashTalk (commit 688982e): wav2vec2's convolutional features (about 49 per
+second) are interpolated to the video's frame rate before its transformer, and the outputs of all
+transformer layers are kept. wav2vec2: Baevski et al., 2020; loudness: ITU-R BS.1770-4.
+
+Layout legend: N samples, L video frames, C channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from livetalk_kernels.errors import UserError
+
+from ..config import AudioEncoderConfig, read_json
+from ..weights import Slot, load_module, open_weights, random_module
+
+if TYPE_CHECKING:
+    from pyloudnorm import Meter
+    from transformers import Wav2Vec2Model
+
+_TARGET_LUFS = -23.0
+_NO_LOUDNESS = 100.0  # silence measures -inf; a level beyond this is left as it is
+_GATE_SECONDS = 0.4  # one measuring block of BS.1770
+_VARIANCE_FLOOR = 1e-7
+
+_CONFIG_FILE = "config.json"
+_PREFIX = "wav2vec2."  # in checkpoints that were saved with a head
+_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
+# Positional convolution, stored as direction and magnitude: today's names and the older ones.
+_LEGACY_NAMES = {
+    "encoder.pos_conv_embed.conv.parametrizations.weight.original0": (
+        "encoder.pos_conv_embed.conv.weight_g"
+    ),
+    "encoder.pos_conv_embed.conv.parametrizations.weight.original1": (
+        "encoder.pos_conv_embed.conv.weight_v"
+    ),
+}
+# What of config.json shapes the network; the rest concerns training and the heads.
+_SHAPE_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "do_stable_layer_norm",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
+
+
+def normalize_loudness(wave_N: np.ndarray, meter: Meter) -> np.ndarray:
+    """Speech at -23 LUFS (integrated, BS.1770).
+
+    Args:
+        wave_N: float32 [N], at least 0.4 s.
+        meter: Measures the loudness at the wave's sample rate.
+
+    Returns:
+        float64 [N]: wave * 10^((-23 - loudness) / 20); the input itself where the loudness is
+        beyond +-100, that is, for silence.
+    """
+    loudness = meter.integrated_loudness(wave_N)
+    if abs(loudness) > _NO_LOUDNESS:
+        return wave_N
+    return wave_N * np.float64(10.0 ** ((_TARGET_LUFS - loudness) / 20.0))
+
+
+def unit_variance(wave_N: np.ndarray) -> np.ndarray:
+    """(wave - mean) / sqrt(variance + 1e-7), [N], computed and returned in float32."""
+    wave_N = wave_N.astype(np.float32)
+    return (wave_N - wave_N.mean()) / np.sqrt(wave_N.var() + _VARIANCE_FLOOR)
+
+
+def audio_windows(embeddings: Tensor, start: int, stop: int, window: int = 5) -> Tensor:
+    """Each frame's neighbourhood in time, as the DiT takes it.
+
+    Args:
+        embeddings: [L, layers, C].
+        start: First frame, >= 0.
+        stop: Frame after the last, <= L.
+        window: Odd number of frames; entry j of frame f is frame clamp(f + j - window // 2).
+
+    Returns:
+        [stop - start, window, layers, C]; at both ends of ``embeddings`` the outermost frame is
+        repeated.
+    """
+    frames = torch.arange(start, stop, device=embeddings.device)[:, None]
+    offsets = torch.arange(window, device=embeddings.device) - window // 2
+    return embeddings[(frames + offsets).clamp_(0, len(embeddings) - 1)]
+
+
+class AudioEncoder:
+    """wav2vec2 with one output per video frame and layer.
+
+    Attributes:
+        layers: Transformer layers, all of which are returned.
+        width: Channels of each.
+        sample_rate: Samples per second that it takes.
+        device: Where it runs.
+        dtype: What it computes in.
+    """
+
+    sample_rate = AudioEncoderConfig().sample_rate
+
+    def __init__(self, network: Wav2Vec2Model) -> None:
+        """Take a ready ``transformers.Wav2Vec2Model``; see `from_folder` and `random`."""
+        from pyloudnorm import Meter
+
+        self._meter = Meter(self.sample_rate)
+        self._network = network.eval().requires_grad_(False)
+        # Only the pre-norm variant ("stable") has the last norm after its layers.
+        self._final_norm = bool(network.config.do_stable_layer_norm)
+        self.layers: int = network.config.num_hidden_layers
+        self.width: int = network.config.hidden_size
+        weight = next(network.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a wav2vec2 folder as published on the Hugging Face hub; no network is used.
+
+        Args:
+            path: Folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+                Names may carry the prefix ``wav2vec2.``; weights outside the network itself
+                (pre-training and recognition heads, mask embedding) are ignored.
+            device: Where to put it.
+            dtype: What to convert the weights to; published: float32.
+
+        Raises:
+            UserError: A file is missing, damaged, or does not fit; names the file.
+        """
+        folder = Path(path)
+        network = _read_network(folder / _CONFIG_FILE)
+        with open_weights(folder) as files:
+            stored = set(files.shapes)
+            prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
+            key_map = {}
+            for name, _ in network.named_parameters():
+                legacy = prefix + _LEGACY_NAMES.get(name, name)
+                key_map[legacy if legacy in stored else prefix + name] = Slot(name)
+            own = tuple(prefix + part for part in _PARTS)
+            others = tuple(key for key in stored if not key.startswith(own))
+            load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=others)
+        _fold_weight_norm(network)
+        return cls(network)
+
+    @classmethod
+    def random(cls, config: AudioEncoderConfig, seed: int, device: torch.device | str) -> Self:
+        """Encoder of that shape with deterministic random float32 weights: not a trained one."""
+        network = _network(
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_dim,
+            conv_dim=list(config.conv_dim),
+            conv_kernel=list(config.conv_kernel),
+            conv_stride=list(config.conv_stride),
+            num_conv_pos_embeddings=config.pos_conv_kernel,
+            num_conv_pos_embedding_groups=config.pos_conv_groups,
+        )
+        _fold_weight_norm(network)
+        random_module(network, seed=seed, dtype=torch.float32, device=device)
+        return cls(network)
+
+    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float = 25.0) -> Tensor:
+        """Features of every video frame that a piece of speech covers.
+
+        Args:
+            wave_N: Mono samples in about [-1, 1] at ``sample_rate``, at least 0.4 s.
+            fps: Video frames per second; the published DiT was trained with 25.
+
+        Returns:
+            [L, layers, C] with L = int(N / sample_rate * fps), on the encoder's device and dtype.
+
+        Raises:
+            UserError: The piece is too short or not mono.
+        """
+        wave_N = _samples(wave_N)
+        seconds = len(wave_N) / self.sample_rate
+        frames = int(seconds * fps)
+        if seconds < _GATE_SECONDS or frames < 1:
+            raise UserError(
+                f"audio: {seconds:.2f} s is too short, loudness needs {_GATE_SECONDS} s; "
+                "pad it with silence"
+            )
+        values_N = unit_variance(normalize_loudness(wave_N, self._meter))
+        with torch.no_grad():
+            return self.hidden_states(interpolate(self.conv_features(values_N), frames))
+
+    def conv_features(self, values_N: np.ndarray) -> Tensor:
+        """Convolutional features [1, C, T] of normalised float32 samples [N]."""
+        values_1N = torch.from_numpy(values_N)[None].to(self.device, self.dtype)
+        return self._network.feature_extractor(values_1N)
+
+    def hidden_states(self, features_1LC: Tensor) -> Tensor:
+        """Outputs of all transformer layers, [L, layers, width], without the input embedding."""
+        encoder = self._network.encoder
+        hidden, _ = self._network.feature_projection(features_1LC)
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not self._final_norm:
+            hidden = encoder.layer_norm(hidden)
+        outputs = []
+        for layer in encoder.layers:
+            output = layer(hidden)
+            # transformers 4 returns a tuple, 5 a tensor.
+            hidden = output[0] if isinstance(output, tuple) else output
+            outputs.append(hidden[0])
+        if self._final_norm:
+            outputs[-1] = encoder.layer_norm(hidden)[0]
+        return torch.stack(outputs, dim=1)
+
+
+class AudioStream:
+    """The newest seconds of a speech that arrives in pieces.
+
+    The encoder always sees the same length, filled with silence at first, so a frame's features
+    depend on what came before it but not on how the speech was cut before the window.
+    """
+
+    def __init__(
+        self, encoder: AudioEncoder, fps: float = 25.0, seconds: int = 8, frames: int = 33
+    ) -> None:
+        """Start with silence.
+
+        Args:
+            encoder: Turns the window into features.
+            fps: Video frames per second.
+            seconds: Length of the window.
+            frames: How many of the newest frames `push` returns.
+
+        Raises:
+            UserError: The window holds fewer frames than that.
+        """
+        if int(seconds * fps) < frames:
+            raise UserError(
+                f"--fps {fps}: {seconds} s of audio hold {int(seconds * fps)} frames, "
+                f"a chunk needs {frames}; choose at least {frames / seconds:.1f}"
+            )
+        self._encoder = encoder
+        self._fps = fps
+        self._frames = frames
+        self._window_N = np.zeros(seconds * encoder.sample_rate, dtype=np.float32)
+
+    def push(self, samples_N: np.ndarray | Tensor) -> Tensor:
+        """Append speech and encode the window.
+
+        Args:
+            samples_N: Mono samples at the encoder's rate, any number of them.
+
+        Returns:
+            [frames, 5, layers, C], the newest frames; at the end of the window the last frame
+            stands for those that are not known yet.
+
+        Raises:
+            UserError: The samples are not mono.
+        """
+        joined = np.concatenate((self._window_N, _samples(samples_N)))
+        self._window_N = joined[len(joined) - len(self._window_N) :].copy()
+        embeddings = self._encoder.embed(self._window_N, fps=self._fps)
+        return audio_windows(embeddings, len(embeddings) - self._frames, len(embeddings))
+
+
+def interpolate(features_1CT: Tensor, frames: int) -> Tensor:
+    """Features [1, C, T] at the video's frames, [1, frames, C]: linear, both ends aligned."""
+    resampled = functional.interpolate(features_1CT, size=frames, mode="linear", align_corners=True)
+    return resampled.transpose(1, 2)
+
+
+def _samples(wave: np.ndarray | Tensor) -> np.ndarray:
+    """Mono float32 samples [N], or UserError."""
+    array = np.asarray(wave.cpu() if isinstance(wave, Tensor) else wave, dtype=np.float32)
+    if array.ndim != 1:
+        raise UserError(f"audio: expected mono samples [N], got {list(array.shape)}; mix them down")
+    return array
+
+
+def _read_network(path: Path) -> Wav2Vec2Model:
+    values = read_json(path)
+    kind = values.get("model_type")
+    if kind != "wav2vec2":
+        raise UserError(f"{path}: model_type is {kind!r}; give the folder of a wav2vec2 model")
+    try:
+        return _network(**{name: values[name] for name in _SHAPE_FIELDS if name in values})
+    except Exception as error:  # what an impossible value raises differs between versions
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: {reason}; restore the published file") from None
+
+
+def _network(**shape: Any) -> Wav2Vec2Model:
+    """Build ``transformers.Wav2Vec2Model`` of that shape on the meta device."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    # Masking is for training; without it there is no mask embedding to load.
+    config = Wav2Vec2Config(
+        mask_time_prob=0.0, mask_feature_prob=0.0, attn_implementation="sdpa", **shape
+    )
+    with torch.device("meta"):
+        return Wav2Vec2Model(config)
+
+
+def _fold_weight_norm(network: Wav2Vec2Model) -> None:
+    """Compute the positional convolution's weight from magnitude and direction once."""
+    parametrize.remove_parametrizations(network.encoder.pos_conv_embed.conv, "weight")

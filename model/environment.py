@@ -1,0 +1,111 @@
+"""What this machine offers: versions, devices, optional libraries."""
+
+import importlib
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A library that livetalk uses where it is present.
+
+    Attributes:
+        name: Name of the distribution.
+        version: Installed version; empty if absent or broken.
+        used_for: What it is used for.
+        problem: Why it cannot be used and what to do; empty if it can.
+    """
+
+    name: str
+    version: str
+    used_for: str
+    problem: str
+
+
+# Distribution, module, use, extra of ours that installs it.
+_OPTIONAL = (
+    ("triton", "triton", "Triton kernels", "triton"),
+    ("flash-attn", "flash_attn", "FlashAttention kernels", "flash-attn"),
+    ("xfuser", "xfuser", "its attention, beside ours", "xfuser"),
+)
+
+
+def environment() -> dict[str, str]:
+    """Facts for a report: name -> value, both for people."""
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return {
+        "livetalk": importlib.metadata.version("livetalk"),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.release()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "CUDA": _cuda(),
+        **_gpus(),
+        "CPU": f"{_cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "memory": f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
+    }
+
+
+def libraries() -> tuple[Library, ...]:
+    """The optional libraries, and why one cannot be used."""
+    return tuple(
+        _library(name, module, used_for, extra) for name, module, used_for, extra in _OPTIONAL
+    )
+
+
+def _library(name: str, module: str, used_for: str, extra: str) -> Library:
+    version, problem = "", ""
+    try:
+        installed = importlib.metadata.version(name)
+        importlib.import_module(module)
+        version = installed
+    except importlib.metadata.PackageNotFoundError:
+        problem = f"not installed: pip install 'livetalk[{extra}]'"
+    except Exception as error:  # a library built for another torch can fail in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        problem = f"{installed} does not import: {reason}"
+    return Library(name=name, version=version, used_for=used_for, problem=problem)
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "none: this PyTorch is built for the CPU only"
+    if not torch.cuda.is_available():
+        return f"{torch.version.cuda}, but no usable GPU"
+    return torch.version.cuda
+
+
+def _gpus() -> dict[str, str]:
+    """One entry per GPU with its driver, from NVML, which needs no CUDA context."""
+    import pynvml  # takes a moment, and only reports want it
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {"GPU": f"none: {error}"}
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        found = {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            size = pynvml.nvmlDeviceGetMemoryInfo(handle).total
+            name = pynvml.nvmlDeviceGetName(handle)
+            found[f"GPU {index}"] = f"{name}, {size / _GIB:.0f} GiB, driver {driver}"
+        return found or {"GPU": f"none visible, driver {driver}"}
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

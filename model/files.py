@@ -1,0 +1,127 @@
+"""Files that come in and go out: one-line errors, and outputs that appear only when complete."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from livetalk_kernels.errors import UserError
+
+PROBE_BYTES = 65536
+
+
+def check_input(path: Path | str, what: str) -> Path:
+    """Check that a file is there, is a file, can be read and is not empty.
+
+    Args:
+        path: The file.
+        what: What it is to the user, for example ``"audio"``; used in the messages.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: It is missing, a folder, empty, or may not be read.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            first = file.read(1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what} file; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the {what} file in it") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read; change its permissions") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if not first:
+        raise UserError(f"{path}: the {what} file is empty; record or export it again")
+    return path
+
+
+def check_output(path: Path | str, suffixes: Collection[str]) -> Path:
+    """Check, before any work is done, that a file could be written there. Leaves nothing behind.
+
+    Folders that do not exist yet are made by `PartFile`; here the nearest one that exists must
+    take a small file.
+
+    Args:
+        path: The file to be written; one that exists will be replaced.
+        suffixes: The endings that are understood, for example ``(".mp4", ".npy")``.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: Unknown ending, the path is a folder, its folder is a file, is not writable, or
+            its disk is full.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        known = " or ".join(suffixes)
+        raise UserError(f"{path}: cannot write {path.suffix or 'this'} files; use {known}")
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the output a file name")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise output_error(path, error) from None
+    return path
+
+
+def output_error(path: Path, error: OSError) -> UserError:
+    """Say in one line what kept a file from being written, and what to do."""
+    folder = path.absolute().parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: the disk is full; free some space or use another folder")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{path}: {folder} is not a folder; use another output folder")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"{path}: {folder} is not writable; use another output folder")
+    return UserError(f"{path}: cannot be written ({error.strerror}); use another output file")
+
+
+class PartFile:
+    """An output that is written beside its final name and renamed when it is complete.
+
+    Attributes:
+        path: The final name.
+        part: ``<name>.part`` in the same folder, to be written by the caller.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder, where it is missing, and an empty ``.part`` file.
+
+        Raises:
+            UserError: The folder or the file cannot be made.
+        """
+        self.path = path
+        self.part = path.with_name(path.name + ".part")
+        missing = [parent for parent in path.absolute().parents if not parent.exists()]
+        self._made: list[Path] = []
+        try:
+            for folder in reversed(missing):
+                folder.mkdir(exist_ok=True)
+                self._made.insert(0, folder)
+            self.part.write_bytes(b"")
+        except OSError as error:
+            self.discard()
+            raise output_error(path, error) from None
+
+    def commit(self) -> None:
+        """Give the file its final name; a file of that name is replaced in one step."""
+        os.replace(self.part, self.path)
+
+    def discard(self) -> None:
+        """Remove the ``.part`` file and the folders that were made for it."""
+        with suppress(OSError):
+            self.part.unlink()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: someone else uses it by now
+                folder.rmdir()

@@ -1,0 +1,362 @@
+"""Is a checkpoint folder complete? Everything is answered from headers; no weights are read."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
+
+from .checkpoint import (
+    DIT_CONFIG,
+    IMAGE_ENCODER_FILE,
+    TEXT_ENCODER_FILE,
+    TOKENIZER_FOLDER,
+    VAE_FILE,
+    CheckpointFolder,
+    read_dit_config,
+    read_vae_config,
+)
+from .config import AudioEncoderConfig, DiTConfig
+from .dit import DiT
+from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
+from .vae import VAE
+from .weights import check_module
+
+Status = Literal["found", "missing", "broken", "not given"]
+
+_AUDIO_PREFIX = "wav2vec2."
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Names that an encoder's weights must have: some once, some in every numbered layer."""
+
+    once: tuple[str, ...]
+    layers: str
+    in_each: tuple[str, ...]
+
+
+_TEXT_STACK = Stack(
+    once=("token_embedding.weight", "norm.weight"),
+    layers="blocks",
+    in_each=(
+        *(f"attn.{name}.weight" for name in "qkvo"),
+        *(f"ffn.{name}.weight" for name in ("gate.0", "fc1", "fc2")),
+        "norm1.weight",
+        "norm2.weight",
+        "pos_embedding.embedding.weight",
+    ),
+)
+_IMAGE_STACK = Stack(
+    once=(
+        "visual.cls_embedding",
+        "visual.pos_embedding",
+        "visual.patch_embedding.weight",
+        "visual.pre_norm.weight",
+        "visual.pre_norm.bias",
+    ),
+    layers="visual.transformer",
+    in_each=tuple(
+        f"{name}.{kind}"
+        for name in ("norm1", "attn.to_qkv", "attn.proj", "norm2", "mlp.0", "mlp.2")
+        for kind in ("weight", "bias")
+    ),
+)
+_AUDIO_STACK = Stack(
+    once=(
+        "feature_extractor.conv_layers.0.conv.weight",
+        "feature_projection.projection.weight",
+        "feature_projection.projection.bias",
+        "encoder.pos_conv_embed.conv.bias",
+        "encoder.layer_norm.weight",
+        "encoder.layer_norm.bias",
+    ),
+    layers="encoder.layers",
+    in_each=tuple(
+        f"{name}.{kind}"
+        for name in (
+            *(f"attention.{part}_proj" for part in ("q", "k", "v", "out")),
+            "layer_norm",
+            "feed_forward.intermediate_dense",
+            "feed_forward.output_dense",
+            "final_layer_norm",
+        )
+        for kind in ("weight", "bias")
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One row of the report.
+
+    Attributes:
+        name: Part of the model.
+        needed_for: The command that needs it.
+        status: ``found`` means that its headers are whole and fit the model.
+        files: Its files that are there.
+        bytes: Their size together.
+        tensors: Number of tensors.
+        parameters: Numbers in them.
+        dtypes: Dtypes, the most frequent first.
+        problem: What is wrong and what to do; empty if nothing is.
+    """
+
+    name: str
+    needed_for: str
+    status: Status
+    files: tuple[Path, ...] = ()
+    bytes: int = 0
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointReport:
+    """What `inspect_checkpoint` found.
+
+    Attributes:
+        components: One row each.
+    """
+
+    components: tuple[Component, ...]
+
+    @property
+    def complete(self) -> bool:
+        """All that ``generate`` needs is there, and nothing that is there is broken."""
+        return not any(
+            row.status == "broken" or (row.status == "missing" and row.needed_for == "generate")
+            for row in self.components
+        )
+
+    @property
+    def can_prepare(self) -> bool:
+        """``prepare`` needs no precomputed embeddings either."""
+        return self.complete and not any(row.status == "missing" for row in self.components)
+
+
+def inspect_checkpoint(
+    folder: str | Path, audio_encoder: str | Path | None = None
+) -> CheckpointReport:
+    """Check a folder in the published layout, and how its parts fit together.
+
+    Args:
+        folder: The checkpoint.
+        audio_encoder: Folder of wav2vec2; without it that part is not checked.
+
+    Returns:
+        The report; problems of the weights are rows in it.
+
+    Raises:
+        UserError: One of the folders does not exist.
+    """
+    path = CheckpointFolder(folder).path
+    encoder = None if audio_encoder is None else Path(audio_encoder)
+    if encoder is not None and not encoder.is_dir():
+        raise UserError(f"{encoder}: no such folder; give the folder of wav2vec2")
+    audio, audio_config = _inspect_audio_encoder(encoder)
+    dit, dit_config = _inspect_dit(path, audio_config)
+    width, tokens, text_width = (
+        (dit_config.image_dim, dit_config.image_len, dit_config.text_dim)
+        if dit_config
+        else (None, None, None)
+    )
+    return CheckpointReport(
+        components=(
+            dit,
+            _inspect("VAE", "generate", path / VAE_FILE, _check_vae),
+            audio,
+            _inspect(
+                "text encoder",
+                "prepare",
+                path / TEXT_ENCODER_FILE,
+                lambda files: _check_encoder(
+                    files, _TEXT_STACK, {"token_embedding.weight": (None, text_width)}
+                ),
+            ),
+            _inspect_tokenizer(path / TOKENIZER_FOLDER),
+            _inspect(
+                "image encoder",
+                "prepare",
+                path / IMAGE_ENCODER_FILE,
+                lambda files: _check_encoder(
+                    files, _IMAGE_STACK, {"visual.pos_embedding": (1, tokens, width)}
+                ),
+            ),
+        )
+    )
+
+
+def _inspect(
+    name: str,
+    needed_for: str,
+    source: Path,
+    check: Callable[[TensorFiles], None],
+    candidates: Sequence[Path] = (),
+) -> Component:
+    """Row of one component.
+
+    Args:
+        name: Part of the model.
+        needed_for: The command that needs it.
+        source: What to open.
+        check: Raises a UserError if the tensors are not those of this component.
+        candidates: Files that there may be, if ``source`` is a folder.
+    """
+    present = tuple(file for file in candidates or (source,) if file.is_file())
+    if not present:
+        problem = f"{source}: missing; download it"
+        if source.is_dir():
+            problem = f"{source}: no weights of the {name} in it; download them"
+        return Component(name=name, needed_for=needed_for, status="missing", problem=problem)
+    size = sum(file.stat().st_size for file in present)
+    row = Component(name=name, needed_for=needed_for, status="found", files=present, bytes=size)
+    try:
+        with open_weights(source) as files:
+            row = dataclasses.replace(row, **_count(files.shapes.values()))
+            check(files)
+    except UserError as error:
+        return dataclasses.replace(row, status="broken", problem=str(error))
+    return row
+
+
+def _count(specs: Collection[TensorSpec]) -> dict[str, Any]:
+    dtypes = Counter(str(dtype).removeprefix("torch.") for _, dtype in specs)
+    return {
+        "tensors": len(specs),
+        "parameters": sum(math.prod(shape) for shape, _ in specs),
+        "dtypes": tuple(dtype for dtype, _ in dtypes.most_common()),
+    }
+
+
+def _inspect_dit(
+    folder: Path, audio: AudioEncoderConfig | None
+) -> tuple[Component, DiTConfig | None]:
+    """Row of the DiT, and its configuration if that could be found out."""
+    configs: list[DiTConfig] = []
+
+    def check(files: TensorFiles) -> None:
+        sizes = (audio.layers, audio.width) if audio else (None, None)
+        config = read_dit_config(folder / DIT_CONFIG, files, *sizes)
+        configs.append(config)
+        with torch.device("meta"):
+            dit = DiT(config, _ops())
+        check_module(dit, files, key_map=dit.key_map())
+
+    weights = sorted(folder.glob("diffusion_pytorch_model*"))
+    row = _inspect("DiT", "generate", folder, check, weights or [folder])
+    return row, configs[0] if configs else None
+
+
+def _check_vae(files: TensorFiles) -> None:
+    config = read_vae_config(files)
+    with torch.device("meta"):
+        vae = VAE(config, _ops())
+    check_module(vae, files)
+
+
+def _ops() -> Ops:
+    """Ops for modules that are built for their parameters' names only."""
+    return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
+
+
+def _inspect_audio_encoder(
+    folder: Path | None,
+) -> tuple[Component, AudioEncoderConfig | None]:
+    """Row of the audio encoder, and its configuration if that could be read."""
+    name, needed_for = "audio encoder", "generate"
+    if folder is None:
+        problem = "not checked; name its folder with --audio-encoder DIR"
+        row = Component(name=name, needed_for=needed_for, status="not given", problem=problem)
+        return row, None
+    configs: list[AudioEncoderConfig] = []
+
+    def check(files: TensorFiles) -> None:
+        config = AudioEncoderConfig.from_json(folder / "config.json")
+        configs.append(config)
+        # Older checkpoints hold the encoder under a prefix, beside heads that are not needed.
+        shapes = {key.removeprefix(_AUDIO_PREFIX): spec for key, spec in files.shapes.items()}
+        width = {"encoder.layer_norm.weight": (config.width,)}
+        _check_stack(files.name, shapes, _AUDIO_STACK, width, layers=config.layers)
+
+    weights = [*sorted(folder.glob("model*.safetensors*")), folder / "pytorch_model.bin"]
+    row = _inspect(name, needed_for, folder, check, weights)
+    return row, configs[0] if configs else None
+
+
+def _inspect_tokenizer(folder: Path) -> Component:
+    """Row of the tokenizer; its contents are checked when it is used."""
+    row = Component(name="tokenizer", needed_for="prepare", status="found")
+    if not folder.is_dir():
+        problem = f"{folder}: missing; download it"
+        return dataclasses.replace(row, status="missing", problem=problem)
+    files = tuple(sorted(file for file in folder.iterdir() if file.is_file()))
+    row = dataclasses.replace(row, files=files, bytes=sum(file.stat().st_size for file in files))
+    if not any(file.name in _TOKENIZER_FILES and file.stat().st_size for file in files):
+        problem = f"{folder}: neither of {', '.join(_TOKENIZER_FILES)}; download the folder again"
+        return dataclasses.replace(row, status="broken", problem=problem)
+    return row
+
+
+def _check_encoder(
+    files: TensorFiles, stack: Stack, sizes: Mapping[str, tuple[int | None, ...]]
+) -> None:
+    """Check an encoder whose number of layers only its weights tell."""
+    prefix = f"{stack.layers}."
+    names = (key.removeprefix(prefix) for key in files.shapes if key.startswith(prefix))
+    numbers = (name.partition(".")[0] for name in names)
+    layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+    _check_stack(files.name, files.shapes, stack, sizes, layers=layers)
+
+
+def _check_stack(
+    path: Path,
+    shapes: Mapping[str, TensorSpec],
+    stack: Stack,
+    sizes: Mapping[str, tuple[int | None, ...]],
+    *,
+    layers: int,
+) -> None:
+    """Check that all names are there, that layers are alike, and the sizes that are known.
+
+    Raises:
+        UserError: They are not.
+    """
+    keys = [
+        *stack.once,
+        *(f"{stack.layers}.{layer}.{name}" for layer in range(layers) for name in stack.in_each),
+    ]
+    missing = [key for key in keys if key not in shapes]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(keys)} keys missing ({list_keys(missing)}); "
+            "download the published weights again"
+        )
+    wrong = [
+        f"{stack.layers}.{layer}.{name}"
+        for layer in range(1, layers)
+        for name in stack.in_each
+        if shapes[f"{stack.layers}.{layer}.{name}"][0] != shapes[f"{stack.layers}.0.{name}"][0]
+    ]
+    wrong += [
+        f"{key} {list(shapes[key][0])}"
+        for key, size in sizes.items()
+        if len(shapes[key][0]) != len(size)
+        or any(want not in (None, have) for want, have in zip(size, shapes[key][0], strict=True))
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} shapes do not fit ({list_keys(wrong)}); "
+            "use the encoder that belongs to this DiT"
+        )

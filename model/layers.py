@@ -1,0 +1,274 @@
+"""Layers of the DiT. They call ops only and know no rank.
+
+Shape suffixes: B batch (1 in streaming), L tokens, S keys, D width, H heads, d channels of a
+head, F latent frames, P persons. Parameter names are those of the published checkpoint, except
+that self-attention keeps q, k and v in one fused matrix (`SelfAttention.qkv`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk_kernels.ops import Ops
+
+from .config import DiTConfig
+from .persons import place_voices, region_map, token_positions
+from .rope import rotate_1d
+
+# q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k [B, L, H, d].
+NormRope = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+
+
+class Scale(nn.Module):
+    """The per-channel weight of an RMS norm."""
+
+    def __init__(self, dim: int) -> None:
+        """``weight`` [dim]."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+
+
+class Affine(nn.Module):
+    """The per-channel weight and bias of a layer norm."""
+
+    def __init__(self, dim: int) -> None:
+        """``weight`` and ``bias`` [dim]."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextKV:
+    """Keys and values of one layer's text and image cross-attention, [B, S, H, d] each."""
+
+    k_image: Tensor
+    v_image: Tensor
+    k_text: Tensor
+    v_text: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioKV:
+    """Keys and values of one layer's audio cross-attention, [B, F, S, H, d] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+class SelfAttention(nn.Module):
+    """Full attention over all tokens of a chunk, RMS norm over the whole width, 3-D RoPE."""
+
+    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool) -> None:
+        """``fused``: one product for q, k and v; otherwise three, as published."""
+        super().__init__()
+        self.config, self.ops, self.fused = config, ops, fused
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = Scale(config.dim)
+        self.norm_k = Scale(config.dim)
+
+    def project(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, [B, L, D] each; strided views when fused."""
+        if self.fused:
+            return self.qkv(x_BLD).chunk(3, dim=-1)
+        pairs = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        return tuple(F.linear(x_BLD, weight, bias) for weight, bias in pairs)
+
+    def forward(
+        self, x_BLD: Tensor, norm_rope: NormRope, regions: "Regions | None"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; with two persons also return every token's position, float32 [L]."""
+        heads, eps = self.config.num_heads, self.config.eps
+        q_BLD, k_BLD, v_BLD = self.project(x_BLD)
+        q_BLHd, k_BLHd = norm_rope(
+            q_BLD, k_BLD, self.norm_q.weight, self.norm_k.weight, heads, eps
+        )
+        v_BLHd = v_BLD.unflatten(-1, (heads, -1))
+        out_BLHd, _ = self.ops.chunk_attention(q_BLHd, k_BLHd, v_BLHd)
+        positions = None
+        if regions is not None:
+            first = k_BLHd[0, : regions.tokens_per_frame]
+            positions = token_positions(region_map(q_BLHd[0], first, regions.weights))
+        return self.o(out_BLHd.flatten(2)), positions
+
+
+class ContextAttention(nn.Module):
+    """Cross-attention to text and image: one query, two softmaxes, summed before the output."""
+
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        """Projections of queries, of text and of image tokens."""
+        super().__init__()
+        self.config, self.ops = config, ops
+        dim = config.dim
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.norm_q, self.norm_k, self.norm_k_img = Scale(dim), Scale(dim), Scale(dim)
+
+    def keys_values(self, text_BSD: Tensor, image_BSD: Tensor) -> ContextKV:
+        """K and V of embedded text and image tokens; they depend on the avatar only."""
+
+        def split(x_BSD: Tensor) -> Tensor:
+            return x_BSD.unflatten(-1, (self.config.num_heads, -1))
+
+        norm, eps = self.ops.rms_norm, self.config.eps
+        return ContextKV(
+            k_image=split(norm(self.k_img(image_BSD), self.norm_k_img.weight, eps=eps)),
+            v_image=split(self.v_img(image_BSD)),
+            k_text=split(norm(self.k(text_BSD), self.norm_k.weight, eps=eps)),
+            v_text=split(self.v(text_BSD)),
+        )
+
+    def forward(self, x_BLD: Tensor, kv: ContextKV) -> Tensor:
+        """Attend to text and image."""
+        q_BLD = self.ops.rms_norm(self.q(x_BLD), self.norm_q.weight, eps=self.config.eps)
+        q_BLHd = q_BLD.unflatten(-1, (self.config.num_heads, -1))
+        out_BLHd = self.ops.context_attention(
+            q_BLHd, kv.k_image, kv.v_image, kv.k_text, kv.v_text
+        )
+        return self.o(out_BLHd.flatten(2))
+
+
+class AudioAttention(nn.Module):
+    """Cross-attention of each latent frame to that frame's audio tokens."""
+
+    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+        """Projections; keys and values share one matrix, keys first."""
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.q_linear = nn.Linear(config.dim, config.dim)
+        self.kv_linear = nn.Linear(config.output_dim, 2 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def keys_values(self, tokens_PFSC: Tensor) -> AudioKV:
+        """K and V of audio tokens [P, F, S, C]; they depend on the chunk only."""
+        persons, _, tokens_per_person, _ = tokens_PFSC.shape
+        tokens_FSC = tokens_PFSC.transpose(0, 1).flatten(1, 2)
+        k_FSHd, v_FSHd = self.kv_linear(tokens_FSC).unflatten(
+            -1, (2, self.config.num_heads, -1)
+        ).unbind(2)
+        if persons > 1:
+            k_FSHd = place_voices(k_FSHd, tokens_per_person)
+        return AudioKV(k=k_FSHd[None], v=v_FSHd[None])
+
+    def forward(
+        self, x_BLD: Tensor, kv: AudioKV, positions_L: Tensor | None, tokens_per_frame: int
+    ) -> Tensor:
+        """Attend to the audio; with two persons the queries are rotated to their positions."""
+        q_BLHd = self.q_linear(x_BLD).unflatten(-1, (self.config.num_heads, -1))
+        if positions_L is not None:
+            q_BLHd = rotate_1d(q_BLHd[0], positions_L)[None]
+        out_BLHd = self.ops.audio_attention(
+            q_BLHd, kv.k, kv.v, tokens_per_frame=tokens_per_frame
+        )
+        return self.proj(out_BLHd.flatten(2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """Where two persons are: averaging weights float32 [3, tokens_per_frame]."""
+
+    weights: Tensor
+    tokens_per_frame: int
+
+
+class Block(nn.Module):
+    """One transformer block: its layers and modulation. `DiT.forward` joins them at the seams."""
+
+    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool) -> None:
+        """Build the layers of one block."""
+        super().__init__()
+        self.self_attn = SelfAttention(config, ops, fused=fused)
+        self.norm3 = Affine(config.dim)
+        self.cross_attn = ContextAttention(config, ops)
+        self.norm_x = Affine(config.dim)
+        self.audio_cross_attn = AudioAttention(config, ops)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, config.dim),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+
+
+class Head(nn.Module):
+    """Last modulation and projection to latent channels, in float32."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        """``head``: Linear to patch volume x out_dim; ``modulation`` [1, 2, D]."""
+        super().__init__()
+        out = config.out_dim * config.patch_size[1] * config.patch_size[2]
+        self.head = nn.Linear(config.dim, out)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Modulated tokens [B, L, D] -> float32 [B, L, out]."""
+        return linear_fp32(self.head, x_BLD)
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP features to width D: LayerNorm, Linear, GELU (erf), Linear, LayerNorm; eps 1e-5."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        """Layer 2 of ``proj`` is the activation."""
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(config.image_dim),
+            nn.Linear(config.image_dim, config.image_dim),
+            nn.GELU(),
+            nn.Linear(config.image_dim, config.dim),
+            nn.LayerNorm(config.dim),
+        )
+
+    def forward(self, features_BSC: Tensor) -> Tensor:
+        """[B, 257, 1280] -> [B, 257, D]."""
+        return self.proj(features_BSC)
+
+
+class AudioProjection(nn.Module):
+    """Windows of audio features, one per video frame, to audio tokens, one set per latent frame.
+
+    The first latent frame is one video frame and sees its whole window. Each later one is a group
+    of ``vae_scale`` video frames and sees the first half of its first frame's window, the centres
+    of the inner frames, and the last half of its last frame's window.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        """Three linear layers, the first in two versions, and a layer norm (eps 1e-5)."""
+        super().__init__()
+        self.config = config
+        entries = config.audio_window + config.vae_scale - 1
+        hidden = config.intermediate_dim
+        self.proj1 = nn.Linear(config.audio_window * config.audio_features, hidden)
+        self.proj1_vf = nn.Linear(entries * config.audio_features, hidden)
+        self.proj2 = nn.Linear(hidden, hidden)
+        self.proj3 = nn.Linear(hidden, config.context_tokens * config.output_dim)
+        self.norm = nn.LayerNorm(config.output_dim)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """[P, 1 + n*vae_scale, window, layers, channels] -> [P, 1 + n, tokens, output_dim]."""
+        centre = self.config.audio_window // 2
+        first = windows[:, :1].flatten(2)
+        groups = windows[:, 1:].unflatten(1, (-1, self.config.vae_scale))
+        later = torch.cat(
+            (
+                groups[:, :, 0, : centre + 1].flatten(2),
+                groups[:, :, 1:-1, centre].flatten(2),
+                groups[:, :, -1, centre:].flatten(2),
+            ),
+            dim=-1,
+        )
+        hidden = torch.cat((F.relu(self.proj1(first)), F.relu(self.proj1_vf(later))), dim=1)
+        tokens = self.proj3(F.relu(self.proj2(hidden)))
+        tokens = tokens.unflatten(-1, (self.config.context_tokens, self.config.output_dim))
+        weight, bias = self.norm.weight.float(), self.norm.bias.float()
+        normed = F.layer_norm(tokens.float(), weight.shape, weight, bias, self.norm.eps)
+        return normed.to(tokens.dtype)
+
+
+def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer in float32, whatever its storage dtype."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())

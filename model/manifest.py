@@ -1,0 +1,133 @@
+"""SHA-256 manifests: has a folder of weights changed since it was known to be good?
+
+The format is that of ``sha256sum``: one line per file, 64 hexadecimal digits, two spaces, path.
+Paths start with the label of a root folder (``checkpoint/...``), so that one manifest can cover
+folders that lie in different places.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from livetalk_kernels.errors import UserError
+
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+_BLOCK = 1 << 22
+
+Progress = Callable[[str, int], None]
+"""Called with a file's name and the number of bytes just read."""
+
+
+def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -> int:
+    """Hash all files under the roots and write the manifest, at once or not at all.
+
+    Hidden files and ``.part`` files are left out, and so is the manifest itself.
+
+    Args:
+        path: The manifest to write.
+        roots: Label -> folder.
+        progress: Told about the bytes as they are read.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        UserError: There are no files, one cannot be read, or the manifest cannot be written.
+    """
+    files = manifest_files(roots, without=path)
+    if not files:
+        folders = ", ".join(str(root) for root in roots.values())
+        raise UserError(f"{folders}: no files to hash; check the folder")
+    lines = [f"{_sha256(file, name, progress)}  {name}\n" for name, file in files.items()]
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text("".join(lines), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose a writable folder"
+        ) from None
+    return len(files)
+
+
+def verify_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """Hash the files that a manifest lists and compare.
+
+    Args:
+        path: The manifest.
+        roots: Label -> folder; every label in the manifest must be there.
+        progress: Told about the bytes as they are read.
+
+    Returns:
+        Name -> ``"ok"``, ``"missing"`` or ``"changed"``, in the manifest's order.
+
+    Raises:
+        UserError: The manifest cannot be read or understood, or uses a folder not given.
+    """
+    results = {}
+    for name, digest in read_manifest(path).items():
+        label, _, inner = name.partition("/")
+        if label not in roots:
+            raise UserError(f"{path}: lists {name}; give the folder with --{label} DIR")
+        file = roots[label] / inner
+        if not file.is_file():
+            results[name] = "missing"
+        else:
+            results[name] = "ok" if _sha256(file, name, progress) == digest else "changed"
+    return results
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """Name -> SHA-256 in hexadecimal digits.
+
+    Raises:
+        UserError: The manifest cannot be read, is empty, has a line of another form or a path
+            that leaves its folder.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a manifest; expected SHA-256 lines") from None
+    digests = {}
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None or ".." in PurePosixPath(match[2]).parts or "/" not in match[2]:
+            raise UserError(
+                f"{path}: line {number} is not 'SHA-256  label/path'; write the manifest again"
+            )
+        digests[match[2]] = match[1]
+    if not digests:
+        raise UserError(f"{path}: empty manifest; write it again")
+    return digests
+
+
+def manifest_files(roots: Mapping[str, Path], *, without: Path) -> dict[str, Path]:
+    """Name -> file, of all files that a manifest of these roots covers."""
+    files = {}
+    for label, root in sorted(roots.items()):
+        for file in sorted(root.rglob("*")):
+            inner = file.relative_to(root)
+            hidden = any(part.startswith(".") for part in inner.parts)
+            if hidden or file.suffix == ".part" or not file.is_file():
+                continue
+            if without.exists() and file.samefile(without):
+                continue
+            files[f"{label}/{inner.as_posix()}"] = file
+    return files
+
+
+def _sha256(file: Path, name: str, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+                progress(name, len(block))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the disk") from None
+    return digest.hexdigest()

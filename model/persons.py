@@ -1,0 +1,88 @@
+"""Two people in one picture: which token listens to whose voice.
+
+From self-attention's queries and the keys of the first latent frame, every token gets a weight
+for each of three regions (person 1, person 2, the rest). The region with the largest weight
+decides the token's position on a line; audio keys sit at fixed places of the same line, so a 1-D
+rotation lets a token hear the nearer voice.
+
+Source: SoulX-FlashTalk (arXiv 2512.23379), which has it from MultiTalk (arXiv 2505.22647).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rope import rotate_1d
+
+REGIONS = 3
+# Positions on the line: where each region's tokens lie, and where each voice's keys lie.
+PERSON_RANGE = ((0.0, 4.0), (20.0, 24.0))
+REST_POSITION = 12.0
+VOICE_POSITION = (2.0, 22.0)
+
+
+def region_weights(masks: Tensor, rows: int, columns: int) -> Tensor:
+    """Averaging weights of the first frame's tokens, per region.
+
+    Args:
+        masks: [3, height, width] pixels; above 0 is inside. Order: person 1, person 2, the rest.
+        rows: Token rows of a latent frame.
+        columns: Token columns of a latent frame.
+
+    Returns:
+        float32 [3, rows*columns]; each row sums to 1 (or is 0 for an empty region).
+    """
+    small = F.interpolate(masks[None].float(), size=(rows, columns), mode="nearest")[0]
+    inside = (small > 0).flatten(1).float()
+    return inside / inside.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
+    """How much each token attends to each region of the first frame.
+
+    ``map[r, l] = mean over heads of sum_s softmax_s(q_l . k_s / sqrt(d)) weights[r, s]``
+
+    Args:
+        q_LHd: [L, H, d] queries of all tokens, after norm and RoPE.
+        k_SHd: [S, H, d] keys of the first latent frame.
+        weights_RS: float32 [3, S] from `region_weights`.
+
+    Returns:
+        float32 [3, L].
+    """
+    heads = q_LHd.shape[1]
+    # The published map is the mean of two half-head means; an odd last head is left out there.
+    used = heads if heads == 1 else heads - heads % 2
+    scale = q_LHd.shape[-1] ** -0.5
+    total = q_LHd.new_zeros((weights_RS.shape[0], q_LHd.shape[0]), dtype=torch.float32)
+    for head in range(used):  # one head at a time bounds the memory to L*S floats
+        scores = (q_LHd[:, head].float() * scale) @ k_SHd[:, head].float().T
+        total += weights_RS @ scores.softmax(dim=-1).T
+    return total / used
+
+
+def token_positions(map_RL: Tensor) -> Tensor:
+    """Position of every token on the line, float32 [L], from the map [3, L]."""
+    candidates = []
+    for row, (low, high) in zip(map_RL, PERSON_RANGE, strict=False):
+        span = row.max() - row.min()
+        candidates.append((row - row.min()) / (span + 1e-8) * (high - low) + low)
+    candidates.append(torch.full_like(map_RL[2], REST_POSITION))
+    winner = map_RL.argmax(dim=0, keepdim=True)
+    return torch.stack(candidates).gather(0, winner)[0]
+
+
+def place_voices(k_FSHd: Tensor, tokens_per_person: int) -> Tensor:
+    """Rotate each person's audio keys to that person's place.
+
+    Args:
+        k_FSHd: [F, S, H, d]; S holds the persons' tokens one after the other.
+        tokens_per_person: Audio tokens of one person (32).
+
+    Returns:
+        [F, S, H, d] in the same dtype.
+    """
+    frames, tokens = k_FSHd.shape[:2]
+    place = torch.tensor(VOICE_POSITION, device=k_FSHd.device).repeat_interleave(tokens_per_person)
+    assert place.numel() == tokens
+    return rotate_1d(k_FSHd.flatten(0, 1), place.repeat(frames)).view_as(k_FSHd)

@@ -1,0 +1,74 @@
+"""The few-step flow sampler of a distilled model.
+
+Source: SoulX-FlashTalk (arXiv 2512.23379); self-forcing style re-noising after every step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels.errors import UserError
+
+# The distilled model was trained at these; other counts are spaced evenly.
+_TRAINED = {2: (1000.0, 500.0), 4: (1000.0, 750.0, 500.0, 250.0)}
+
+
+def timesteps(steps: int, shift: float) -> Tensor:
+    """Shifted timesteps with a final 0.
+
+    ``t' = s t / (1 + (s - 1) t)`` on t/1000; t = 1000, 750, 500, 250 with 4 steps, 1000, 500
+    with 2, else evenly spaced from 1000 to 1.
+
+    Args:
+        steps: Denoising steps, at least 1.
+        shift: s, above 0; larger spends more steps on strong noise.
+
+    Returns:
+        float32 [steps + 1], 1000 down to 0.
+
+    Raises:
+        UserError: ``steps`` or ``shift`` is out of range.
+    """
+    if steps < 1:
+        raise UserError(f"--steps {steps}: at least one step is needed; 4 is what was trained")
+    if not 0 < shift < float("inf"):
+        raise UserError(f"--shift {shift}: must be above 0; 5 is what was trained")
+    plain = torch.tensor(_TRAINED.get(steps, ())) if steps in _TRAINED else None
+    if plain is None:
+        plain = torch.linspace(1000, 1, steps, dtype=torch.float32)
+    t = torch.cat((plain, torch.zeros(1))) / 1000
+    return shift * t / (1 + (shift - 1) * t) * 1000
+
+
+def denoise(
+    model: Callable[[Tensor, int], Tensor],
+    schedule: Tensor,
+    motion: Tensor,
+    draw_noise: Callable[[bool], Tensor],
+) -> Tensor:
+    """Denoise one chunk.
+
+    ``x0 = x - t model(x, t)``, then ``x <- (1 - t') x0 + t' noise`` with t, t' in 0..1; the motion
+    latents are put back after every step.
+
+    Args:
+        model: (latent [16, T, h, w], index of the step) -> raw output of the same shape, float32.
+        schedule: [steps + 1] from `timesteps`, on the CPU.
+        motion: [16, 1 or 2, h, w] known first latent frames.
+        draw_noise: True for the first draw (in the model's dtype), False for a float32 one. It is
+            also called after the last step, whose noise has the factor 0, because the published
+            stream of random numbers goes on over the chunks.
+
+    Returns:
+        float32 [16, T, h, w] clean latents, motion included.
+    """
+    known = motion.shape[1]
+    latent = draw_noise(True)
+    latent[:, :known] = motion.to(latent.dtype)
+    for index in range(len(schedule) - 1):
+        now, after = (float(schedule[index + offset]) / 1000 for offset in (0, 1))
+        clean = latent - now * model(latent, index)
+        latent = (1 - after) * clean + after * draw_noise(False)
+        latent[:, :known] = motion.to(latent.dtype)
+    return latent

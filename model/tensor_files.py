@@ -1,0 +1,312 @@
+"""Read tensors by name from checkpoint files, mapped into memory instead of copied.
+
+Formats: ``.safetensors`` (one file, or shards with an index) and ``torch.save`` files read with
+``weights_only=True``, so that no code in a checkpoint ever runs.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from livetalk_kernels.errors import UserError
+
+from .config import read_json
+
+# Names that diffusers, transformers and torch give to weights in a folder, best first.
+_FOLDER_NAMES = (
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_PICKLED_SUFFIXES = (".pth", ".pt", ".bin")
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
+_SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+LISTED_KEYS = 8
+
+TensorSpec = tuple[tuple[int, ...], torch.dtype]
+
+
+def list_keys(keys: Iterable[str]) -> str:
+    """At most eight names in one line, and how many more there are."""
+    names = list(keys)
+    more = len(names) - LISTED_KEYS
+    return ", ".join(names[:LISTED_KEYS]) + (f", and {more} more" if more > 0 else "")
+
+
+class _Part(Protocol):
+    """One open file."""
+
+    path: Path
+    shapes: dict[str, TensorSpec]
+
+    def read(self, key: str) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes: dict[str, TensorSpec] = {}
+        self._stack = ExitStack()
+        try:
+            # Checks that the header is whole and that its offsets cover the file exactly.
+            self._file = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+        except SafetensorError as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            raise UserError(
+                f"{path}: truncated or damaged, {path.stat().st_size} bytes ({reason}); "
+                "download the file again"
+            ) from None
+        for key in self._file.keys():  # noqa: SIM118 - not a mapping, it has no iterator
+            view = self._file.get_slice(key)
+            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
+            if dtype is None:
+                self.close()
+                raise UserError(
+                    f"{path}: {key} has dtype {view.get_dtype()}, which is not supported; "
+                    "use the published checkpoint"
+                )
+            self.shapes[key] = (tuple(view.get_shape()), dtype)
+
+    def read(self, key: str) -> Tensor:
+        return self._file.get_tensor(key)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _PickledFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors = _load_pickled(path)
+        self.shapes: dict[str, TensorSpec] = {
+            key: (tuple(value.shape), value.dtype) for key, value in self._tensors.items()
+        }
+
+    def read(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _load_pickled(path: Path) -> dict[str, Tensor]:
+    """State dict of a ``torch.save`` file: mapped if it is a zip, read if older than that."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    is_zip = magic == _ZIP_MAGIC
+    if not is_zip and not magic.startswith(_PICKLE_MAGIC):
+        raise UserError(f"{path}: not a PyTorch weights file; download the file again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:
+        raise UserError(f"{path}: {_pickle_problem(error)}") from None
+    tensors = content if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors by name; expected a state dict")
+    others = [
+        str(key)
+        for key, value in tensors.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor) and not value.is_sparse)
+    ]
+    if others:
+        raise UserError(
+            f"{path}: {len(others)} entries are not tensors ({list_keys(others)}); "
+            "expected a plain state dict"
+        )
+    return dict(tensors)
+
+
+def _pickle_problem(error: Exception) -> str:
+    """What is wrong with a file that torch refused, in one line."""
+    message = str(error)
+    refused = re.search(r"GLOBAL:? ([\w.]+)", message)
+    if refused:
+        return f"holds code ({refused[1]}), which was not run; use a file with tensors only"
+    if "Weights only load failed" in message:
+        return "cannot be read as plain tensors; download the file again"
+    reason = message.partition("\n")[0].partition(". ")[0] or type(error).__name__
+    return f"truncated or damaged ({reason}); download the file again"
+
+
+class TensorFiles:
+    """Tensors by name in one or more open files.
+
+    Attributes:
+        name: What was opened, for messages: the file or the folder.
+        paths: The files with tensors in them.
+        shapes: Key -> (shape, dtype), known from the headers alone.
+    """
+
+    def __init__(self, name: Path, parts: Sequence[_Part]) -> None:
+        """Take ownership of open files, which must not share a key."""
+        self.name = name
+        self.paths = tuple(part.path for part in parts)
+        self.shapes: dict[str, TensorSpec] = {}
+        self._parts = parts
+        self._owner: dict[str, _Part] = {}
+        for part in parts:
+            twice = sorted(part.shapes.keys() & self.shapes.keys())
+            if twice:
+                self.close()
+                raise UserError(
+                    f"{part.path}: {len(twice)} keys are in {self._owner[twice[0]].path.name} too "
+                    f"({list_keys(twice)}); remove the stale file"
+                )
+            self.shapes |= part.shapes
+            self._owner |= dict.fromkeys(part.shapes, part)
+
+    def read(self, key: str) -> Tensor:
+        """Tensor of that key, on the CPU in the file's dtype; valid until ``close``.
+
+        It is a view of the mapped file: pages come from the disk when they are touched and take
+        no anonymous memory. (A ``torch.save`` file of the format before PyTorch 1.6 cannot be
+        mapped; such a file is in memory as a whole.) Do not write to it.
+        """
+        return self._owner[key].read(key)
+
+    def path_of(self, key: str) -> Path:
+        """File that holds the key."""
+        return self._owner[key].path
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> Self:
+        """Use as a context manager that closes the files."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self.close()
+
+
+def open_weights(paths: str | Path | Sequence[str | Path]) -> TensorFiles:
+    """Open a checkpoint; only headers are read.
+
+    Args:
+        paths: A ``.safetensors`` or ``torch.save`` file, a ``.safetensors.index.json``, a folder
+            with one of the usual names in it, or several files.
+
+    Returns:
+        The open tensors.
+
+    Raises:
+        UserError: A file is missing, empty, truncated or not a checkpoint; a shard that the index
+            names is missing or lacks a key; a pickle holds code.
+    """
+    if isinstance(paths, str | Path):
+        name = Path(paths)
+        source = _find_in_folder(name) if name.is_dir() else name
+        if source.name.endswith(".index.json"):
+            return _open_index(name, source)
+        return TensorFiles(name, [_open_part(source)])
+    files = [Path(path) for path in paths]
+    assert files, "no files given"
+    return TensorFiles(files[0].parent, _open_parts(files))
+
+
+def _find_in_folder(folder: Path) -> Path:
+    for name in _FOLDER_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    shards = sorted(folder.glob("*-of-*.safetensors"))
+    if shards:
+        raise UserError(
+            f"{folder}: {len(shards)} shards but no .safetensors.index.json; "
+            "download the index as well"
+        )
+    raise UserError(f"{folder}: no weights found; expected one of {', '.join(_FOLDER_NAMES)}")
+
+
+def _open_index(name: Path, index: Path) -> TensorFiles:
+    """Shards of an index; every key must be in the shard that the index names for it."""
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise UserError(f"{index}: has no weight_map; download the file again")
+    # A shard is a file beside the index: a path would let an index read anything.
+    outside = [str(shard) for shard in shard_of.values() if Path(str(shard)).name != shard]
+    if outside:
+        raise UserError(f"{index}: {outside[0]!r} is not a file name; download the file again")
+    shards = sorted(set(shard_of.values()))
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"{index.parent}: {len(missing)} of {len(shards)} shards missing "
+            f"({list_keys(missing)}); download them"
+        )
+    files = TensorFiles(name, _open_parts([index.parent / shard for shard in shards]))
+    absent = [
+        key
+        for key, shard in shard_of.items()
+        if key not in files.shapes or files.path_of(key).name != shard
+    ]
+    if absent:
+        files.close()
+        raise UserError(
+            f"{index}: {len(absent)} keys are not in the shard it names ({list_keys(absent)}); "
+            "index and shards do not belong together, download them again"
+        )
+    return files
+
+
+def _open_parts(paths: Sequence[Path]) -> list[_Part]:
+    parts: list[_Part] = []
+    try:
+        for path in paths:
+            parts.append(_open_part(path))
+    except UserError:
+        for part in parts:
+            part.close()
+        raise
+    return parts
+
+
+def _open_part(path: Path) -> _Part:
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if size == 0:
+        raise UserError(f"{path}: empty file; download it again")
+    if path.suffix == ".safetensors":
+        return _SafetensorsFile(path)
+    if path.suffix in _PICKLED_SUFFIXES:
+        return _PickledFile(path)
+    raise UserError(
+        f"{path}: unknown kind of weights file; expected .safetensors or "
+        f"{', '.join(_PICKLED_SUFFIXES)}"
+    )

@@ -1,0 +1,274 @@
+"""Fill a module with weights: from checkpoint files, or deterministic random ones.
+
+Modules are built on the meta device, so that nothing is allocated before everything is checked.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from livetalk_kernels.errors import UserError
+
+from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
+
+__all__ = [
+    "Slot",
+    "TensorFiles",
+    "check_module",
+    "expected_keys",
+    "load_module",
+    "open_weights",
+    "random_module",
+]
+
+# Last part of a name: tensors that multiply a normalised value and are therefore around one.
+_SCALES = ("gamma", "weight_g", "original0")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a checkpoint's tensor goes.
+
+    Attributes:
+        param: Name of the module's parameter or buffer.
+        rows: Rows of it (first dimension); None for all. Several keys may share a parameter, for
+            example q, k and v in one fused matrix.
+    """
+
+    param: str
+    rows: slice | None = None
+
+
+KeyMap = Mapping[str, Slot]
+
+
+def expected_keys(module: nn.Module, key_map: KeyMap | None = None) -> dict[str, tuple[int, ...]]:
+    """Keys that a checkpoint of this module has.
+
+    Args:
+        module: The module, on any device, also meta.
+        key_map: Checkpoint key -> slot. Parameters and persistent buffers that it does not
+            mention are expected under their own names.
+
+    Returns:
+        Checkpoint key -> shape.
+    """
+    targets = _targets(module)
+    return {
+        key: tuple(_part_of(targets[slot.param], slot).shape)
+        for key, slot in _slots(targets, key_map).items()
+    }
+
+
+def check_module(
+    module: nn.Module,
+    files: TensorFiles,
+    *,
+    key_map: KeyMap | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Check every name, shape and dtype of a checkpoint against a module; nothing is allocated.
+
+    Args:
+        module: The module, on any device, also meta.
+        files: The checkpoint.
+        key_map: See ``expected_keys``.
+        ignore: Prefixes of checkpoint keys that the module does not need.
+
+    Raises:
+        UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
+            counts and lists them.
+    """
+    targets = _targets(module)
+    slots = _slots(targets, key_map)
+    missing = [key for key in slots if key not in files.shapes]
+    extra = [key for key in files.shapes if key not in slots and not key.startswith(tuple(ignore))]
+    wrong = [
+        f"{key}: {problem}"
+        for key, slot in slots.items()
+        if key in files.shapes
+        and (problem := _mismatch(_part_of(targets[slot.param], slot), files.shapes[key]))
+    ]
+    problems = [
+        f"{len(keys)} {kind} ({list_keys(keys)})"
+        for kind, keys in (("missing", missing), ("unexpected", extra), ("wrong", wrong))
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"{files.name}: keys do not fit the model: {'; '.join(problems)}; "
+            "use the checkpoint that belongs to this configuration"
+        )
+
+
+def load_module(
+    module: nn.Module,
+    files: TensorFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    key_map: KeyMap | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Give a module the weights of a checkpoint.
+
+    Every name, shape and dtype is checked first. Then each parameter is allocated once, in its
+    final dtype on its final device, and filled from the mapped files, so that the extra host
+    memory stays below one tensor.
+
+    Args:
+        module: Built on the meta device; its parameters are replaced and need no gradient.
+        files: The checkpoint. Any floating dtype is accepted and cast.
+        dtype: Of all floating-point parameters and buffers; integer buffers keep theirs.
+        device: Where they go.
+        key_map: See ``expected_keys``.
+        ignore: Prefixes of checkpoint keys that the module does not need.
+
+    Raises:
+        UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
+            counts and lists them. Nothing has been allocated then.
+    """
+    check_module(module, files, key_map=key_map, ignore=ignore)
+    targets = _targets(module)
+    slots = _slots(targets, key_map)
+    tensors = _allocate(targets, dtype, torch.device(device))
+    with torch.no_grad():
+        for key in sorted(slots, key=lambda key: (files.path_of(key), key)):
+            _part_of(tensors[slots[key].param], slots[key]).copy_(files.read(key))
+    _replace(module, targets, tensors)
+
+
+def random_module(
+    module: nn.Module,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    key_map: KeyMap | None = None,
+) -> None:
+    """Give a module random weights, which depend on the seed and the checkpoint keys only.
+
+    Each key has its own generator on the CPU, so the values are the same on every device, with
+    or without fused parameters, and in bf16 they are the rounded fp32 ones. Scales are such that
+    activations stay near one: matrices and kernels uniform in +-sqrt(3 / fan_in) (variance
+    1 / fan_in), norm weights 1 +- 0.1, biases +- 0.05, modulations +- 0.1.
+
+    Args:
+        module: Built on the meta device; its parameters are replaced and need no gradient.
+        seed: Seed.
+        dtype: Of all parameters and buffers, which must be floating-point.
+        device: Where they go.
+        key_map: See ``expected_keys``.
+    """
+    targets = _targets(module)
+    tensors = _allocate(targets, dtype, torch.device(device))
+    with torch.no_grad():
+        for key, slot in _slots(targets, key_map).items():
+            part = _part_of(tensors[slot.param], slot)
+            part.copy_(_random_tensor(key, tuple(part.shape), seed))
+    _replace(module, targets, tensors)
+
+
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a tied one once, under its first name."""
+    persistent = module.state_dict(keep_vars=True).keys()
+    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: tensor for name, tensor in named.items() if name in persistent}
+
+
+def _slots(targets: Mapping[str, Tensor], key_map: KeyMap | None) -> dict[str, Slot]:
+    """Slots of all keys, after asserting that they cover every row of every target once."""
+    slots = dict(key_map or {})
+    mapped = {slot.param for slot in slots.values()}
+    assert mapped <= targets.keys(), f"key_map names no parameter: {mapped - targets.keys()}"
+    slots |= {name: Slot(name) for name in targets if name not in mapped}
+    ranges: dict[str, list[range]] = {name: [] for name in targets}
+    for slot in slots.values():
+        ranges[slot.param].append(range(_rows(targets[slot.param]))[slot.rows or slice(None)])
+    for name, parts in ranges.items():
+        end = 0
+        for part in sorted(parts, key=lambda part: part.start):
+            assert part.start == end, f"key_map: rows of {name} before {part} not covered once"
+            end = part.stop
+        assert end == _rows(targets[name]), f"key_map: rows of {name} from {end} not covered"
+    return slots
+
+
+def _rows(target: Tensor) -> int:
+    return target.shape[0] if target.ndim else 1
+
+
+def _part_of(target: Tensor, slot: Slot) -> Tensor:
+    return target if slot.rows is None else target[slot.rows]
+
+
+def _mismatch(target: Tensor, spec: TensorSpec) -> str | None:
+    shape, dtype = spec
+    if shape != tuple(target.shape):
+        return f"shape {list(shape)} instead of {list(target.shape)}"
+    if target.is_floating_point() and not dtype.is_floating_point:
+        return f"dtype {dtype} instead of a floating-point one"
+    if not target.is_floating_point() and dtype != target.dtype:
+        return f"dtype {dtype} instead of {target.dtype}"
+    return None
+
+
+def _allocate(
+    targets: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Uninitialised tensors of the targets' shapes."""
+    return {
+        name: torch.empty(
+            target.shape,
+            dtype=dtype if target.is_floating_point() else target.dtype,
+            device=device,
+        )
+        for name, target in targets.items()
+    }
+
+
+def _replace(
+    module: nn.Module, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put the tensors in the targets' places, in all of them where a parameter is tied."""
+    names = {id(target): name for name, target in targets.items()}
+    new: dict[str, Tensor] = {
+        name: nn.Parameter(tensors[name], requires_grad=False)
+        if isinstance(target, nn.Parameter)
+        else tensors[name]
+        for name, target in targets.items()
+    }
+    for part in module.modules():
+        own = part.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = part.named_buffers(recurse=False, remove_duplicate=False)
+        for attribute, old in [*own, *buffers]:
+            if id(old) in names:
+                setattr(part, attribute, new[names[id(old)]])
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random fp32 tensor of one key: offset + scale * u, u uniform on 256 levels in (-1, 1)."""
+    offset, scale = _distribution(key, shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
+    count = math.prod(shape)
+    # Eight levels from each 64-bit draw: several times faster than drawing floats.
+    draws = torch.empty((count + 7) // 8, dtype=torch.int64)
+    draws.random_(-(2**63), None, generator=generator)
+    levels = draws.view(torch.int8)[:count].float()
+    return levels.add_(0.5).mul_(scale / 128).add_(offset).reshape(shape)
+
+
+def _distribution(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Offset and half-width of the distribution of one key."""
+    kind = key.rpartition(".")[2]
+    if kind in _SCALES or (kind == "weight" and len(shape) == 1):
+        return 1.0, 0.1
+    if kind == "modulation":
+        return 0.0, 0.1
+    if len(shape) < 2:
+        return 0.0, 0.05
+    return 0.0, math.sqrt(3 / math.prod(shape[1:]))

@@ -1,0 +1,123 @@
+"""Every op by every backend that runs here, on every small case of its contract."""
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
+from livetalk_kernels.spec import Arguments, Case, as_tuple
+from livetalk_kernels.testing.numerics import check_backend, guarded, poisoned_memory
+
+CPU = torch.device("cpu")
+
+
+def runnable() -> list[tuple[Case, str]]:
+    """All small cases of all ops with all backends that support them here."""
+    devices = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+    pairs = []
+    for op in op_names():
+        spec = load_op(op)
+        cases = [
+            case
+            for device in devices
+            for dtype in spec.dtypes
+            for case in spec.cases(device, dtype)
+            if not case.large
+        ]
+        for name in backend_names(op):
+            supports = load_backend(op, name).supports
+            pairs += [(case, name) for case in cases if supports(case) is None]
+    return pairs
+
+
+def inputs(case: Case) -> Arguments:
+    return load_op(case.op).make_inputs(case, Generator().manual_seed(7))
+
+
+def tensors(arguments: Arguments) -> list[Tensor]:
+    positional, keywords = arguments
+    return [value for value in (*positional, *keywords.values()) if isinstance(value, Tensor)]
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """Its bytes, so that NaN equals NaN and -0 differs from 0."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+every = pytest.mark.parametrize(
+    ("case", "backend"),
+    [pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}") for pair in runnable()],
+)
+
+
+@every
+def test_is_as_exact_as_the_contract_says(case: Case, backend: str) -> None:
+    ok, reason = check_backend(case, backend)
+    assert ok, reason
+
+
+@every
+def test_gives_fresh_outputs_and_leaves_its_inputs(case: Case, backend: str) -> None:
+    positional, keywords = arguments = inputs(case)
+    before = [raw(tensor).clone() for tensor in tensors(arguments)]
+    outputs = as_tuple(load_backend(case.op, backend).run(*positional, **keywords))
+    for tensor, copy in zip(tensors(arguments), before, strict=True):
+        assert torch.equal(raw(tensor), copy), "an input was changed"
+    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors(arguments)]
+    for output in outputs:
+        dense = output.ndim == 5 and output.is_contiguous(memory_format=torch.channels_last_3d)
+        assert output.is_contiguous() or dense
+        assert output.untyped_storage().data_ptr() not in storages or not output.numel()
+        assert not output.requires_grad
+        storages.append(output.untyped_storage().data_ptr())
+
+
+@every
+def test_reads_and_writes_just_its_tensors_and_repeats(case: Case, backend: str) -> None:
+    positional, keywords = inputs(case)
+    run = load_backend(case.op, backend).run
+    expected = as_tuple(run(*positional, **keywords))
+    with poisoned_memory():
+        fenced = [guarded(x) if isinstance(x, Tensor) else x for x in positional]
+        actual = as_tuple(run(*fenced, **keywords))
+    for first, second in zip(expected, actual, strict=True):
+        assert torch.equal(raw(first), raw(second))
+
+
+@every
+def test_public_function_runs_the_backend(case: Case, backend: str) -> None:
+    positional, keywords = inputs(case)
+    expected = as_tuple(load_backend(case.op, backend).run(*positional, **keywords))
+    actual = as_tuple(load_op(case.op).function(*positional, **keywords, backend=backend))
+    for first, second in zip(expected, actual, strict=True):
+        assert torch.equal(raw(first), raw(second))
+
+
+@pytest.mark.parametrize("op", op_names())
+def test_contract_is_complete(op: str) -> None:
+    spec = load_op(op)
+    cases = spec.cases(CPU, spec.dtypes[0])
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names) and all(names)
+    assert any(case.large for case in cases) and not all(case.large for case in cases)
+    assert all(case.op == op for case in cases)
+    assert set(spec.preference) <= set(backend_names(op))
+    for case in cases:
+        cost = spec.cost(case)
+        assert cost.flops >= 0 and cost.bytes >= 0
+        assert not case.large or min(cost.flops, cost.bytes) > 0
+    assert "Args:" in (spec.function.__doc__ or "") and "Returns:" in (spec.function.__doc__ or "")
+
+
+@pytest.mark.parametrize("op", op_names())
+def test_bytes_of_the_cost_model(op: str) -> None:
+    """Moved bytes lie between the outputs alone and all tensors of the call."""
+    spec = load_op(op)
+    for case in spec.cases(CPU, spec.dtypes[0]):
+        if case.large:
+            continue
+        positional, keywords = arguments = inputs(case)
+        outputs = as_tuple(load_backend(op, "reference").run(*positional, **keywords))
+        written = sum(output.nbytes for output in outputs)
+        read = sum(tensor.nbytes for tensor in tensors(arguments))
+        assert written <= spec.cost(case).bytes <= written + read, case

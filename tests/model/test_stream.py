@@ -1,0 +1,297 @@
+"""The streaming loop: the published frames, chunk after chunk, and the session around it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from livetalk_model import load_pipeline
+from livetalk_model.avatar import Avatar
+from livetalk_model.checkpoint import CheckpointFolder
+from livetalk_model.chunk import NEW_FRAMES, ChunkGenerator, StreamOptions
+from livetalk_model.dit import DiT
+from livetalk_model.encoders.audio import audio_windows
+from livetalk_model.pipeline import Pipeline
+from livetalk_model.sampler import timesteps
+from livetalk_model.vae import VAE
+from livetalk_model.weights import load_module, open_weights
+from PIL import Image
+
+from livetalk_kernels.errors import NumericsError, UserError
+from livetalk_kernels.ops import bind_ops
+
+RATE = 16000
+
+
+def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 frames in dB."""
+    error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+# Against the published code --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden_models(golden_checkpoint):
+    """The golden DiT and VAE by schedule, loaded once each."""
+    folder = CheckpointFolder(golden_checkpoint("tiny_a"))
+    ops = bind_ops(device="cpu", dtype=torch.float32)
+    models = {}
+    for reuse in (True, False):
+        with torch.device("meta"):
+            dit = DiT(folder.dit_config(12, 768), ops, reuse=reuse)
+            vae = VAE(folder.vae_config(), ops, reuse=reuse)
+        with open_weights(folder.dit) as files:
+            load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+        with open_weights(folder.vae) as files:
+            load_module(vae, files, dtype=torch.float32, device="cpu")
+        vae.prepare()
+        models[reuse] = dit, vae
+    return models
+
+
+@pytest.fixture(scope="module")
+def golden_avatar(golden):
+    """The conditioning of the golden runs."""
+    conditioning, prepared = golden("e2e_conditioning"), golden("e2e_prepare")
+    portrait = ((prepared["cond_image_tensor"][0, :, 0] / 2 + 0.5) * 255).round()
+    return Avatar(
+        context=conditioning["context"],
+        clip_fea=conditioning["clip_fea"],
+        condition=prepared["y"][0, 4:],
+        portrait=portrait.to(torch.uint8),
+        model="golden",
+    )
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        ("e2e_cc0", StreamOptions(color_correction=0.0)),
+        ("e2e_cc1", StreamOptions(color_correction=1.0)),
+        ("e2e_cc1_steps2", StreamOptions(color_correction=1.0, steps=2)),
+    ],
+)
+def test_published_frames(run, options, reuse, golden, golden_models, golden_avatar):
+    dit, vae = golden_models[reuse]
+    audio = golden("audio")
+    generator = ChunkGenerator(dit, vae, golden_avatar, options, reuse=reuse)
+    assert torch.equal(generator.motion, golden("e2e_prepare")["latent_motion_frames_0"])
+    for index in range(3):
+        expected = golden(f"{run}_chunk{index}")
+        embeddings = audio[f"stream768_frames165_199_{index}"]
+        windows = audio_windows(embeddings, 2, len(embeddings))[None]
+        frames = np.concatenate(list(generator.chunk(windows)))
+        assert frames.shape == (28, 96, 64, 3)
+        assert psnr(frames, expected["frames_u8"].numpy()) >= 60, f"chunk {index}"
+        drift = (generator.motion - expected["encode_out"]).norm() / expected["encode_out"].norm()
+        assert drift < 1e-4
+
+
+def test_published_steps(golden, golden_models, golden_avatar):
+    dit, vae = golden_models[True]
+    expected = golden("e2e_cc0_chunk0")
+    generator = ChunkGenerator(dit, vae, golden_avatar, StreamOptions())
+    embeddings = golden("audio")["stream768_frames165_199_0"]
+    inputs, outputs, run = [], [], dit.forward
+
+    def record(latent, **given):
+        inputs.append(latent)
+        outputs.append(run(latent, **given))
+        return outputs[-1]
+
+    dit.forward = record
+    try:
+        final = generator.latents(audio_windows(embeddings, 2, len(embeddings))[None])
+    finally:
+        del dit.forward
+    for index in range(4):
+        for name, actual in (("latent_in", inputs), ("model_out", outputs)):
+            target = expected[f"step{index}.{name}"]
+            assert (actual[index][0] - target).norm() / target.norm() < 1e-5
+    assert (final - expected["final_latent"]).norm() / expected["final_latent"].norm() < 1e-5
+
+
+def test_schedule(golden):
+    assert torch.equal(timesteps(4, 5.0), golden("e2e_prepare")["timesteps"])
+
+
+def test_schedules_of_facts(reference_dir):
+    import json
+
+    facts = json.loads((reference_dir / "facts.json").read_text())["timesteps"]
+    for steps, table in facts.items():
+        for shift in (1.0, 3.0, 5.0):
+            expected = torch.tensor(table[f"shift_{shift}"])
+            assert torch.allclose(timesteps(int(steps), shift), expected, rtol=0, atol=1e-4)
+
+
+# The session -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    """The tiny preset with random weights."""
+    return load_pipeline(preset="tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def avatar(pipeline) -> Avatar:
+    """An avatar of a picture made here, at 32x48."""
+    y, x = np.mgrid[:60, :50]
+    picture = np.stack([4 * x, 4 * y, 128 + 0 * x], axis=-1).astype(np.uint8)
+    return pipeline.prepare(Image.fromarray(picture), prompt="Hello.", size=(32, 48))
+
+
+def speech(seconds: float, seed: int = 0) -> np.ndarray:
+    """Something with a spectrum and a rhythm."""
+    random = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE)) / RATE
+    return (np.sin(t * 900) * np.sin(t * 9) ** 2 * 0.3 + random.normal(0, 0.01, t.shape)).astype(
+        np.float32
+    )
+
+
+FAST = StreamOptions(steps=1)
+
+
+def collect(pipeline, avatar, samples, blocks, options=FAST) -> np.ndarray:
+    """All frames of a session that gets its audio in blocks of the given lengths, repeated."""
+    out = [np.zeros((0, *avatar.size, 3), np.uint8)]
+    start = 0
+    with pipeline.session(avatar, options=options) as session:
+        index = 0
+        while start < len(samples):
+            step = blocks[index % len(blocks)]
+            out += session.push(samples[start : start + step])
+            start, index = start + step, index + 1
+        out += session.finish()
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.04, 0.5, 1.12, 1.121, 2.5])
+def test_video_is_as_long_as_the_audio(pipeline, avatar, seconds):
+    frames = collect(pipeline, avatar, speech(seconds), [RATE])
+    expected = math.ceil(round(seconds * RATE) * 25 / RATE - 1e-6)
+    assert frames.shape == (expected, 32, 48, 3)
+    assert frames.dtype == np.uint8
+
+
+def test_blocks_do_not_matter(pipeline, avatar):
+    samples = speech(2.6)
+    whole = collect(pipeline, avatar, samples, [len(samples)])
+    assert np.array_equal(whole, collect(pipeline, avatar, samples, [1000, 0, 333, 17920]))
+
+
+def test_no_reuse_gives_the_same_frames(pipeline, avatar):
+    published = load_pipeline(preset="tiny", device="cpu", reuse=False)
+    samples = speech(2.6)
+    options = StreamOptions()
+    once = collect(pipeline, avatar, samples, [9000], options)
+    again = collect(published, avatar, samples, [9000], options)
+    assert psnr(once, again) >= 60
+
+
+def test_seed_and_audio_matter(pipeline, avatar):
+    base = collect(pipeline, avatar, speech(1.12), [RATE])
+    other_seed = dataclasses.replace(FAST, seed=1)
+    assert np.array_equal(base, collect(pipeline, avatar, speech(1.12), [RATE]))
+    assert psnr(base, collect(pipeline, avatar, speech(1.12), [RATE], other_seed)) < 40
+    assert not np.array_equal(base, collect(pipeline, avatar, speech(1.12, seed=4) * 0.2, [RATE]))
+
+
+@pytest.mark.parametrize("fps", [24.0, 29.97, 30.0])
+def test_other_frame_rates(pipeline, avatar, fps):
+    options = dataclasses.replace(FAST, fps=fps)
+    frames = collect(pipeline, avatar, speech(2.0), [RATE], options)
+    assert len(frames) == math.ceil(2.0 * fps - 1e-6)
+
+
+def test_frames_left_over_come_with_the_next_call(pipeline, avatar):
+    samples = speech(2.24)
+    whole = collect(pipeline, avatar, samples, [len(samples)])
+    out = []
+    with pipeline.session(avatar, options=FAST) as session:
+        first = session.push(samples)
+        out.append(next(first))
+        first.close()
+        out += session.push(samples[:0])
+        out += session.finish()
+    assert np.array_equal(np.concatenate(out), whole)
+
+
+def test_frames_leave_as_they_are_decoded(pipeline, avatar):
+    with pipeline.session(avatar, options=FAST) as session:
+        sizes = [len(frames) for frames in session.push(speech(1.12))]
+        assert sizes == [4] * 7
+        assert session.stats.first_frame < session.stats.elapsed
+        assert set(session.stats.startup) >= {"prepare", "audio encoder", "denoise", "decode"}
+
+
+def test_int16_audio_and_bad_audio(pipeline, avatar):
+    samples = (speech(1.12) * 32767).astype(np.int16)
+    with pipeline.session(avatar, options=FAST) as session:
+        assert sum(len(frames) for frames in session.push(samples)) == NEW_FRAMES
+        for bad in (np.zeros((2, 5)), np.array([0.0, np.nan]), np.arange(4)):
+            with pytest.raises(UserError):
+                session.push(bad)
+        list(session.finish())
+        with pytest.raises(RuntimeError):
+            session.push(samples)
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"),
+    [("dit", "DiT step 1"), ("vae", "VAE decoder"), ("audio_encoder", "audio encoder")],
+)
+def test_nan_is_caught_in_its_chunk_and_names_the_stage(avatar, part, stage):
+    broken = load_pipeline(preset="tiny", device="cpu")
+    weights = {
+        "dit": lambda: broken.dit.head.head.bias,
+        "vae": lambda: broken.vae.get_parameter("decoder.head.2.bias"),
+        "audio_encoder": lambda: next(broken.audio_encoder.network.encoder.parameters()),
+    }[part]()
+    with torch.no_grad():
+        weights.view(-1)[0] = math.nan
+    if part == "vae":
+        broken.vae.prepare()
+    with (
+        pytest.raises(NumericsError, match=stage) as caught,
+        broken.session(avatar, options=FAST) as session,
+    ):
+        for _ in session.push(speech(1.12)):
+            raise AssertionError("no frame of a broken chunk may leave")
+    assert caught.value.stage == stage
+
+
+def test_options_are_checked():
+    for bad in (
+        {"steps": 0}, {"shift": 0.0}, {"color_correction": 1.5}, {"fps": 0.0}, {"seed": -1},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="--"):
+            StreamOptions(**bad)
+
+
+def test_avatar_of_another_model_is_refused(pipeline, avatar):
+    stranger = dataclasses.replace(avatar, model="000000000000")
+    with pytest.raises(UserError, match="another|made by"):
+        pipeline.session(stranger)
+
+
+def test_avatar_file_round_trip(pipeline, avatar, tmp_path):
+    path = tmp_path / "me.avatar"
+    avatar.save(path)
+    loaded = Avatar.load(path)
+    assert loaded.prompt == "Hello." and loaded.note == "random weights"
+    assert [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
+    samples = speech(1.12)
+    assert np.array_equal(
+        collect(pipeline, loaded, samples, [RATE]), collect(pipeline, avatar, samples, [RATE])
+    )
+    (tmp_path / "cut.avatar").write_bytes(path.read_bytes()[:-100])
+    for name in ("missing.avatar", "cut.avatar"):
+        with pytest.raises(UserError, match=name):
+            Avatar.load(tmp_path / name)

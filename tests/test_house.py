@@ -1,0 +1,289 @@
+"""Rules of the house: imports go one way, files stay small, the README's commands exist."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "livetalk_kernels": REPOSITORY / "livetalk_kernels",
+    "livetalk_model": REPOSITORY / "model",
+}
+
+# A module belongs to its longest prefix here, and imports only from its own layer and lower ones.
+LAYERS = {
+    "livetalk_kernels": 0,  # ops, dispatch, config, errors
+    "livetalk_kernels.runtime": 1,
+    "livetalk_kernels.bench": 2,
+    "livetalk_kernels.testing": 2,
+    "livetalk_model": 3,
+    "livetalk_model.cli": 4,
+}
+PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+MEASURING = ("livetalk_kernels.bench", "livetalk_kernels.testing")  # these may wait for the GPU
+
+MAX_LINES = {".py": 500, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
+MAX_LINES_OF = {
+    "README.md": 200,
+    "livetalk_kernels/dispatch.py": 200,
+    "livetalk_kernels/ops/*/reference.py": 80,
+}
+TEXT = {".cfg", ".ini", ".json", ".md", ".toml", ".txt", ".yaml", ".yml", *MAX_LINES}
+NOT_OURS = {"build", "dist", "out", "shared", "__pycache__"}
+
+
+@cache
+def project_files() -> tuple[Path, ...]:
+    """Every text file of the project; what git ignores is left out."""
+    files = [REPOSITORY / ".ci/run", REPOSITORY / ".gitignore", REPOSITORY / "Makefile"]
+    for folder, folders, names in os.walk(REPOSITORY):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in NOT_OURS and not name.startswith(".") and not name.endswith(".egg-info")
+        ]
+        files += [Path(folder, name) for name in names if Path(name).suffix in TEXT]
+    return tuple(sorted(files))
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, for both packages under their installed names."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = file
+    return found
+
+
+@cache
+def syntax(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def layer(module: str) -> int | None:
+    """The layer of a dotted name; None outside the project."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((LAYERS[prefix] for prefix in prefixes if prefix in LAYERS), None)
+
+
+def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that a module imports; ``package`` resolves relative imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            source = ".".join((base if node.level else []) + ([node.module] if node.module else []))
+            yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+
+def upward_imports(name: str, tree: ast.Module, is_package: bool) -> list[str]:
+    """The imports of module ``name`` that reach into a higher layer."""
+    package = name if is_package else name.rpartition(".")[0]
+    own = layer(name)
+    assert own is not None, name
+    return [
+        f"{name}:{line} imports {target}"
+        for line, target in imports(tree, package)
+        if (layer(target) or 0) > own
+    ]
+
+
+def forbidden(name: str, tree: ast.Module) -> list[str]:
+    """What no product code does: reads of the environment, pickles, GPU waits, shell strings."""
+    used = list(imports(tree, name))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used.append((node.lineno, ast.unparse(node)))
+        if isinstance(node, ast.Call):
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            if ast.unparse(node.func) == "torch.load" and options.get("weights_only") != "True":
+                found.append((node.lineno, "torch.load without weights_only=True"))
+            if "True" in (options.get("allow_pickle"), options.get("shell")):
+                found.append((node.lineno, "allow_pickle=True or shell=True"))
+    for line, target in used:
+        shell = target in {"os.system", "os.popen"}
+        environment = target in {"os.environ", "os.getenv"} and name != "livetalk_kernels.config"
+        pickles = target.split(".")[0] in PICKLES and target != "pickle.UnpicklingError"
+        waits = target.endswith("cuda.synchronize") and not name.startswith(MEASURING)
+        if shell or environment or pickles or waits:
+            found.append((line, target))
+    return [f"{name}:{line}: {what}" for line, what in found]
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        line
+        for name, file in modules().items()
+        for line in upward_imports(name, syntax(file), file.name == "__init__.py")
+    ]
+    assert not wrong, "ops <- runtime <- model <- cli:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "wrong"),
+    [
+        ("livetalk_kernels.ops.quantize", "from ... import runtime", True),
+        ("livetalk_kernels.ops.quantize", "from ..testing import checks", False),
+        ("livetalk_kernels.ops.quantize", "from ...testing import checks", True),
+        ("livetalk_kernels.dispatch", "import livetalk_model.dit", True),
+        ("livetalk_kernels.runtime.mesh", "from livetalk_kernels import ops", False),
+        ("livetalk_model.dit", "from .cli import main", True),
+        ("livetalk_model.dit", "import torch, livetalk_kernels.bench", False),
+        ("livetalk_model.cli.main", "from ..dit import DiT", False),
+    ],
+)
+def test_the_import_rule_sees(name: str, code: str, wrong: bool) -> None:
+    is_package = name == "livetalk_kernels.ops.quantize"
+    assert bool(upward_imports(name, ast.parse(code), is_package)) == wrong
+
+
+def test_model_imports_itself_relatively() -> None:
+    wrong = [
+        f"{file.name}:{line} imports {target}"
+        for name, file in modules().items()
+        if name.startswith("livetalk_model")
+        for node in ast.walk(syntax(file))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+        for line, target in imports(ast.Module([node], []), name)
+        if target.split(".")[0] in {"livetalk_model", "model"}
+    ]
+    assert not wrong, wrong
+
+
+def test_product_code_does_nothing_forbidden() -> None:
+    wrong = [line for name, file in modules().items() for line in forbidden(name, syntax(file))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("import os\nos.environ['A']", True),
+        ("from os import environ", True),
+        ("torch.cuda.synchronize()", True),
+        ("event.synchronize()", False),
+        ("import pickle", True),
+        ("from pickle import UnpicklingError", False),  # torch.load raises it
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=True, mmap=True)", False),
+        ("subprocess.run('ls', shell=True)", True),
+        ("subprocess.run(['ls'])", False),
+    ],
+)
+def test_the_rule_of_forbidden_things_sees(code: str, wrong: bool) -> None:
+    assert bool(forbidden("livetalk_model.dit", ast.parse(code))) == wrong
+
+
+def test_files_stay_small() -> None:
+    limits = {file: MAX_LINES[file.suffix] for file in project_files() if file.suffix in MAX_LINES}
+    for pattern, limit in MAX_LINES_OF.items():
+        limits |= dict.fromkeys(REPOSITORY.glob(pattern), limit)
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in limits}
+    wrong = [
+        f"{file.relative_to(REPOSITORY)}: {lengths[file]} lines, {limit} at most"
+        for file, limit in limits.items()
+        if lengths[file] > limit
+    ]
+    assert not wrong, wrong
+
+
+def test_folders_with_code_are_packages() -> None:
+    """setup.py finds packages by their ``__init__.py``: without one a folder is not installed."""
+    folders = {file.parent for file in modules().values()}
+    assert not [str(folder) for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_no_paths_of_a_machine_and_no_registry() -> None:
+    places = "(?:home|root|work|opt|mnt|Users)"
+    registry = "index[-_]url|find[-_]links|trusted[-_]host|https?://[^ )]*(?:pypi|registry|wheels)"
+    machine = re.compile(rf"""(?:^|[\s"'(=:]|file://)/{places}/\w|{registry}""", re.IGNORECASE)
+    wrong = [
+        f"{file.relative_to(REPOSITORY)}:{number}: {line.strip()[:80]}"
+        for file in project_files()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if machine.search(line)
+    ]
+    assert not wrong, wrong
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[<>=!;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
+    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins if "==" in pin}
+    assert names <= pinned, names - pinned
+
+
+def readme_commands() -> list[str]:
+    """The command lines of the README's shell blocks, continuation lines joined."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", readme, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].removeprefix("$ ").strip() for line in lines if line.strip()]
+
+
+@cache
+def help_of(command: str) -> str:
+    """What ``livetalk COMMAND --help`` prints; the test fails where the command does not exist."""
+    script = Path(sys.executable).with_name("livetalk")
+    result = subprocess.run(
+        [script, command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
+    )
+    assert result.returncode == 0, f"livetalk {command} --help: {result.stderr}"
+    return result.stdout
+
+
+def test_readme_names_livetalk_commands() -> None:
+    """Every `livetalk x` in the README's text and tables is a command."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    commands = set(re.findall(r"`(?:livetalk )([a-z]+)\b", readme))
+    commands |= set(re.findall(r"^\| `([a-z]+)` \|", readme, re.MULTILINE))
+    assert {"prepare", "generate", "doctor", "backends"} <= commands
+    for command in sorted(commands):
+        assert "usage" in help_of(command).lower()
+
+
+def test_readme_command_lines_use_existing_options() -> None:
+    lines = [shlex.split(line) for line in readme_commands()]
+    calls = [line for line in lines if Path(line[0]).name == "livetalk"]
+    assert calls
+    for _, command, *arguments in calls:
+        options = {word.split("=")[0] for word in arguments if word.startswith("--")}
+        known = set(re.findall(r"--[a-z][a-z0-9-]*", help_of(command)))
+        assert options <= known, f"livetalk {command}: {options - known}"
+
+
+def test_readme_make_targets_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.MULTILINE))
+    used = {line.split()[1] for line in readme_commands() if line.startswith("make ")}
+    assert {"demo", "test"} <= used <= targets
+
+
+def test_readme_files_exist() -> None:
+    """Relative links and the bundled examples that the README names are in the repository."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(([\w./-]+)\)", readme)) | set(
+        re.findall(r"examples/[\w.]+", readme)
+    )
+    assert not [name for name in sorted(set(named)) if not (REPOSITORY / name).exists()]
