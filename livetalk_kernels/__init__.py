@@ -1,11 +1,31 @@
 """Livetalk's kernels: ops with several backends each, and the dispatch that picks one.
 
-``bind_ops`` gives a model its ops; ``KernelConfig`` says which backends the user wants.
+``bind_ops`` gives a model its ops, ``KernelConfig`` says which backends the user wants, and
+``support_table`` says what could run. They are imported when first used, so that a program that
+only prints its help does not wait for torch.
 """
 
-from .config import KernelConfig
-from .dispatch import support_table
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import NumericsError, UserError
-from .ops import Ops, bind_ops
+
+if TYPE_CHECKING:
+    from .config import KernelConfig
+    from .dispatch import support_table
+    from .ops import Ops, bind_ops
 
 __all__ = ["KernelConfig", "NumericsError", "Ops", "UserError", "bind_ops", "support_table"]
+
+_HOMES = {
+    "KernelConfig": "config",
+    "Ops": "ops",
+    "bind_ops": "ops",
+    "support_table": "dispatch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

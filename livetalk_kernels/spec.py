@@ -74,6 +74,21 @@ class Cost:
     bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How exact one result must be; by default the float rule of the numerics contract.
+
+    Attributes:
+        calc_diff: Bound on ``calc_diff`` in place of the float rule, for results that FP8
+            rounding is part of.
+        half_slack: Absolute error allowed on top of the float rule where the inputs are 16-bit.
+            For fp32 outputs that are not themselves results, such as an LSE.
+    """
+
+    calc_diff: float | None = None
+    half_slack: float = 0.0
+
+
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """An op's result as a tuple, also where it is a single tensor."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -95,8 +110,7 @@ class OpSpec:
         dtypes: Dtypes of the activations that every backend is tested with, where it runs.
         values: Outputs -> tensors to compare with ``truth``; FP8 ops dequantise here.
         truth: Exact results for arguments in fp64. None: ``reference`` on those arguments.
-        diff_bounds: For every one of ``values``: bound on ``calc_diff``, where FP8 rounding is
-            part of the result, or None for the float rule. Empty: the float rule for all.
+        bounds: How exact each of ``values`` must be. Empty: the float rule for all.
     """
 
     name: str
@@ -109,7 +123,7 @@ class OpSpec:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     values: Callable[[Any], tuple[Tensor, ...]] = as_tuple
     truth: Callable[..., Any] | None = None
-    diff_bounds: tuple[float | None, ...] = ()
+    bounds: tuple[Bound, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what every op must have."""

@@ -135,9 +135,10 @@ class SoundDecoder:
                     "convert it to WAV first"
                 )
             samples_CN = _to_float(frame)
-            if not np.isfinite(samples_CN).all():
+            finite_N = np.isfinite(samples_CN).all(axis=0)
+            if not finite_N.all():
                 raise UserError(
-                    f"{self.path}: holds NaN or Inf samples after {self._position()}; "
+                    f"{self.path}: holds NaN or Inf at {self._position(int(finite_N.argmin()))}; "
                     "repair or export it again"
                 )
             self.decoded_samples += samples_CN.shape[1]
@@ -178,8 +179,8 @@ class SoundDecoder:
             return None
         return round(duration * time_base * self.rate)
 
-    def _position(self) -> str:
-        return f"{self.decoded_samples / self.rate:.2f} s"
+    def _position(self, ahead: int = 0) -> str:
+        return f"{(self.decoded_samples + ahead) / self.rate:.2f} s"
 
     def _warn(self) -> None:
         if self._damaged:

@@ -147,7 +147,9 @@ def load_embedding(path: str | Path, name: str, shape: tuple[int | None, ...]) -
                 raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
             tensor = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); write it again") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); write it again"
+        ) from None
     wanted = ", ".join("any" if n is None else str(n) for n in shape)
     fits = tensor.dim() == len(shape) and all(
         n is None or n == m for n, m in zip(shape, tensor.shape, strict=True)

@@ -105,7 +105,7 @@ class ChunkGenerator:
             reuse: False: the published schedule.
             clock: Where the stages' times go.
         """
-        self.device = dit.patch_embedding.weight.device
+        self.device = dit.device
         self.dit, self.vae, self.avatar, self.reuse = dit, vae, avatar, reuse
         self.clock = clock or StageClock(self.device)
         self.strength = options.color_correction
@@ -121,7 +121,7 @@ class ChunkGenerator:
             self._text = avatar.context.to(self.device)
             self._image = avatar.clip_fea.to(self.device)
             self._grid = dit.token_grid(self._latent_shape[1:])
-            portrait = avatar.portrait.to(self.device).to(vae.dtype)
+            portrait = avatar.portrait.to(self.device).to(dit.dtype)
             self._colors = reference_stats(((portrait / 255 - 0.5) * 2)[None, :, None])
             # The first frame of a causal encoding does not see the grey frames behind it.
             self.motion = condition[:, :1]
@@ -213,7 +213,7 @@ class ChunkGenerator:
 
     def _decode(self, latents: Tensor, limit: int) -> Iterator[Tensor]:
         """Decode until ``limit`` frames of the chunk; yields [1, 3, n, H, W] after the motion."""
-        latents = latents[None].to(self.vae.dtype)
+        latents = latents[None].to(self.dit.dtype)
         if not self.reuse:
             with torch.inference_mode(), self.clock.stage("decode"):
                 frames = self.vae.decode(latents)
@@ -236,7 +236,7 @@ class ChunkGenerator:
 
     def _warm_decoder(self) -> DecoderCache:
         cache = DecoderCache()
-        self.vae.warm(self.motion[None].to(self.vae.dtype), cache)
+        self.vae.warm(self.motion[None].to(self.dit.dtype), cache)
         return cache
 
     def _published_conditions(self, windows: Tensor) -> _Conditions:

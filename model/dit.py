@@ -111,6 +111,11 @@ class DiT(nn.Module):
         """Dtype of the weights and of the residual stream."""
         return self.patch_embedding.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.patch_embedding.weight.device
+
     def key_map(self) -> Mapping[str, Slot]:
         """Published checkpoint key -> where it goes in this module."""
         slots = {}
@@ -134,7 +139,7 @@ class DiT(nn.Module):
 
     def prepare_rope(self, grid: tuple[int, int, int]) -> NormRope:
         """Norm and rotation of q and k for a token grid; depends on the size only."""
-        head_dim, device = self.config.head_dim, self.patch_embedding.weight.device
+        head_dim, device = self.config.head_dim, self.device
         if not self.reuse:
             return PublishedRope(grid, head_dim, self.ops, device)
         table = rope_table(grid, head_dim, device)
@@ -162,10 +167,12 @@ class DiT(nn.Module):
         """
         padding = self.config.text_len - text.shape[0]
         assert padding >= 0, "the caller checks the prompt's length"
-        text = F.pad(text.to(self.dtype), (0, 0, 0, padding))[None]
+        # Padding rows stay equal through every layer that acts on rows, so one stands for all.
+        rows, repeats = (1, padding) if self.reuse and padding else (padding, 1)
+        text = F.pad(text.to(self.dtype), (0, 0, 0, rows))[None]
         text_BSD = self.text_embedding(text)
         image_BSD = self.img_emb(image.to(self.dtype))
-        return [block.cross_attn.keys_values(text_BSD, image_BSD) for block in self.blocks]
+        return [block.cross_attn.keys_values(text_BSD, image_BSD, repeats) for block in self.blocks]
 
     def prepare_audio(
         self, windows: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
@@ -200,8 +207,7 @@ class DiT(nn.Module):
         Returns:
             One `StepModulation` a timestep.
         """
-        device = self.patch_embedding.weight.device
-        wave = sinusoid(timesteps.to(device), self.config.freq_dim)
+        wave = sinusoid(timesteps.to(self.device), self.config.freq_dim)
         hidden = F.silu(linear_fp32(self.time_embedding[0], wave))
         embedding = linear_fp32(self.time_embedding[2], hidden)
         projected = linear_fp32(self.time_projection[1], F.silu(embedding))

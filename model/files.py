@@ -62,7 +62,7 @@ def check_output(path: Path | str, suffixes: Collection[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
-        raise UserError(f"{path}: cannot write {path.suffix or 'this'} files; use {known}")
+        raise UserError(f"{path}: unknown ending '{path.suffix}'; use {known}")
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the output a file name")

@@ -43,12 +43,16 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ContextKV:
-    """Keys and values of one layer's text and image cross-attention, [B, S, H, d] each."""
+    """Keys and values of one layer's text and image cross-attention, [B, S, H, d] each.
+
+    ``text_repeats``: how many equal padding rows the last text row stands for.
+    """
 
     k_image: Tensor
     v_image: Tensor
     k_text: Tensor
     v_text: Tensor
+    text_repeats: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,7 @@ class SelfAttention(nn.Module):
         """Attend; with two persons also return every token's position, float32 [L]."""
         heads, eps = self.config.num_heads, self.config.eps
         q_BLD, k_BLD, v_BLD = self.project(x_BLD)
-        q_BLHd, k_BLHd = norm_rope(
-            q_BLD, k_BLD, self.norm_q.weight, self.norm_k.weight, heads, eps
-        )
+        q_BLHd, k_BLHd = norm_rope(q_BLD, k_BLD, self.norm_q.weight, self.norm_k.weight, heads, eps)
         v_BLHd = v_BLD.unflatten(-1, (heads, -1))
         out_BLHd, _ = self.ops.chunk_attention(q_BLHd, k_BLHd, v_BLHd)
         positions = None
@@ -108,7 +110,7 @@ class ContextAttention(nn.Module):
         self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.norm_q, self.norm_k, self.norm_k_img = Scale(dim), Scale(dim), Scale(dim)
 
-    def keys_values(self, text_BSD: Tensor, image_BSD: Tensor) -> ContextKV:
+    def keys_values(self, text_BSD: Tensor, image_BSD: Tensor, text_repeats: int) -> ContextKV:
         """K and V of embedded text and image tokens; they depend on the avatar only."""
 
         def split(x_BSD: Tensor) -> Tensor:
@@ -120,6 +122,7 @@ class ContextAttention(nn.Module):
             v_image=split(self.v_img(image_BSD)),
             k_text=split(norm(self.k(text_BSD), self.norm_k.weight, eps=eps)),
             v_text=split(self.v(text_BSD)),
+            text_repeats=text_repeats,
         )
 
     def forward(self, x_BLD: Tensor, kv: ContextKV) -> Tensor:
@@ -127,7 +130,7 @@ class ContextAttention(nn.Module):
         q_BLD = self.ops.rms_norm(self.q(x_BLD), self.norm_q.weight, eps=self.config.eps)
         q_BLHd = q_BLD.unflatten(-1, (self.config.num_heads, -1))
         out_BLHd = self.ops.context_attention(
-            q_BLHd, kv.k_image, kv.v_image, kv.k_text, kv.v_text
+            q_BLHd, kv.k_image, kv.v_image, kv.k_text, kv.v_text, text_repeats=kv.text_repeats
         )
         return self.o(out_BLHd.flatten(2))
 
@@ -147,9 +150,9 @@ class AudioAttention(nn.Module):
         """K and V of audio tokens [P, F, S, C]; they depend on the chunk only."""
         persons, _, tokens_per_person, _ = tokens_PFSC.shape
         tokens_FSC = tokens_PFSC.transpose(0, 1).flatten(1, 2)
-        k_FSHd, v_FSHd = self.kv_linear(tokens_FSC).unflatten(
-            -1, (2, self.config.num_heads, -1)
-        ).unbind(2)
+        k_FSHd, v_FSHd = (
+            self.kv_linear(tokens_FSC).unflatten(-1, (2, self.config.num_heads, -1)).unbind(2)
+        )
         if persons > 1:
             k_FSHd = place_voices(k_FSHd, tokens_per_person)
         return AudioKV(k=k_FSHd[None], v=v_FSHd[None])
@@ -161,9 +164,7 @@ class AudioAttention(nn.Module):
         q_BLHd = self.q_linear(x_BLD).unflatten(-1, (self.config.num_heads, -1))
         if positions_L is not None:
             q_BLHd = rotate_1d(q_BLHd[0], positions_L)[None]
-        out_BLHd = self.ops.audio_attention(
-            q_BLHd, kv.k, kv.v, tokens_per_frame=tokens_per_frame
-        )
+        out_BLHd = self.ops.audio_attention(q_BLHd, kv.k, kv.v, tokens_per_frame=tokens_per_frame)
         return self.proj(out_BLHd.flatten(2))
 
 

@@ -29,7 +29,9 @@ from .stream import Session
 from .vae import VAE
 from .weights import load_module, open_weights, random_module
 
-DEFAULT_PROMPT = "A person is talking to the camera. The head moves gently, the background is still."
+DEFAULT_PROMPT = (
+    "A person is talking to the camera. The head moves gently, the background is still."
+)
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANDOM_NOTE = "random weights"
 _SEED = 0  # of presets without a checkpoint
@@ -79,7 +81,7 @@ class Pipeline:
         """Put loaded parts together."""
         self.dit, self.vae, self.audio_encoder, self.size = dit, vae, audio_encoder, size
         self.ops: Ops = dit.ops
-        self.device, self.dtype, self.reuse = vae.device, dit.dtype, dit.reuse
+        self.device, self.dtype, self.reuse = dit.device, dit.dtype, dit.reuse
         self.random = checkpoint is None
         self.load_times = load_times
         self.fingerprint = _fingerprint(dit.config, vae)
@@ -116,7 +118,7 @@ class Pipeline:
         height, width = check_size(size or self.size)
         image = portrait if isinstance(portrait, Image.Image) else load_portrait(portrait)
         pixels = fit_portrait(image, (height, width))
-        video = ((pixels.to(self.device).to(self.vae.dtype) / 255 - 0.5) * 2)[None, :, None]
+        video = ((pixels.to(self.device).to(self.dit.dtype) / 255 - 0.5) * 2)[None, :, None]
         notes = []
         with torch.inference_mode():
             condition = self._encode_condition(video)
@@ -275,9 +277,7 @@ def load_pipeline(
         audio_encoder=encoder,
         size=get_preset("14b").size,
         checkpoint=folder,
-        load_times=LoadTimes(
-            dit=dit_s, vae=time.perf_counter() - begin, audio_encoder=encoder_s
-        ),
+        load_times=LoadTimes(dit=dit_s, vae=time.perf_counter() - begin, audio_encoder=encoder_s),
     )
 
 
@@ -304,9 +304,7 @@ def _random_pipeline(
         audio_encoder=encoder,
         size=preset.size,
         checkpoint=None,
-        load_times=LoadTimes(
-            dit=dit_s, vae=vae_s, audio_encoder=time.perf_counter() - begin
-        ),
+        load_times=LoadTimes(dit=dit_s, vae=vae_s, audio_encoder=time.perf_counter() - begin),
     )
 
 
@@ -384,5 +382,3 @@ def _fingerprint(config: DiTConfig, vae: VAE) -> str:
     weights = vae.get_parameter("conv1.weight").detach().to("cpu", torch.bfloat16).contiguous()
     digest.update(weights.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:12]
-
-

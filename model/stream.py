@@ -42,11 +42,9 @@ class Session:
         self.options = options
         self.stats = StreamStats(fps=options.fps)
         self._rate = audio_encoder.sample_rate
-        self._clock = StageClock(dit.patch_embedding.weight.device)
+        self._clock = StageClock(dit.device)
         self._audio = AudioStream(audio_encoder, fps=options.fps)
-        self._chunks = ChunkGenerator(
-            dit, vae, avatar, options, reuse=reuse, clock=self._clock
-        )
+        self._chunks = ChunkGenerator(dit, vae, avatar, options, reuse=reuse, clock=self._clock)
         self._pending: list[NDArray[np.float32]] = []
         self._waiting = 0  # samples in _pending
         self._received = 0  # samples in all

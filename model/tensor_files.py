@@ -4,15 +4,19 @@ Formats: ``.safetensors`` (one file, or shards with an index) and ``torch.save``
 ``weights_only=True``, so that no code in a checkpoint ever runs.
 """
 
+import json
+import math
+import mmap
+import operator
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
@@ -27,6 +31,7 @@ _FOLDER_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+_MAX_HEADER = 100_000_000  # of the format
 _PICKLED_SUFFIXES = (".pth", ".pt", ".bin")
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
@@ -67,36 +72,96 @@ class _Part(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One tensor of a safetensors file; its bytes are ``begin`` to ``end`` of the file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    begin: int
+    end: int
+
+
 class _SafetensorsFile:
+    """One safetensors file, mapped read-only when the first tensor is read.
+
+    The library's own reader maps copy-on-write, which the kernel counts as committed memory: it
+    cannot open a file larger than the host's memory, not even to look at the header.
+
+    Source: the format's description, https://github.com/huggingface/safetensors.
+    """
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shapes: dict[str, TensorSpec] = {}
-        self._stack = ExitStack()
         try:
-            # Checks that the header is whole and that its offsets cover the file exactly.
-            self._file = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except SafetensorError as error:
-            reason = str(error).removeprefix("Error while deserializing header: ")
+            self._entries = _read_header(path)
+        except _DamagedError as error:
             raise UserError(
-                f"{path}: truncated or damaged, {path.stat().st_size} bytes ({reason}); "
-                "download the file again"
+                f"{path}: truncated or damaged ({error}); download the file again"
             ) from None
-        for key in self._file.keys():  # noqa: SIM118 - not a mapping, it has no iterator
-            view = self._file.get_slice(key)
-            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
-            if dtype is None:
-                self.close()
-                raise UserError(
-                    f"{path}: {key} has dtype {view.get_dtype()}, which is not supported; "
-                    "use the published checkpoint"
-                )
-            self.shapes[key] = (tuple(view.get_shape()), dtype)
+        self.shapes: dict[str, TensorSpec] = {
+            key: (entry.shape, entry.dtype) for key, entry in self._entries.items()
+        }
+        self._map: mmap.mmap | None = None
 
     def read(self, key: str) -> Tensor:
-        return self._file.get_tensor(key)
+        entry = self._entries[key]
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():  # that the tensor must not be written to
+            warnings.simplefilter("ignore")
+            data = torch.frombuffer(
+                self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin
+            )
+        return data.view(entry.dtype).reshape(entry.shape)
 
     def close(self) -> None:
-        self._stack.close()
+        self._map = None  # unmapped with the last tensor that was read
+
+
+class _DamagedError(Exception):
+    """A file does not hold what its header says."""
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    """Entries of a safetensors file: 8 bytes length of the header, header in JSON, data.
+
+    Raises:
+        _DamagedError: The header is no such header, or does not cover the file exactly.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start = 8 + length
+        if start > size or length > _MAX_HEADER:
+            raise _DamagedError(f"{size} bytes, no header of a safetensors file")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries = {key: _read_entry(value, start) for key, value in header.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise _DamagedError("its header cannot be understood") from None
+    end = max((entry.end for entry in entries.values()), default=start)
+    if size != end:
+        raise _DamagedError(f"{size} bytes, its header says {end}")
+    if sum(entry.end - entry.begin for entry in entries.values()) != end - start:
+        raise _DamagedError("its tensors overlap or leave gaps")
+    return entries
+
+
+def _read_entry(value: dict[str, Any], start: int) -> _Entry:
+    """One entry of the header; a malformed one raises any of what ``_read_header`` catches."""
+    dtype = _SAFETENSORS_DTYPES.get(value["dtype"])
+    if dtype is None:
+        raise _DamagedError(f"unknown dtype {value['dtype']}")
+    shape = tuple(operator.index(size) for size in value["shape"])
+    begin, end = (operator.index(offset) for offset in value["data_offsets"])
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("sizes and offsets do not agree")
+    return _Entry(shape=shape, dtype=dtype, begin=start + begin, end=start + end)
 
 
 class _PickledFile:
@@ -122,7 +187,9 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     if not is_zip and not magic.startswith(_PICKLE_MAGIC):
         raise UserError(f"{path}: not a PyTorch weights file; download the file again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():  # about odd files, which are refused below if they matter
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise UserError(f"{path}: {_pickle_problem(error)}") from None
     tensors = content if isinstance(content, Mapping) else {}
@@ -149,6 +216,8 @@ def _pickle_problem(error: Exception) -> str:
         return f"holds code ({refused[1]}), which was not run; use a file with tensors only"
     if "Weights only load failed" in message:
         return "cannot be read as plain tensors; download the file again"
+    if "unable to mmap" in message:
+        return "too large to be mapped; free some memory"
     reason = message.partition("\n")[0].partition(". ")[0] or type(error).__name__
     return f"truncated or damaged ({reason}); download the file again"
 

@@ -123,7 +123,7 @@ class FrameWriter(ABC):
         if not self._open:
             return
         self._open = False
-        with suppress(OSError):  # what cannot be flushed is about to go
+        with suppress(Exception):  # what cannot be flushed is about to go
             self._resources.close()
         self._file.discard()
 
@@ -161,7 +161,7 @@ class FrameWriter(ABC):
 
 
 class VideoWriter(FrameWriter):
-    """H.264 and AAC in fragmented MP4: readable up to its last whole second even when killed."""
+    """H.264 and AAC in fragmented MP4: playable but for its last seconds even when killed."""
 
     def __init__(
         self,
@@ -199,10 +199,11 @@ class VideoWriter(FrameWriter):
             raise ValueError("sound and live_sound exclude each other")
         super().__init__(path, height, width, ".mp4")
         try:
+            # Through a Python file: FFmpeg's own swallows the error of a last write that fails.
             # The moov box waits for the first fragment: only then does it hold the edit list
             # that tells players to skip the AAC encoder's delay, so that sound starts exactly.
             self._container = av.open(
-                str(self._file.part),
+                self._resources.enter_context(self._file.part.open("wb")),
                 mode="w",
                 format="mp4",
                 options={"movflags": "frag_keyframe+delay_moov+default_base_moof"},

@@ -1,5 +1,7 @@
 """Inner routines that the attention ops share: the plain formula, and torch's fused attention."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,7 +14,11 @@ HALF_DTYPES = {torch.float16, torch.bfloat16}
 
 
 def plain_attention(
-    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float | None = None
+    q_BLHd: Tensor,
+    k_BSHd: Tensor,
+    v_BSHd: Tensor,
+    scale: float | None = None,
+    last_repeats: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T * scale) v and its natural-log LSE, unrounded.
 
@@ -21,6 +27,7 @@ def plain_attention(
         k_BSHd: Keys.
         v_BSHd: Values.
         scale: Factor of the scores, d^-0.5 by default.
+        last_repeats: How many equal rows the last key and value stand for.
 
     Returns:
         out [B, L, H, d] and LSE [B, H, L], fp32 (fp64 for fp64 inputs), contiguous. Without any
@@ -36,19 +43,31 @@ def plain_attention(
     for start in range(0, L, rows):
         part = slice(start, start + rows)
         scores = (q_BHLd[:, :, part] * scale) @ k_BHSd.mT
+        if last_repeats > 1:
+            scores[..., -1] += math.log(last_repeats)
         out_BLHd[:, part] = (scores.softmax(-1) @ v_BHSd).transpose(1, 2)
         lse_BHL[:, :, part] = scores.logsumexp(-1)
     return out_BLHd, lse_BHL
 
 
 def sdpa_attention(
-    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float | None = None
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, last_repeats: int = 1
 ) -> Tensor:
     """The same by torch's public function, without LSE, rounded to q's dtype, contiguous."""
     if q_BLHd.numel() == 0 or k_BSHd.numel() == 0:
         return q_BLHd.new_zeros(q_BLHd.shape)  # torch divides by zero here
+    bias = None
+    if last_repeats > 1 and q_BLHd.is_cpu:
+        bias = q_BLHd.new_zeros(1, 1, 1, k_BSHd.shape[1], dtype=math_dtype(q_BLHd.dtype))
+        bias[..., -1] = math.log(last_repeats)
+    elif last_repeats > 1:
+        # On CUDA a bias has q's dtype, and 16 bits are too few for a logarithm: repeat the row.
+        k_BSHd, v_BSHd = (
+            torch.cat((x, x[:, -1:].expand(-1, last_repeats - 1, -1, -1)), dim=1)
+            for x in (k_BSHd, v_BSHd)
+        )
     out_BHLd = functional.scaled_dot_product_attention(
-        q_BLHd.transpose(1, 2), k_BSHd.transpose(1, 2), v_BSHd.transpose(1, 2), scale=scale
+        q_BLHd.transpose(1, 2), k_BSHd.transpose(1, 2), v_BSHd.transpose(1, 2), attn_mask=bias
     )
     return out_BHLd.transpose(1, 2).contiguous()
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ..dispatch import load_backend, load_op
 from ..precision import FP8
-from ..spec import Arguments, Case, as_tuple
+from ..spec import Arguments, Bound, Case, as_tuple
 
 PLAIN_TOLERANCE = 1e-5  # relative; for the reference in fp32, which has no plainer one to beat
 GUARD = 64  # elements around a guarded tensor; keeps it aligned to 64 bytes in every dtype
@@ -60,7 +60,8 @@ def check_tensor(
     truth: Tensor,
     *,
     baseline: Tensor | None = None,
-    diff_bound: float | None = None,
+    bound: Bound | None = None,
+    half: bool = False,
 ) -> tuple[bool, str]:
     """Decide whether one result is right.
 
@@ -69,7 +70,8 @@ def check_tensor(
         truth: The exact result in fp64, same shape.
         baseline: Result of the plain torch formula in the same dtype. None: ``actual`` is the
             plain formula itself and may be off by one ulp (in fp32: 1e-5 of the result).
-        diff_bound: Bound on ``calc_diff``, in place of the float rule.
+        bound: What the op's contract says of this result; None: the float rule.
+        half: The op's inputs are 16-bit, so that ``bound.half_slack`` counts.
 
     Returns:
         Whether it is right, and the errors beside their bounds.
@@ -87,9 +89,10 @@ def check_tensor(
             f" round; the first at {first}",
         )
     actual, exact = actual[finite], truth[finite]
-    if diff_bound is not None:
+    bound = bound or Bound()
+    if bound.calc_diff is not None:
         diff = calc_diff(actual, exact)
-        return diff < diff_bound, f"calc_diff {diff:.2e} (bound {diff_bound:.0e})"
+        return diff < bound.calc_diff, f"calc_diff {diff:.2e} (bound {bound.calc_diff:.0e})"
     peak = exact.abs().max().item() if exact.numel() else 0.0
     eps, step = torch.finfo(actual.dtype).eps, ulp(peak, actual.dtype)
     if baseline is None:
@@ -98,6 +101,9 @@ def check_tensor(
         plain = baseline[finite]
         l2_bound = 2 * relative_l2(plain, exact) + eps
         max_bound = 2 * max_error(plain, exact) + step
+    if half and exact.numel():
+        max_bound += bound.half_slack
+        l2_bound += bound.half_slack * exact.numel() ** 0.5 / (exact.norm().item() or 1.0)
     l2, largest = relative_l2(actual, exact), max_error(actual, exact)
     reason = f"relative L2 {l2:.2e} (bound {l2_bound:.2e}), max {largest:.2e} ({max_bound:.2e})"
     return l2 <= l2_bound and largest <= max_bound, reason
@@ -123,9 +129,10 @@ def check_backend(case: Case, backend: str, *, seed: int = 0) -> tuple[bool, str
     baselines: tuple[Tensor | None, ...] = (None,) * len(truths)
     if backend != "reference":
         baselines = spec.values(reference(*arguments, **keywords))
-    bounds = spec.diff_bounds or (None,) * len(truths)
+    bounds = spec.bounds or (Bound(),) * len(truths)
+    half = case.dtype.itemsize == 2
     results = [
-        check_tensor(actual, truth, baseline=baseline, diff_bound=bound)
+        check_tensor(actual, truth, baseline=baseline, bound=bound, half=half)
         for actual, truth, baseline, bound in zip(actuals, truths, baselines, bounds, strict=True)
     ]
     reasons = "; ".join(f"output {index}: {text}" for index, (_, text) in enumerate(results))
@@ -162,14 +169,14 @@ def guarded(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within it torch fills fresh memory with NaN: an output element not written is seen."""
+    """Within it torch fills fresh memory with NaN: an output element not written is seen.
+
+    It is torch's deterministic mode (``torch.utils.deterministic.fill_uninitialized_memory``).
+    """
     before = torch.are_deterministic_algorithms_enabled()
     before_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=before_warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill

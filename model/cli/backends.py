@@ -33,6 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_device_options(parser)
     add_json_option(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,8 +67,6 @@ def run(args: argparse.Namespace) -> int:
         state = "auto" if row["auto"] else "yes" if row["runs"] else "no"
         colour = "green" if row["runs"] else "yellow"
         note = row["reason"] if row["exact"] else f"approximate; {row['reason']}".rstrip("; ")
-        if previous not in (None, row["op"]):
-            table.add_section()
         table.add_row(
             row["op"] if row["op"] != previous else "",
             row["backend"],

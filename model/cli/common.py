@@ -1,14 +1,24 @@
 """Options and output that several commands share."""
 
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..avatar import Avatar
+    from ..chunk import StreamOptions
     from ..pipeline import Pipeline
+    from ..stream import Session
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 Subparsers = Any  # argparse's own type is private
 
@@ -91,14 +101,40 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_size_option(parser: argparse._ActionsContainer) -> None:
-    """Add ``--size``; its value is (height, width) or None."""
-    parser.add_argument(
+def add_avatar_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options that say how an avatar is made; ``avatar_source`` reads them."""
+    group = parser.add_argument_group("avatar")
+    text = group.add_mutually_exclusive_group()
+    text.add_argument("--prompt", metavar="TEXT", help="what is to be seen (default: a talker)")
+    text.add_argument(
+        "--prompt-embeds",
+        metavar="FILE",
+        help="safetensors with 'context' [L,4096], instead of a prompt; needs no T5",
+    )
+    group.add_argument(
+        "--image-embeds",
+        metavar="FILE",
+        help="safetensors with 'clip_fea' [1,257,1280], instead of CLIP",
+    )
+    group.add_argument(
         "--size",
         type=parse_size,
         metavar="HxW",
         help="picture size in pixels, height first, multiples of 16 (default: the model's)",
     )
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options that say how frames are made; ``stream_options`` reads them."""
+    group = parser.add_argument_group("stream")
+    for option, kind, meaning in (
+        ("--steps", int, "denoising steps per chunk (default: 4)"),
+        ("--shift", float, "shift of the timesteps (default: 5)"),
+        ("--seed", int, "seed of the noise (default: 9999)"),
+        ("--fps", float, "frames per second (default: 25, as trained)"),
+        ("--color-correction", float, "0 (off) to 1: keep the portrait's colours (default: 1)"),
+    ):
+        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=meaning)
 
 
 def add_json_option(parser: argparse._ActionsContainer) -> None:
@@ -107,25 +143,15 @@ def add_json_option(parser: argparse._ActionsContainer) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read ``HxW``.
-
-    Returns:
-        Height and width in pixels; both are positive multiples of 16.
+    """Read ``HxW``: height and width in pixels.
 
     Raises:
-        argparse.ArgumentTypeError: They are not, or the text is of another form.
+        argparse.ArgumentTypeError: The text is of another form.
     """
     height, cross, width = text.lower().partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HxW; write for example 768x448")
-    size = int(height), int(width)
-    for name, pixels in zip(("height", "width"), size, strict=True):
-        if pixels == 0 or pixels % 16:
-            near = max(16, round(pixels / 16) * 16)
-            raise argparse.ArgumentTypeError(
-                f"{text}: the {name} must be a multiple of 16; use {near}"
-            )
-    return size
+    return int(height), int(width)
 
 
 def load(args: argparse.Namespace) -> "Pipeline":
@@ -147,6 +173,85 @@ def load(args: argparse.Namespace) -> "Pipeline":
         backend=KernelConfig.from_sources(args.backend),
         reuse=not args.no_reuse,
     )
+
+
+def stream_options(args: argparse.Namespace) -> "StreamOptions":
+    """Read the options of ``add_stream_options``; those not given keep their defaults.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    from ..chunk import StreamOptions
+
+    names = {field.name for field in dataclasses.fields(StreamOptions)}
+    return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline], Avatar]":
+    """Read what the avatar is made of, before the model is loaded.
+
+    Args:
+        args: With ``portrait`` or ``avatar``, and the options of ``add_avatar_options``.
+
+    Returns:
+        Function that gives the avatar once there is a pipeline.
+
+    Raises:
+        UserError: A file or the size is no good, or options do not go together.
+    """
+    from ..avatar import Avatar, load_embedding
+    from ..image_io import load_portrait
+    from ..pipeline import check_size
+
+    if getattr(args, "avatar", None) is not None:
+        for option in ("prompt", "prompt_embeds", "image_embeds", "size"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise UserError(f"--{name}: goes with --portrait; the avatar file says it already")
+        avatar = Avatar.load(args.avatar)
+        return lambda pipeline: avatar
+    given: dict[str, Any] = {}
+    if args.size is not None:
+        given["size"] = check_size(args.size)
+    if args.prompt is not None:
+        given["prompt"] = args.prompt
+    if args.prompt_embeds is not None:
+        given["prompt_embeds"] = load_embedding(args.prompt_embeds, "context", (None, None))
+    if args.image_embeds is not None:
+        given["image_embeds"] = load_embedding(args.image_embeds, "clip_fea", (1, None, None))
+    portrait = load_portrait(args.portrait)
+    return lambda pipeline: pipeline.prepare(portrait, **given)
+
+
+@contextmanager
+def progress(seconds: float | None, session: "Session") -> Iterator[Callable[[int], None]]:
+    """Show on the terminal how far a stream is, and its real-time factor.
+
+    Args:
+        seconds: Length of the sound, if known.
+        session: The stream.
+
+    Yields:
+        Function to call with the number of frames just written.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.completed:.0f} frames"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    total = None if seconds is None else seconds * session.options.fps
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting for the first frame", total=total)
+
+        def advance(frames: int) -> None:
+            made = session.stats.frames / session.stats.fps
+            factor = made / session.stats.elapsed
+            bar.update(task, advance=frames, description=f"{factor:.2f} x real time")
+
+        yield advance
 
 
 def console(*, stderr: bool = False) -> "Console":

@@ -50,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--verify-manifest", metavar="FILE", help="compare the folders with such a file"
     )
     add_json_option(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,9 +144,10 @@ def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) 
 def _print_report(report: CheckpointReport) -> None:
     out = console()
     table = Table(title="Checkpoint", title_justify="left")
-    for column in ("part", "needed for", "state", "dtype"):
+    table.add_column("part", no_wrap=True)
+    for column in ("needed for", "state", "dtype"):
         table.add_column(column)
-    for column in ("tensors", "numbers", "size"):
+    for column in ("tensors", "params", "size"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.components:
         table.add_row(
@@ -167,8 +169,8 @@ def _print_report(report: CheckpointReport) -> None:
         out.print("[red]incomplete[/]: 'generate' cannot run from this folder")
     elif not report.can_prepare:
         out.print(
-            "[green]complete[/] for 'generate'; 'prepare' needs --prompt-embeds and --image-embeds "
-            "in place of what is missing"
+            "[green]complete[/] for 'generate'; 'prepare' needs what is missing, "
+            "or --prompt-embeds and --image-embeds"
         )
     else:
         out.print("[green]complete[/]")

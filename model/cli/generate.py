@@ -1,7 +1,6 @@
 """``livetalk generate``: portrait and speech in, talking video out."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +17,22 @@ if TYPE_CHECKING:
     from ..stream import Session
     from ..video_io import FrameWriter
 
-EXAMPLE = """example:
-  livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
-  livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
-      --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base
+EXAMPLE = """
+livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
+livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
+    --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: common.Subparsers) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = common.add_command(
+        subparsers,
         "generate",
-        help="make a talking video from a portrait or avatar and speech",
-        description="Make a talking video. Frames are written as they are decoded; the file gets "
-        "its name when it is complete, or on Ctrl-C with what is finished.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Make a talking video from a portrait or avatar and speech. Frames are written as they "
+        "are decoded; the file gets its name when it is complete, or on Ctrl-C with what is "
+        "finished.",
+        EXAMPLE,
     )
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
@@ -42,13 +41,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--audio", type=Path, required=True, metavar="FILE", help="speech: any sound or video file"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
         help=".mp4 with sound, or .npy of uint8 frames [T,H,W,3]",
-    )  # fmt: skip
+    )
+    common.add_json_option(parser)
     common.add_avatar_options(parser)
     common.add_model_options(parser)
     common.add_stream_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
 
@@ -64,9 +66,8 @@ def run(args: argparse.Namespace) -> int:
         source = common.avatar_source(args)
         pipeline = common.load(args)
         avatar = source(pipeline)
-        height, width = avatar.size
-        writer = open_writer(args.output, height, width, options.fps, sound=args.audio)
         with pipeline.session(avatar, options=options) as session:
+            writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
             outcome = _stream(reader, session, writer)
     for warning in reader.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -133,7 +134,7 @@ def _report(
         "complete": outcome == 0,
     }
     if args.json:
-        print(json.dumps(report, indent=2))
+        common.print_json(report)
         return
     console = common.console()
     seconds = writer.frames / session.options.fps

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import NoReturn
 
 # Subcommand -> its line in the help. Each is the module of that name beside this one, with
-# add_parser(subparsers) and run(args) -> exit code; only the chosen one is imported.
+# add_parser(subparsers), which sets run(args) -> exit code as a default; only the chosen one is
+# imported.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "prepare": "portrait and prompt -> avatar file",
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
-    # Below here torch is imported; `--help` is answered without.
-    from livetalk_kernels.errors import NumericsError, UserError
+    from livetalk_kernels.errors import NumericsError, UserError  # slow: imports torch
+
+    from .common import INTERRUPTED
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NumericsError as error:
         return _fail(1, f"error: {error}")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        return _fail(INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # The reader has closed our output. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +85,6 @@ def _parser(arguments: Sequence[str]) -> Parser:
         if name == chosen:
             module = importlib.import_module(f"{__package__}.{name}")
             module.add_parser(subparsers)
-            subparsers.choices[name].set_defaults(run=module.run)
         else:
             subparsers.add_parser(name, help=summary)
     return parser

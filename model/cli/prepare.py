@@ -1,37 +1,35 @@
 """``livetalk prepare``: portrait and prompt in, avatar file out."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from . import common
 
-EXAMPLE = """example:
-  livetalk prepare --portrait me.png --prompt "A woman is talking." --output me.avatar
-  livetalk prepare --portrait me.png --output me.avatar \\
-      --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base --size 768x448
+EXAMPLE = """
+livetalk prepare --portrait me.png --prompt "A woman is talking." --output me.avatar
+livetalk prepare --portrait me.png --output me.avatar --size 768x448 \\
+    --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base
 """
 SUFFIXES = (".avatar", ".safetensors")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: common.Subparsers) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = common.add_command(
+        subparsers,
         "prepare",
-        help="make an avatar file from a portrait and a prompt",
-        description="Make an avatar file: the prompt's embedding, the portrait's features and "
-        "latents. Generating from it needs neither T5 nor CLIP and starts at once.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Make an avatar file: the prompt's embedding, the portrait's features and latents. "
+        "Generating from it needs neither T5 nor CLIP and starts at once.",
+        EXAMPLE,
     )
     parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help=".avatar or .safetensors"
     )
+    common.add_json_option(parser)
     common.add_avatar_options(parser)
     common.add_model_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         "encode_seconds": encoded - loaded,
     }
     if args.json:
-        print(json.dumps(result, indent=2))
+        common.print_json(result)
         return 0
     height, width = avatar.size
     common.console().print(

@@ -116,12 +116,11 @@ class AudioEncoder:
         dtype: What it computes in.
     """
 
-    sample_rate = AudioEncoderConfig().sample_rate
-
-    def __init__(self, network: Wav2Vec2Model) -> None:
+    def __init__(self, network: Wav2Vec2Model, sample_rate: int) -> None:
         """Take a ready ``transformers.Wav2Vec2Model``; see `from_folder` and `random`."""
         from pyloudnorm import Meter
 
+        self.sample_rate = sample_rate
         self._meter = Meter(self.sample_rate)
         self._network = network.eval().requires_grad_(False)
         # Only the pre-norm variant ("stable") has the last norm after its layers.
@@ -164,7 +163,7 @@ class AudioEncoder:
             others = tuple(key for key in stored if not key.startswith(own))
             load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=others)
         _fold_weight_norm(network)
-        return cls(network)
+        return cls(network, AudioEncoderConfig().sample_rate)
 
     @classmethod
     def random(cls, config: AudioEncoderConfig, seed: int, device: torch.device | str) -> Self:
@@ -182,7 +181,7 @@ class AudioEncoder:
         )
         _fold_weight_norm(network)
         random_module(network, seed=seed, dtype=torch.float32, device=device)
-        return cls(network)
+        return cls(network, config.sample_rate)
 
     def embed(self, wave_N: np.ndarray | Tensor, *, fps: float = 25.0) -> Tensor:
         """Features of every video frame that a piece of speech covers.

@@ -252,7 +252,7 @@ def test_nan_is_caught_in_its_chunk_and_names_the_stage(avatar, part, stage):
     weights = {
         "dit": lambda: broken.dit.head.head.bias,
         "vae": lambda: broken.vae.get_parameter("decoder.head.2.bias"),
-        "audio_encoder": lambda: next(broken.audio_encoder.network.encoder.parameters()),
+        "audio_encoder": lambda: next(broken.audio_encoder._network.encoder.parameters()),
     }[part]()
     with torch.no_grad():
         weights.view(-1)[0] = math.nan

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec
+from ...spec import Arguments, Bound, Case, Cost, OpSpec
 from .. import add_norm as plain
 from ..add_norm import reference as plain_reference
 from ..quantize import dequantize
@@ -79,7 +79,8 @@ def cost(case: Case) -> Cost:
     """``add_norm`` and 3 more per element; h is written as one byte and a scale per token."""
     B, L, D = (case.dims[letter] for letter in "BLD")
     tokens, size = B * L, case.dtype.itemsize
-    return Cost(flops=12 * tokens * D, bytes=tokens * (D * (3 * size + 1) + 4) + 3 * 4 * D)
+    vectors = 3 if case.options.get("gate", True) else 2
+    return Cost(flops=12 * tokens * D, bytes=tokens * (D * (3 * size + 1) + 4) + 4 * vectors * D)
 
 
 OP = OpSpec(
@@ -92,5 +93,5 @@ OP = OpSpec(
     cost=cost,
     values=values,
     truth=plain_reference.run,
-    diff_bounds=(None, 1e-3),
+    bounds=(Bound(), Bound(calc_diff=1e-3)),
 )

@@ -64,6 +64,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("pointwise", B=2, I=8, O=5, t=0, T=3, H=4, W=5, kt=1, k=1),
         base.at("history", I=16, O=16, T=4, H=9, W=7, **full, options={"padding": same}),
         base.at("channels_last", I=16, O=24, T=4, H=9, W=7, **full, options=last),
+        base.at("wide", I=72, O=80, T=2, H=72, W=4, **full, options=last),
         base.at("one_frame", I=32, O=32, T=1, H=6, W=5, **full, options=last),
         base.at("few_in", I=3, O=16, T=4, H=8, W=6, **full, options=last),
         base.at("few_out", I=16, O=3, T=4, H=8, W=6, **full, options=last),
@@ -74,6 +75,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at(
             "zero_front", B=1, I=16, O=16, t=1, T=4, H=8, W=6, kt=3, k=3,
             options=last | {"zero_frames": 1},
+        ),
+        base.at(
+            "wide_zero_front", B=1, I=64, O=64, t=1, T=4, H=56, W=3, kt=3, k=3,
+            options=last | {"zero_frames": 1, "padding": (1, 0, 0, 1)},
         ),
         base.at(
             "halo", I=16, O=16, T=2, H=8, W=6, **full, options=last | {"padding": (0, 1, 1, 0)}
@@ -110,7 +115,9 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
             for tensor in (x, history, weight)
         )
     keywords = {
-        key: case.options[key] for key in ("zero_frames", "stride", "padding") if key in case.options
+        key: case.options[key]
+        for key in ("zero_frames", "stride", "padding")
+        if key in case.options
     }
     return (x, history, weight, bias), keywords
 
@@ -140,7 +147,7 @@ OP = OpSpec(
     name="causal_conv3d",
     summary="causal video convolution with explicit history and padding",
     function=causal_conv3d,
-    preference=("library", "reference"),
+    preference=("winograd", "library", "reference"),
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

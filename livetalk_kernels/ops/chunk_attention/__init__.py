@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 
 
 def chunk_attention(
@@ -87,4 +87,6 @@ OP = OpSpec(
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    # torch's 16-bit CPU kernel has a fast exp: 5e-5 in an LSE, against bf16's rounding of 4e-3.
+    bounds=(Bound(), Bound(half_slack=1e-4)),
 )

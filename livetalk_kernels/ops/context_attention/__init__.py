@@ -14,12 +14,15 @@ def context_attention(
     k_text_BSHd: Tensor,
     v_text_BSHd: Tensor,
     *,
+    text_repeats: int = 1,
     backend: str | None = None,
 ) -> Tensor:
     """Compute softmax(q k_image^T / sqrt(d)) v_image + softmax(q k_text^T / sqrt(d)) v_text.
 
-    All rows of both contexts are attended to, padding included, as the model was trained. Scores
-    and sums are fp32 (fp64 for fp64 inputs).
+    All rows of both contexts are attended to, padding included, as the model was trained. The
+    rows that pad a prompt are equal to each other, so one of them, standing last, can count for
+    all: n equal keys are one key whose score is larger by log(n), which is exact. Scores and sums
+    are fp32 (fp64 for fp64 inputs).
 
     Args:
         q_BLHd: Queries [B, L, H, d]; last dimension contiguous, the others may be strided.
@@ -27,6 +30,7 @@ def context_attention(
         v_image_BSHd: Image values [B, S_image, H, d], likewise.
         k_text_BSHd: Text keys [B, S_text, H, d], likewise.
         v_text_BSHd: Text values [B, S_text, H, d], likewise.
+        text_repeats: How many equal rows the last text key and value stand for, at least 1.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
@@ -40,7 +44,9 @@ def context_attention(
     B, L, H, d = q_BLHd.shape
     dims = {"B": B, "L": L, "S": k_text_BSHd.shape[1], "H": H, "d": d}
     run = resolve_call("context_attention", backend, q_BLHd.device, q_BLHd.dtype, **dims)
-    return run(q_BLHd, k_image_BSHd, v_image_BSHd, k_text_BSHd, v_text_BSHd)
+    return run(
+        q_BLHd, k_image_BSHd, v_image_BSHd, k_text_BSHd, v_text_BSHd, text_repeats=text_repeats
+    )
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
@@ -50,10 +56,15 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("empty", B=1, L=0, I=3, S=5, H=2, d=16),
         base.at("one", B=1, L=1, I=1, S=1, H=1, d=8),
         base.at("odd", B=2, L=13, I=17, S=29, H=3, d=32),
+        base.at("padded", B=1, L=40, I=17, S=24, H=2, d=64, options={"text_repeats": 489}),
         base.at("small", B=1, L=40, I=257, S=512, H=2, d=64),
         base.at("14b_ulysses8", B=1, L=1512, I=257, S=512, H=40, d=128, large=True),
         base.at("14b", B=1, L=12096, I=257, S=512, H=40, d=128, large=True),
-    )
+        base.at(
+            "14b_padded", B=1, L=12096, I=257, S=64, H=40, d=128,
+            options={"text_repeats": 449}, large=True,
+        ),
+    )  # fmt: skip
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
@@ -62,7 +73,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     q = random_tensor(case, generator, B, L, H, d)
     k_image, v_image = random_tensor(case, generator, B, I, 2, H, d).unbind(2)
     k_text, v_text = random_tensor(case, generator, B, S, 2, H, d).unbind(2)
-    return (q, k_image, v_image, k_text, v_text), {}
+    return (q, k_image, v_image, k_text, v_text), dict(case.options)
 
 
 def cost(case: Case) -> Cost:

@@ -17,8 +17,10 @@ def run(
     v_image_BSHd: Tensor,
     k_text_BSHd: Tensor,
     v_text_BSHd: Tensor,
+    *,
+    text_repeats: int = 1,
 ) -> Tensor:
     """See the contract."""
     image, _ = plain_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
-    text, _ = plain_attention(q_BLHd, k_text_BSHd, v_text_BSHd)
+    text, _ = plain_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
     return image.add_(text).to(q_BLHd.dtype)

@@ -18,7 +18,10 @@ def run(
     v_image_BSHd: Tensor,
     k_text_BSHd: Tensor,
     v_text_BSHd: Tensor,
+    *,
+    text_repeats: int = 1,
 ) -> Tensor:
     """See the contract."""
     image = sdpa_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
-    return image.add_(sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd))
+    text = sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
+    return image.add_(text)

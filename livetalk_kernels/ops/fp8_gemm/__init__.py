@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 from ..quantize import reference as quantize
 
 
@@ -83,11 +83,18 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     return arguments, {"out_dtype": case.dtype}
 
 
+def vector_length(case: Case) -> int:
+    """Number of scales and biases that a GEMM reads, all fp32."""
+    M, N, K = (case.dims[letter] for letter in "MNK")
+    rows = N * (2 if case.options.get("bias", True) else 1)
+    return M * (K // case.options.get("block", K)) + rows
+
+
 def cost(case: Case) -> Cost:
     """2 M N K; both operands are read as bytes, the result is written."""
     M, N, K = (case.dims[letter] for letter in "MNK")
-    scales = M * (K // case.options.get("block", K)) + 2 * N
-    return Cost(flops=2 * M * N * K, bytes=M * K + N * K + M * N * case.dtype.itemsize + 4 * scales)
+    moved = (M + N) * K + M * N * case.dtype.itemsize
+    return Cost(flops=2 * M * N * K, bytes=moved + 4 * vector_length(case))
 
 
 OP = OpSpec(
@@ -98,5 +105,5 @@ OP = OpSpec(
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
-    diff_bounds=(2e-5,),
+    bounds=(Bound(calc_diff=2e-5),),
 )

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from ...call import resolve_call
 from ...precision import FP8_BLOCK
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
-from ..fp8_gemm import operands
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
+from ..fp8_gemm import operands, vector_length
 from ..fp8_gemm import reference as gemm
 from ..quantize import dequantized
 
@@ -81,7 +81,7 @@ def exact(
 def cost(case: Case) -> Cost:
     """2 M N K and 14 per result; operands are read, and the result written, as bytes."""
     M, N, K = (case.dims[letter] for letter in "MNK")
-    scales = M * (K // case.options.get("block", K)) + 2 * N + M * (N // FP8_BLOCK)
+    scales = vector_length(case) + M * (N // FP8_BLOCK)
     return Cost(flops=2 * M * N * K + 14 * M * N, bytes=M * K + N * K + M * N + 4 * scales)
 
 
@@ -96,5 +96,5 @@ OP = OpSpec(
     dtypes=(torch.bfloat16,),
     values=dequantized,
     truth=exact,
-    diff_bounds=(1e-3,),
+    bounds=(Bound(calc_diff=1e-3),),
 )

@@ -5,7 +5,7 @@ from torch import Generator, Tensor
 
 from ...call import resolve_call
 from ...errors import UserError
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 
 
 def quantize(
@@ -118,5 +118,5 @@ OP = OpSpec(
     cost=cost,
     values=dequantized,
     truth=exact,
-    diff_bounds=(1e-3,),
+    bounds=(Bound(calc_diff=1e-3),),
 )

@@ -7,9 +7,7 @@ from ...call import resolve_call
 from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, *, eps: float = 1e-6, backend: str | None = None
-) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, backend: str | None = None) -> Tensor:
     """Compute x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
     The arithmetic is fp32 (fp64 for fp64 inputs) and is rounded once, to x's dtype.

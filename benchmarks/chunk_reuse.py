@@ -1,0 +1,209 @@
+"""One chunk with and without the work that is done once, interleaved on the same machine.
+
+    python benchmarks/chunk_reuse.py --preset mid --rounds 5 --output profiles/data/chunk.json
+
+Every round runs one chunk of each variant in turn, so that a slow minute of a shared machine
+hits all of them. The frames are compared first; a wrong variant is not timed. Peaks of matrix
+product and convolution are measured in every round as well.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from livetalk_model import load_pipeline
+from livetalk_model.flops import dit_flops
+from livetalk_model.pipeline import DTYPES, Pipeline
+from livetalk_model.stream import Session
+from PIL import Image
+
+VARIANTS = {
+    "published fp32": ("fp32", False),
+    "reuse fp32": ("fp32", True),
+    "reuse bf16": ("bf16", True),
+}
+BASE = "published fp32"
+SAMPLES = 17920  # one chunk of 28 frames at 25 FPS
+DIT_STAGES = ("audio K/V", "denoise")
+
+
+def speech(chunk: int) -> np.ndarray:
+    """Deterministic noise with a rhythm, float32 [17920]."""
+    t = (np.arange(SAMPLES) + chunk * SAMPLES) / 16000
+    noise = np.random.default_rng(chunk).normal(0, 0.1, SAMPLES)
+    return (noise * np.sin(t * 9) ** 2).astype(np.float32)
+
+
+def portrait() -> Image.Image:
+    """A smooth picture."""
+    y, x = np.mgrid[:128, :128]
+    return Image.fromarray(np.stack([x * 2, y * 2, 255 - x - y // 2], -1).clip(0, 255).astype("u1"))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 frames in dB."""
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def chunk(session: Session, index: int) -> np.ndarray:
+    """Frames of one chunk."""
+    return np.concatenate(list(session.push(speech(index))))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Best of three, after a warm-up."""
+    run()
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b)
+
+
+def conv_rate(dtype: torch.dtype, channels: int = 192) -> float:
+    """FLOP/s of a 3x3x3 convolution on 4 frames of 64x64."""
+    x = torch.randn(1, channels, 6, 66, 66).to(dtype)
+    weight = torch.randn(channels, channels, 3, 3, 3).to(dtype)
+    x, weight = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, weight))
+    flops = 2 * 27 * channels**2 * 4 * 64 * 64
+    return flops / seconds(lambda: torch.nn.functional.conv3d(x, weight))
+
+
+def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> dict[str, int]:
+    """FLOPs of a steady chunk, per stage group."""
+    latent = (9, size[0] // 8, size[1] // 8)
+    config, reuse = pipeline.dit.config, pipeline.reuse
+    keys = min(rows + 1, config.text_len) if reuse else None
+    flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=keys)
+    vae = pipeline.vae.chunk_flops(*size)
+    return {"dit": flops.total(steps, reuse=reuse), "decode": vae.decode, "encode": vae.encode}
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Check, then time all variants in turn."""
+    torch.set_num_threads(args.threads)
+    sessions: dict[str, Session] = {}
+    flops, frames = {}, {}
+    for name, (dtype, reuse) in VARIANTS.items():
+        pipeline = load_pipeline(preset=args.preset, device="cpu", dtype=dtype, reuse=reuse)
+        avatar = pipeline.prepare(portrait())
+        sessions[name] = pipeline.session(avatar)
+        flops[name] = count(pipeline, len(avatar.context), avatar.size, 4)
+        frames[name] = [chunk(sessions[name], index) for index in range(2)]
+        print(f"{name}: ready", flush=True)
+    quality = {
+        name: [psnr(a, b) for a, b in zip(frames[name], frames[BASE], strict=True)]
+        for name in VARIANTS
+        if name != BASE
+    }
+    if min(quality["reuse fp32"]) < 60:
+        raise SystemExit(f"reuse fp32 differs from the published schedule: {quality}; not timed")
+    rounds: list[dict] = []
+    for index in range(args.rounds):
+        entry: dict = {"peaks": {}}
+        for key, dtype in DTYPES.items():
+            entry["peaks"][key] = {"gemm": gemm_rate(dtype), "conv": conv_rate(dtype)}
+        for name, session in sessions.items():
+            chunk(session, 2 + index)
+            stages = session.stats.chunks[-1]
+            entry[name] = {"chunk": session.stats.chunk_seconds[-1], "stages": stages}
+        rounds.append(entry)
+        print(f"round {index + 1}/{args.rounds}", flush=True)
+    return {"rounds": rounds, "flops": flops, "psnr": quality, "machine": machine(args)}
+
+
+def machine(args: argparse.Namespace) -> dict:
+    """Where and with what this was measured."""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "cpu": cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": args.threads,
+        "preset": args.preset,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def group(stages: dict[str, float], names: tuple[str, ...]) -> float:
+    """Seconds of several stages."""
+    return sum(stages.get(name, 0.0) for name in names)
+
+
+def summarise(result: dict) -> dict:
+    """Medians over the rounds, ratios round by round, rates and shares of the peak."""
+    rounds = result["rounds"]
+    groups = {
+        "dit": DIT_STAGES,
+        "decode": ("decode", "warm decoder"),
+        "encode": ("encode",),
+    }
+    summary: dict = {}
+    for name, (dtype, _) in VARIANTS.items():
+        row: dict = {"chunk": median(r[name]["chunk"] for r in rounds)}
+        row["chunk_ratio"] = median(r[BASE]["chunk"] / r[name]["chunk"] for r in rounds)
+        for key, stages in groups.items():
+            times = [group(r[name]["stages"], stages) for r in rounds]
+            peak = "gemm" if key == "dit" else "conv"
+            rate = [result["flops"][name][key] / t for t in times]
+            row[key] = median(times)
+            row[f"{key}_ratio"] = median(
+                group(r[BASE]["stages"], stages) / t for r, t in zip(rounds, times, strict=True)
+            )
+            row[f"{key}_gflops"] = median(rate) / 1e9
+            row[f"{key}_share_of_{peak}_peak"] = median(
+                x / r["peaks"][dtype][peak] for x, r in zip(rate, rounds, strict=True)
+            )
+        summary[name] = row
+    return summary
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="mid")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    result = measure(args)
+    result["summary"] = summarise(result)
+    for name, row in result["summary"].items():
+        print(name)
+        for key, value in row.items():
+            print(f"  {key:28s} {value:10.3f}")
+    print("PSNR against the published schedule, dB:", result["psnr"])
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Which cases there are to test or time on this machine."""
+
+from collections.abc import Iterable
+
+import torch
+
+from ..dispatch import backend_names, load_backend, load_op, op_names
+from ..spec import Case
+
+
+def runnable_cases(
+    devices: Iterable[torch.device], *, large: bool = False
+) -> list[tuple[Case, str]]:
+    """Every representative case of every op, with each backend that supports it.
+
+    Args:
+        devices: Devices to run on.
+        large: The cases of the real models' sizes instead of the small ones.
+    """
+    pairs = []
+    devices = list(devices)
+    for op in op_names():
+        spec = load_op(op)
+        cases = [
+            case
+            for device in devices
+            for dtype in spec.dtypes
+            for case in spec.cases(device, dtype)
+            if case.large == large
+        ]
+        for name in backend_names(op):
+            supports = load_backend(op, name).supports
+            pairs += [(case, name) for case in cases if supports(case) is None]
+    return pairs

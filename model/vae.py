@@ -1,0 +1,298 @@
+"""The causal video VAE of Wan2.1: 8 x 8 pixels and 4 frames to one latent of 16 channels.
+
+A video is coded in pieces of 1, 4, 4, ... frames, one latent each. A stream of pieces is continued
+by a cache that the caller holds; the modules keep no state. Source: Wan et al. 2025
+(arXiv 2503.20314); arithmetic and key names are those of the published checkpoint.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
+
+from .config import VAEConfig
+from .vae_layers import (
+    AttentionBlock,
+    CausalConv,
+    Downsample,
+    Head,
+    ResidualBlock,
+    StreamCache,
+    Upsample,
+)
+
+SPATIAL = 8  # pixels per latent, rows and columns
+TEMPORAL = 4  # frames per latent, but for the first
+COLORS = 3
+KERNEL = (3, 3, 3)
+
+
+class EncoderCache(StreamCache):
+    """State of a stream of frames that are encoded."""
+
+
+class DecoderCache(StreamCache):
+    """State of a stream of latents that are decoded."""
+
+
+class Encoder(nn.Module):
+    """Frames to features of 1/8 of the size."""
+
+    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool) -> None:
+        """Four stages of widths 1, 2, 4 and 4 x ``dim``; the last one keeps its size."""
+        super().__init__()
+        dims = [config.dim * factor for factor in (1, 1, 2, 4, 4)]
+        self.conv1 = CausalConv(COLORS, dims[0], KERNEL, ops, reuse=reuse)
+        stages: list[nn.Module] = []
+        for stage, (inputs, outputs) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            stages.append(ResidualBlock(inputs, outputs, ops, reuse=reuse))
+            stages.append(ResidualBlock(outputs, outputs, ops, reuse=reuse))
+            if stage < 3:
+                stages.append(Downsample(outputs, ops, time=stage > 0, reuse=reuse))
+        self.downsamples = nn.ModuleList(stages)
+        self.middle = _middle(dims[-1], ops, reuse=reuse)
+        self.head = Head(dims[-1], 2 * config.z_dim, ops, reuse=reuse)
+
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        """A piece of frames -> moments [B, 2 * z_dim, 1, H/8, W/8]."""
+        x = self.conv1(x_BCTHW, cache)
+        for layer in self.downsamples:
+            x = layer(x, cache)
+        return self.head(_run_middle(self.middle, x, cache), cache)
+
+
+class Decoder(nn.Module):
+    """Latents to frames of 8 times the size."""
+
+    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool) -> None:
+        """Four stages of widths 4, 4, 2 and 1 x ``dim``; upsampling halves the width."""
+        super().__init__()
+        dims = [config.dim * factor for factor in (4, 4, 4, 2, 1)]
+        self.conv1 = CausalConv(config.z_dim, dims[0], KERNEL, ops, reuse=reuse)
+        self.middle = _middle(dims[0], ops, reuse=reuse)
+        stages: list[nn.Module] = []
+        inputs = dims[0]
+        for stage, outputs in enumerate(dims[1:]):
+            stages.append(ResidualBlock(inputs, outputs, ops, reuse=reuse))
+            stages.extend(ResidualBlock(outputs, outputs, ops, reuse=reuse) for _ in range(2))
+            if stage < 3:
+                stages.append(Upsample(outputs, ops, time=stage < 2, reuse=reuse))
+            inputs = outputs // 2
+        self.upsamples = nn.ModuleList(stages)
+        self.head = Head(dims[-1], COLORS, ops, reuse=reuse)
+
+    def forward(self, z_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        """One latent -> frames [B, 3, 1 or 4, 8H, 8W], not clamped."""
+        x = self._features(z_BCTHW, cache)
+        return self.head(self.upsamples[-1](x, cache), cache)
+
+    def warm(self, z_BCTHW: Tensor, cache: StreamCache, *, last: bool) -> None:
+        """Update the cache only, leaving out what no later frame sees.
+
+        The head looks back at two frames of the last block, which the latent right before the
+        resumed stream provides (or at one, where that is all there is). Earlier latents matter to
+        the last block through the history of its first convolution alone.
+
+        Args:
+            z_BCTHW: One latent.
+            cache: Stream that it continues.
+            last: The stream is resumed, or the cache used, after this latent.
+        """
+        x = self._features(z_BCTHW, cache)
+        block, context = self.upsamples[-1], self.head["2"].context
+        if last:
+            self.head.remember(block(x, cache, keep=min(context, x.shape[2])), cache)
+        else:
+            block.remember(x, cache)
+
+    def _features(self, z_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        x = _run_middle(self.middle, self.conv1(z_BCTHW, cache), cache)
+        for layer in self.upsamples[:-1]:
+            x = layer(x, cache)
+        return x
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the published latent normalisation.
+
+    Build it (on the meta device, where weights follow), load the weights, call `prepare`.
+
+    Attributes:
+        config: Widths and latent statistics.
+        reuse: Do less work for the same numbers (see `vae_layers`); False is the published
+            schedule.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool = True) -> None:
+        """Layers without weights' values."""
+        super().__init__()
+        self.config, self.reuse = config, reuse
+        z = config.z_dim
+        self.encoder = Encoder(config, ops, reuse=reuse)
+        self.conv1 = CausalConv(2 * z, 2 * z, (1, 1, 1), ops, reuse=reuse)
+        self.conv2 = CausalConv(z, z, (1, 1, 1), ops, reuse=reuse)
+        self.decoder = Decoder(config, ops, reuse=reuse)
+        self.register_buffer("latent_mean", None, persistent=False)
+        self.register_buffer("latent_std", None, persistent=False)
+        for name, module in self.named_modules():
+            if isinstance(module, CausalConv):
+                module.name = name
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Derive what the weights determine, once they have their final values and device."""
+        device = self.conv1.weight.device
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.config, name), device=device)
+            setattr(self, f"latent_{name}", values.view(-1, 1, 1, 1))
+        for module in self.modules():
+            if isinstance(module, CausalConv | Downsample | Upsample):
+                module.prepare()
+
+    @torch.no_grad()
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Code a whole video.
+
+        Args:
+            video_BCTHW: Pixels in [-1, 1], [B, 3, T, H, W], H and W multiples of 8. Frames beyond
+                the last full piece (1 + 4 * k frames) are ignored, as published.
+
+        Returns:
+            Latents [B, 16, 1 + k, H/8, W/8] of the model's dtype, normalised.
+
+        Raises:
+            UserError: There is no frame, or the size does not fit.
+        """
+        if video_BCTHW.shape[2] == 0:
+            raise UserError("video to encode: it has no frames; pass at least one")
+        cache = EncoderCache()
+        latents = [self.encode_step(video_BCTHW[:, :, :1], cache)]
+        for start in range(1, video_BCTHW.shape[2] - TEMPORAL + 1, TEMPORAL):
+            latents.append(self.encode_step(video_BCTHW[:, :, start : start + TEMPORAL], cache))
+        return torch.cat(latents, dim=2)
+
+    @torch.no_grad()
+    def encode_step(self, piece_BCTHW: Tensor, cache: EncoderCache) -> Tensor:
+        """Code the next piece of a stream.
+
+        Args:
+            piece_BCTHW: Pixels in [-1, 1]: 1 frame first, then 4 at a time.
+            cache: Stream; it is moved on.
+
+        Returns:
+            One latent [B, 16, 1, H/8, W/8] of the model's dtype, normalised.
+
+        Raises:
+            UserError: The number of frames, channels or the size does not fit.
+        """
+        _, channels, frames, height, width = piece_BCTHW.shape
+        expected = TEMPORAL if cache.pieces else 1
+        if frames != expected:
+            raise UserError(f"piece of video: {frames} frames where a stream takes {expected}")
+        if channels != COLORS or height % SPATIAL or width % SPATIAL or not height * width:
+            raise UserError(
+                f"video to encode: {channels} channels of {height}x{width}; "
+                f"pass {COLORS} channels and multiples of {SPATIAL} rows and columns"
+            )
+        weight = self.conv1.weight
+        moments = self.conv1(self.encoder(self._enter(piece_BCTHW), cache))
+        cache.pieces += 1
+        mean_BCTHW = moments[:, : self.config.z_dim].float()  # the rest is the log variance
+        return ((mean_BCTHW - self.latent_mean) / self.latent_std).to(weight.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """Decode all latents of a video.
+
+        Args:
+            latents_BCTHW: [B, 16, T, h, w], normalised.
+
+        Returns:
+            Pixels [B, 3, 1 + 4 * (T - 1), 8h, 8w] of the model's dtype, clamped to [-1, 1].
+
+        Raises:
+            UserError: There is no latent, or they do not have 16 channels.
+        """
+        if latents_BCTHW.shape[2] == 0:
+            raise UserError("latents to decode: there are none; pass at least one")
+        cache = DecoderCache()
+        pieces = latents_BCTHW.split(1, dim=2)
+        return torch.cat([self.decode_step(piece, cache) for piece in pieces], dim=2)
+
+    @torch.no_grad()
+    def decode_step(self, latent_BCTHW: Tensor, cache: DecoderCache) -> Tensor:
+        """Decode the next latent of a stream.
+
+        Args:
+            latent_BCTHW: [B, 16, 1, h, w], normalised.
+            cache: Stream; it is moved on.
+
+        Returns:
+            Pixels [B, 3, 1, 8h, 8w] of the first latent and [B, 3, 4, 8h, 8w] of later ones, of the
+            model's dtype, clamped to [-1, 1].
+
+        Raises:
+            UserError: It is not one latent of 16 channels.
+        """
+        frames = self.decoder(self._denormalise(latent_BCTHW), cache)
+        cache.pieces += 1
+        return frames.clamp_(-1, 1)
+
+    @torch.no_grad()
+    def warm(self, latents_BCTHW: Tensor, cache: DecoderCache) -> None:
+        """Move a stream over latents whose frames nobody wants.
+
+        `decode_step` goes on afterwards as if they had been decoded, though not everything was
+        calculated; the published schedule calculates all.
+
+        Args:
+            latents_BCTHW: [B, 16, T, h, w], normalised.
+            cache: Stream; it is moved on.
+
+        Raises:
+            UserError: They do not have 16 channels.
+        """
+        pieces = latents_BCTHW.split(1, dim=2)
+        for index, piece in enumerate(pieces):
+            z = self._denormalise(piece)
+            if self.reuse:
+                self.decoder.warm(z, cache, last=index == len(pieces) - 1)
+            else:
+                self.decoder(z, cache)
+            cache.pieces += 1
+
+    def _denormalise(self, latent_BCTHW: Tensor) -> Tensor:
+        """Latent of the sampler -> input of the decoder."""
+        if latent_BCTHW.shape[1:3] != (self.config.z_dim, 1):
+            channels, count = latent_BCTHW.shape[1:3]
+            raise UserError(
+                f"latents to decode: {count} of {channels} channels; "
+                f"a step takes 1 of {self.config.z_dim}"
+            )
+        z = latent_BCTHW.float() * self.latent_std + self.latent_mean
+        return self.conv2(self._enter(z))
+
+    def _enter(self, x_BCTHW: Tensor) -> Tensor:
+        """To the model's dtype and the memory format of its schedule."""
+        layout = torch.channels_last_3d if self.reuse else torch.contiguous_format
+        return x_BCTHW.to(self.conv1.weight.dtype).contiguous(memory_format=layout)
+
+
+def _middle(channels: int, ops: Ops, *, reuse: bool) -> nn.ModuleList:
+    """Residual block, attention, residual block."""
+    return nn.ModuleList(
+        [
+            ResidualBlock(channels, channels, ops, reuse=reuse),
+            AttentionBlock(channels),
+            ResidualBlock(channels, channels, ops, reuse=reuse),
+        ]
+    )
+
+
+def _run_middle(middle: nn.ModuleList, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+    before, attention, after = middle
+    return after(attention(before(x_BCTHW, cache)), cache)

@@ -1,0 +1,350 @@
+"""Layers of the causal video VAE. They call ops only, know no rank and keep no state.
+
+Shape suffixes: B batch, C channels, T frames, H rows, W columns. Parameter names are those of the
+published checkpoint. What a stream must remember lies in a `StreamCache` that is handed in.
+
+Every layer knows two schedules. ``reuse=False`` is the published one: planar memory, history and
+zeros joined to the input of each convolution, upsampling before convolving. ``reuse=True`` gives
+the same numbers, up to floating-point rounding, with less work: channels-last memory, no zero
+frames, and the upsampling folded into the taps of the convolution behind it.
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk_kernels.ops import Ops
+
+
+class StreamCache:
+    """Where a stream of pieces stands: the last input frames of each causal convolution.
+
+    Entries are replaced, never changed in place, so a fork costs nothing and stays as it was.
+
+    Attributes:
+        frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W].
+        pieces: Pieces taken so far.
+    """
+
+    def __init__(self, frames: Mapping[str, Tensor] | None = None, pieces: int = 0) -> None:
+        """An empty cache, before the first piece, by default."""
+        self.frames: dict[str, Tensor] = dict(frames or {})
+        self.pieces = pieces
+
+    def fork(self) -> Self:
+        """A copy that goes its own way; the tensors are shared until they are replaced."""
+        return type(self)(self.frames, self.pieces)
+
+    def remember(self, name: str, x_BCTHW: Tensor, count: int) -> None:
+        """Store the last ``count`` of the stored frames and the new ones, where there are so many.
+
+        What is stored owns its memory, so that no larger tensor is kept alive by a view.
+        """
+        frames = x_BCTHW
+        if x_BCTHW.shape[2] < count and name in self.frames:
+            frames = torch.cat([self.frames[name], x_BCTHW], dim=2)
+        if frames.shape[2] > count:
+            frames = frames[:, :, -count:].clone()
+        self.frames[name] = frames
+
+
+class CausalConv(nn.Module):
+    """A convolution over video whose outputs see no later frame.
+
+    Attributes:
+        name: Key of this layer's entry in the cache: its path in the model, set by the model.
+        context: Frames that it sees before the current one, or for ``stride`` 2 in time before
+            the first of a piece.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int, int],
+        ops: Ops,
+        *,
+        reuse: bool,
+        stride: int = 1,
+    ) -> None:
+        """``weight`` [outputs, inputs, *kernel]; ``stride`` is that of time."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.ops, self.reuse = ops, reuse
+        self.name = ""
+        self.context = kernel[0] - stride
+        self.stride = (stride, 1, 1)
+        rows, columns = kernel[1] // 2, kernel[2] // 2
+        self.padding = (rows, rows, columns, columns)
+
+    def prepare(self) -> None:
+        """Put the weights into the order that the schedule convolves with."""
+        if self.reuse:
+            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def forward(
+        self, x_BCTHW: Tensor, cache: StreamCache | None = None, *, keep: int | None = None
+    ) -> Tensor:
+        """Convolve a piece; missing history is zeros.
+
+        Args:
+            x_BCTHW: New frames.
+            cache: Stream that they continue; not needed by a kernel of one frame.
+            keep: Calculate the last ``keep`` output frames only.
+
+        Returns:
+            Output frames [B, outputs, T or keep, H, W].
+        """
+        history, zero_frames = None, 0
+        if self.context:
+            assert cache is not None, f"{self.name} needs a stream"
+            history = cache.frames.get(self.name)
+            zero_frames = self.context - (0 if history is None else history.shape[2])
+            cache.remember(self.name, x_BCTHW, self.context)
+        if keep is not None and keep + self.context <= x_BCTHW.shape[2]:
+            x_BCTHW = x_BCTHW[:, :, -(keep + self.context) :]
+            history, zero_frames = None, 0
+        if self.reuse:
+            y = self.ops.causal_conv3d(
+                x_BCTHW, history, self.weight, self.bias,
+                zero_frames=zero_frames, stride=self.stride, padding=self.padding,
+            )  # fmt: skip
+        else:
+            x = x_BCTHW if history is None else torch.cat([history, x_BCTHW], dim=2)
+            top, bottom, left, right = self.padding
+            x = F.pad(x, (left, right, top, bottom, zero_frames, 0))
+            y = self.ops.causal_conv3d(x, None, self.weight, self.bias, stride=self.stride)
+        return y if keep is None else y[:, :, -keep:]
+
+
+class NormSiLU(nn.Module):
+    """RMS norm over channels and SiLU."""
+
+    def __init__(self, channels: int, ops: Ops) -> None:
+        """``gamma`` [channels, 1, 1, 1]."""
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(channels, 1, 1, 1))
+        self.ops = ops
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """A fresh tensor of x's shape."""
+        return self.ops.rms_norm_silu(x_BCTHW, self.gamma.flatten())
+
+
+class ResidualBlock(nn.Module):
+    """Two times norm, SiLU and convolution, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, ops: Ops, *, reuse: bool) -> None:
+        """``shortcut`` exists where the width changes."""
+        super().__init__()
+        kernel = (3, 3, 3)
+        self.residual = nn.ModuleDict(
+            {
+                "0": NormSiLU(inputs, ops),
+                "2": CausalConv(inputs, outputs, kernel, ops, reuse=reuse),
+                "3": NormSiLU(outputs, ops),
+                "6": CausalConv(outputs, outputs, kernel, ops, reuse=reuse),
+            }
+        )
+        self.shortcut = (
+            CausalConv(inputs, outputs, (1, 1, 1), ops, reuse=reuse) if inputs != outputs else None
+        )
+
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache, *, keep: int | None = None) -> Tensor:
+        """Frames of the same number and size, or the last ``keep`` of them."""
+        branch = self.residual
+        h = branch["2"](branch["0"](x_BCTHW), cache)
+        h = branch["6"](branch["3"](h), cache, keep=keep)
+        x = x_BCTHW if keep is None else x_BCTHW[:, :, -keep:]
+        return h.add_(x if self.shortcut is None else self.shortcut(x))
+
+    def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
+        """Store what the first convolution of this block will want to see of these frames."""
+        conv = self.residual["2"]
+        x = x_BCTHW[:, :, -conv.context :]
+        cache.remember(conv.name, self.residual["0"](x), conv.context)
+
+
+class _ChannelGamma(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(channels, 1, 1))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention among all pixels of each frame, with a residual."""
+
+    def __init__(self, channels: int) -> None:
+        """1 x 1 convolutions ``to_qkv`` and ``proj``."""
+        super().__init__()
+        self.norm = _ChannelGamma(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Frames of the same number and size."""
+        batch, channels, _, height, width = x_BCTHW.shape
+        x = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        unit = F.normalize(x.float(), dim=1)
+        h = (unit * channels**0.5 * self.norm.gamma.float()).to(x.dtype)
+        qkv = self.to_qkv(h).flatten(2).transpose(1, 2).unsqueeze(1)  # [B*T, 1, H*W, 3C]
+        q, k, v = qkv.chunk(3, dim=-1)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
+        y = x + self.proj(out)
+        return y.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve rows and columns; with ``time`` also frames, all but the first of a stream."""
+
+    def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
+        """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` a strided one of 3 frames."""
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3)})
+        self.ops, self.reuse = ops, reuse
+        self.time_conv = (
+            CausalConv(channels, channels, (3, 1, 1), ops, reuse=reuse, stride=2) if time else None
+        )
+
+    def prepare(self) -> None:
+        """Put the weights into the order that the schedule convolves with."""
+        if self.reuse:
+            weight = self.resample["1"].weight
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
+        conv = self.resample["1"]
+        y = self.ops.causal_conv3d(
+            x_BCTHW, None, conv.weight.unsqueeze(2), conv.bias,
+            stride=(1, 2, 2), padding=(0, 1, 0, 1),
+        )  # fmt: skip
+        if self.time_conv is None:
+            return y
+        if cache.pieces == 0:
+            cache.remember(self.time_conv.name, y, self.time_conv.context)
+            return y
+        return self.time_conv(y, cache)
+
+
+class Upsample(nn.Module):
+    """Double rows and columns and halve channels; with ``time`` double frames too.
+
+    The first latent of a stream keeps its one frame and is not remembered: the second is upsampled
+    in time as if nothing had been before it, as published.
+    """
+
+    folded_weight: Tensor | None
+    folded_bias: Tensor | None
+
+    def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
+        """``resample.1`` is a 3 x 3 convolution, ``time_conv`` one of 3 frames."""
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
+        self.ops, self.reuse = ops, reuse
+        self.time_conv = (
+            CausalConv(channels, 2 * channels, (3, 1, 1), ops, reuse=reuse) if time else None
+        )
+        self.register_buffer("folded_weight", None, persistent=False)
+        self.register_buffer("folded_bias", None, persistent=False)
+
+    def prepare(self) -> None:
+        """Fold the upsampling into the taps."""
+        if self.reuse:
+            conv = self.resample["1"]
+            self.folded_weight = fold_upsampling(conv.weight.data).unsqueeze(2)
+            self.folded_bias = conv.bias.data.repeat(4)
+
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        """[B, C/2, T, 2H, 2W], and 2T frames of all pieces but the first with ``time``."""
+        x = x_BCTHW
+        if self.time_conv is not None and cache.pieces > 0:
+            y = self.time_conv(x, cache)
+            x = interleave_frames(y) if self.reuse else torch.stack(y.chunk(2, 1), 3).flatten(2, 3)
+        conv = self.resample["1"]
+        if self.reuse:
+            assert self.folded_weight is not None, "prepare() comes after loading"
+            phases = self.ops.causal_conv3d(
+                x, None, self.folded_weight, self.folded_bias, padding=(1, 1, 1, 1)
+            )
+            return interleave_pixels(phases)
+        batch = x.shape[0]
+        images = x.transpose(1, 2).flatten(0, 1)
+        images = F.interpolate(images.float(), scale_factor=2.0, mode="nearest-exact").to(x.dtype)
+        frames = images.unflatten(0, (batch, -1)).transpose(1, 2)
+        return self.ops.causal_conv3d(
+            frames, None, conv.weight.unsqueeze(2), conv.bias, padding=(1, 1, 1, 1)
+        )
+
+
+class Head(nn.ModuleDict):
+    """Norm, SiLU and the last convolution."""
+
+    def __init__(self, inputs: int, outputs: int, ops: Ops, *, reuse: bool) -> None:
+        """``0.gamma``, ``2.weight`` and ``2.bias``."""
+        conv = CausalConv(inputs, outputs, (3, 3, 3), ops, reuse=reuse)
+        super().__init__({"0": NormSiLU(inputs, ops), "2": conv})
+
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
+        """[B, outputs, T, H, W]."""
+        return self["2"](self["0"](x_BCTHW), cache)
+
+    def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
+        """Store what later frames will want to see of these."""
+        conv = self["2"]
+        cache.remember(conv.name, self["0"](x_BCTHW[:, :, -conv.context :]), conv.context)
+
+
+def fold_upsampling(weight_OIkk: Tensor) -> Tensor:
+    """Taps of a 3 x 3 convolution behind a nearest x2 upsampling, on the small image.
+
+    Along one axis output row 2r sees the upsampled rows 2r - 1, 2r, 2r + 1, which are the rows
+    r - 1, r, r: taps (a, b + c). Row 2r + 1 sees r, r, r + 1: taps (a + b, c). Both axes give four
+    kernels of 2 x 2, one per phase of the output.
+
+    Args:
+        weight_OIkk: Taps [O, I, 3, 3].
+
+    Returns:
+        Taps [4 * O, I, 2, 2] of weight's dtype, phases (row, column) outermost, channels-last.
+    """
+    taps = weight_OIkk.float()
+    for axis in (3, 2):
+        first, middle, last = taps.unbind(axis)
+        even = torch.stack((first, middle + last), axis)
+        odd = torch.stack((first + middle, last), axis)
+        taps = torch.cat((even, odd))  # rows come last, so they are the outer phase
+    return taps.to(weight_OIkk.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def interleave_pixels(phases_BCTHW: Tensor) -> Tensor:
+    """Put the four phases of `fold_upsampling` into their pixels.
+
+    Args:
+        phases_BCTHW: [B, 4 * C, T, H + 1, W + 1], the convolution of an image with a border of one;
+            even rows of the output start at its first row, odd ones at its second.
+
+    Returns:
+        [B, C, T, 2H, 2W], channels_last_3d.
+    """
+    batch, channels, frames, rows, columns = phases_BCTHW.shape
+    channels, rows, columns = channels // 4, rows - 1, columns - 1
+    phases = phases_BCTHW.permute(0, 2, 3, 4, 1).unflatten(4, (2, 2, channels))
+    out = phases.new_empty(batch, frames, rows, 2, columns, 2, channels)
+    for row in range(2):
+        for column in range(2):
+            source = phases[:, :, row : row + rows, column : column + columns, row, column]
+            out[:, :, :, row, :, column] = source
+    return out.flatten(4, 5).flatten(2, 3).permute(0, 4, 1, 2, 3)
+
+
+def interleave_frames(halves_BCTHW: Tensor) -> Tensor:
+    """[B, 2C, T, H, W] -> [B, C, 2T, H, W], channels_last_3d: even frames, then odd ones."""
+    halves = halves_BCTHW.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))
+    frames = halves.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    return frames.permute(0, 4, 1, 2, 3)

@@ -1,0 +1,34 @@
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def drop_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str], None]]:
+    """Put a file into the package of the ops: ``drop_in("add_norm/toy.py", source)``."""
+    before = set(sys.modules)
+
+    def add(path: str, source: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(source)
+        existing = "livetalk_kernels.ops." + file.parent.name
+        folder = file.parent
+        if file.name == "__init__.py":
+            existing, folder = "livetalk_kernels.ops", tmp_path
+        package = importlib.import_module(existing)
+        if str(folder) not in package.__path__:
+            monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        importlib.invalidate_caches()
+
+    yield add
+    for name in sorted(set(sys.modules) - before, reverse=True):  # backends before their op
+        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+            parent, _, child = name.rpartition(".")
+            delattr(sys.modules[parent], child)
+            del sys.modules[name]

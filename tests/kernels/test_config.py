@@ -1,0 +1,93 @@
+import dataclasses
+
+import pytest
+
+from livetalk_kernels import KernelConfig, UserError
+
+
+def test_all_is_auto_by_default() -> None:
+    assert KernelConfig().wanted("add_norm") == ("auto", False)
+    assert KernelConfig.parse([]) == KernelConfig()
+
+
+def test_reads_a_name_for_all_and_names_for_single_ops() -> None:
+    config = KernelConfig.parse(["reference", "chunk_attention=sdpa"])
+    assert config.wanted("add_norm") == ("reference", False)
+    assert config.wanted("chunk_attention") == ("sdpa", True)
+    assert config == KernelConfig.parse([" reference , chunk_attention = sdpa "])
+
+
+def test_a_later_choice_wins() -> None:
+    choices = ["sdpa", "add_norm=auto", "add_norm=reference", "reference"]
+    config = KernelConfig.parse(choices)
+    assert config.default == "reference"
+    assert config.backends == {"add_norm": "reference"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "op", "wanted"),
+    [
+        ([], "", "add_norm", "auto"),
+        ([], "reference", "add_norm", "reference"),
+        ([], "sdpa,add_norm=reference", "add_norm", "reference"),
+        ([], "sdpa,add_norm=reference", "chunk_attention", "sdpa"),
+        (["reference"], "sdpa", "chunk_attention", "reference"),
+        (["auto"], "reference", "chunk_attention", "auto"),
+        (["reference"], "chunk_attention=sdpa", "chunk_attention", "reference"),
+        (["chunk_attention=sdpa"], "reference", "chunk_attention", "sdpa"),
+        (["chunk_attention=sdpa"], "reference", "add_norm", "reference"),
+        (["chunk_attention=sdpa"], "chunk_attention=reference", "chunk_attention", "sdpa"),
+    ],
+)
+def test_flags_win_over_the_environment(
+    flags: list[str], variable: str, op: str, wanted: str
+) -> None:
+    config = KernelConfig.from_sources(flags, {"LIVETALK_BACKEND": variable})
+    assert config.wanted(op)[0] == wanted
+
+
+def test_reads_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVETALK_BACKEND", "chunk_attention=reference")
+    assert KernelConfig.from_sources().wanted("chunk_attention") == ("reference", True)
+    monkeypatch.delenv("LIVETALK_BACKEND")
+    assert KernelConfig.from_sources() == KernelConfig()
+
+
+@pytest.mark.parametrize(
+    ("choice", "parts"),
+    [
+        ("tritn", ["tritn", "no op has it", "auto", "reference", "sdpa"]),
+        ("ad_norm=reference", ["no op ad_norm", "add_norm", "chunk_attention"]),
+        ("add_norm=sdpa", ["add_norm has no backend sdpa", "auto, ", "reference"]),
+        ("=sdpa", ["'=sdpa'", "NAME or OP=NAME"]),
+        ("add_norm=", ["'add_norm='", "NAME or OP=NAME"]),
+        ("add_norm=a=b", ["'add_norm=a=b'", "NAME or OP=NAME"]),
+        ("reference,,sdpa", ["''", "NAME or OP=NAME"]),
+        ("", ["''", "NAME or OP=NAME"]),
+    ],
+)
+def test_bad_choices_say_what_is_valid(choice: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        KernelConfig.parse([choice])
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+    if choice:
+        with pytest.raises(UserError):
+            KernelConfig.from_sources(environ={"LIVETALK_BACKEND": choice})
+
+
+def test_validates_itself_and_is_frozen() -> None:
+    with pytest.raises(UserError):
+        KernelConfig(default="nonsense")
+    with pytest.raises(UserError):
+        KernelConfig(backends={"add_norm": "nonsense"})
+    own = {"add_norm": "reference"}
+    config = KernelConfig(backends=own)
+    own["add_norm"] = "changed"
+    assert config.backends["add_norm"] == "reference"
+    with pytest.raises(TypeError):
+        config.backends["add_norm"] = "changed"  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.default = "sdpa"  # type: ignore[misc]

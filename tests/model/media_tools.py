@@ -1,0 +1,99 @@
+"""Makes and measures sound and video files for the media tests."""
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def write_wav(
+    path: Path,
+    data: bytes,
+    *,
+    rate: int = 16000,
+    channels: int = 1,
+    bits: int = 16,
+    tag: int = 1,
+    declared: int | None = None,
+) -> Path:
+    """A WAV file whose data chunk may declare another size in bytes than it has."""
+    size = len(data) if declared is None else declared
+    align = channels * bits // 8
+    form = struct.pack("<HHIIHH", tag, channels, rate, rate * align, align, bits)
+    body = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size)
+    path.write_bytes(b"RIFF" + struct.pack("<I", min(36 + size, 2**32 - 1)) + body + data)
+    return path
+
+
+def write_sound(
+    path: Path, samples_CN: np.ndarray, rate: int, codec: str, layout: str, *, video: bool = False
+) -> Path:
+    """Encode float32 [channels, n] into the container of the path's ending."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=25) if video else None
+        if picture is not None:
+            picture.width = picture.height = 64
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        for start in range(0, samples_CN.shape[1], 1000):
+            block = np.ascontiguousarray(samples_CN[:, start : start + 1000], np.float32)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if picture is not None:
+            for _ in range(3 * samples_CN.shape[1] * 25 // rate):  # thrice the sound's length
+                black = np.zeros((64, 64, 3), np.uint8)
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(black, format="rgb24")))
+            container.mux(picture.encode(None))
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a player finds in a video file."""
+
+    frames: list[np.ndarray]
+    times: list[float]
+    rate: Fraction
+    colour: tuple[int, int, int, int]
+    pixels: str
+    declared: dict[str, float]
+    sound: np.ndarray | None
+    sound_rate: int
+
+
+def probe_video(path: Path) -> Probe:
+    """Decode all of a video file; ``sound`` is float32 [channels, n]."""
+    frames, times, sound = [], [], []
+    with av.open(str(path)) as container:
+        picture = container.streams.video[0]
+        for frame in container.decode(*container.streams):
+            if isinstance(frame, av.VideoFrame):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                times.append(frame.time)
+            else:
+                assert frame.format.name == "fltp"
+                sound.append(frame.to_ndarray())
+        audio = container.streams.audio
+        context = picture.codec_context
+        return Probe(
+            frames=frames,
+            times=times,
+            rate=picture.average_rate,
+            colour=(
+                context.colorspace,
+                context.color_primaries,
+                context.color_trc,
+                context.color_range,
+            ),
+            pixels=context.pix_fmt,
+            declared={
+                stream.type: float(stream.duration * stream.time_base)
+                for stream in container.streams
+            },
+            sound=np.concatenate(sound, axis=1) if sound else None,
+            sound_rate=audio[0].rate if audio else 0,
+        )
