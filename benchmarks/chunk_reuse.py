@@ -9,8 +9,6 @@ product and convolution are measured in every round as well.
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image
+
 from livetalk_model import load_pipeline
 from livetalk_model.flops import dit_flops
 from livetalk_model.pipeline import DTYPES, Pipeline
 from livetalk_model.stream import Session
-from PIL import Image
+from machine import machine
 
 VARIANTS = {
     "published fp32": ("fp32", False),
@@ -124,31 +124,11 @@ def measure(args: argparse.Namespace) -> dict:
             entry[name] = {"chunk": session.stats.chunk_seconds[-1], "stages": stages}
         rounds.append(entry)
         print(f"round {index + 1}/{args.rounds}", flush=True)
-    return {"rounds": rounds, "flops": flops, "psnr": quality, "machine": machine(args)}
-
-
-def machine(args: argparse.Namespace) -> dict:
-    """Where and with what this was measured."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": args.threads,
-        "preset": args.preset,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
+        "rounds": rounds,
+        "flops": flops,
+        "psnr": quality,
+        "machine": machine() | {"preset": args.preset},
     }
 
 

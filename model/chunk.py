@@ -120,7 +120,7 @@ class ChunkGenerator:
             self._constant = torch.cat((mask, condition))[None]
             self._text = avatar.context.to(self.device)
             self._image = avatar.clip_fea.to(self.device)
-            self._grid = dit.token_grid(self._latent_shape[1:])
+            self._grid = dit.token_grid(condition)
             portrait = avatar.portrait.to(self.device).to(dit.dtype)
             self._colors = reference_stats(((portrait / 255 - 0.5) * 2)[None, :, None])
             # The first frame of a causal encoding does not see the grey frames behind it.

@@ -6,8 +6,9 @@ Everything that does not change from step to step is made by a `prepare_*` metho
 Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,10 @@ class DiT(nn.Module):
         self.head = Head(config)
 
     @property
+    def _layers(self) -> Iterable[Block]:
+        return cast("Iterable[Block]", self.blocks)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights and of the residual stream."""
         return self.patch_embedding.weight.dtype
@@ -172,7 +177,9 @@ class DiT(nn.Module):
         text = F.pad(text.to(self.dtype), (0, 0, 0, rows))[None]
         text_BSD = self.text_embedding(text)
         image_BSD = self.img_emb(image.to(self.dtype))
-        return [block.cross_attn.keys_values(text_BSD, image_BSD, repeats) for block in self.blocks]
+        return [
+            block.cross_attn.keys_values(text_BSD, image_BSD, repeats) for block in self._layers
+        ]
 
     def prepare_audio(
         self, windows: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
@@ -195,7 +202,7 @@ class DiT(nn.Module):
             assert masks is not None and masks.shape[0] == REGIONS and size is not None
             weights = region_weights(masks.to(tokens.device), *size)
             regions = Regions(weights=weights, tokens_per_frame=size[0] * size[1])
-        layers = [block.audio_cross_attn.keys_values(tokens) for block in self.blocks]
+        layers = [block.audio_cross_attn.keys_values(tokens) for block in self._layers]
         return AudioContext(layers=layers, regions=regions)
 
     def prepare_steps(self, timesteps: Tensor) -> list[StepModulation]:
@@ -211,7 +218,7 @@ class DiT(nn.Module):
         hidden = F.silu(linear_fp32(self.time_embedding[0], wave))
         embedding = linear_fp32(self.time_embedding[2], hidden)
         projected = linear_fp32(self.time_projection[1], F.silu(embedding))
-        blocks = torch.cat([block.modulation for block in self.blocks]).float()
+        blocks = torch.cat([block.modulation for block in self._layers]).float()
         blocks = blocks + projected.unflatten(-1, (1, 6, -1))
         blocks[:, :, [1, 4]] += 1
         head = self.head.modulation.float() + embedding[:, None]
@@ -270,7 +277,7 @@ class DiT(nn.Module):
         y = self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False)
         x, h = add_norm(condition, y, None, step.blocks[0, 1], step.blocks[0, 0], eps=eps)
         for block, modulation, context_kv, audio_kv, (next_shift, next_scale) in zip(
-            self.blocks, step.blocks, context, audio.layers, seams, strict=True
+            self._layers, step.blocks, context, audio.layers, seams, strict=True
         ):
             _, _, gate1, shift2, scale2, gate2 = modulation
             y, positions = block.self_attn(h, norm_rope, audio.regions)

@@ -270,6 +270,7 @@ class AudioProjection(nn.Module):
         return normed.to(tokens.dtype)
 
 
-def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer in float32, whatever its storage dtype."""
+def linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer with bias in float32, whatever its storage dtype."""
+    assert isinstance(layer, nn.Linear)
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())

@@ -182,7 +182,7 @@ class Session:
         taken, rest = joined[:count], joined[count:]
         self._pending = [rest.copy()] if len(rest) else []
         self._waiting = len(rest)
-        return np.pad(taken, (0, count - len(taken)))
+        return np.pad(taken, (0, count - len(taken))).astype(np.float32, copy=False)
 
 
 def as_samples(samples: Any) -> NDArray[np.float32]:
@@ -197,7 +197,7 @@ def as_samples(samples: Any) -> NDArray[np.float32]:
     if array.size == 0:
         return np.zeros(0, np.float32)
     if array.dtype == np.int16:
-        return array.astype(np.float32) / 32768
+        return array.astype(np.float32) / np.float32(32768)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"audio of type {array.dtype}: push float samples in -1..1, or int16")
     if not np.isfinite(array).all():

@@ -41,14 +41,22 @@ class StreamCache:
     def remember(self, name: str, x_BCTHW: Tensor, count: int) -> None:
         """Store the last ``count`` of the stored frames and the new ones, where there are so many.
 
-        What is stored owns its memory, so that no larger tensor is kept alive by a view.
+        What is stored is a copy: no view keeps a large tensor alive or shares the caller's memory.
         """
-        frames = x_BCTHW
         if x_BCTHW.shape[2] < count and name in self.frames:
-            frames = torch.cat([self.frames[name], x_BCTHW], dim=2)
-        if frames.shape[2] > count:
-            frames = frames[:, :, -count:].clone()
-        self.frames[name] = frames
+            joined = torch.cat([self.frames[name], x_BCTHW], dim=2)
+            self.frames[name] = joined[:, :, -count:]
+        else:
+            self.frames[name] = x_BCTHW[:, :, -count:].clone()
+
+
+class ConvWeights(nn.Module):
+    """Weights of an image convolution: ``weight`` [outputs, inputs, k, k], ``bias`` [outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
 
 
 class CausalConv(nn.Module):
@@ -182,8 +190,8 @@ class AttentionBlock(nn.Module):
         """1 x 1 convolutions ``to_qkv`` and ``proj``."""
         super().__init__()
         self.norm = _ChannelGamma(channels)
-        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.to_qkv = ConvWeights(channels, 3 * channels, 1)
+        self.proj = ConvWeights(channels, channels, 1)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """Frames of the same number and size."""
@@ -191,11 +199,16 @@ class AttentionBlock(nn.Module):
         x = x_BCTHW.transpose(1, 2).flatten(0, 1)
         unit = F.normalize(x.float(), dim=1)
         h = (unit * channels**0.5 * self.norm.gamma.float()).to(x.dtype)
-        qkv = self.to_qkv(h).flatten(2).transpose(1, 2).unsqueeze(1)  # [B*T, 1, H*W, 3C]
+        qkv = (
+            F.conv2d(h, self.to_qkv.weight, self.to_qkv.bias)
+            .flatten(2)
+            .transpose(1, 2)
+            .unsqueeze(1)
+        )  # [B*T, 1, H*W, 3C]
         q, k, v = qkv.chunk(3, dim=-1)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
-        y = x + self.proj(out)
+        y = x + F.conv2d(out, self.proj.weight, self.proj.bias)
         return y.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
@@ -205,7 +218,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` a strided one of 3 frames."""
         super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3)})
+        self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels, 3)})
         self.ops, self.reuse = ops, reuse
         self.time_conv = (
             CausalConv(channels, channels, (3, 1, 1), ops, reuse=reuse, stride=2) if time else None
@@ -245,7 +258,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a 3 x 3 convolution, ``time_conv`` one of 3 frames."""
         super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
+        self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels // 2, 3)})
         self.ops, self.reuse = ops, reuse
         self.time_conv = (
             CausalConv(channels, 2 * channels, (3, 1, 1), ops, reuse=reuse) if time else None

@@ -1,0 +1,1 @@
+"""The ``livetalk`` command, one file per subcommand."""

@@ -13,6 +13,7 @@ from . import common
 if TYPE_CHECKING:
     from ..audio_io import AudioReader
     from ..avatar import Avatar
+    from ..chunk import Frames
     from ..pipeline import Pipeline
     from ..stream import Session
     from ..video_io import FrameWriter
@@ -103,7 +104,7 @@ def _stream(reader: "AudioReader", session: "Session", writer: "FrameWriter") ->
     return outcome
 
 
-def _frames(reader: "AudioReader", session: "Session") -> Iterator:
+def _frames(reader: "AudioReader", session: "Session") -> "Iterator[Frames]":
     for block in reader:
         yield from session.push(block)
     yield from session.finish()

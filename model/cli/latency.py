@@ -1,5 +1,6 @@
 """The latency report of a run: one dictionary, as a table for people or JSON for machines."""
 
+import math
 import resource
 from typing import Any
 
@@ -91,7 +92,7 @@ def _split(stages: dict[str, float], *, skip: str = "", mean: bool = False) -> s
 
 
 def _seconds(value: float | None) -> str:
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "-"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 

@@ -16,9 +16,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from livetalk_model.cli.main import main
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from livetalk_model.cli.main import main
 
 RATE = 16000
 FAST = ["--steps", "1", "--size", "32x48"]

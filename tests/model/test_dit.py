@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from livetalk_model.config import DiTConfig, get_preset
-from livetalk_model.dit import DiT, sinusoid
-from livetalk_model.weights import expected_keys, load_module, open_weights, random_module
 from torch import Tensor
 
 from livetalk_kernels.ops import Ops, bind_ops
+from livetalk_model.config import DiTConfig, get_preset
+from livetalk_model.dit import DiT, sinusoid
+from livetalk_model.weights import expected_keys, load_module, open_weights, random_module
 
 MODELS = ("tiny_a", "tiny_a_sharded", "tiny_a128", "tiny_b")
 TIMESTEPS = ("t1000", "t937.5", "t833.333", "t625", "t250", "t1")

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
 from livetalk_model.flops import dit_flops
 from livetalk_model.weights import random_module
-from torch.utils.flop_counter import FlopCounterMode
-
-from livetalk_kernels import KernelConfig, bind_ops
 
 
 def test_published_counts(reference_dir):

@@ -6,6 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from livetalk_kernels.errors import NumericsError, UserError
+from livetalk_kernels.ops import bind_ops
 from livetalk_model import load_pipeline
 from livetalk_model.avatar import Avatar
 from livetalk_model.checkpoint import CheckpointFolder
@@ -16,10 +20,6 @@ from livetalk_model.pipeline import Pipeline
 from livetalk_model.sampler import timesteps
 from livetalk_model.vae import VAE
 from livetalk_model.weights import load_module, open_weights
-from PIL import Image
-
-from livetalk_kernels.errors import NumericsError, UserError
-from livetalk_kernels.ops import bind_ops
 
 RATE = 16000
 
@@ -277,7 +277,7 @@ def test_options_are_checked():
 
 def test_avatar_of_another_model_is_refused(pipeline, avatar):
     stranger = dataclasses.replace(avatar, model="000000000000")
-    with pytest.raises(UserError, match="another|made by"):
+    with pytest.raises(UserError, match="made by"):
         pipeline.session(stranger)
 
 

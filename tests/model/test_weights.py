@@ -240,10 +240,10 @@ def sample():
     while not done.wait(0.0005):
         peak[0] = max(peak[0], anonymous())
 
+before = anonymous()
+thread = threading.Thread(target=sample)
+thread.start()
 with open_weights(sys.argv[1]) as files:
-    before = anonymous()
-    thread = threading.Thread(target=sample)
-    thread.start()
     load_module(module, files, dtype=torch.bfloat16, device="cpu")
     done.set()
     thread.join()

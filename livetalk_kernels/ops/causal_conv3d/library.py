@@ -43,14 +43,14 @@ def run(
     start = -zero_frames  # first frame that the next output sees
     while start < 0 and len(parts) < outputs:
         window = frames[:, :, : start + taps]
-        parts.append(_convolve(window, weight[:, :, -start:], bias, stride, (top, left)))
+        parts.append(_outputs(window, weight[:, :, -start:], bias, stride, (top, left)))
         start += step
     if len(parts) < outputs:
-        parts.append(_convolve(frames[:, :, start:], weight, bias, stride, (top, left)))
+        parts.append(_outputs(frames[:, :, start:], weight, bias, stride, (top, left)))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _convolve(
+def _outputs(
     frames: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -67,24 +67,25 @@ def _convolve(
         # its partial sums are rounded before they are added up, hence not for bf16
         if outputs * taps <= FEW_CHANNELS and frames.dtype != torch.bfloat16:
             return _fold_outputs(frames, weight, bias, stride[1:], padding)
-    return _conv(frames, weight, bias, stride, (0, *padding))
+    return convolve(frames, weight, bias, stride, (0, *padding))
 
 
-def _conv(
+def convolve(
     frames: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stride: tuple[int, ...],
     padding: tuple[int, ...],
 ) -> Tensor:
-    """The library's 2-D or 3-D convolution."""
+    """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries."""
     if frames.is_cpu and frames.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # conv2d and conv3d leave small tensors to PyTorch's own loops, which are up to 15 times
         # slower than oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
         ones = (1,) * len(stride)
         return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
-    convolve = functional.conv2d if len(stride) == 2 else functional.conv3d
-    return convolve(frames, weight, bias, stride, padding)
+    if len(stride) == 2:
+        return functional.conv2d(frames, weight, bias, stride, padding)
+    return functional.conv3d(frames, weight, bias, stride, padding)
 
 
 def _per_frame(
@@ -96,7 +97,7 @@ def _per_frame(
 ) -> Tensor:
     """Convolve each frame as an image."""
     images = frames.transpose(1, 2).flatten(0, 1)
-    out = _conv(images, weight_OIkk, bias, stride, padding)
+    out = convolve(images, weight_OIkk, bias, stride, padding)
     return out.unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
 

@@ -15,6 +15,7 @@ Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...spec import Case
 from . import library
@@ -54,14 +55,18 @@ def run(
     frames = list(x.unbind(2))
     if history is not None:
         frames = [*history.unbind(2), *frames]
+    top, bottom, left, right = padding
+    if (top, left) != (bottom, right):  # once per frame here, not once per product
+        frames = [functional.pad(frame, (left, right, top, bottom)) for frame in frames]
+        top = left = 0
     frames = [torch.zeros_like(frames[0])] * zero_frames + frames
     kernels = _transform(weight)
-    rows = x.shape[3] + padding[0] + padding[1] - height + 1
-    columns = x.shape[4] + padding[2] + padding[3] - width + 1
+    rows = frames[0].shape[2] + 2 * top - height + 1
+    columns = frames[0].shape[3] + 2 * left - width + 1
     out = x.new_empty(x.shape[0], 2 * pairs, rows, columns, outputs).permute(0, 4, 1, 2, 3)
     for start in range(0, 2 * pairs, 2):
         pair = (out[:, :, start], out[:, :, start + 1])
-        _two_outputs(pair, frames[start : start + 4], kernels, bias, padding)
+        _two_outputs(pair, frames[start : start + 4], kernels, bias, (top, left))
     return out
 
 
@@ -77,13 +82,12 @@ def _two_outputs(
     frames: list[Tensor],
     kernels: list[Tensor],
     bias: Tensor | None,
-    padding: tuple[int, int, int, int],
+    padding: tuple[int, int],
 ) -> None:
-    """Fill two neighbouring output frames [B, O, H, W] from the four frames that they see."""
+    """Fill two neighbouring outputs [B, O, H, W] from the four frames [B, I, H, W] they see."""
 
     def product(index: int, image: Tensor, bias: Tensor | None = None) -> Tensor:
-        kernel = kernels[index].unsqueeze(2)
-        return library.run(image.unsqueeze(2), None, kernel, bias, padding=padding).squeeze(2)
+        return library.convolve(image, kernels[index], bias, (1, 1), padding)
 
     even, odd = out
     d0, d1, d2, d3 = frames
