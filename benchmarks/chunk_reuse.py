@@ -16,13 +16,14 @@ from statistics import median
 
 import numpy as np
 import torch
+from machine import machine
 from PIL import Image
 
 from livetalk_model import load_pipeline
 from livetalk_model.flops import dit_flops
-from livetalk_model.pipeline import DTYPES, Pipeline
+from livetalk_model.loading import DTYPES
+from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream import Session
-from machine import machine
 
 VARIANTS = {
     "published fp32": ("fp32", False),

@@ -17,11 +17,12 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+from machine import machine
+from PIL import Image
+
 from livetalk_model import load_pipeline
 from livetalk_model.audio_io import AudioReader
 from livetalk_model.video_io import open_writer
-from machine import machine
-from PIL import Image
 
 RATE, FPS, SIZE = 16000, 25, (64, 64)
 TAIL = 400  # a click so many samples before the end: is the tail still there?

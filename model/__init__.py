@@ -8,17 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .avatar import Avatar
     from .chunk import StreamOptions
-    from .pipeline import Pipeline, load_pipeline
+    from .loading import load_pipeline, load_preparer
+    from .pipeline import Pipeline
+    from .preparation import Preparer
     from .stream import Session
 
-__all__ = ["Avatar", "Pipeline", "Session", "StreamOptions", "load_pipeline"]
+__all__ = [
+    "Avatar",
+    "Pipeline",
+    "Preparer",
+    "Session",
+    "StreamOptions",
+    "load_pipeline",
+    "load_preparer",
+]
 
 _HOMES = {
     "Avatar": "avatar",
     "Pipeline": "pipeline",
+    "Preparer": "preparation",
     "Session": "stream",
     "StreamOptions": "chunk",
-    "load_pipeline": "pipeline",
+    "load_pipeline": "loading",
+    "load_preparer": "loading",
 }
 
 

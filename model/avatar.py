@@ -31,7 +31,7 @@ class Avatar:
         condition: Normalised latents of the portrait followed by grey, float [16, T, H/8, W/8].
             Its first frame is the portrait alone and starts the first chunk.
         portrait: The fitted picture, uint8 [3, H, W]; the colour reference.
-        model: Fingerprint of the model that made it (`Pipeline.fingerprint`).
+        model: Fingerprint of the model that made it (`Preparer.fingerprint`).
         prompt: The text behind ``context``; empty if unknown.
         note: How the embeddings were made, when not by the published encoders.
     """

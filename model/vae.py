@@ -5,6 +5,8 @@ by a cache that the caller holds; the modules keep no state. Source: Wan et al. 
 (arXiv 2503.20314); arithmetic and key names are those of the published checkpoint.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class Encoder(nn.Module):
         dims = [config.dim * factor for factor in (1, 1, 2, 4, 4)]
         self.conv1 = CausalConv(COLORS, dims[0], KERNEL, ops, reuse=reuse)
         stages: list[nn.Module] = []
-        for stage, (inputs, outputs) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for stage, (inputs, outputs) in enumerate(itertools.pairwise(dims)):
             stages.append(ResidualBlock(inputs, outputs, ops, reuse=reuse))
             stages.append(ResidualBlock(outputs, outputs, ops, reuse=reuse))
             if stage < 3:
@@ -100,9 +102,11 @@ class Decoder(nn.Module):
             last: The stream is resumed, or the cache used, after this latent.
         """
         x = self._features(z_BCTHW, cache)
-        block, context = self.upsamples[-1], self.head["2"].context
+        block = self.upsamples[-1]
+        assert isinstance(block, ResidualBlock)
         if last:
-            self.head.remember(block(x, cache, keep=min(context, x.shape[2])), cache)
+            seen = min(KERNEL[0] - 1, x.shape[2])
+            self.head.remember(block(x, cache, keep=seen), cache)
         else:
             block.remember(x, cache)
 
@@ -124,8 +128,8 @@ class VAE(nn.Module):
             schedule.
     """
 
-    latent_mean: Tensor
-    latent_std: Tensor
+    latent_mean: Tensor | None
+    latent_std: Tensor | None
 
     def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool = True) -> None:
         """Layers without weights' values."""
@@ -198,11 +202,11 @@ class VAE(nn.Module):
                 f"video to encode: {channels} channels of {height}x{width}; "
                 f"pass {COLORS} channels and multiples of {SPATIAL} rows and columns"
             )
-        weight = self.conv1.weight
         moments = self.conv1(self.encoder(self._enter(piece_BCTHW), cache))
         cache.pieces += 1
-        mean_BCTHW = moments[:, : self.config.z_dim].float()  # the rest is the log variance
-        return ((mean_BCTHW - self.latent_mean) / self.latent_std).to(weight.dtype)
+        mean, std = self._statistics()
+        latent_BCTHW = moments[:, : self.config.z_dim].float()  # the rest is the log variance
+        return ((latent_BCTHW - mean) / std).to(moments.dtype)
 
     @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
@@ -273,8 +277,14 @@ class VAE(nn.Module):
                 f"latents to decode: {count} of {channels} channels; "
                 f"a step takes 1 of {self.config.z_dim}"
             )
-        z = latent_BCTHW.float() * self.latent_std + self.latent_mean
-        return self.conv2(self._enter(z))
+        mean, std = self._statistics()
+        return self.conv2(self._enter(latent_BCTHW.float() * std + mean))
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent channels, fp32 [16, 1, 1, 1]."""
+        mean, std = self.latent_mean, self.latent_std
+        assert mean is not None and std is not None, "prepare() comes after loading"
+        return mean, std
 
     def _enter(self, x_BCTHW: Tensor) -> Tensor:
         """To the model's dtype and the memory format of its schedule."""

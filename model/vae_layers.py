@@ -68,6 +68,8 @@ class CausalConv(nn.Module):
             the first of a piece.
     """
 
+    ops: Ops
+
     def __init__(
         self,
         inputs: int,
@@ -132,6 +134,8 @@ class CausalConv(nn.Module):
 class NormSiLU(nn.Module):
     """RMS norm over channels and SiLU."""
 
+    ops: Ops
+
     def __init__(self, channels: int, ops: Ops) -> None:
         """``gamma`` [channels, 1, 1, 1]."""
         super().__init__()
@@ -172,9 +176,14 @@ class ResidualBlock(nn.Module):
 
     def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
         """Store what the first convolution of this block will want to see of these frames."""
-        conv = self.residual["2"]
-        x = x_BCTHW[:, :, -conv.context :]
-        cache.remember(conv.name, self.residual["0"](x), conv.context)
+        _remember(self.residual, x_BCTHW, cache)
+
+
+def _remember(layers: nn.ModuleDict, x_BCTHW: Tensor, cache: StreamCache) -> None:
+    """Store what convolution ``2`` behind norm ``0`` will want to see of these frames."""
+    conv = layers["2"]
+    assert isinstance(conv, CausalConv)
+    cache.remember(conv.name, layers["0"](x_BCTHW[:, :, -conv.context :]), conv.context)
 
 
 class _ChannelGamma(nn.Module):
@@ -215,8 +224,10 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve rows and columns; with ``time`` also frames, all but the first of a stream."""
 
+    ops: Ops
+
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
-        """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` a strided one of 3 frames."""
+        """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` one of 3 frames."""
         super().__init__()
         self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels, 3)})
         self.ops, self.reuse = ops, reuse
@@ -227,12 +238,12 @@ class Downsample(nn.Module):
     def prepare(self) -> None:
         """Put the weights into the order that the schedule convolves with."""
         if self.reuse:
-            weight = self.resample["1"].weight
+            weight = _weights(self.resample).weight
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
-        conv = self.resample["1"]
+        conv = _weights(self.resample)
         y = self.ops.causal_conv3d(
             x_BCTHW, None, conv.weight.unsqueeze(2), conv.bias,
             stride=(1, 2, 2), padding=(0, 1, 0, 1),
@@ -252,6 +263,7 @@ class Upsample(nn.Module):
     in time as if nothing had been before it, as published.
     """
 
+    ops: Ops
     folded_weight: Tensor | None
     folded_bias: Tensor | None
 
@@ -269,7 +281,7 @@ class Upsample(nn.Module):
     def prepare(self) -> None:
         """Fold the upsampling into the taps."""
         if self.reuse:
-            conv = self.resample["1"]
+            conv = _weights(self.resample)
             self.folded_weight = fold_upsampling(conv.weight.data).unsqueeze(2)
             self.folded_bias = conv.bias.data.repeat(4)
 
@@ -279,7 +291,7 @@ class Upsample(nn.Module):
         if self.time_conv is not None and cache.pieces > 0:
             y = self.time_conv(x, cache)
             x = interleave_frames(y) if self.reuse else torch.stack(y.chunk(2, 1), 3).flatten(2, 3)
-        conv = self.resample["1"]
+        conv = _weights(self.resample)
         if self.reuse:
             assert self.folded_weight is not None, "prepare() comes after loading"
             phases = self.ops.causal_conv3d(
@@ -309,8 +321,13 @@ class Head(nn.ModuleDict):
 
     def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
         """Store what later frames will want to see of these."""
-        conv = self["2"]
-        cache.remember(conv.name, self["0"](x_BCTHW[:, :, -conv.context :]), conv.context)
+        _remember(self, x_BCTHW, cache)
+
+
+def _weights(resample: nn.ModuleDict) -> ConvWeights:
+    conv = resample["1"]
+    assert isinstance(conv, ConvWeights)
+    return conv
 
 
 def fold_upsampling(weight_OIkk: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rich.table import Table
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.dispatch import load_backend, support_table
 
-from ..pipeline import resolve_device, resolve_dtype
+from ..loading import resolve_device, resolve_dtype
 from .common import (
     Subparsers,
     add_command,

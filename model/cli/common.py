@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..avatar import Avatar
     from ..chunk import StreamOptions
     from ..pipeline import Pipeline
+    from ..preparation import Preparer
     from ..stream import Session
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -72,7 +73,7 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = True) -> None:
     """Add all options that say which model runs, and how; ``load`` reads them."""
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
@@ -84,9 +85,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--checkpoint", metavar="DIR", help="folder of the published DiT, VAE, T5 and CLIP"
     )
-    group.add_argument(
-        "--audio-encoder", metavar="DIR", help="folder of wav2vec2; goes with --checkpoint"
-    )
+    if audio_encoder:
+        group.add_argument(
+            "--audio-encoder", metavar="DIR", help="folder of wav2vec2; goes with --checkpoint"
+        )
     add_device_options(group)
     group.add_argument(
         "--backend",
@@ -163,12 +165,32 @@ def load(args: argparse.Namespace) -> "Pipeline":
     """
     from livetalk_kernels import KernelConfig
 
-    from ..pipeline import load_pipeline
+    from ..loading import load_pipeline
 
     return load_pipeline(
         preset=args.preset,
         checkpoint=args.checkpoint,
         audio_encoder=args.audio_encoder,
+        device=args.device,
+        dtype=args.dtype,
+        backend=KernelConfig.from_sources(args.backend),
+        reuse=not args.no_reuse,
+    )
+
+
+def load_for_prepare(args: argparse.Namespace) -> "Preparer":
+    """Load only what makes avatars; the same options as ``load``.
+
+    Raises:
+        UserError: The choice is impossible, or weights are missing or damaged.
+    """
+    from livetalk_kernels import KernelConfig
+
+    from ..loading import load_preparer
+
+    return load_preparer(
+        preset=args.preset,
+        checkpoint=args.checkpoint,
         device=args.device,
         dtype=args.dtype,
         backend=KernelConfig.from_sources(args.backend),
@@ -188,21 +210,21 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
     return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
 
 
-def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline], Avatar]":
+def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline | Preparer], Avatar]":
     """Read what the avatar is made of, before the model is loaded.
 
     Args:
         args: With ``portrait`` or ``avatar``, and the options of ``add_avatar_options``.
 
     Returns:
-        Function that gives the avatar once there is a pipeline.
+        Function that gives the avatar once there is a model.
 
     Raises:
         UserError: A file or the size is no good, or options do not go together.
     """
     from ..avatar import Avatar, load_embedding
     from ..image_io import load_portrait
-    from ..pipeline import check_size
+    from ..preparation import check_size
 
     if getattr(args, "avatar", None) is not None:
         for option in ("prompt", "prompt_embeds", "image_embeds", "size"):
@@ -210,7 +232,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline], Avatar]":
                 name = option.replace("_", "-")
                 raise UserError(f"--{name}: goes with --portrait; the avatar file says it already")
         avatar = Avatar.load(args.avatar)
-        return lambda pipeline: avatar
+        return lambda model: avatar
     given: dict[str, Any] = {}
     if args.size is not None:
         given["size"] = check_size(args.size)
@@ -221,7 +243,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline], Avatar]":
     if args.image_embeds is not None:
         given["image_embeds"] = load_embedding(args.image_embeds, "clip_fea", (1, None, None))
     portrait = load_portrait(args.portrait)
-    return lambda pipeline: pipeline.prepare(portrait, **given)
+    return lambda model: model.prepare(portrait, **given)
 
 
 @contextmanager

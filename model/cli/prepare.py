@@ -9,7 +9,7 @@ from . import common
 EXAMPLE = """
 livetalk prepare --portrait me.png --prompt "A woman is talking." --output me.avatar
 livetalk prepare --portrait me.png --output me.avatar --size 768x448 \\
-    --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base
+    --checkpoint SoulX-LiveTalk-14B
 """
 SUFFIXES = (".avatar", ".safetensors")
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     common.add_json_option(parser)
     common.add_avatar_options(parser)
-    common.add_model_options(parser)
+    common.add_model_options(parser, audio_encoder=False)
     parser.set_defaults(run=run)
 
 
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, SUFFIXES)
     source = common.avatar_source(args)
     begin = time.perf_counter()
-    pipeline = common.load(args)
+    preparer = common.load_for_prepare(args)
     loaded = time.perf_counter()
-    avatar = source(pipeline)
+    avatar = source(preparer)
     encoded = time.perf_counter()
     args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     avatar.save(args.output)

@@ -39,7 +39,7 @@ def run(
         top = left = 0
     taps, step = weight.shape[2], stride[0]
     outputs = (zero_frames + frames.shape[2] - taps) // step + 1
-    parts = []
+    parts: list[Tensor] = []
     start = -zero_frames  # first frame that the next output sees
     while start < 0 and len(parts) < outputs:
         window = frames[:, :, : start + taps]

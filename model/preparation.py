@@ -1,0 +1,186 @@
+"""Portrait and prompt to avatar: the part of the model that `livetalk prepare` needs.
+
+It takes the VAE and, where their embeddings are not given, the text and the image encoder, but
+neither the transformer nor the audio encoder.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from livetalk_kernels.errors import UserError
+
+from .avatar import Avatar
+from .checkpoint import CheckpointFolder
+from .chunk import CHUNK_FRAMES
+from .config import DiTConfig
+from .encoders.image import ImageEncoder, RandomImageEncoder
+from .encoders.text import RandomTextEncoder, TextEncoder
+from .image_io import fit_portrait, load_portrait
+from .vae import VAE
+
+DEFAULT_PROMPT = (
+    "A person is talking to the camera. The head moves gently, the background is still."
+)
+RANDOM_NOTE = "random weights"
+RANDOM_SEED = 0  # of presets without a checkpoint
+
+# Avatars do not depend on the audio encoder, and `prepare` does not know it.
+_AUDIO_FIELDS = ("audio_layers", "audio_dim")
+
+
+class Preparer:
+    """Makes avatars.
+
+    Attributes:
+        config: Shape of the transformer that the avatars are for.
+        vae: The VAE.
+        size: Default picture size (height, width) in pixels.
+        random: The weights are random.
+        fingerprint: 12 hex digits of the configuration and of some VAE weights, the same in every
+            dtype; an avatar file carries it.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: DiTConfig,
+        vae: VAE,
+        size: tuple[int, int],
+        checkpoint: CheckpointFolder | None,
+    ) -> None:
+        """Put loaded parts together; without a checkpoint the encoders are random."""
+        self.config, self.vae, self.size = config, vae, size
+        self.random = checkpoint is None
+        self._checkpoint = checkpoint
+        weight = vae.get_parameter("conv1.weight").detach()
+        self._device, self._dtype = weight.device, weight.dtype
+        shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
+        shape["vae"] = dataclasses.asdict(vae.config)
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+        rounded = weight.to("cpu", torch.bfloat16).contiguous()
+        digest.update(rounded.view(torch.int16).numpy().tobytes())
+        self.fingerprint = digest.hexdigest()[:12]
+
+    def prepare(
+        self,
+        portrait: str | Path | Image.Image,
+        *,
+        prompt: str = DEFAULT_PROMPT,
+        size: tuple[int, int] | None = None,
+        prompt_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+    ) -> Avatar:
+        """Make an avatar of a portrait and a prompt.
+
+        The text and image encoders are loaded for this call only, and only where their embedding
+        is not given.
+
+        Args:
+            portrait: Picture file or PIL image; it is scaled to cover ``size`` and cropped.
+            prompt: What is to be seen.
+            size: Height and width in pixels, multiples of 16; by default the model's.
+            prompt_embeds: [L, 4096], instead of encoding the prompt.
+            image_embeds: [1, 257, 1280], instead of encoding the picture.
+
+        Returns:
+            The avatar.
+
+        Raises:
+            UserError: The picture, the size or an embedding is no good, or an encoder's weights
+                are missing.
+        """
+        height, width = check_size(size or self.size)
+        image = portrait if isinstance(portrait, Image.Image) else load_portrait(portrait)
+        pixels = fit_portrait(image, (height, width))
+        video = ((pixels.to(self._device).to(self._dtype) / 255 - 0.5) * 2)[None, :, None]
+        notes = []
+        with torch.inference_mode():
+            condition = self._encode_condition(video)
+            context = prompt_embeds
+            if context is None:
+                context, note = self._encode_prompt(prompt)
+                notes.append(note)
+            features = image_embeds
+            if features is None:
+                features, note = self._encode_image(video[0, :, 0].float())
+                notes.append(note)
+        self._check_embeddings(context, features)
+        return Avatar(
+            context=context.cpu(),
+            clip_fea=features.cpu(),
+            condition=condition.cpu(),
+            portrait=pixels,
+            model=self.fingerprint,
+            prompt="" if prompt_embeds is not None else prompt,
+            note=", ".join(sorted({note for note in notes if note})),
+        )
+
+    def _encode_condition(self, video: Tensor) -> Tensor:
+        """Latents of the portrait followed by grey frames, [16, 9, H/8, W/8]."""
+        grey = torch.zeros_like(video).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
+        return self.vae.encode(torch.cat((video, grey), dim=2))[0]
+
+    def _encode_prompt(self, prompt: str) -> tuple[Tensor, str]:
+        config = self.config
+        if self._checkpoint is None:
+            encoder = RandomTextEncoder(width=config.text_dim, seed=RANDOM_SEED)
+            return encoder.encode(prompt)[: config.text_len], RANDOM_NOTE
+        folder = self._checkpoint
+        text_encoder = TextEncoder.from_checkpoint(
+            folder.text_encoder,
+            folder.tokenizer,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        return text_encoder.encode(prompt), ""
+
+    def _encode_image(self, image: Tensor) -> tuple[Tensor, str]:
+        if self._checkpoint is None:
+            random = RandomImageEncoder(width=self.config.image_dim, seed=RANDOM_SEED)
+            return random.encode(image.cpu()), RANDOM_NOTE
+        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        encoder = ImageEncoder.from_checkpoint(
+            self._checkpoint.image_encoder, device=self._device, dtype=dtype
+        )
+        return encoder.encode(image), ""
+
+    def _check_embeddings(self, context: Tensor, features: Tensor) -> None:
+        config = self.config
+        if context.dim() != 2 or context.shape[1] != config.text_dim:
+            raise UserError(
+                f"prompt embedding {list(context.shape)}: [L, {config.text_dim}] is needed; "
+                "use the model's own text encoder"
+            )
+        if not 0 < len(context) <= config.text_len:
+            raise UserError(
+                f"prompt embedding of {len(context)} rows: 1 to {config.text_len} are allowed; "
+                "shorten the prompt"
+            )
+        if tuple(features.shape) != (1, config.image_len, config.image_dim):
+            raise UserError(
+                f"image embedding {list(features.shape)}: "
+                f"[1, {config.image_len}, {config.image_dim}] is needed; "
+                "use the model's own image encoder"
+            )
+
+
+def check_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The size itself, if the model can make pictures of it.
+
+    Raises:
+        UserError: Height or width is not a positive multiple of 16.
+    """
+    height, width = size
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels <= 0 or pixels % 16:
+            near = max(16, round(pixels / 16) * 16)
+            raise UserError(
+                f"--size {height}x{width}: the {name} must be a multiple of 16; use {near}"
+            )
+    return height, width

@@ -1,0 +1,168 @@
+"""What is special about ``causal_conv3d`` and ``rms_norm_silu`` beyond the checks of every op."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, pick
+from livetalk_kernels.ops.causal_conv3d import causal_conv3d
+from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
+from livetalk_kernels.spec import Case
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+CPU = torch.device("cpu")
+
+
+def runnable(op: str, dtype: torch.dtype) -> list[str]:
+    case = Case(op=op, device=CPU, dtype=dtype)
+    return [name for name in backend_names(op) if load_backend(op, name).supports(case) is None]
+
+
+def random(*shape: int, seed: int = 0, layout: torch.memory_format = LAYOUTS[0]) -> Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=layout)
+
+
+def direct(
+    frames: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int, int]
+) -> Tensor:
+    """The contract's formula in fp64, tap by tap, on frames that are already padded."""
+    sizes = [
+        (size - k) // s + 1
+        for size, k, s in zip(frames.shape[2:], weight.shape[2:], stride, strict=True)
+    ]
+    shape = (frames.shape[0], weight.shape[0], *sizes)
+    y = torch.zeros(shape, dtype=torch.float64)
+    for tap in product(*map(range, weight.shape[2:])):
+        part = frames.double()
+        for dim, (start, step, size) in enumerate(zip(tap, stride, sizes, strict=True), start=2):
+            index = torch.arange(start, start + step * (size - 1) + 1, step)
+            part = part.index_select(dim, index)
+        y += torch.einsum("oi,bithw->bothw", weight[(..., *tap)].double(), part)
+    return y if bias is None else y + bias.double().view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", runnable("causal_conv3d", torch.float32))
+@pytest.mark.parametrize(
+    ("channels", "zeros", "stored", "new", "kernel", "stride", "padding"),
+    [
+        ((4, 6), 2, 0, 1, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((4, 6), 2, 0, 4, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((4, 6), 1, 1, 2, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((4, 6), 2, 0, 3, (3, 1, 1), (1, 1, 1), (0, 0, 0, 0)),
+        ((4, 6), 1, 0, 4, (3, 3, 3), (2, 1, 1), (1, 1, 1, 1)),
+        ((4, 6), 0, 1, 4, (3, 1, 1), (2, 1, 1), (0, 0, 0, 0)),
+        ((4, 6), 0, 0, 3, (1, 3, 3), (1, 2, 2), (0, 1, 0, 1)),
+        ((4, 6), 0, 0, 4, (1, 1, 1), (2, 1, 1), (0, 0, 0, 0)),
+        ((4, 6), 0, 2, 2, (3, 3, 3), (1, 1, 1), (0, 1, 2, 3)),
+        ((3, 20), 0, 2, 4, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((3, 20), 1, 1, 1, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((20, 3), 0, 2, 4, (3, 3, 3), (1, 1, 1), (1, 1, 0, 0)),
+        ((64, 64), 0, 2, 1, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((64, 64), 0, 2, 3, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1)),
+        ((64, 64), 0, 2, 4, (3, 3, 3), (1, 1, 1), (1, 0, 1, 1)),
+        ((64, 65), 1, 1, 4, (3, 3, 3), (1, 1, 1), (0, 1, 0, 1)),
+    ],
+)
+def test_conv_formula(
+    channels: tuple[int, int],
+    zeros: int,
+    stored: int,
+    new: int,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int, int],
+    backend: str,
+    layout: torch.memory_format,
+) -> None:
+    inputs, outputs = channels
+    x = random(2, inputs, new, 6, 5, seed=1, layout=layout)
+    history = random(2, inputs, stored, 6, 5, seed=2, layout=layout) if stored else None
+    weight = random(outputs, inputs, *kernel, seed=3, layout=layout)
+    bias = random(outputs, seed=4) if zeros else None
+    top, bottom, left, right = padding
+    frames = x if history is None else torch.cat([history, x], dim=2)
+    frames = functional.pad(frames, (left, right, top, bottom, zeros, 0))
+    truth = direct(frames, weight, bias, stride)
+    y = causal_conv3d(
+        x, history, weight, bias,
+        zero_frames=zeros, stride=stride, padding=padding, backend=backend,
+    )  # fmt: skip
+    assert y.shape == truth.shape and y.dtype == torch.float32
+    assert (y.double() - truth).norm() < 1e-6 * truth.norm()
+
+
+@pytest.mark.parametrize("backend", runnable("causal_conv3d", torch.float32))
+def test_empty_history_is_no_history(backend: str) -> None:
+    x, weight = random(1, 4, 3, 6, 5), random(4, 4, 3, 3, 3)
+    run = load_backend("causal_conv3d", backend).run
+    empty = run(x, x[:, :, :0], weight, None, zero_frames=1)
+    assert torch.equal(empty, run(x, None, weight, None, zero_frames=1))
+    assert empty.shape == (1, 4, 2, 4, 3)
+
+
+@pytest.mark.parametrize("backend", runnable("causal_conv3d", torch.float32))
+@pytest.mark.parametrize("channels", [8, 64])
+def test_pieces_equal_the_whole(channels: int, backend: str) -> None:
+    """Two frames of history make a stream of pieces equal to one long video."""
+    video = random(1, channels, 9, 5, 6)
+    weight = random(channels, channels, 3, 3, 3, seed=1)
+    run = load_backend("causal_conv3d", backend).run
+    whole = run(video, None, weight, None, zero_frames=2, padding=(1, 1, 1, 1))
+    pieces = []
+    for start, stop in ((0, 1), (1, 5), (5, 6), (6, 9)):
+        history = video[:, :, max(0, start - 2) : start]
+        pieces.append(
+            run(
+                video[:, :, start:stop], history, weight, None,
+                zero_frames=2 - history.shape[2], padding=(1, 1, 1, 1),
+            )
+        )  # fmt: skip
+    torch.testing.assert_close(torch.cat(pieces, 2), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_zero_frames_beyond_the_kernel_are_refused() -> None:
+    with pytest.raises(AssertionError, match="zero frames"):
+        causal_conv3d(random(1, 2, 3, 4, 4), None, random(2, 2, 3, 1, 1), None, zero_frames=3)
+
+
+def test_taps_on_zero_frames_cost_nothing() -> None:
+    spec = load_op("causal_conv3d")
+    cases = {case.name: case for case in spec.cases(CPU, torch.float32)}
+    assert spec.cost(cases["first"]).flops == 2 * 8 * 6 * 9 * 16 * 16  # one tap of three
+    assert spec.cost(cases["zero_front"]).flops == 2 * 8 * 6 * (2 + 9) * 9 * 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "winograd"), (torch.bfloat16, "library")]
+)
+def test_backend_of_a_cpu(dtype: torch.dtype, name: str) -> None:
+    case = Case(op="causal_conv3d", device=CPU, dtype=dtype)
+    assert pick(case, "auto", named=False).name == name
+
+
+@pytest.mark.parametrize("backend", runnable("rms_norm_silu", torch.float32))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_keeps_the_memory_format(
+    backend: str, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    x = random(1, 24, 3, 5, 4).to(dtype).contiguous(memory_format=layout)
+    y = rms_norm_silu(x, random(24, seed=1).to(dtype), backend=backend)
+    assert y.dtype == dtype and y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("backend", runnable("rms_norm_silu", torch.float32))
+def test_norm_of_tiny_and_zero_pixels(backend: str) -> None:
+    """The length of a pixel is bounded by 1e-12 from below: no NaN, no blow-up."""
+    x = torch.zeros(1, 4, 1, 1, 3).contiguous(memory_format=torch.channels_last_3d)
+    x[0, 0, 0, 0, 1] = 1e-13
+    x[0, 0, 0, 0, 2] = 1e-3
+    y = rms_norm_silu(x, torch.ones(4), backend=backend)
+    expected = functional.silu(torch.tensor([0.0, 0.1 * 2, 2.0]))
+    torch.testing.assert_close(y[0, 0, 0, 0], expected)
+    assert not y[0, 1:].any()
