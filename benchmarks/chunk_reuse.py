@@ -24,6 +24,7 @@ from livetalk_model.flops import dit_flops
 from livetalk_model.loading import DTYPES
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream import Session
+from livetalk_model.vae_cost import decode_flops, encode_flops
 
 VARIANTS = {
     "published fp32": ("fp32", False),
@@ -91,8 +92,15 @@ def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> d
     config, reuse = pipeline.dit.config, pipeline.reuse
     keys = min(rows + 1, config.text_len) if reuse else None
     flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=keys)
-    vae = pipeline.vae.chunk_flops(*size)
-    return {"dit": flops.total(steps, reuse=reuse), "decode": vae.decode, "encode": vae.encode}
+    height, width = size
+    shape = {"height": height, "width": width, "reuse": reuse}
+    warmed = 2 if reuse else 0
+    vae = pipeline.vae.config
+    return {
+        "dit": flops.total(steps, reuse=reuse),
+        "decode": decode_flops(vae, latents=9 - warmed, warmed=warmed, **shape),
+        "encode": encode_flops(vae, frames=5, **shape),
+    }
 
 
 def measure(args: argparse.Namespace) -> dict:

@@ -123,41 +123,36 @@ class Avatar:
             )
 
 
-def load_embedding(path: str | Path, name: str, shape: tuple[int | None, ...]) -> Tensor:
+def load_embedding(path: str | Path, name: str) -> Tensor:
     """One precomputed embedding from a safetensors file.
 
     Args:
         path: The file.
         name: Name of the tensor in it.
-        shape: Its shape; None where any length will do.
 
     Returns:
-        The tensor, finite, float.
+        The tensor, float and finite.
 
     Raises:
-        UserError: The file or the tensor is missing, damaged, or of another shape.
+        UserError: The file or the tensor is missing, damaged, or not of finite floats.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a safetensors file with {name}")
     try:
         with safe_open(path, framework="pt") as file:
-            if name not in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                found = ", ".join(sorted(file.keys())) or "nothing"
+            names = sorted(file.keys())
+            if name not in names:
+                found = ", ".join(names) or "nothing"
                 raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
-            tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); write it again"
         ) from None
-    wanted = ", ".join("any" if n is None else str(n) for n in shape)
-    fits = tensor.dim() == len(shape) and all(
-        n is None or n == m for n, m in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits or not tensor.is_floating_point():
+    if not tensor.is_floating_point():
         raise UserError(
-            f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
-            f"but floats [{wanted}] are needed; compute it with the published encoder"
+            f"{path}: {name} is {tensor.dtype}, but floats are needed; compute it again"
         )
     if not torch.isfinite(tensor).all():
         raise UserError(f"{path}: {name} holds NaN or Inf; compute it again")

@@ -1,10 +1,10 @@
 """Load a model: from a published checkpoint, or a preset with random weights."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 from torch import nn
@@ -19,13 +19,11 @@ from .encoders.audio import AudioEncoder
 from .pipeline import LoadTimes, Pipeline
 from .preparation import RANDOM_SEED, Preparer
 from .vae import VAE
-from .weights import Slot, load_module, open_weights, random_module
+from .weights import Slot, check_module, load_module, open_weights, random_module
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_PRESET = "tiny"
 _PUBLISHED_PRESET = "14b"  # whose picture size checkpoints have
-
-_T = TypeVar("_T")
 
 
 def load_pipeline(
@@ -56,26 +54,17 @@ def load_pipeline(
     Raises:
         UserError: The choice is impossible, or weights are missing or damaged.
     """
-    if checkpoint is not None and audio_encoder is None:
-        raise UserError(
-            f"{checkpoint}: needs --audio-encoder DIR as well, the folder of wav2vec2-base"
-        )
-    if checkpoint is None and audio_encoder is not None:
-        raise UserError(
-            f"--audio-encoder {audio_encoder}: goes with --checkpoint; "
-            "a preset has an encoder of its own"
-        )
-    source = _Source.find(preset, checkpoint, device, dtype, backend, reuse)
-    encoder, encoder_s = _timed(lambda: source.load_audio_encoder(audio_encoder))
-    config = source.dit_config(encoder)
-    preparer, vae_s = _timed(lambda: source.load_preparer(config))
-    dit, dit_s = _timed(lambda: source.load_dit(config))
-    return Pipeline(
-        dit=dit,
-        audio_encoder=encoder,
-        preparer=preparer,
-        load_times=LoadTimes(dit=dit_s, vae=vae_s, audio_encoder=encoder_s),
+    source = ModelSource.find(
+        preset=preset,
+        checkpoint=checkpoint,
+        audio_encoder=audio_encoder,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        reuse=reuse,
     )
+    source.require_audio_encoder()
+    return source.load_pipeline(source.load_preparer())
 
 
 def load_preparer(
@@ -92,16 +81,37 @@ def load_preparer(
     Raises:
         UserError: The choice is impossible, or weights are missing or damaged.
     """
-    source = _Source.find(preset, checkpoint, device, dtype, backend, reuse)
-    return source.load_preparer(source.dit_config(None))
+    return ModelSource.find(
+        preset=preset,
+        checkpoint=checkpoint,
+        audio_encoder=None,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        reuse=reuse,
+    ).load_preparer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Where weights come from and how they will run; everything is resolved and checked."""
+class ModelSource:
+    """Where weights come from and how they will run; all of it is resolved and checked.
+
+    Loading is in two steps, so that a mistake in what an avatar is made of shows before the
+    transformer, by far the largest part, is read.
+
+    Attributes:
+        preset: Name of the preset; for a checkpoint, the one whose picture size it has.
+        folder: The checkpoint; None for random weights.
+        audio_encoder: Folder of wav2vec2.
+        device: Where it runs.
+        dtype: Of DiT and VAE.
+        backend: Kernel backends.
+        reuse: False: the published schedule.
+    """
 
     preset: str
     folder: CheckpointFolder | None
+    audio_encoder: Path | None
     device: torch.device
     dtype: torch.dtype
     backend: KernelConfig
@@ -110,40 +120,110 @@ class _Source:
     @classmethod
     def find(
         cls,
+        *,
         preset: str | None,
         checkpoint: str | Path | None,
+        audio_encoder: str | Path | None,
         device: str,
         dtype: str,
         backend: KernelConfig | None,
         reuse: bool,
     ) -> Self:
+        """Resolve the arguments of `load_pipeline`.
+
+        Raises:
+            UserError: The choice is impossible.
+        """
         if preset and checkpoint:
             raise UserError("--preset and --checkpoint: give one of them, not both")
+        if checkpoint is None and audio_encoder is not None:
+            raise UserError(
+                f"--audio-encoder {audio_encoder}: goes with --checkpoint; "
+                "a preset has an encoder of its own"
+            )
         where = resolve_device(device)
         default = DEFAULT_PRESET if checkpoint is None else _PUBLISHED_PRESET
         return cls(
             preset=get_preset(preset or default).name,
             folder=None if checkpoint is None else CheckpointFolder(checkpoint),
+            audio_encoder=None if audio_encoder is None else Path(audio_encoder),
             device=where,
             dtype=resolve_dtype(dtype, where),
             backend=KernelConfig.from_sources() if backend is None else backend,
             reuse=reuse,
         )
 
-    def dit_config(self, encoder: AudioEncoder | None) -> DiTConfig:
-        if self.folder is None:
-            return get_preset(self.preset).dit
-        if encoder is None:
-            return self.folder.dit_config()
-        return self.folder.dit_config(encoder.layers, encoder.width)
+    def require_audio_encoder(self) -> None:
+        """Check that there is an audio encoder, which generating needs.
 
-    def load_audio_encoder(self, path: str | Path | None) -> AudioEncoder:
-        if path is None:
+        Raises:
+            UserError: A checkpoint without ``--audio-encoder``.
+        """
+        if self.folder is not None and self.audio_encoder is None:
+            raise UserError(
+                f"{self.folder.path}: needs --audio-encoder DIR as well, "
+                "the folder of wav2vec2-base"
+            )
+
+    def load_preparer(self) -> Preparer:
+        """Load the VAE, and check the names, shapes and dtypes of the transformer's weights.
+
+        Raises:
+            UserError: Weights are missing or damaged.
+        """
+        begin = time.perf_counter()
+        preset, folder = get_preset(self.preset), self.folder
+        config = preset.dit
+        if folder is not None:
+            config = folder.dit_config()
+            dit = self._build_dit(config)
+            with open_weights(folder.dit) as files:
+                check_module(dit, files, key_map=dit.key_map())
+        channels = 4 * preset.vae.dim  # of the attention in the middle
+        ops = bind_ops(self.backend, device=self.device, dtype=self.dtype, H=1, d=channels)
+        with torch.device("meta"):
+            shape = preset.vae if folder is None else folder.vae_config()
+            vae = VAE(shape, ops, reuse=self.reuse)
+        self._fill(vae, None if folder is None else folder.vae, None)
+        vae.prepare()
+        return Preparer(
+            config=config,
+            vae=vae,
+            size=preset.size,
+            checkpoint=folder,
+            load_seconds=time.perf_counter() - begin,
+        )
+
+    def load_pipeline(self, preparer: Preparer) -> Pipeline:
+        """Load audio encoder and transformer beside the VAE of ``preparer``.
+
+        Raises:
+            UserError: Weights are missing or damaged, or the audio encoder does not fit.
+        """
+        begin = time.perf_counter()
+        if self.audio_encoder is None:
             config = get_preset(self.preset).audio
-            return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
-        return AudioEncoder.from_folder(path, device=self.device)
+            encoder = AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
+        else:
+            encoder = AudioEncoder.from_folder(self.audio_encoder, device=self.device)
+        encoder_done = time.perf_counter()
+        dit_config = preparer.config
+        if self.folder is not None:
+            dit_config = self.folder.dit_config(encoder.layers, encoder.width)
+        dit = self._build_dit(dit_config)
+        self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map())
+        return Pipeline(
+            dit=dit,
+            audio_encoder=encoder,
+            preparer=preparer,
+            load_times=LoadTimes(
+                dit=time.perf_counter() - encoder_done,
+                vae=preparer.load_seconds,
+                audio_encoder=encoder_done - begin,
+            ),
+        )
 
-    def load_dit(self, config: DiTConfig) -> DiT:
+    def _build_dit(self, config: DiTConfig) -> DiT:
         ops = bind_ops(
             self.backend,
             device=self.device,
@@ -153,19 +233,7 @@ class _Source:
             d=config.head_dim,
         )
         with torch.device("meta"):
-            dit = DiT(config, ops, reuse=self.reuse)
-        self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map())
-        return dit
-
-    def load_preparer(self, config: DiTConfig) -> Preparer:
-        preset, folder = get_preset(self.preset), self.folder
-        ops = bind_ops(self.backend, device=self.device, dtype=self.dtype)
-        with torch.device("meta"):
-            shape = preset.vae if folder is None else folder.vae_config()
-            vae = VAE(shape, ops, reuse=self.reuse)
-        self._fill(vae, None if folder is None else folder.vae, None)
-        vae.prepare()
-        return Preparer(config=config, vae=vae, size=preset.size, checkpoint=folder)
+            return DiT(config, ops, reuse=self.reuse)
 
     def _fill(
         self, module: nn.Module, weights: Path | None, key_map: Mapping[str, Slot] | None
@@ -211,9 +279,3 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: unknown; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """Result and seconds."""
-    begin = time.perf_counter()
-    return work(), time.perf_counter() - begin

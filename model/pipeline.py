@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar
@@ -92,12 +91,7 @@ class Pipeline:
         Raises:
             UserError: The avatar was made by another model.
         """
-        own = self.preparer.fingerprint
-        if avatar.model != own:
-            raise UserError(
-                f"the avatar was made by model {avatar.model}, this is {own}; "
-                "prepare it again with this checkpoint or preset"
-            )
+        self.preparer.check_avatar(avatar)
         return Session(
             self.dit,
             self.vae,

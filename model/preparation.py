@@ -21,6 +21,7 @@ from .chunk import CHUNK_FRAMES
 from .config import DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
+from .guard import FiniteGuard
 from .image_io import fit_portrait, load_portrait
 from .vae import VAE
 
@@ -42,6 +43,7 @@ class Preparer:
         vae: The VAE.
         size: Default picture size (height, width) in pixels.
         random: The weights are random.
+        load_seconds: How long loading took.
         fingerprint: 12 hex digits of the configuration and of some VAE weights, the same in every
             dtype; an avatar file carries it.
     """
@@ -53,9 +55,11 @@ class Preparer:
         vae: VAE,
         size: tuple[int, int],
         checkpoint: CheckpointFolder | None,
+        load_seconds: float,
     ) -> None:
         """Put loaded parts together; without a checkpoint the encoders are random."""
         self.config, self.vae, self.size = config, vae, size
+        self.load_seconds = load_seconds
         self.random = checkpoint is None
         self._checkpoint = checkpoint
         weight = vae.get_parameter("conv1.weight").detach()
@@ -94,23 +98,29 @@ class Preparer:
         Raises:
             UserError: The picture, the size or an embedding is no good, or an encoder's weights
                 are missing.
+            NumericsError: An encoder gave NaN or Inf; the message names it.
         """
         height, width = check_size(size or self.size)
         image = portrait if isinstance(portrait, Image.Image) else load_portrait(portrait)
         pixels = fit_portrait(image, (height, width))
         video = ((pixels.to(self._device).to(self._dtype) / 255 - 0.5) * 2)[None, :, None]
         notes = []
+        guard = FiniteGuard()
         with torch.inference_mode():
             condition = self._encode_condition(video)
+            guard.check("VAE encoder", condition)
             context = prompt_embeds
             if context is None:
                 context, note = self._encode_prompt(prompt)
+                guard.check("text encoder", context)
                 notes.append(note)
             features = image_embeds
             if features is None:
                 features, note = self._encode_image(video[0, :, 0].float())
+                guard.check("image encoder", features)
                 notes.append(note)
-        self._check_embeddings(context, features)
+        guard.raise_if_bad()
+        self.check_embeddings(context, features)
         return Avatar(
             context=context.cpu(),
             clip_fea=features.cpu(),
@@ -150,23 +160,55 @@ class Preparer:
         )
         return encoder.encode(image), ""
 
-    def _check_embeddings(self, context: Tensor, features: Tensor) -> None:
+    def check_embeddings(
+        self,
+        context: Tensor | None,
+        features: Tensor | None,
+        *,
+        context_name: str = "prompt embedding",
+        features_name: str = "image embedding",
+    ) -> None:
+        """Check the shapes of embeddings that were computed elsewhere.
+
+        Args:
+            context: Prompt embedding, if given.
+            features: Image embedding, if given.
+            context_name: What to call the first in an error: its file.
+            features_name: What to call the second.
+
+        Raises:
+            UserError: A shape is not what the transformer takes.
+        """
         config = self.config
-        if context.dim() != 2 or context.shape[1] != config.text_dim:
+        rows, width = config.text_len, config.text_dim
+        if context is not None and (
+            context.dim() != 2 or context.shape[1] != width or not 0 < len(context) <= rows
+        ):
             raise UserError(
-                f"prompt embedding {list(context.shape)}: [L, {config.text_dim}] is needed; "
-                "use the model's own text encoder"
+                f"{context_name}: {list(context.shape)}, but [1 to {rows}, {width}] is needed; "
+                "compute it with the model's own text encoder"
             )
-        if not 0 < len(context) <= config.text_len:
+        image = (1, config.image_len, config.image_dim)
+        if features is not None and tuple(features.shape) != image:
             raise UserError(
-                f"prompt embedding of {len(context)} rows: 1 to {config.text_len} are allowed; "
-                "shorten the prompt"
+                f"{features_name}: {list(features.shape)}, but {list(image)} is needed; "
+                "compute it with the model's own image encoder"
             )
-        if tuple(features.shape) != (1, config.image_len, config.image_dim):
+
+    def check_avatar(self, avatar: Avatar, name: str = "the avatar") -> None:
+        """Check that an avatar was made by this model.
+
+        Args:
+            avatar: The avatar.
+            name: What to call it in an error: its file.
+
+        Raises:
+            UserError: It was made by another one.
+        """
+        if avatar.model != self.fingerprint:
             raise UserError(
-                f"image embedding {list(features.shape)}: "
-                f"[1, {config.image_len}, {config.image_dim}] is needed; "
-                "use the model's own image encoder"
+                f"{name}: was made by model {avatar.model}, this is {self.fingerprint}; "
+                "prepare it again with this checkpoint or preset"
             )
 
 

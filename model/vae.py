@@ -297,7 +297,7 @@ def _middle(channels: int, ops: Ops, *, reuse: bool) -> nn.ModuleList:
     return nn.ModuleList(
         [
             ResidualBlock(channels, channels, ops, reuse=reuse),
-            AttentionBlock(channels),
+            AttentionBlock(channels, ops),
             ResidualBlock(channels, channels, ops, reuse=reuse),
         ]
     )

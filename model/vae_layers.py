@@ -195,30 +195,30 @@ class _ChannelGamma(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head attention among all pixels of each frame, with a residual."""
 
-    def __init__(self, channels: int) -> None:
+    ops: Ops
+
+    def __init__(self, channels: int, ops: Ops) -> None:
         """1 x 1 convolutions ``to_qkv`` and ``proj``."""
         super().__init__()
+        self.ops = ops
         self.norm = _ChannelGamma(channels)
         self.to_qkv = ConvWeights(channels, 3 * channels, 1)
         self.proj = ConvWeights(channels, channels, 1)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """Frames of the same number and size."""
-        batch, channels, _, height, width = x_BCTHW.shape
-        x = x_BCTHW.transpose(1, 2).flatten(0, 1)
-        unit = F.normalize(x.float(), dim=1)
-        h = (unit * channels**0.5 * self.norm.gamma.float()).to(x.dtype)
-        qkv = (
-            F.conv2d(h, self.to_qkv.weight, self.to_qkv.bias)
-            .flatten(2)
-            .transpose(1, 2)
-            .unsqueeze(1)
-        )  # [B*T, 1, H*W, 3C]
-        q, k, v = qkv.chunk(3, dim=-1)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
-        y = x + F.conv2d(out, self.proj.weight, self.proj.bias)
-        return y.unflatten(0, (batch, -1)).transpose(1, 2)
+        batch, channels, frames, height, width = x_BCTHW.shape
+        x_NLC = x_BCTHW.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, channels)
+        unit_NLC = F.normalize(x_NLC.float(), dim=-1)
+        h_NLC = (unit_NLC * channels**0.5 * self.norm.gamma.float().flatten()).to(x_NLC.dtype)
+        qkv = F.linear(h_NLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
+        # One head as wide as the image: [N, L, 1, C] each.
+        q, k, v = qkv.unsqueeze(2).chunk(3, dim=-1)
+        out, _ = self.ops.chunk_attention(q, k, v)
+        y_NLC = x_NLC + F.linear(out.squeeze(2), self.proj.weight.flatten(1), self.proj.bias)
+        y_BTHWC = y_NLC.view(batch, frames, height, width, channels)
+        y_BCTHW = y_BTHWC.permute(0, 4, 1, 2, 3)
+        return y_BCTHW.contiguous() if x_BCTHW.is_contiguous() else y_BCTHW  # x's memory format
 
 
 class Downsample(nn.Module):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..avatar import Avatar
     from ..chunk import StreamOptions
-    from ..pipeline import Pipeline
+    from ..loading import ModelSource
     from ..preparation import Preparer
     from ..stream import Session
 
@@ -157,40 +157,20 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def load(args: argparse.Namespace) -> "Pipeline":
-    """Load the model that ``add_model_options`` describes.
+def model_source(args: argparse.Namespace) -> "ModelSource":
+    """Read the options of ``add_model_options``.
 
     Raises:
-        UserError: The choice is impossible, or weights are missing or damaged.
+        UserError: The choice is impossible.
     """
     from livetalk_kernels import KernelConfig
 
-    from ..loading import load_pipeline
+    from ..loading import ModelSource
 
-    return load_pipeline(
+    return ModelSource.find(
         preset=args.preset,
         checkpoint=args.checkpoint,
-        audio_encoder=args.audio_encoder,
-        device=args.device,
-        dtype=args.dtype,
-        backend=KernelConfig.from_sources(args.backend),
-        reuse=not args.no_reuse,
-    )
-
-
-def load_for_prepare(args: argparse.Namespace) -> "Preparer":
-    """Load only what makes avatars; the same options as ``load``.
-
-    Raises:
-        UserError: The choice is impossible, or weights are missing or damaged.
-    """
-    from livetalk_kernels import KernelConfig
-
-    from ..loading import load_preparer
-
-    return load_preparer(
-        preset=args.preset,
-        checkpoint=args.checkpoint,
+        audio_encoder=getattr(args, "audio_encoder", None),
         device=args.device,
         dtype=args.dtype,
         backend=KernelConfig.from_sources(args.backend),
@@ -210,7 +190,7 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
     return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
 
 
-def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline | Preparer], Avatar]":
+def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
     """Read what the avatar is made of, before the model is loaded.
 
     Args:
@@ -232,18 +212,34 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Pipeline | Preparer], 
                 name = option.replace("_", "-")
                 raise UserError(f"--{name}: goes with --portrait; the avatar file says it already")
         avatar = Avatar.load(args.avatar)
-        return lambda model: avatar
+
+        def checked(preparer: "Preparer") -> Avatar:
+            preparer.check_avatar(avatar, str(args.avatar))
+            return avatar
+
+        return checked
     given: dict[str, Any] = {}
     if args.size is not None:
         given["size"] = check_size(args.size)
     if args.prompt is not None:
         given["prompt"] = args.prompt
+    context = features = None
     if args.prompt_embeds is not None:
-        given["prompt_embeds"] = load_embedding(args.prompt_embeds, "context", (None, None))
+        context = load_embedding(args.prompt_embeds, "context")
     if args.image_embeds is not None:
-        given["image_embeds"] = load_embedding(args.image_embeds, "clip_fea", (1, None, None))
+        features = load_embedding(args.image_embeds, "clip_fea")
     portrait = load_portrait(args.portrait)
-    return lambda model: model.prepare(portrait, **given)
+
+    def made(preparer: "Preparer") -> Avatar:
+        preparer.check_embeddings(
+            context,
+            features,
+            context_name=f"{args.prompt_embeds}: context",
+            features_name=f"{args.image_embeds}: clip_fea",
+        )
+        return preparer.prepare(portrait, prompt_embeds=context, image_embeds=features, **given)
+
+    return made
 
 
 @contextmanager

@@ -64,9 +64,12 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, SUFFIXES)
     options = common.stream_options(args)
     with AudioReader(args.audio) as reader:
-        source = common.avatar_source(args)
-        pipeline = common.load(args)
-        avatar = source(pipeline)
+        make_avatar = common.avatar_source(args)
+        source = common.model_source(args)
+        source.require_audio_encoder()
+        preparer = source.load_preparer()
+        avatar = make_avatar(preparer)
+        pipeline = source.load_pipeline(preparer)
         with pipeline.session(avatar, options=options) as session:
             writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
             outcome = _stream(reader, session, writer)

@@ -38,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from ..files import check_output
 
     check_output(args.output, SUFFIXES)
-    source = common.avatar_source(args)
+    make_avatar = common.avatar_source(args)
     begin = time.perf_counter()
-    preparer = common.load_for_prepare(args)
+    preparer = common.model_source(args).load_preparer()
     loaded = time.perf_counter()
-    avatar = source(preparer)
+    avatar = make_avatar(preparer)
     encoded = time.perf_counter()
     args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     avatar.save(args.output)

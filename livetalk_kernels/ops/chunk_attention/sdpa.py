@@ -36,6 +36,8 @@ def run(
         lse_dtype = torch.float64 if q_BLHd.dtype == torch.float64 else torch.float32
         lse = q_BLHd.new_full((B, H, L), -torch.inf, dtype=lse_dtype)
         return q_BLHd.new_zeros(q_BLHd.shape), lse
+    # The operators below take this for granted and give wrong numbers otherwise.
+    assert all(x.stride(-1) == 1 for x in (q_BLHd, k_BSHd, v_BSHd)), "strided channels"
     q, k, v = (x.transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
     if q.is_cpu:
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)

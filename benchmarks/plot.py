@@ -1,0 +1,72 @@
+"""Pictures of recorded results.
+
+python benchmarks/plot.py chunk profiles/data/chunk_reuse.json profiles/chunk_reuse.png
+python benchmarks/plot.py soak profiles/data/soak.json profiles/soak.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "encode", "colour")
+
+
+def chunk(result: dict, target: Path) -> None:
+    """Stacked bars: where the time of one chunk goes, per variant."""
+    names = list(result["summary"])
+    figure, axes = plt.subplots(figsize=(8, 0.9 * len(names) + 1.8), layout="constrained")
+    left = [0.0] * len(names)
+    for stage in STAGES:
+        seconds = [
+            median(entry[name]["stages"].get(stage, 0.0) for entry in result["rounds"])
+            for name in names
+        ]
+        axes.barh(names, seconds, left=left, label=stage, height=0.6)
+        left = [a + b for a, b in zip(left, seconds, strict=True)]
+    for name, end in zip(names, left, strict=True):
+        ratio = result["summary"][name]["chunk_ratio"]
+        axes.annotate(f" {end:.1f} s, {ratio:.2f} x", (end, name), va="center")
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(left) * 1.2)
+    axes.set_xlabel("seconds per chunk of 28 frames (median)")
+    where = result["machine"]
+    axes.set_title(f"{where['preset']}, {where['cpu']}, {where['threads']} threads", fontsize=10)
+    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    figure.savefig(target, dpi=120)
+
+
+def soak(result: dict, target: Path) -> None:
+    """Resident memory over the length of the stream."""
+    seconds = [sample["video_seconds"] for sample in result["samples"]]
+    resident = [sample["resident_bytes"] / 2**20 for sample in result["samples"]]
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axes.plot(seconds, resident)
+    axes.axvline(60, color="grey", linestyle="--", linewidth=1)
+    axes.set_ylim(0, max(resident) * 1.15)
+    axes.set_xlabel("seconds of video")
+    axes.set_ylabel("resident memory, MiB")
+    axes.set_title(
+        f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}", fontsize=10
+    )
+    figure.savefig(target, dpi=120)
+
+
+def main() -> None:
+    """Draw one picture."""
+    parser = argparse.ArgumentParser(description="Draw a recorded result.")
+    parser.add_argument("kind", choices=("chunk", "soak"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    draw = {"chunk": chunk, "soak": soak}[args.kind]
+    draw(json.loads(args.data.read_text()), args.target)
+
+
+if __name__ == "__main__":
+    main()
