@@ -48,9 +48,9 @@ def load_portrait(path: Path | str) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             with Image.open(path, formats=FORMATS) as image:
-                _check_size(path, image.width, image.height)
+                check_picture(path, image.width, image.height)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(ImageOps.exif_transpose(image))
         except UserError:
             raise
         except Image.DecompressionBombError:
@@ -88,7 +88,12 @@ def fit_portrait(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(crop_HWC.transpose(2, 0, 1).copy())
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def check_picture(path: Path | str, width: int, height: int) -> None:
+    """Check the size of a picture in pixels; ``path`` is what to call it in an error.
+
+    Raises:
+        UserError: Smaller than `MIN_SIDE`, larger than `MAX_PIXELS`, or longer than `MAX_ASPECT`.
+    """
     if width * height > MAX_PIXELS:
         raise _too_large(path, f" ({width}x{height})")
     if min(width, height) < MIN_SIDE:
@@ -100,12 +105,12 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise UserError(f"{path}: {width}x{height} pixels are no portrait; crop it to the head")
 
 
-def _too_large(path: Path, found: str = "") -> UserError:
+def _too_large(path: Path | str, found: str = "") -> UserError:
     limit = MAX_PIXELS // 1_000_000
     return UserError(f"{path}: more than {limit} megapixels{found}; scale the picture down")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode that the formats above have to RGB."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # 65535 = 257 * 255 is white

@@ -22,7 +22,7 @@ from .config import DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .guard import FiniteGuard
-from .image_io import fit_portrait, load_portrait
+from .image_io import check_picture, fit_portrait, load_portrait, to_rgb
 from .vae import VAE
 
 DEFAULT_PROMPT = (
@@ -30,6 +30,8 @@ DEFAULT_PROMPT = (
 )
 RANDOM_NOTE = "random weights"
 RANDOM_SEED = 0  # of presets without a checkpoint
+
+MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 
 # Avatars do not depend on the audio encoder, and `prepare` does not know it.
 _AUDIO_FIELDS = ("audio_layers", "audio_dim")
@@ -101,7 +103,11 @@ class Preparer:
             NumericsError: An encoder gave NaN or Inf; the message names it.
         """
         height, width = check_size(size or self.size)
-        image = portrait if isinstance(portrait, Image.Image) else load_portrait(portrait)
+        if isinstance(portrait, Image.Image):
+            check_picture("the portrait", portrait.width, portrait.height)
+            image = to_rgb(portrait)
+        else:
+            image = load_portrait(portrait)
         pixels = fit_portrait(image, (height, width))
         video = ((pixels.to(self._device).to(self._dtype) / 255 - 0.5) * 2)[None, :, None]
         notes = []
@@ -216,7 +222,7 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
     """The size itself, if the model can make pictures of it.
 
     Raises:
-        UserError: Height or width is not a positive multiple of 16.
+        UserError: Height or width is not a positive multiple of 16, or beyond 4096.
     """
     height, width = size
     for name, pixels in (("height", height), ("width", width)):
@@ -224,5 +230,9 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
             near = max(16, round(pixels / 16) * 16)
             raise UserError(
                 f"--size {height}x{width}: the {name} must be a multiple of 16; use {near}"
+            )
+        if pixels > MAX_SIDE:
+            raise UserError(
+                f"--size {height}x{width}: the {name} may be {MAX_SIDE} at most; choose less"
             )
     return height, width

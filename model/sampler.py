@@ -10,6 +10,7 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 
+MAX_STEPS = 1000
 # The distilled model was trained at these; other counts are spaced evenly.
 _TRAINED = {2: (1000.0, 500.0), 4: (1000.0, 750.0, 500.0, 250.0)}
 
@@ -22,7 +23,7 @@ def timesteps(steps: int, shift: float) -> Tensor:
 
     Args:
         steps: Denoising steps, at least 1.
-        shift: s, above 0; larger spends more steps on strong noise.
+        shift: s, from 0.001 to 1000; larger spends more steps on strong noise.
 
     Returns:
         float32 [steps + 1], 1000 down to 0.
@@ -30,12 +31,15 @@ def timesteps(steps: int, shift: float) -> Tensor:
     Raises:
         UserError: ``steps`` or ``shift`` is out of range.
     """
-    if steps < 1:
-        raise UserError(f"--steps {steps}: at least one step is needed; 4 is what was trained")
-    if not 0 < shift < float("inf"):
-        raise UserError(f"--shift {shift}: must be above 0; 5 is what was trained")
-    plain = torch.tensor(_TRAINED.get(steps, ())) if steps in _TRAINED else None
-    if plain is None:
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise UserError(
+            f"--steps {steps}: must be a whole number from 1 to {MAX_STEPS}; 4 is what was trained"
+        )
+    if not 1e-3 <= shift <= 1e3:
+        raise UserError(f"--shift {shift}: must lie between 0.001 and 1000; 5 is what was trained")
+    if steps in _TRAINED:
+        plain = torch.tensor(_TRAINED[steps])
+    else:
         plain = torch.linspace(1000, 1, steps, dtype=torch.float32)
     t = torch.cat((plain, torch.zeros(1))) / 1000
     return shift * t / (1 + (shift - 1) * t) * 1000

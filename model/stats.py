@@ -20,18 +20,19 @@ class StageClock:
 
     def __init__(self, device: torch.device) -> None:
         """Time on ``device``: CUDA events there, the CPU's clock elsewhere."""
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what runs inside under ``name``; stages do not nest."""
-        if self._cuda:
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._events.append((name, begin, end))
         else:
             begin_s = time.perf_counter()
@@ -57,9 +58,10 @@ class StreamStats:
         fps: Frames per second at which the video is played.
         startup: Stage -> seconds from the request to the first frame.
         first_frame: Seconds from the request to the first frame; None before it.
-        chunks: Stage -> seconds, one entry a chunk (the newest 4096).
-        chunk_seconds: Seconds of computation of each chunk (the newest 4096).
-        count: Chunks in all.
+        chunks: Stage -> seconds, one entry a chunk (the newest 4096). The last one, which is cut
+            to the audio's length and not encoded again, is left out unless it is the only one.
+        chunk_seconds: Seconds of computation of each of them.
+        count: Chunks in all, the cut one included.
         frames: Frames that have left the session.
         computing: Seconds of computation in all.
         underrun: Seconds that a player at ``fps`` would have stood still since the first frame.
@@ -77,10 +79,11 @@ class StreamStats:
     _request: float = field(default_factory=time.perf_counter)
     _due: float = 0.0
 
-    def chunk_done(self, stages: dict[str, float], seconds: float) -> None:
+    def chunk_done(self, stages: dict[str, float], seconds: float, *, whole: bool) -> None:
         """A chunk has ended; ``seconds`` is its computation time."""
-        self.chunks.append(stages)
-        self.chunk_seconds.append(seconds)
+        if whole or not self.chunks:
+            self.chunks.append(stages)
+            self.chunk_seconds.append(seconds)
         self.count += 1
         self.computing += seconds
 
@@ -98,11 +101,11 @@ class StreamStats:
         """Seconds since the request."""
         return time.perf_counter() - self._request
 
-    def percentile(self, percent: float) -> float:
-        """Percentile of the chunks' computation time (nearest rank); NaN before the first."""
+    def percentile(self, percent: float) -> float | None:
+        """Percentile of the chunks' computation time (nearest rank); None before the first."""
         ordered = sorted(self.chunk_seconds)
         if not ordered:
-            return float("nan")
+            return None
         rank = max(0, -(-len(ordered) * percent // 100) - 1)
         return ordered[int(rank)]
 

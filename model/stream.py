@@ -1,6 +1,7 @@
 """The streaming session: audio goes in as it comes, frames come out as they are decoded."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -43,13 +44,16 @@ class Session:
         self.stats = StreamStats(fps=options.fps)
         self._rate = audio_encoder.sample_rate
         self._clock = StageClock(dit.device)
-        self._audio = AudioStream(audio_encoder, fps=options.fps)
-        self._chunks = ChunkGenerator(dit, vae, avatar, options, reuse=reuse, clock=self._clock)
-        self._pending: list[NDArray[np.float32]] = []
+        self._audio: AudioStream | None = AudioStream(audio_encoder, fps=options.fps)
+        self._chunks: ChunkGenerator | None = ChunkGenerator(
+            dit, vae, avatar, options, reuse=reuse, clock=self._clock
+        )
+        self._pending: deque[NDArray[np.float32]] = deque()
         self._waiting = 0  # samples in _pending
         self._received = 0  # samples in all
         self._started = 0  # chunks in all
         self._running: Iterator[Frames] | None = None
+        self._whole = True  # the running chunk is not the last, which is shorter
         self._computing = 0.0
         self._finished = self._closed = False
 
@@ -71,6 +75,8 @@ class Session:
         self._closed = True
         self._running = None
         self._pending.clear()
+        self._waiting = 0
+        self._chunks = self._audio = None
 
     def push(self, samples: ArrayLike | Tensor) -> Iterator[Frames]:
         """Give audio; take the frames that it completes.
@@ -155,9 +161,11 @@ class Session:
         samples = self._take(need)
         self._started += 1
         last = self._finished and self.total_frames <= self._started * NEW_FRAMES
+        self._whole = not last
         return self._chunk(samples, frames, last)
 
     def _chunk(self, samples: NDArray[np.float32], frames: int, last: bool) -> Iterator[Frames]:
+        assert self._audio is not None and self._chunks is not None
         with torch.inference_mode(), self._clock.stage("audio encoder"):
             windows = self._audio.push(samples)[None]
         yield from self._chunks.chunk(windows, frames=frames, last=last)
@@ -169,7 +177,7 @@ class Session:
             for name, seconds in self.stats.startup.items():
                 if name != "prepare":
                     stages[name] = stages.get(name, 0.0) + seconds
-        self.stats.chunk_done(stages, self._computing)
+        self.stats.chunk_done(stages, self._computing, whole=self._whole)
         self._computing = 0.0
 
     def _boundary(self, chunk: int) -> int:
@@ -178,11 +186,17 @@ class Session:
 
     def _take(self, count: int) -> NDArray[np.float32]:
         """The oldest ``count`` pending samples, padded with silence."""
-        joined = np.concatenate([*self._pending, np.zeros(0, np.float32)])
-        taken, rest = joined[:count], joined[count:]
-        self._pending = [rest.copy()] if len(rest) else []
-        self._waiting = len(rest)
-        return np.pad(taken, (0, count - len(taken))).astype(np.float32, copy=False)
+        taken = np.zeros(count, np.float32)
+        filled = 0
+        while filled < count and self._pending:
+            block = self._pending.popleft()
+            part = block[: count - filled]
+            taken[filled : filled + len(part)] = part
+            filled += len(part)
+            if len(part) < len(block):
+                self._pending.appendleft(block[len(part) :])
+        self._waiting -= filled
+        return taken
 
 
 def as_samples(samples: Any) -> NDArray[np.float32]:
@@ -191,7 +205,11 @@ def as_samples(samples: Any) -> NDArray[np.float32]:
     Raises:
         UserError: They are not one-dimensional, not float or int16, or hold NaN or Inf.
     """
-    array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        array = (samples.float() if samples.is_floating_point() else samples).numpy()
+    else:
+        array = np.asarray(samples)
     if array.ndim != 1:
         raise UserError(f"audio of shape {array.shape}: push mono samples, one dimension")
     if array.size == 0:
@@ -200,6 +218,8 @@ def as_samples(samples: Any) -> NDArray[np.float32]:
         return array.astype(np.float32) / np.float32(32768)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"audio of type {array.dtype}: push float samples in -1..1, or int16")
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
         raise UserError("audio with NaN or Inf: clean the samples before pushing them")
-    return array.astype(np.float32)
+    return single

@@ -209,14 +209,15 @@ class VAE(nn.Module):
         return ((latent_BCTHW - mean) / std).to(moments.dtype)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+    def decode(self, latents_BCTHW: Tensor, *, clamp: bool = True) -> Tensor:
         """Decode all latents of a video.
 
         Args:
             latents_BCTHW: [B, 16, T, h, w], normalised.
+            clamp: To [-1, 1], as published; False leaves that, and Inf, to the caller.
 
         Returns:
-            Pixels [B, 3, 1 + 4 * (T - 1), 8h, 8w] of the model's dtype, clamped to [-1, 1].
+            Pixels [B, 3, 1 + 4 * (T - 1), 8h, 8w] of the model's dtype.
 
         Raises:
             UserError: There is no latent, or they do not have 16 channels.
@@ -225,26 +226,29 @@ class VAE(nn.Module):
             raise UserError("latents to decode: there are none; pass at least one")
         cache = DecoderCache()
         pieces = latents_BCTHW.split(1, dim=2)
-        return torch.cat([self.decode_step(piece, cache) for piece in pieces], dim=2)
+        return torch.cat([self.decode_step(piece, cache, clamp=clamp) for piece in pieces], dim=2)
 
     @torch.no_grad()
-    def decode_step(self, latent_BCTHW: Tensor, cache: DecoderCache) -> Tensor:
+    def decode_step(
+        self, latent_BCTHW: Tensor, cache: DecoderCache, *, clamp: bool = True
+    ) -> Tensor:
         """Decode the next latent of a stream.
 
         Args:
             latent_BCTHW: [B, 16, 1, h, w], normalised.
             cache: Stream; it is moved on.
+            clamp: See `decode`.
 
         Returns:
             Pixels [B, 3, 1, 8h, 8w] of the first latent and [B, 3, 4, 8h, 8w] of later ones, of the
-            model's dtype, clamped to [-1, 1].
+            model's dtype.
 
         Raises:
             UserError: It is not one latent of 16 channels.
         """
         frames = self.decoder(self._denormalise(latent_BCTHW), cache)
         cache.pieces += 1
-        return frames.clamp_(-1, 1)
+        return frames.clamp_(-1, 1) if clamp else frames
 
     @torch.no_grad()
     def warm(self, latents_BCTHW: Tensor, cache: DecoderCache) -> None:

@@ -18,6 +18,7 @@ from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import audio_windows
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.sampler import timesteps
+from livetalk_model.stats import StreamStats
 from livetalk_model.vae import VAE
 from livetalk_model.weights import load_module, open_weights
 
@@ -267,10 +268,54 @@ def test_nan_is_caught_in_its_chunk_and_names_the_stage(avatar, part, stage):
     assert caught.value.stage == stage
 
 
+def test_inf_in_the_decoder_is_not_hidden_by_the_clamp(avatar):
+    broken = load_pipeline(preset="tiny", device="cpu")
+    with torch.no_grad():
+        broken.vae.get_parameter("decoder.head.2.bias")[0] = math.inf
+    with (
+        pytest.raises(NumericsError, match="VAE decoder"),
+        broken.session(avatar, options=FAST) as session,
+    ):
+        list(session.push(speech(1.12)))
+
+
+def test_statistics_leave_out_the_cut_chunk(pipeline, avatar):
+    with pipeline.session(avatar, options=FAST) as session:
+        list(session.push(speech(1.5)))
+        assert len(session.stats.chunk_seconds) == 1
+        list(session.finish())
+        stats = session.stats
+        assert (stats.count, len(stats.chunk_seconds), stats.frames) == (2, 1, 38)
+        assert stats.percentile(50) == stats.percentile(95) == stats.chunk_seconds[0]
+        assert stats.computing > stats.chunk_seconds[0]
+        assert 0 < stats.first_frame < stats.elapsed
+    assert session._chunks is None  # a closed session holds no tensors
+
+
+def test_underrun_counts_the_time_a_player_waits(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("livetalk_model.stats.time.perf_counter", lambda: now[0])
+    stats = StreamStats(fps=25.0, _request=0.0)
+    for at, frames in ((2.0, 5), (2.1, 5), (2.9, 5)):
+        now[0] = at
+        stats.delivered(frames)
+    # 10 frames from 2.0 s last until 2.4 s; the next came at 2.9 s.
+    assert stats.underrun == pytest.approx(0.5)
+    assert stats.first_frame == 2.0
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA"])
+def test_portraits_of_any_mode(pipeline, mode):
+    avatar = pipeline.prepare(Image.new("RGB", (40, 40), "teal").convert(mode), size=(32, 32))
+    assert avatar.portrait.shape == (3, 32, 32)
+
+
 def test_options_are_checked():
-    for bad in (
-        {"steps": 0}, {"shift": 0.0}, {"color_correction": 1.5}, {"fps": 0.0}, {"seed": -1},
-    ):  # fmt: skip
+    bad_values = {
+        "steps": (0, 1.5), "shift": (0.0, 1e-9), "color_correction": (1.5,), "fps": (0.0, 4.0),
+        "seed": (-1, 1.5),
+    }  # fmt: skip
+    for bad in ({name: value} for name, values in bad_values.items() for value in values):
         with pytest.raises(UserError, match="--"):
             StreamOptions(**bad)
 

@@ -1,0 +1,177 @@
+"""Work that is done once, and the published schedule that does it again: one object each.
+
+`ChunkGenerator` asks its `Work` for all that a denoising step takes besides the latent, and for
+the frames of finished latents. `WorkOnce` computes each thing where it first becomes known and
+keeps it:
+
+====================================================  =================================
+what                                                  is made once per
+====================================================  =================================
+K and V of text and image in all layers               avatar
+patch embedding of the 20 constant channels           avatar
+RoPE table (float32 pairs)                            picture size
+time embedding and all modulations                    schedule
+audio tokens, their K and V in all layers             chunk
+decoder state of the motion latents                   chunk, before it is denoised
+====================================================  =================================
+
+`PublishedWork` makes all of it again in every step, and decodes every chunk from its first latent.
+What lies in the weights' layout goes with the model itself, built with the same switch: fused QKV
+(`dit.py`), upsampling folded into taps, and no taps on zero frames (`vae_layers.py`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .avatar import Avatar
+from .dit import AudioContext, DiT, StepModulation
+from .layers import ContextKV, NormRope
+from .stats import StageClock
+from .vae import VAE, DecoderCache
+
+MASK_CHANNELS = 4
+FRAMES_PER_LATENT = 4
+MOTION_LATENTS = 2  # the first decodes to 1 frame, the second to 4: the 5 frames that repeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """What `DiT.forward` takes besides the latent; see there."""
+
+    step: StepModulation
+    condition: Tensor
+    context: Sequence[ContextKV]
+    audio: AudioContext
+    norm_rope: NormRope
+
+
+class Work(ABC):
+    """What a stream of one avatar computes besides the steps themselves.
+
+    Attributes:
+        dit: The transformer.
+        vae: The VAE.
+        clock: Where the stages' times go.
+        schedule: [steps + 1] timesteps.
+        constant: [1, 20, T, h, w] mask and portrait latents, in the transformer's dtype.
+        text: [L, 4096] prompt embedding.
+        image: [1, 257, 1280] image features.
+    """
+
+    def __init__(
+        self, dit: DiT, vae: VAE, avatar: Avatar, schedule: Tensor, clock: StageClock
+    ) -> None:
+        """Take the avatar's tensors to the model's device."""
+        self.dit, self.vae, self.clock, self.schedule = dit, vae, clock, schedule
+        latent = avatar.condition.to(dit.device, dit.dtype)
+        mask = torch.zeros_like(latent[:MASK_CHANNELS])
+        mask[:, 0] = 1
+        self.constant = torch.cat((mask, latent))[None]
+        self.text = avatar.context.to(dit.device)
+        self.image = avatar.clip_fea.to(dit.device)
+        self.grid = dit.token_grid(latent)
+
+    @abstractmethod
+    def know_motion(self, motion: Tensor) -> None:
+        """The motion latents [16, 1 or 2, h, w] of the next chunk are known."""
+
+    @abstractmethod
+    def begin_chunk(self, windows: Tensor) -> None:
+        """The audio windows [P, 33, window, layers, channels] of the next chunk are known."""
+
+    @abstractmethod
+    def inputs(self, index: int) -> StepInputs:
+        """What step ``index`` of the chunk takes."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
+        """Decode the chunk's latents [1, 16, 9, h, w], piece by piece.
+
+        Yields:
+            Pixels [1, 3, n, H, W], not clamped, from the chunk's first frame that is not dropped
+            until at least ``count`` have come or all are out.
+        """
+
+
+class WorkOnce(Work):
+    """Compute everything as soon as it is known, and keep it."""
+
+    def __init__(
+        self, dit: DiT, vae: VAE, avatar: Avatar, schedule: Tensor, clock: StageClock
+    ) -> None:
+        """Compute what depends on avatar, size and schedule."""
+        super().__init__(dit, vae, avatar, schedule, clock)
+        self._steps = dit.prepare_steps(schedule[:-1])
+        self._norm_rope = dit.prepare_rope(self.grid)
+        self._condition = dit.prepare_condition(self.constant)
+        self._context = dit.prepare_context(self.text, self.image)
+        self._audio: AudioContext | None = None
+        self._decoder = DecoderCache()
+        self._known = 0
+
+    def know_motion(self, motion: Tensor) -> None:
+        """Bring the decoder to the end of the motion latents."""
+        self._decoder = DecoderCache()
+        self._known = motion.shape[1]
+        self.vae.warm(motion[None].to(self.dit.dtype), self._decoder)
+
+    def begin_chunk(self, windows: Tensor) -> None:
+        """Make the audio's keys and values."""
+        with self.clock.stage("audio K/V"):
+            self._audio = self.dit.prepare_audio(windows)
+
+    def inputs(self, index: int) -> StepInputs:
+        """Only the modulation differs from step to step."""
+        assert self._audio is not None
+        return StepInputs(
+            step=self._steps[index],
+            condition=self._condition,
+            context=self._context,
+            audio=self._audio,
+            norm_rope=self._norm_rope,
+        )
+
+    def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
+        """Go on from the motion latents, one latent at a time."""
+        first = MOTION_LATENTS
+        if self._known < first:  # the first chunk: what else is dropped still makes state
+            with torch.inference_mode(), self.clock.stage("decode"):
+                self.vae.warm(latents[:, :, self._known : first], self._decoder)
+        for index in range(first, min(latents.shape[2], first - (-count // FRAMES_PER_LATENT))):
+            with torch.inference_mode(), self.clock.stage("decode"):
+                latent = latents[:, :, index : index + 1]
+                frames = self.vae.decode_step(latent, self._decoder, clamp=False)
+            yield frames
+
+
+class PublishedWork(Work):
+    """Compute everything again in every step, as the published code does."""
+
+    _windows: Tensor
+
+    def know_motion(self, motion: Tensor) -> None:
+        """Nothing is kept."""
+
+    def begin_chunk(self, windows: Tensor) -> None:
+        """Keep the windows; their keys and values are made in every step."""
+        self._windows = windows
+
+    def inputs(self, index: int) -> StepInputs:
+        """Everything anew."""
+        return StepInputs(
+            step=self.dit.prepare_steps(self.schedule[index : index + 1])[0],
+            condition=self.dit.prepare_condition(self.constant),
+            context=self.dit.prepare_context(self.text, self.image),
+            audio=self.dit.prepare_audio(self._windows),
+            norm_rope=self.dit.prepare_rope(self.grid),
+        )
+
+    def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
+        """All latents at once; the frames of the motion latents are dropped afterwards."""
+        with torch.inference_mode(), self.clock.stage("decode"):
+            frames = self.vae.decode(latents, clamp=False)
+        yield frames[:, :, 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT :]
