@@ -7,13 +7,13 @@ import math
 import subprocess
 import tempfile
 import wave
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from livetalk_model.audio_io import SAMPLE_RATE, read_audio
+from livetalk_model.audio_io import SAMPLE_RATE, AudioReader
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 448, 768
@@ -77,7 +77,7 @@ class Canvas:
         return self.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
-def curve(points: list[Point], *, closed: bool = True, steps: int = 24) -> list[Point]:
+def curve(points: Sequence[Point], *, closed: bool = True, steps: int = 24) -> list[Point]:
     """A smooth line through points (a uniform Catmull-Rom spline)."""
     count = len(points)
     spans = count if closed else count - 1
@@ -92,7 +92,7 @@ def curve(points: list[Point], *, closed: bool = True, steps: int = 24) -> list[
     return line if closed else [*line, points[-1]]
 
 
-def _between(corners: list[Point], t: float) -> Point:
+def _between(corners: Sequence[Point], t: float) -> Point:
     weights = (
         -0.5 * t + t**2 - 0.5 * t**3,
         1 - 2.5 * t**2 + 1.5 * t**3,
@@ -122,7 +122,7 @@ def ellipse(x: float, y: float, a: float, b: float, tilt: float = 0.0) -> list[P
     ]
 
 
-def stroke(points: list[Point], thickness: float, *, taper: bool = True) -> list[Point]:
+def stroke(points: Sequence[Point], thickness: float, *, taper: bool = True) -> list[Point]:
     """A brush line along a smooth curve, thickest in its middle."""
     line = curve(points, closed=False)
     left, right = [], []
@@ -405,7 +405,8 @@ def speak(text: str, path: Path) -> None:
         spoken = Path(folder) / "spoken.wav"
         voice = ["-v", "en-us+f4", "-s", "172", "-p", "45", "-g", "2"]
         subprocess.run(["espeak-ng", *voice, "-w", str(spoken), text], check=True)
-        samples = read_audio(spoken).samples
+        with AudioReader(spoken) as reader:
+            samples = np.concatenate(list(reader))
     samples = samples * (PEAK / np.abs(samples).max())
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)

@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -28,34 +27,6 @@ _ESTIMATED_DURATION = ("mp3", "aac")
 """Containers without a length field; FFmpeg estimates from the bit rate."""
 _SHORTFALL = 0.5
 """Seconds by which a compressed file may fall short of its declared length without a warning."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioClip:
-    """A whole sound file in memory.
-
-    Attributes:
-        samples: Float32 [N], mono, 16 kHz, full scale +-1.
-        source_rate: Samples per second in the file.
-        channels: Channels in the file.
-        codec: FFmpeg's name of the codec, for example ``"pcm_s16le"``.
-        declared_samples: Length by the file's header, per channel at `source_rate`, where known.
-        decoded_samples: Length that could be decoded, per channel at `source_rate`.
-        warnings: One line each, for the user: truncation, damaged packets.
-    """
-
-    samples: np.ndarray
-    source_rate: int
-    channels: int
-    codec: str
-    declared_samples: int | None
-    decoded_samples: int
-    warnings: tuple[str, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return len(self.samples) / SAMPLE_RATE
 
 
 class SoundDecoder:
@@ -157,7 +128,10 @@ class SoundDecoder:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:
-                self.warnings.append(f"{self.path}: damaged ({_reason(error)}), rest not read")
+                self.warnings.append(
+                    f"{self.path}: damaged ({_reason(error)}) after {self._position()}; "
+                    "what follows is not heard; copy or export it again"
+                )
                 return
             if packet is None:
                 return
@@ -184,7 +158,9 @@ class SoundDecoder:
 
     def _warn(self) -> None:
         if self._damaged:
-            self.warnings.append(f"{self.path}: {self._damaged} damaged packets left out")
+            self.warnings.append(
+                f"{self.path}: {self._damaged} damaged packets left out; copy or export it again"
+            )
         if self.declared_samples is None:
             return
         exact = self._container.format.name == "wav"
@@ -192,7 +168,8 @@ class SoundDecoder:
         if self.declared_samples - self.decoded_samples > allowed:
             self.warnings.append(
                 f"{self.path}: truncated: declared {self.declared_samples} samples, "
-                f"decoded {self.decoded_samples}"
+                f"decoded {self.decoded_samples}; what is missing is not heard; "
+                "copy or export it again"
             )
 
 
@@ -331,25 +308,6 @@ class AudioReader:
     ) -> None:
         """Close the file."""
         self.close()
-
-
-def read_audio(path: Path | str) -> AudioClip:
-    """Read a whole sound file as 16 kHz mono.
-
-    Raises:
-        UserError: See `SoundDecoder`.
-    """
-    with AudioReader(path) as reader:
-        samples_N = np.concatenate(list(reader))
-        return AudioClip(
-            samples=samples_N,
-            source_rate=reader.source_rate,
-            channels=reader.channels,
-            codec=reader.codec,
-            declared_samples=reader.declared_samples,
-            decoded_samples=reader.decoded_samples,
-            warnings=tuple(reader.warnings),
-        )
 
 
 def declared_wav_samples(file: BinaryIO) -> int | None:

@@ -5,17 +5,18 @@ fitted portrait, so that generation needs neither the text nor the image encoder
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+
+from .files import new_file
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
@@ -50,13 +51,11 @@ class Avatar:
         return self.portrait.shape[1], self.portrait.shape[2]
 
     def save(self, path: str | Path) -> None:
-        """Write the avatar file; an existing one is replaced only when all is written.
+        """Write the avatar file, with its folder; at once or not at all.
 
         Raises:
-            UserError: The folder is missing or cannot be written, or the disk is full.
+            UserError: The folder cannot be made or written, or the disk is full.
         """
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
         metadata = {
             "format": FORMAT,
@@ -64,15 +63,8 @@ class Avatar:
             "prompt": self.prompt,
             "note": self.note,
         }
-        try:
-            save_file(tensors, part, metadata=metadata)
-            os.replace(part, path)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise UserError(
-                f"{path}: the avatar cannot be written ({error}); "
-                "choose a folder that exists, is writable and has room"
-            ) from None
+        with new_file(Path(path)) as file:
+            file.write(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

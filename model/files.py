@@ -3,9 +3,10 @@
 import errno
 import os
 import tempfile
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from livetalk_kernels.errors import UserError
 
@@ -42,7 +43,9 @@ def check_input(path: Path | str, what: str) -> Path:
     return path
 
 
-def check_output(path: Path | str, suffixes: Collection[str]) -> Path:
+def check_output(
+    path: Path | str, suffixes: Collection[str], *, inputs: Iterable[Path | str | None] = ()
+) -> Path:
     """Check, before any work is done, that a file could be written there. Leaves nothing behind.
 
     Folders that do not exist yet are made by `PartFile`; here the nearest one that exists must
@@ -51,13 +54,14 @@ def check_output(path: Path | str, suffixes: Collection[str]) -> Path:
     Args:
         path: The file to be written; one that exists will be replaced.
         suffixes: The endings that are understood, for example ``(".mp4", ".npy")``.
+        inputs: Files that are read; None stands for one that is not given.
 
     Returns:
         The path.
 
     Raises:
-        UserError: Unknown ending, the path is a folder, its folder is a file, is not writable, or
-            its disk is full.
+        UserError: Unknown ending, the path is a folder or one of the inputs, its folder is a file,
+            is not writable, or its disk is full.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -66,6 +70,9 @@ def check_output(path: Path | str, suffixes: Collection[str]) -> Path:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the output a file name")
+        for source in (Path(given) for given in inputs if given is not None):
+            if path.exists() and source.exists() and path.samefile(source):
+                raise UserError(f"{path}: is the input {source}; give the output another name")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(bytes(PROBE_BYTES))
@@ -85,6 +92,31 @@ def output_error(path: Path, error: OSError) -> UserError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: {folder} is not writable; use another output folder")
     return UserError(f"{path}: cannot be written ({error.strerror}); use another output file")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears, complete, at the end of the block, and not on any exception.
+
+    Args:
+        path: The file; one of that name is replaced.
+
+    Yields:
+        The stream to write to.
+
+    Raises:
+        UserError: The file cannot be made or written. Other exceptions pass through.
+    """
+    file = PartFile(path)
+    try:
+        with file.part.open("wb") as stream:
+            yield stream
+        file.commit()
+    except BaseException as error:  # Ctrl-C as well
+        file.discard()
+        if isinstance(error, OSError):
+            raise output_error(path, error) from None
+        raise
 
 
 class PartFile:

@@ -1,7 +1,7 @@
 """Floating-point operations of the model, counted by formula; a multiply-add is two.
 
 Norms, activations, softmax and rotations are left out: they are bound by memory, not arithmetic.
-The VAE counts its own convolutions (`vae.py`), since they depend on its schedule.
+The VAE's convolutions are counted in `vae_cost.py`, since they depend on its schedule.
 """
 
 from dataclasses import dataclass

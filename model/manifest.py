@@ -6,12 +6,13 @@ folders that lie in different places.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from livetalk_kernels.errors import UserError
+
+from .files import new_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _BLOCK = 1 << 22
@@ -40,16 +41,9 @@ def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) ->
     if not files:
         folders = ", ".join(str(root) for root in roots.values())
         raise UserError(f"{folders}: no files to hash; check the folder")
-    lines = [f"{_sha256(file, name, progress)}  {name}\n" for name, file in files.items()]
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text("".join(lines), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); choose a writable folder"
-        ) from None
+    with new_file(path) as manifest:
+        for name, file in files.items():
+            manifest.write(f"{_sha256(file, name, progress)}  {name}\n".encode())
     return len(files)
 
 

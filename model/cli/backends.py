@@ -19,7 +19,7 @@ from .common import (
     print_json,
 )
 
-_EXAMPLE = "livetalk backends --device cuda --dtype bf16"
+EXAMPLE = "livetalk backends --device cuda --dtype bf16"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "backends",
         "List the backends of every op, whether they can run on this machine, and why not. "
         "'auto' marks the one that runs unless --backend or LIVETALK_BACKEND says otherwise.",
-        _EXAMPLE,
+        EXAMPLE,
     )
     add_device_options(parser)
     add_json_option(parser)

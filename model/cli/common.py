@@ -5,8 +5,7 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from ..chunk import StreamOptions
     from ..loading import ModelSource
     from ..preparation import Preparer
-    from ..stream import Session
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+COLUMNS = 80
 
 Subparsers = Any  # argparse's own type is private
 
@@ -42,7 +41,7 @@ def add_command(
     lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
-        description=textwrap.fill(description, 80),
+        description=textwrap.fill(description, COLUMNS - 2),  # as argparse wraps the rest
         epilog=f"example:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,7 +73,7 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = True) -> None:
-    """Add all options that say which model runs, and how; ``load`` reads them."""
+    """Add all options that say which model runs, and how; ``model_source`` reads them."""
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
@@ -130,14 +129,17 @@ def add_avatar_options(parser: argparse.ArgumentParser) -> None:
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add all options that say how frames are made; ``stream_options`` reads them."""
     group = parser.add_argument_group("stream")
-    for option, kind, meaning in (
-        ("--steps", int, "denoising steps per chunk (default: 4)"),
-        ("--shift", float, "shift of the timesteps (default: 5)"),
-        ("--seed", int, "seed of the noise (default: 9999)"),
-        ("--fps", float, "frames per second (default: 25, as trained)"),
-        ("--color-correction", float, "0 (off) to 1: keep the portrait's colours (default: 1)"),
+    colours = "0 (off) to 1: keep the portrait's colours (default: 1)"
+    for option, kind, metavar, meaning in (
+        ("--steps", int, "N", "denoising steps per chunk (default: 4)"),
+        ("--shift", float, "S", "shift of the timesteps (default: 5)"),
+        ("--seed", int, "N", "seed of the noise (default: 9999)"),
+        ("--fps", float, "N", "frames per second (default: 25, as trained)"),
+        ("--color-correction", float, "S", colours),
     ):
-        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=meaning)
+        group.add_argument(
+            option, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=meaning
+        )
 
 
 def add_json_option(parser: argparse._ActionsContainer) -> None:
@@ -188,6 +190,18 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
 
     names = {field.name for field in dataclasses.fields(StreamOptions)}
     return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def check_output(args: argparse.Namespace, suffixes: Collection[str]) -> None:
+    """Check, before any work is done, that ``args.output`` can be written and is no input.
+
+    Raises:
+        UserError: See `files.check_output`.
+    """
+    from ..files import check_output
+
+    names = ("audio", "portrait", "avatar", "prompt_embeds", "image_embeds")
+    check_output(args.output, suffixes, inputs=[getattr(args, name, None) for name in names])
 
 
 def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
@@ -242,37 +256,6 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
     return made
 
 
-@contextmanager
-def progress(seconds: float | None, session: "Session") -> Iterator[Callable[[int], None]]:
-    """Show on the terminal how far a stream is, and its real-time factor.
-
-    Args:
-        seconds: Length of the sound, if known.
-        session: The stream.
-
-    Yields:
-        Function to call with the number of frames just written.
-    """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.completed:.0f} frames"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    total = None if seconds is None else seconds * session.options.fps
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("waiting for the first frame", total=total)
-
-        def advance(frames: int) -> None:
-            made = session.stats.frames / session.stats.fps
-            factor = made / session.stats.elapsed
-            bar.update(task, advance=frames, description=f"{factor:.2f} x real time")
-
-        yield advance
-
-
 def console(*, stderr: bool = False) -> "Console":
     """Console for tables, 80 columns wide where the output is not a terminal."""
     from rich.console import Console
@@ -282,8 +265,13 @@ def console(*, stderr: bool = False) -> "Console":
 
 def print_json(value: object) -> None:
     """Print a value for machines."""
-    json.dump(value, sys.stdout, indent=2)
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
     print()
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun: ``1 chunk``, ``2 chunks``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human_bytes(count: int) -> str:

@@ -23,12 +23,13 @@ from .common import (
     console,
     human_bytes,
     human_count,
+    plural,
     print_json,
 )
 
-_EXAMPLE = """\
-livetalk doctor --checkpoint weights/SoulX-FlashTalk-14B \\
-    --audio-encoder weights/wav2vec2-base"""
+EXAMPLE = """\
+livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
+    --audio-encoder chinese-wav2vec2-base"""
 _COLOURS = {"found": "green", "missing": "yellow", "broken": "red", "not given": "yellow"}
 
 
@@ -39,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "doctor",
         "Show what this machine offers and whether a checkpoint is complete. Exit code 0: nothing "
         "is amiss, 1: something is missing or broken.",
-        _EXAMPLE,
+        EXAMPLE,
     )
     add_checkpoint_options(parser)
     manifest = parser.add_mutually_exclusive_group()
@@ -95,7 +96,8 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
         files = {name: file for name, file in files.items() if name in read_manifest(path)}
     total = sum(file.stat().st_size for file in files.values())
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_interactive) as bar:
         task = bar.add_task("hashing", total=total)
 
         def progress(name: str, count: int) -> None:
@@ -183,6 +185,8 @@ def _print_manifest(
     for name, result in amiss.items():
         out.print(f"[red]{result}[/]: {escape(name)}", soft_wrap=True)
     if args.write_manifest:
-        out.print(f"wrote {escape(args.write_manifest)}: {len(results)} files", soft_wrap=True)
+        out.print(
+            f"wrote {escape(args.write_manifest)}: {plural(len(results), 'file')}", soft_wrap=True
+        )
     elif args.verify_manifest and not amiss:
-        out.print(f"[green]all {len(results)} files of the manifest are unchanged[/]")
+        out.print(f"[green]unchanged[/]: {plural(len(results), 'file')} of the manifest")

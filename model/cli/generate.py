@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import NumericsError, UserError
 
@@ -12,17 +13,14 @@ from . import common
 
 if TYPE_CHECKING:
     from ..audio_io import AudioReader
-    from ..avatar import Avatar
     from ..chunk import Frames
-    from ..pipeline import Pipeline
     from ..stream import Session
     from ..video_io import FrameWriter
 
-EXAMPLE = """
+EXAMPLE = """\
 livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
 livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
-    --checkpoint SoulX-LiveTalk-14B --audio-encoder wav2vec2-base
-"""
+    --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base"""
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -58,35 +56,51 @@ def add_parser(subparsers: common.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what is cheap to check, load, generate, report."""
     from ..audio_io import AudioReader
-    from ..files import check_output
     from ..video_io import SUFFIXES, open_writer
+    from .latency import latency_report
 
-    check_output(args.output, SUFFIXES)
+    common.check_output(args, SUFFIXES)
     options = common.stream_options(args)
     with AudioReader(args.audio) as reader:
         make_avatar = common.avatar_source(args)
         source = common.model_source(args)
         source.require_audio_encoder()
         preparer = source.load_preparer()
+        begin = time.perf_counter()
         avatar = make_avatar(preparer)
+        avatar_seconds = time.perf_counter() - begin
         pipeline = source.load_pipeline(preparer)
         with pipeline.session(avatar, options=options) as session:
             writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
             outcome = _stream(reader, session, writer)
     for warning in reader.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    _report(args, pipeline, avatar, session, writer, outcome)
+    if not writer.frames:
+        return _nothing_written(args, outcome)
+    report = latency_report(pipeline, session, avatar_seconds=avatar_seconds)
+    report["output"] = {
+        "path": str(args.output),
+        "frames": writer.frames,
+        "size": list(avatar.size),
+        "complete": outcome == 0,
+    }
+    report["warnings"] = list(reader.warnings)
+    if args.json:
+        common.print_json(report)
+    else:
+        _print_report(report, session)
     return outcome
 
 
 def _stream(reader: "AudioReader", session: "Session", writer: "FrameWriter") -> int:
     """Push the sound through the session into the file; the exit code."""
     from .interrupts import Interrupts
+    from .progress import progress
 
     outcome = 0
     with Interrupts() as interrupts:
         try:
-            with common.progress(reader.declared_seconds, session) as advance:
+            with progress(reader.declared_seconds, session) as advance:
                 for frames in _frames(reader, session):
                     with interrupts.held():
                         writer.write(frames)
@@ -113,42 +127,35 @@ def _frames(reader: "AudioReader", session: "Session") -> "Iterator[Frames]":
     yield from session.finish()
 
 
-def _report(
-    args: argparse.Namespace,
-    pipeline: "Pipeline",
-    avatar: "Avatar",
-    session: "Session",
-    writer: "FrameWriter",
-    outcome: int,
-) -> None:
-    from .latency import latency_report, print_latency
+def _nothing_written(args: argparse.Namespace, outcome: int) -> int:
+    """Say why there is no frame, where it is not said yet; the exit code.
 
-    if not writer.frames:
-        if outcome == common.INTERRUPTED:
-            print("stopped before the first frame; nothing was written", file=sys.stderr)
-            return
-        if outcome == 0:
-            raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
-        return
-    report = latency_report(pipeline, session)
-    report["output"] = {
-        "path": str(args.output),
-        "frames": writer.frames,
-        "size": list(avatar.size),
-        "complete": outcome == 0,
-    }
-    if args.json:
-        common.print_json(report)
-        return
+    Raises:
+        UserError: The sound is too short.
+    """
+    if outcome == 0:
+        raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
+    if outcome == common.INTERRUPTED:
+        print("stopped before the first frame; nothing was written", file=sys.stderr)
+    return outcome
+
+
+def _print_report(report: dict[str, Any], session: "Session") -> None:
+    from rich.markup import escape
+
+    from .latency import print_latency
+
     console = common.console()
-    seconds = writer.frames / session.options.fps
-    state = "" if outcome == 0 else " (stopped early)"
-    height, width = avatar.size
+    output = report["output"]
+    height, width = output["size"]
+    frames = common.plural(output["frames"], "frame")
+    seconds = output["frames"] / session.options.fps
+    state = "" if output["complete"] else " (stopped early)"
     console.print(
-        f"wrote {args.output}: {writer.frames} frames of {height}x{width}, {seconds:.2f} s{state}",
+        f"wrote {escape(output['path'])}: {frames} of {height}x{width}, {seconds:.2f} s{state}",
         soft_wrap=True,
     )
-    if pipeline.random:
+    if report["settings"]["random_weights"]:
         console.print(
             "The weights are random: the picture means nothing, the times are those of the "
             "preset's size."

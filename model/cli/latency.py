@@ -1,6 +1,5 @@
 """The latency report of a run: one dictionary, as a table for people or JSON for machines."""
 
-import math
 import resource
 from typing import Any
 
@@ -11,11 +10,29 @@ from rich.table import Table
 from ..pipeline import Pipeline
 from ..stats import StreamStats
 from ..stream import Session
+from .common import plural
+
+# In this order; the first use of the audio encoder imports transformers, which takes seconds.
+_LOAD_LABELS = {
+    "vae": "VAE",
+    "avatar": "avatar",
+    "audio_encoder": "audio encoder and its imports",
+    "dit": "DiT",
+}
 
 
-def latency_report(pipeline: Pipeline, session: Session) -> dict[str, Any]:
-    """Everything that was measured, with the settings it was measured under; times in seconds."""
+def latency_report(
+    pipeline: Pipeline, session: Session, *, avatar_seconds: float
+) -> dict[str, Any]:
+    """Everything that was measured, with the settings it was measured under; times in seconds.
+
+    Args:
+        pipeline: The model.
+        session: The stream, at its end.
+        avatar_seconds: How long making the avatar took, text and image encoder included.
+    """
     stats = session.stats
+    load = {**vars(pipeline.load_times), "avatar": avatar_seconds}
     peak_gpu = None
     if pipeline.device.type == "cuda":
         peak_gpu = torch.cuda.max_memory_allocated(pipeline.device)
@@ -30,7 +47,7 @@ def latency_report(pipeline: Pipeline, session: Session) -> dict[str, Any]:
             "backends": pipeline.ops.chosen,
             **vars(session.options),
         },
-        "load": {**vars(pipeline.load_times), "total": pipeline.load_times.total},
+        "load": {**load, "total": sum(load.values())},
         "startup": {"stages": stats.startup, "first_frame": stats.first_frame},
         "chunks": {
             "count": stats.count,
@@ -55,11 +72,12 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("split", overflow="fold")
-    table.add_row("load", _seconds(report["load"]["total"]), _split(report["load"], skip="total"))
+    load = {label: report["load"][key] for key, label in _LOAD_LABELS.items()}
+    table.add_row("load", _seconds(report["load"]["total"]), _split(load))
     table.add_row("start-up", _seconds(startup["first_frame"]), _split(startup["stages"]))
     table.add_row("chunk p50", _seconds(chunks["p50"]), _split(chunks["stages"], mean=True))
-    table.add_row("chunk p95", _seconds(chunks["p95"]), f"{chunks['count']} chunks")
-    table.add_row("frames/s", f"{report['fps']:.2f}", f"{report['frames']} frames")
+    table.add_row("chunk p95", _seconds(chunks["p95"]), plural(chunks["count"], "chunk"))
+    table.add_row("frames/s", f"{report['fps']:.2f}", plural(report["frames"], "frame"))
     table.add_row(
         "real-time factor",
         f"{report['realtime_factor']:.2f} x",
@@ -77,8 +95,8 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
 def _title(settings: dict[str, Any]) -> str:
     parts = [settings["device"], settings["dtype"]]
     if settings["device"] == "cpu":
-        parts.append(f"{settings['threads']} threads")
-    parts.append(f"{settings['steps']} steps")
+        parts.append(plural(settings["threads"], "thread"))
+    parts.append(plural(settings["steps"], "step"))
     if not settings["reuse"]:
         parts.append("published schedule")
     if settings["random_weights"]:
@@ -86,13 +104,13 @@ def _title(settings: dict[str, Any]) -> str:
     return "Latency: " + ", ".join(parts)
 
 
-def _split(stages: dict[str, float], *, skip: str = "", mean: bool = False) -> str:
-    rows = [f"{name.replace('_', ' ')} {_seconds(s)}" for name, s in stages.items() if name != skip]
+def _split(stages: dict[str, float], *, mean: bool = False) -> str:
+    rows = [f"{name} {_seconds(seconds)}" for name, seconds in stages.items()]
     return ("mean: " if mean and rows else "") + ", ".join(rows)
 
 
 def _seconds(value: float | None) -> str:
-    if value is None or math.isnan(value):
+    if value is None:
         return "-"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 

@@ -23,7 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "backends": "which kernel backends can run here, and why not",
     }
 )
-_EXAMPLE = """\
+EXAMPLE = """\
 example:
   livetalk generate --preset tiny --portrait me.png --audio speech.wav \\
       --output talking.mp4
@@ -70,13 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has closed our output. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(1, "error: out of memory; use a smaller --size or --preset, or --dtype bf16")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what it says; torch has no class for it on a CPU and in parts of CUDA."""
+    from torch import OutOfMemoryError
+
+    signs = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
+    return isinstance(error, (MemoryError, OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def _parser(arguments: Sequence[str]) -> Parser:
     parser = Parser(
         prog="livetalk",
         description="Portrait and speech in, talking video out.",
-        epilog=_EXAMPLE,
+        epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

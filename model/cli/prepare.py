@@ -4,13 +4,15 @@ import argparse
 import time
 from pathlib import Path
 
+from rich.markup import escape
+
 from . import common
 
-EXAMPLE = """
-livetalk prepare --portrait me.png --prompt "A woman is talking." --output me.avatar
+EXAMPLE = """\
+livetalk prepare --portrait me.png --output me.avatar \\
+    --prompt "A person is talking to the camera."
 livetalk prepare --portrait me.png --output me.avatar --size 768x448 \\
-    --checkpoint SoulX-LiveTalk-14B
-"""
+    --checkpoint SoulX-FlashTalk-14B"""
 SUFFIXES = (".avatar", ".safetensors")
 
 
@@ -35,16 +37,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, load, encode, write."""
-    from ..files import check_output
-
-    check_output(args.output, SUFFIXES)
+    common.check_output(args, SUFFIXES)
     make_avatar = common.avatar_source(args)
     begin = time.perf_counter()
     preparer = common.model_source(args).load_preparer()
     loaded = time.perf_counter()
     avatar = make_avatar(preparer)
     encoded = time.perf_counter()
-    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     avatar.save(args.output)
     result = {
         "path": str(args.output),
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     height, width = avatar.size
     common.console().print(
-        f"wrote {args.output}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
+        f"wrote {escape(str(args.output))}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
         f"model {avatar.model}{', ' + avatar.note if avatar.note else ''} "
         f"(load {result['load_seconds']:.1f} s, encode {result['encode_seconds']:.1f} s)",
         soft_wrap=True,

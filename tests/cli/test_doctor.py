@@ -119,3 +119,12 @@ def test_manifest(folder, tmp_path, capsys):
         "checkpoint/diffusion_pytorch_model.safetensors": "ok",
     }
     assert main([*checkpoint, "--verify-manifest", str(tmp_path / "none")]) == 2
+
+
+def test_hashing_is_silent_without_a_terminal(tmp_path, capfd):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    main(["doctor", "--checkpoint", str(folder), "--write-manifest", str(tmp_path / "new/m")])
+    printed = capfd.readouterr()
+    assert printed.err == "" and f"wrote {tmp_path / 'new/m'}: 1 file\n" in printed.out

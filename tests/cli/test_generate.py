@@ -9,55 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-import wave
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from cli_tools import FAST, generate, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from livetalk_model import preparation
+from livetalk_model.cli import common
 from livetalk_model.cli.main import main
-
-RATE = 16000
-FAST = ["--steps", "1", "--size", "32x48"]
-
-
-def write_wav(path: Path, seconds: float, rate: int = RATE) -> Path:
-    """A tone with a rhythm, 16 bit mono."""
-    t = np.arange(round(seconds * rate)) / rate
-    samples = (np.sin(t * 1200) * np.sin(t * 8) ** 2 * 9000).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
-    return path
-
-
-@pytest.fixture
-def portrait(tmp_path: Path) -> Path:
-    """A picture."""
-    path = tmp_path / "portrait.png"
-    y, x = np.mgrid[:80, :70]
-    Image.fromarray(np.stack([3 * x, 3 * y, 90 + 0 * x], -1).astype(np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
-    """1.5 s of sound."""
-    return write_wav(tmp_path / "speech.wav", 1.5)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """An empty folder for the output."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
 
 
 def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
@@ -70,11 +34,6 @@ def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
         sound = container.streams.audio[0]
         samples = sum(frame.samples for frame in container.decode(sound))
         return frames, frames / 25, samples / sound.rate, size
-
-
-def generate(*extra: object) -> int:
-    """Exit code of ``livetalk generate --preset tiny``, small and quick."""
-    return main(["generate", "--preset", "tiny", "--device", "cpu", *map(str, extra)])
 
 
 # What comes out --------------------------------------------------------------------------
@@ -134,16 +93,6 @@ def test_checkpoint_with_precomputed_embeddings(golden, golden_checkpoint, portr
 # What is refused -------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture, code: int, *names: str) -> str:
-    """Exit code 2 and one line that names the file."""
-    error = capsys.readouterr().err.strip()
-    assert code == 2, error
-    assert error.startswith("error: ") and "\n" not in error and "Traceback" not in error
-    for name in names:
-        assert name in error
-    return error
-
-
 def bad_audio(kind: str, folder: Path) -> Path:
     """A sound file that is no good."""
     path = folder / f"{kind}.wav"
@@ -179,6 +128,60 @@ def test_truncated_wav_is_reported(portrait, out, tmp_path, capsys):
     assert code == 0
     assert re.search(r"cut\.wav.*16,?000.*12,?000", error)
     assert probe(out / "x.mp4")[0] == 19
+    assert "; what is missing is not heard; copy or export it again" in error
+
+
+def test_json_is_all_there_is_on_stdout(portrait, out, tmp_path, capfd):
+    audio = write_wav(tmp_path / "cut.wav", 1.0)
+    audio.write_bytes(audio.read_bytes()[: 44 + 2 * 12000])
+    target = out / "x.mp4"
+    command = ("--portrait", portrait, "--audio", audio, "--output", target, "--json", *FAST)
+    assert generate(*command) == 0
+    printed = capfd.readouterr()
+    report = json.loads(printed.out, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    (warning,) = report["warnings"]
+    assert "cut.wav" in warning and "12000" in warning
+    assert f"warning: {warning}\n" in printed.err
+
+
+def test_making_the_avatar_is_timed(portrait, speech, out, capsys, monkeypatch):
+    encode = preparation.RandomTextEncoder.encode
+
+    def slow(self, prompt):
+        time.sleep(0.5)
+        return encode(self, prompt)
+
+    monkeypatch.setattr(preparation.RandomTextEncoder, "encode", slow)
+    command = ["--portrait", portrait, "--audio", speech, "--output", out / "x.npy", *FAST]
+    assert generate(*command, "--json") == 0
+    load = json.loads(capsys.readouterr().out)["load"]
+    assert load["avatar"] > 0.5
+    assert load["total"] == pytest.approx(sum(load.values()) - load["total"])
+    assert generate(*command) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"│ load .* avatar \d", shown)
+
+
+def test_a_single_chunk(portrait, out, tmp_path, capsys):
+    audio = write_wav(tmp_path / "word.wav", 0.5)
+    generate("--portrait", portrait, "--audio", audio, "--output", out / "x.npy", *FAST)
+    shown = capsys.readouterr().out
+    assert " 1 chunk " in shown and "1 step," in shown and "13 frames" in shown
+
+
+def test_numbers_with_nouns():
+    assert [common.plural(n, "chunk") for n in (0, 1, 2)] == ["0 chunks", "1 chunk", "2 chunks"]
+
+
+def test_a_prompt_of_30000_words(portrait, speech, out):
+    """The text encoder reads its first 512 tokens."""
+    prompt, avatar = "a wörd " * 15000, out / "me.avatar"
+    assert main(["prepare", "--portrait", str(portrait), "--size", "32x48", "--device", "cpu",
+                 "--prompt", prompt, "--output", str(avatar)]) == 0  # fmt: skip
+    assert len(load_file(avatar)["context"]) == 512
+    video = out / "x.npy"
+    assert generate("--avatar", avatar, "--audio", speech, "--output", video, "--steps", 1) == 0
+    assert np.load(video).shape == (38, 32, 48, 3)
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "cut", "dot", "huge"])
@@ -217,37 +220,6 @@ def test_unreadable_options_exit_with_2(capsys):
             main(arguments)
         assert left.value.code == 2
         assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["file/x.mp4", "", "x.gif"])
-def test_bad_output(name, portrait, speech, out, capsys):
-    (out / "file").write_text("in the way")
-    before = sorted(out.rglob("*"))
-    code = generate("--portrait", portrait, "--audio", speech, "--output", out / name, *FAST)
-    refused(capsys, code)
-    assert sorted(out.rglob("*")) == before
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_full_disk(portrait, tmp_path, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip("this machine permits no mount")
-    try:
-        audio = write_wav(tmp_path / "long.wav", 3.0)
-        code = generate(
-            "--portrait", portrait, "--audio", audio, "--output", disk / "x.npy",
-            "--steps", 1, "--size", "64x64",
-        )  # fmt: skip
-        refused(capsys, code, "x.npy")
-        assert not list(disk.iterdir())
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def break_checkpoint(kind: str, folder: Path) -> str:

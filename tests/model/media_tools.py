@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from livetalk_model.audio_io import SAMPLE_RATE, AudioReader
+
 
 def write_wav(
     path: Path,
@@ -96,4 +98,35 @@ def probe_video(path: Path) -> Probe:
             },
             sound=np.concatenate(sound, axis=1) if sound else None,
             sound_rate=audio[0].rate if audio else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A sound file as `AudioReader` reads it."""
+
+    samples: np.ndarray
+    source_rate: int
+    channels: int
+    codec: str
+    declared_samples: int | None
+    decoded_samples: int
+    warnings: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+def read_audio(path: Path) -> Clip:
+    """Read a whole sound file."""
+    with AudioReader(path) as reader:
+        return Clip(
+            samples=np.concatenate(list(reader)),
+            source_rate=reader.source_rate,
+            channels=reader.channels,
+            codec=reader.codec,
+            declared_samples=reader.declared_samples,
+            decoded_samples=reader.decoded_samples,
+            warnings=tuple(reader.warnings),
         )

@@ -17,8 +17,6 @@ VAE = "Wan2.1_VAE.pth"
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
-pytestmark = pytest.mark.golden
-
 
 @pytest.fixture
 def folder(golden_checkpoint, tmp_path) -> Path:
@@ -126,13 +124,13 @@ def test_golden_folders_are_complete(golden_checkpoint, wav2vec2, name):
     assert T5 in row(report, "text encoder").problem
 
 
-def test_published_dit_is_known_from_its_header(reference_dir, tmp_path):
+def test_published_dit_is_known_from_its_header(facts, tmp_path):
     """All 18.9 B parameters in bf16, in a file that takes no space on the disk."""
-    facts = json.loads((reference_dir / "facts.json").read_text())["dit"]
-    config = facts["config_json_written_by_save_pretrained"]
+    published = facts["dit"]
+    config = published["config_json_written_by_save_pretrained"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     header, end = {}, 0
-    for tensor in facts["tensors"]:
+    for tensor in published["tensors"]:
         first, last = tensor.get("i", (0, 0))
         for layer in range(first, last + 1):
             begin, end = end, end + 2 * math.prod(tensor["shape"])
@@ -144,7 +142,8 @@ def test_published_dit_is_known_from_its_header(reference_dir, tmp_path):
         file.truncate(8 + len(text) + end)
     dit = row(inspect_checkpoint(tmp_path), "DiT")
     assert (dit.status, dit.problem) == ("found", "")
-    assert (dit.tensors, dit.parameters) == (facts["num_tensors"], facts["total_params"])
+    assert dit.tensors == published["num_tensors"]
+    assert dit.parameters == published["total_params"]
     assert dit.dtypes == ("bfloat16",)
 
 
@@ -218,16 +217,28 @@ def test_damaged_vae(folder, wav2vec2):
     broken(inspect_checkpoint(folder, wav2vec2), "VAE", VAE, "empty")
 
 
-def test_audio_encoder_of_another_size(folder, reference_dir):
+def test_audio_encoder_of_another_size(folder, golden_checkpoint):
     """A whole encoder that this DiT cannot listen to: the DiT's row says so."""
-    report = inspect_checkpoint(folder, reference_dir / "ckpt_small/w2v_small")
+    report = inspect_checkpoint(folder, golden_checkpoint("w2v_small"))
     assert row(report, "audio encoder").status == "found"
     broken(report, "DiT", "3 x 96", "--audio-encoder")
 
 
-def test_legacy_audio_encoder(folder, reference_dir):
+def test_legacy_audio_encoder(folder, golden_checkpoint, tmp_path):
+    """The names of old files: a prefix, a split weight norm, and heads that nobody needs."""
     audio_width(folder, 3 * 96)
-    report = inspect_checkpoint(folder, reference_dir / "ckpt_small/w2v_small_legacy")
+    small, legacy = golden_checkpoint("w2v_small"), tmp_path / "legacy"
+    legacy.mkdir()
+    for config in small.glob("*.json"):
+        shutil.copy(config, legacy)
+    tensors = {"project_hid.weight": torch.ones(2, 2)}
+    for key, tensor in load_file(small / "model.safetensors").items():
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            key = key.replace(f"parametrizations.weight.{new}", old)
+        tensors[f"wav2vec2.{key}"] = tensor
+    assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in tensors
+    torch.save(tensors, legacy / "pytorch_model.bin")
+    report = inspect_checkpoint(folder, legacy)
     assert report.complete
     assert [file.name for file in row(report, "audio encoder").files] == ["pytorch_model.bin"]
 
@@ -243,11 +254,10 @@ def test_damaged_audio_encoder(folder, wav2vec2, tmp_path):
     broken(inspect_checkpoint(folder, copy), "audio encoder", "config.json")
 
 
-def test_encoders_for_prepare(folder, wav2vec2, reference_dir):
+def test_encoders_for_prepare(folder, wav2vec2, golden_checkpoint):
     """Tiny ones whose widths do not fit this DiT, then with their own widths in config.json."""
-    small = reference_dir / "ckpt_small"
-    shutil.copy(small / "t5_tiny.pth", folder / T5)
-    shutil.copy(small / "clip_tiny.pth", folder / CLIP)
+    shutil.copy(golden_checkpoint("t5_tiny"), folder / T5)
+    shutil.copy(golden_checkpoint("clip_tiny"), folder / CLIP)
     tokenizer = folder / "google/umt5-xxl"
     tokenizer.mkdir(parents=True)
     report = inspect_checkpoint(folder, wav2vec2)

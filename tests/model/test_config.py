@@ -8,8 +8,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_model.config import PRESETS, AudioEncoderConfig, DiTConfig, VAEConfig, get_preset
 
 
-def test_published_config_is_the_default(reference_dir, tmp_path):
-    facts = json.loads((reference_dir / "facts.json").read_text())
+def test_published_config_is_the_default(facts, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(facts["dit"]["config_json_written_by_save_pretrained"]))
     assert DiTConfig.from_json(path) == DiTConfig()
@@ -75,7 +74,6 @@ def test_configs_are_frozen_and_keyword_only():
         DiTConfig(5120)  # type: ignore[misc]
 
 
-@pytest.mark.golden
 def test_latent_statistics_are_those_of_the_golden_vae(golden, golden_checkpoint):
     """Decoding starts with conv2(z * std + mean); a 1x1 convolution can be undone."""
     trace = golden("vae_trace_dim16")
@@ -99,8 +97,8 @@ def test_vae_refuses_other_latents():
         VAEConfig(dim=0)
 
 
-def test_wav2vec2_config(reference_dir, tmp_path):
-    config = AudioEncoderConfig.from_json(reference_dir / "spec/w2v_768.config.json")
+def test_wav2vec2_config(golden_checkpoint, tmp_path):
+    config = AudioEncoderConfig.from_json(golden_checkpoint("w2v_768") / "config.json")
     assert (config.layers, config.width, config.heads) == (12, 768, 12)
     assert config.conv_dim == (32,) * 7
     assert (config.ffn_dim, config.pos_conv_kernel) == (128, 16)

@@ -72,19 +72,31 @@ def checkpoint(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.golden
 @pytest.mark.parametrize("size", ["96x64", "256x160"])
-def test_golden(golden, reference_dir, size):
+def test_golden(golden, golden_checkpoint, size):
     tensors = golden("misc")
     image = (tensors[f"image.crop_{size}"][0, :, 0] / 255 - 0.5) * 2
     stride = 224 // tensors[f"clip.pixels224_{size}"].shape[-1]  # the larger one is stored thinned
     pixels = clip_pixels(image)[..., ::stride, ::stride]
     torch.testing.assert_close(pixels, tensors[f"clip.pixels224_{size}"], rtol=1e-5, atol=1e-5)
-    path = reference_dir / "ckpt_small/clip_tiny.pth"
-    encoder = ImageEncoder.from_checkpoint(path, device="cpu", num_heads=4)
+    encoder = ImageEncoder.from_checkpoint(
+        golden_checkpoint("clip_tiny"), device="cpu", num_heads=4
+    )
     expected = tensors[f"clip.out_{size}"]
     out = encoder.encode(image)
     assert out.shape == expected.shape
+    assert (out - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_formula_on_golden_weights(golden_checkpoint):
+    """The published names and 257 tokens, without a published output: its input is a picture."""
+    path = golden_checkpoint("clip_tiny")
+    weights = torch.load(path, weights_only=True)
+    blocks = len([key for key in weights if key.startswith("visual.") and "attn.proj.w" in key])
+    image = torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    out = ImageEncoder.from_checkpoint(path, device="cpu", num_heads=4).encode(image)
+    expected = plain_tower(weights, clip_pixels(image), heads=4, blocks=blocks - 1)
+    assert out.shape == (1, 257, 64)
     assert (out - expected).norm() <= 1e-4 * expected.norm()
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -61,7 +60,6 @@ def test_a_manifest_inside_its_folder_does_not_list_itself(roots):
     assert set(verify_manifest(path, roots, quiet).values()) == {"ok"}
 
 
-@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum here")
 def test_sha256sum_reads_it(roots, tmp_path):
     path = tmp_path / "MANIFEST"
     write_manifest(path, {"a": roots["checkpoint"]}, quiet)
@@ -93,8 +91,36 @@ def test_nothing_to_hash_and_nowhere_to_write(roots, tmp_path):
     empty.mkdir()
     with pytest.raises(UserError, match="no files"):
         write_manifest(tmp_path / "MANIFEST", {"checkpoint": empty}, quiet)
-    with pytest.raises(UserError, match="MANIFEST"):
-        write_manifest(tmp_path / "nowhere/MANIFEST", roots, quiet)
+    with pytest.raises(UserError, match="/proc/MANIFEST"):  # not even root may write there
+        write_manifest(Path("/proc/MANIFEST"), roots, quiet)
     with pytest.raises(UserError, match="check the path"):
         read_manifest(tmp_path / "MANIFEST")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b", "empty"]
+
+
+def test_folder_of_the_manifest_is_made(roots, tmp_path):
+    path = tmp_path / "new" / "folder" / "MANIFEST"
+    assert write_manifest(path, roots, quiet) == 3
+    assert [file.name for file in path.parent.iterdir()] == ["MANIFEST"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("cannot be read")])
+def test_what_is_interrupted_leaves_nothing_and_the_old_one(roots, tmp_path, error):
+    def stops(name: str, count: int) -> None:
+        raise error
+
+    old = tmp_path / "MANIFEST"
+    old.write_text("old")
+    for path in (old, tmp_path / "new" / "folder" / "MANIFEST"):
+        with pytest.raises(type(error)):
+            write_manifest(path, roots, stops)
+    assert old.read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["MANIFEST", "a", "b"]
+
+
+def test_an_unwritable_folder_is_found_before_the_work(roots):
+    def works(name: str, count: int) -> None:
+        pytest.fail("hashed before it was known where to write")
+
+    with pytest.raises(UserError, match="use another output"):
+        write_manifest(Path("/proc/MANIFEST"), roots, works)

@@ -7,11 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import write_sound, write_wav
+from media_tools import read_audio, write_sound, write_wav
 
 from livetalk_kernels.errors import UserError
 from livetalk_model import audio_io
-from livetalk_model.audio_io import AudioReader, Resampler, declared_wav_samples, read_audio
+from livetalk_model.audio_io import AudioReader, Resampler, declared_wav_samples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
@@ -154,6 +154,7 @@ def test_truncated_wav_is_reported_and_read(tmp_path: Path) -> None:
     assert clip.declared_samples == 16000
     (warning,) = clip.warnings
     assert "cut.wav" in warning and "declared 16000" in warning and "decoded 10000" in warning
+    assert warning.endswith("; what is missing is not heard; copy or export it again")
 
 
 @pytest.mark.parametrize("declared", [0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
@@ -193,6 +194,7 @@ def test_damaged_packets_are_left_out_and_reported(tmp_path: Path) -> None:
     clip = read_audio(path)
     assert len(clip.samples) > 8000
     assert clip.warnings
+    assert all(warning.endswith("copy or export it again") for warning in clip.warnings)
 
 
 def make_bad_file(kind: str, folder: Path) -> Path:

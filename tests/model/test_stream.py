@@ -120,11 +120,8 @@ def test_schedule(golden):
     assert torch.equal(timesteps(4, 5.0), golden("e2e_prepare")["timesteps"])
 
 
-def test_schedules_of_facts(reference_dir):
-    import json
-
-    facts = json.loads((reference_dir / "facts.json").read_text())["timesteps"]
-    for steps, table in facts.items():
+def test_schedules_of_facts(facts):
+    for steps, table in facts["timesteps"].items():
         for shift in (1.0, 3.0, 5.0):
             expected = torch.tensor(table[f"shift_{shift}"])
             assert torch.allclose(timesteps(int(steps), shift), expected, rtol=0, atol=1e-4)

@@ -93,19 +93,18 @@ def tokenizer_dir(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.golden
-def test_golden(golden, reference_dir):
-    tensors = golden("misc")
-    rows = int(tensors["t5.mask"].sum())
-    path = reference_dir / "ckpt_small/t5_tiny.pth"
+def test_golden(small_golden, golden_checkpoint):
+    tensors = small_golden("text")
+    rows = int(tensors["mask"].sum())
+    path = golden_checkpoint("t5_tiny")
     network = load_umt5(path, device="cpu", dtype=torch.float32)
     encoder = TextEncoder(network, None)
-    expected = tensors["t5.out_padded"][0, :rows]
-    assert rows < tensors["t5.ids"].shape[1]
-    out = encoder.embed_ids(tensors["t5.ids"][0, :rows])
+    expected = tensors["out_padded"][0, :rows]
+    assert rows < tensors["ids"].shape[1]
+    out = encoder.embed_ids(tensors["ids"][0, :rows])
     assert (out - expected).norm() <= 1e-4 * expected.norm()
     half = TextEncoder(load_umt5(path, device="cpu", dtype=torch.bfloat16), None)
-    out = half.embed_ids(tensors["t5.ids"][0, :rows])
+    out = half.embed_ids(tensors["ids"][0, :rows])
     assert out.dtype == torch.bfloat16
     # Attention without scaling saturates, so bf16 errs by 8 % (measured on the published code).
     assert (out.float() - expected).norm() <= 0.1 * expected.norm()

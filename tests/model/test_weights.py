@@ -253,7 +253,6 @@ print(peak[0] - before - destination, destination, peak[0] - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["sharded", "pth"])
 def test_peak_memory_beyond_the_destination(tmp_path, kind, record_property):
     count, per_shard, side = 18, 3, 2048

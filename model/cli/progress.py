@@ -1,0 +1,87 @@
+"""How far a stream is, while it runs: a bar on a terminal, else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from . import common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..stream import Session
+
+LINE_SECONDS = 10.0
+"""Time between two lines where there is no terminal."""
+
+
+@contextmanager
+def progress(
+    seconds: float | None, session: "Session", *, line_seconds: float = LINE_SECONDS
+) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far a stream is, and its real-time factor.
+
+    Args:
+        seconds: Length of the sound, if known.
+        session: The stream.
+        line_seconds: Time between two lines where stderr is no terminal.
+
+    Yields:
+        Function to call with the number of frames just written.
+    """
+    out = common.console(stderr=True)
+    if out.is_interactive:
+        with _bar(out, seconds, session) as advance:
+            yield advance
+    else:
+        yield _lines(session, line_seconds)
+
+
+@contextmanager
+def _bar(
+    out: "Console", seconds: float | None, session: "Session"
+) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.completed:.0f} frames"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    total = None if seconds is None else seconds * session.options.fps
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task("waiting for the first frame", total=total)
+
+        def advance(frames: int) -> None:
+            bar.update(task, advance=frames, description=f"{_factor(session):.2f} x real time")
+
+        yield advance
+
+
+def _lines(session: "Session", line_seconds: float) -> Callable[[int], None]:
+    shown = time.monotonic()
+    written = 0
+
+    def advance(frames: int) -> None:
+        nonlocal shown, written
+        written += frames
+        if time.monotonic() - shown < line_seconds:
+            return
+        shown = time.monotonic()
+        made = written / session.options.fps
+        print(
+            f"{common.plural(written, 'frame')}, {made:.1f} s of video, "
+            f"{_factor(session):.2f} x real time",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return advance
+
+
+def _factor(session: "Session") -> float:
+    """Seconds of video made per second."""
+    return session.stats.frames / session.stats.fps / session.stats.elapsed

@@ -1,0 +1,45 @@
+"""Runs the command, and makes what it reads."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from livetalk_model.cli.main import main
+
+RATE = 16000
+FAST = ["--steps", "1", "--size", "32x48"]
+
+
+def write_wav(path: Path, seconds: float, rate: int = RATE) -> Path:
+    """A tone with a rhythm, 16 bit mono."""
+    t = np.arange(round(seconds * rate)) / rate
+    samples = (np.sin(t * 1200) * np.sin(t * 8) ** 2 * 9000).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def generate(*extra: object) -> int:
+    """Exit code of ``livetalk generate --preset tiny``, small and quick."""
+    return main(["generate", "--preset", "tiny", "--device", "cpu", *map(str, extra)])
+
+
+def prepare(*extra: object) -> int:
+    """Exit code of ``livetalk prepare --preset tiny --size 32x48``."""
+    command = ["prepare", "--preset", "tiny", "--device", "cpu", "--size", "32x48"]
+    return main([*command, *map(str, extra)])
+
+
+def refused(capsys: pytest.CaptureFixture, code: int, *names: str) -> str:
+    """Exit code 2 and one line that names the file."""
+    error = capsys.readouterr().err.strip()
+    assert code == 2, error
+    assert error.startswith("error: ") and "\n" not in error and "Traceback" not in error
+    for name in names:
+        assert name in error
+    return error

@@ -1,0 +1,35 @@
+"""The benchmark scripts run; what they measure is not judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def run(folder: Path, script: str, *arguments: str) -> None:
+    """Run a script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_reuse_of_a_chunk_and_its_picture(tmp_path: Path) -> None:
+    # One thread: two that share a core wait for each other, and the test takes thrice as long.
+    arguments = ("--preset", "tiny", "--rounds", "1", "--threads", "1")
+    run(tmp_path, "chunk_reuse.py", *arguments, "--output", "chunk.json")
+    result = json.loads((tmp_path / "chunk.json").read_text())
+    assert len(result["rounds"]) == 1
+    for row in result["summary"].values():
+        assert row["chunk"] > 0 and row["dit_gflops"] > 0
+    assert result["machine"].keys() >= {"cpu", "torch", "commit", "date", "preset"}
+    run(tmp_path, "plot.py", "chunk", "chunk.json", "chunk.png")
+    assert (tmp_path / "chunk.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chunk.json", "chunk.png"]
