@@ -57,8 +57,12 @@ class SoundDecoder:
         self._damaged = 0
         try:
             # Only local files: a playlist in disguise must not reach for the network.
+            # Absolute, because FFmpeg takes "take:1.wav" for a protocol; and tags of any encoding.
             self._container = av.open(
-                str(self.path), mode="r", options={"protocol_whitelist": "file"}
+                str(self.path.absolute()),
+                mode="r",
+                options={"protocol_whitelist": "file"},
+                metadata_errors="ignore",
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise UserError(

@@ -20,6 +20,8 @@ from .files import new_file
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
+LATENT_CHANNELS = 16
+LATENT_FRAMES = 9  # of a chunk of 33 frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +99,28 @@ class Avatar:
 
     def _check(self, path: Path) -> None:
         """Refuse shapes that no `prepare` writes."""
-        height, width = self.portrait.shape[-2:]
-        latent = (16, self.condition.shape[1], height // 8, width // 8)
+        shapes = {name: list(getattr(self, name).shape) for name in _TENSORS}
+        picture, latent = shapes["portrait"], shapes["condition"]
         fits = (
-            self.portrait.dtype == torch.uint8
-            and self.portrait.dim() == 3
-            and tuple(self.condition.shape) == latent
-            and self.context.dim() == 2
-            and self.clip_fea.dim() == 3
+            [len(shape) for shape in shapes.values()] == [2, 3, 4, 3]
+            and self.portrait.dtype == torch.uint8
+            and picture[0] == 3
+            and latent[:2] == [LATENT_CHANNELS, LATENT_FRAMES]
+            and picture[1:] == [8 * side for side in latent[2:]]
+            and all(side > 0 and side % 16 == 0 for side in picture[1:])
         )
-        finite = all(torch.isfinite(t).all() for t in (self.context, self.clip_fea, self.condition))
-        if not (fits and finite):
-            shapes = {name: list(getattr(self, name).shape) for name in _TENSORS}
+        if not fits:
             raise UserError(
-                f"{path}: tensors do not fit together or are not finite ({json.dumps(shapes)}); "
+                f"{path}: tensors do not fit together ({json.dumps(shapes)}); "
                 "make it again with 'livetalk prepare'"
             )
+        for name in ("context", "clip_fea", "condition"):
+            tensor = getattr(self, name)
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{path}: {name} holds something else than finite floats; "
+                    "make it again with 'livetalk prepare'"
+                )
 
 
 def load_embedding(path: str | Path, name: str) -> Tensor:

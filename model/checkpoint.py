@@ -77,7 +77,8 @@ class CheckpointFolder:
 
         Args:
             audio_layers: Layers of the audio encoder that will be used.
-            audio_dim: Its width. Without them: 12 x 768 if that fits the weights, else 12 layers.
+            audio_dim: Its width. Without them: 12 x 768 if that fits the weights, else 12 layers
+                or, where 12 does not divide them, one.
 
         Raises:
             UserError: A file is missing or damaged, or the audio encoder does not fit.
@@ -114,10 +115,10 @@ def read_dit_config(
     else:
         columns = files.shapes[_AUDIO_KEY][0][-1]
         features, rest = divmod(columns, config.audio_window)
-        if rest or (audio_layers is None and features % config.audio_layers):
+        if rest:
             raise UserError(
                 f"{files.path_of(_AUDIO_KEY)}: {_AUDIO_KEY} takes {columns} numbers, which is not "
-                f"{config.audio_window} frames of {config.audio_layers} layers; "
+                f"a multiple of {config.audio_window} frames; "
                 "use the checkpoint that belongs to config.json"
             )
     if audio_layers is not None and audio_dim is not None:
@@ -130,7 +131,9 @@ def read_dit_config(
         return dataclasses.replace(config, audio_layers=audio_layers, audio_dim=audio_dim)
     if features == config.audio_features:
         return config
-    return dataclasses.replace(config, audio_dim=features // config.audio_layers)
+    # How the product splits only the audio encoder knows.
+    layers = config.audio_layers if features % config.audio_layers == 0 else 1
+    return dataclasses.replace(config, audio_layers=layers, audio_dim=features // layers)
 
 
 def read_vae_config(files: TensorFiles) -> VAEConfig:

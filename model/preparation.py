@@ -216,6 +216,12 @@ class Preparer:
                 f"{name}: was made by model {avatar.model}, this is {self.fingerprint}; "
                 "prepare it again with this checkpoint or preset"
             )
+        self.check_embeddings(
+            avatar.context,
+            avatar.clip_fea,
+            context_name=f"{name}: context",
+            features_name=f"{name}: clip_fea",
+        )
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -4,19 +4,17 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from livetalk_kernels.errors import UserError
-
 from .avatar import Avatar
 from .chunk import NEW_FRAMES, ChunkGenerator, Frames, StreamOptions
 from .dit import DiT
-from .encoders.audio import AudioEncoder, AudioStream
+from .encoders.audio import AudioEncoder, AudioStream, as_samples
 from .stats import StageClock, StreamStats
 from .vae import VAE
 
@@ -197,29 +195,3 @@ class Session:
                 self._pending.appendleft(block[len(part) :])
         self._waiting -= filled
         return taken
-
-
-def as_samples(samples: Any) -> NDArray[np.float32]:
-    """Audio samples as float32 [N] in -1..1.
-
-    Raises:
-        UserError: They are not one-dimensional, not float or int16, or hold NaN or Inf.
-    """
-    if isinstance(samples, Tensor):
-        samples = samples.detach().cpu()
-        array = (samples.float() if samples.is_floating_point() else samples).numpy()
-    else:
-        array = np.asarray(samples)
-    if array.ndim != 1:
-        raise UserError(f"audio of shape {array.shape}: push mono samples, one dimension")
-    if array.size == 0:
-        return np.zeros(0, np.float32)
-    if array.dtype == np.int16:
-        return array.astype(np.float32) / np.float32(32768)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"audio of type {array.dtype}: push float samples in -1..1, or int16")
-    with np.errstate(over="ignore"):
-        single = array.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise UserError("audio with NaN or Inf: clean the samples before pushing them")
-    return single

@@ -217,7 +217,7 @@ class VideoWriter(FrameWriter):
                 decoder = SoundDecoder(sound)
                 self._resources.callback(decoder.close)
                 self._sound = _file_track(self._container, decoder)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C as well: there is no frame to keep
             raise self._given_up(error) from None
 
     def write_sound(self, samples_N: np.ndarray) -> None:
@@ -348,7 +348,7 @@ class NpyWriter(FrameWriter):
         try:
             self._raw = self._resources.enter_context(self._file.part.open("wb"))
             self._raw.write(self._header())
-        except Exception as error:
+        except BaseException as error:
             raise self._given_up(error) from None
 
     def _header(self) -> bytes:

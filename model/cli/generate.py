@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
         avatar_seconds = time.perf_counter() - begin
         pipeline = source.load_pipeline(preparer)
         with pipeline.session(avatar, options=options) as session:
-            writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
-            outcome = _stream(reader, session, writer)
+
+            def open_output() -> "FrameWriter":
+                return open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
+
+            outcome, writer = _stream(reader, session, open_output)
     for warning in reader.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not writer.frames:
@@ -92,33 +95,35 @@ def run(args: argparse.Namespace) -> int:
     return outcome
 
 
-def _stream(reader: "AudioReader", session: "Session", writer: "FrameWriter") -> int:
-    """Push the sound through the session into the file; the exit code."""
+def _stream(
+    reader: "AudioReader", session: "Session", open_output: "Callable[[], FrameWriter]"
+) -> "tuple[int, FrameWriter]":
+    """Push the sound through the session into a file; the exit code and the finished file."""
     from .interrupts import Interrupts
     from .progress import progress
 
     outcome = 0
     with Interrupts() as interrupts:
+        # Whatever comes between these two calls would leave the file open.
+        interrupts.hold()
+        writer = open_output()
         try:
-            with progress(reader.declared_seconds, session) as advance:
-                for frames in _frames(reader, session):
-                    with interrupts.held():
-                        writer.write(frames)
-                    advance(len(frames))
+            with writer:  # on Ctrl-C it keeps what is finished, on an error nothing
+                interrupts.release()
+                try:
+                    with progress(reader.declared_seconds, session) as advance:
+                        for frames in _frames(reader, session):
+                            interrupts.hold()
+                            writer.write(frames)
+                            interrupts.release()
+                            advance(len(frames))
+                except NumericsError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    outcome = 1
+                interrupts.hold()  # the end of the file is written undisturbed
         except KeyboardInterrupt:
             outcome = common.INTERRUPTED
-        except NumericsError as error:
-            print(f"error: {error}", file=sys.stderr)
-            outcome = 1
-        except BaseException:
-            writer.abort()
-            raise
-        try:
-            with interrupts.held():
-                writer.close()
-        except KeyboardInterrupt:
-            outcome = common.INTERRUPTED
-    return outcome
+    return outcome, writer
 
 
 def _frames(reader: "AudioReader", session: "Session") -> "Iterator[Frames]":

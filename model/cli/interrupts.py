@@ -1,24 +1,27 @@
 """Ctrl-C that stops a run cleanly: at once while computing, after the write while writing."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, but never in the middle of `held` code."""
+    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt, but never in held code.
+
+    Later ones do nothing, so that the clean-up behind the first can end. A signal that was ignored
+    before (``nohup``, a job in the background) stays ignored.
+    """
 
     def __init__(self) -> None:
         """Nothing is caught until the object is entered."""
-        self._holding = self._waiting = False
-        self._before: dict[signal.Signals, object] = {}
+        self._held = self._waiting = self._raised = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Catch the signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._caught)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._caught)
         return self
 
     def __exit__(
@@ -29,22 +32,22 @@ class Interrupts:
     ) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+            signal.signal(number, handler)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Finish what runs inside; a signal that comes meanwhile is raised afterwards."""
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
-        if self._waiting:
-            self._waiting = False
+    def hold(self) -> None:
+        """From here on a signal waits."""
+        self._held = True
+
+    def release(self) -> None:
+        """No longer wait; raise KeyboardInterrupt if a signal came meanwhile."""
+        self._held = False
+        if self._waiting and not self._raised:
+            self._raised = True
             raise KeyboardInterrupt
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self._holding:
+        if self._held:
             self._waiting = True
-        else:
+        elif not self._raised:
+            self._raised = True
             raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -196,15 +197,15 @@ class AudioEncoder:
         Raises:
             UserError: The piece is too short or not mono.
         """
-        wave_N = _samples(wave_N)
-        seconds = len(wave_N) / self.sample_rate
+        samples_N = as_samples(wave_N)
+        seconds = len(samples_N) / self.sample_rate
         frames = int(seconds * fps)
         if seconds < _GATE_SECONDS or frames < 1:
             raise UserError(
                 f"audio: {seconds:.2f} s is too short, loudness needs {_GATE_SECONDS} s; "
                 "pad it with silence"
             )
-        values_N = unit_variance(normalize_loudness(wave_N, self._meter))
+        values_N = unit_variance(normalize_loudness(samples_N, self._meter))
         with torch.no_grad():
             return self.hidden_states(interpolate(self.conv_features(values_N), frames))
 
@@ -275,7 +276,7 @@ class AudioStream:
         Raises:
             UserError: The samples are not mono.
         """
-        joined = np.concatenate((self._window_N, _samples(samples_N)))
+        joined = np.concatenate((self._window_N, as_samples(samples_N)))
         self._window_N = joined[len(joined) - len(self._window_N) :].copy()
         embeddings = self._encoder.embed(self._window_N, fps=self._fps)
         return audio_windows(embeddings, len(embeddings) - self._frames, len(embeddings))
@@ -287,12 +288,32 @@ def interpolate(features_1CT: Tensor, frames: int) -> Tensor:
     return resampled.transpose(1, 2)
 
 
-def _samples(wave: np.ndarray | Tensor) -> np.ndarray:
-    """Mono float32 samples [N], or UserError."""
-    array = np.asarray(wave.cpu() if isinstance(wave, Tensor) else wave, dtype=np.float32)
+def as_samples(samples: ArrayLike | Tensor) -> NDArray[np.float32]:
+    """Audio samples as float32 [N] in -1..1.
+
+    Raises:
+        UserError: They are not one-dimensional, not float or int16, or hold NaN or Inf.
+    """
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        array = (samples.float() if samples.is_floating_point() else samples).numpy()
+    else:
+        array = np.asarray(samples)
     if array.ndim != 1:
-        raise UserError(f"audio: expected mono samples [N], got {list(array.shape)}; mix them down")
-    return array
+        raise UserError(
+            f"audio of shape {list(array.shape)}: expected mono samples [N]; mix them down"
+        )
+    if array.size == 0:
+        return np.zeros(0, np.float32)
+    if array.dtype == np.int16:
+        return array.astype(np.float32) / np.float32(32768)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"audio of type {array.dtype}: give float samples in -1..1, or int16")
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise UserError("audio with NaN or Inf: clean the samples first")
+    return single
 
 
 def _read_network(path: Path) -> Wav2Vec2Model:

@@ -272,8 +272,10 @@ def test_bad_checkpoint(kind, golden_checkpoint, portrait, speech, out, tmp_path
 # Ctrl-C ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_keeps_what_is_finished(number, portrait, out, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "count"), [(signal.SIGINT, 1), (signal.SIGINT, 3), (signal.SIGTERM, 1)]
+)
+def test_interrupt_keeps_what_is_finished(number, count, portrait, out, tmp_path):
     audio = write_wav(tmp_path / "long.wav", 120.0)
     video = out / "talk.mp4"
     process = subprocess.Popen(
@@ -286,7 +288,9 @@ def test_interrupt_keeps_what_is_finished(number, portrait, out, tmp_path):
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 20000) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    for _ in range(count):  # some wrappers forward a signal that the terminal has sent already
+        process.send_signal(number)
+        time.sleep(0.0005)
     printed, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
     assert "Traceback" not in error and "stopped early" in printed
