@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     return {
         "livetalk": importlib.metadata.version("livetalk"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.release()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
         "CUDA": _cuda(),
         **_gpus(),
         "CPU": f"{_cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",

@@ -79,8 +79,8 @@ def convolve(
 ) -> Tensor:
     """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries."""
     if frames.is_cpu and frames.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # conv2d and conv3d leave small tensors to PyTorch's own loops, which are up to 15 times
-        # slower than oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
+        # conv2d and conv3d leave small tensors to PyTorch's own loops, which are far slower than
+        # oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
         ones = (1,) * len(stride)
         return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
     if len(stride) == 2:

@@ -1,8 +1,7 @@
 """``rms_norm_silu`` for channels-last memory on a CPU: PyTorch on blocks that stay in cache.
 
 The four passes of the formula then read main memory once. In one pass over the whole tensor each
-of them would; measured on two AVX-512 cores with 96 channels of 4 x 128 x 128 in fp32: 4.8 ms
-against 57.6 ms of the plain formula on planar memory and 7.3 ms of PyTorch's own RMS norm.
+of them would, and on planar memory the norm over channels strides through it besides.
 """
 
 import torch
