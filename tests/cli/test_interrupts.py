@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+
 from livetalk_model.cli.interrupts import Interrupts
 
 
