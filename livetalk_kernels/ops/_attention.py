@@ -56,6 +56,8 @@ def sdpa_attention(
     """The same by torch's public function, without LSE, rounded to q's dtype, contiguous."""
     if q_BLHd.numel() == 0 or k_BSHd.numel() == 0:
         return q_BLHd.new_zeros(q_BLHd.shape)  # torch divides by zero here
+    if q_BLHd.is_cpu and q_BLHd.dtype in HALF_DTYPES:
+        return _half_on_cpu(q_BLHd, k_BSHd, v_BSHd, last_repeats)
     bias = None
     if last_repeats > 1 and q_BLHd.is_cpu:
         bias = q_BLHd.new_zeros(1, 1, 1, k_BSHd.shape[1], dtype=math_dtype(q_BLHd.dtype))
@@ -70,6 +72,26 @@ def sdpa_attention(
         q_BLHd.transpose(1, 2), k_BSHd.transpose(1, 2), v_BSHd.transpose(1, 2), attn_mask=bias
     )
     return out_BHLd.transpose(1, 2).contiguous()
+
+
+def _half_on_cpu(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, last_repeats: int) -> Tensor:
+    """The same by two matrix products: scores in fp32, their softmax times v in 16 bits.
+
+    PyTorch's fused kernel multiplies 16-bit tensors no faster than fp32 ones on CPUs without
+    matrix units; the second product here is a true 16-bit one.
+    """
+    B, L, H, _ = q_BLHd.shape
+    q_BHLd, k_BHSd, v_BHSd = (x.transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
+    k_BHdS, q_BHLd = k_BHSd.float().mT, q_BHLd.float().mul_(q_BLHd.shape[-1] ** -0.5)
+    rows = max(1, SCORES // (B * H * k_BSHd.shape[1]))
+    out_BLHd = torch.empty_like(q_BLHd, memory_format=torch.contiguous_format)
+    for start in range(0, L, rows):
+        part = slice(start, start + rows)
+        scores = q_BHLd[:, :, part] @ k_BHdS
+        if last_repeats > 1:
+            scores[..., -1] += math.log(last_repeats)
+        out_BLHd[:, part] = (scores.softmax(-1).to(v_BHSd.dtype) @ v_BHSd).transpose(1, 2)
+    return out_BLHd
 
 
 def sdpa_supports(case: Case) -> str | None:
