@@ -17,6 +17,7 @@ from livetalk_model.chunk import NEW_FRAMES, ChunkGenerator, StreamOptions
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import audio_windows
 from livetalk_model.pipeline import Pipeline
+from livetalk_model.preparation import Preparer
 from livetalk_model.sampler import timesteps
 from livetalk_model.stats import StreamStats
 from livetalk_model.vae import VAE
@@ -90,6 +91,23 @@ def test_published_frames(run, options, reuse, golden, golden_models, golden_ava
         assert psnr(frames, expected["frames_u8"].numpy()) >= 60, f"chunk {index}"
         drift = (generator.motion - expected["encode_out"]).norm() / expected["encode_out"].norm()
         assert drift < 1e-4
+
+
+def test_published_preparation(golden, golden_models, reference_dir):
+    dit, vae = golden_models[True]
+    preparer = Preparer(
+        config=dit.config, vae=vae, size=(96, 64), checkpoint=None, load_seconds=0.0
+    )
+    given, expected = golden("e2e_conditioning"), golden("e2e_prepare")
+    avatar = preparer.prepare(
+        reference_dir / "io" / "portrait_149x203.png",
+        prompt_embeds=given["context"],
+        image_embeds=given["clip_fea"],
+    )
+    pixels = (avatar.portrait.float() / 255 - 0.5) * 2
+    assert torch.equal(pixels, expected["cond_image_tensor"][0, :, 0])
+    latents = expected["y"][0, 4:]
+    assert (avatar.condition - latents).norm() / latents.norm() < 1e-5
 
 
 def test_published_steps(golden, golden_models, golden_avatar):
