@@ -18,7 +18,7 @@ VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE_PACKAGES)),--system-site-packages)
 # Of pip's many lines, those that show that something large is under way.
 PROGRESS := awk '/Downloading .*[MG]B\)/ || /^Installing/ {print substr($$0, 1, 100); fflush()}'
 
-.PHONY: help install install-dev demo test lint format soak clean
+.PHONY: help install install-dev demo test test-gpu lint format soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,11 +42,14 @@ format: $(INSTALLED_DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+test-gpu: $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
+	$(BIN)/pytest -m gpu
+
 soak: $(INSTALLED_DEV) ## ten minutes of audio
 	$(BIN)/pytest -m soak --timeout 7200
 
 clean: ## remove .venv, caches and outputs
-	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	rm -rf *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

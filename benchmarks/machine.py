@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
 def machine() -> dict[str, Any]:
-    """CPU, GPU, threads, versions, commit and date."""
+    """Hardware, threads, versions, commit and date."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -21,6 +22,8 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": cpu,
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),

@@ -135,6 +135,8 @@ def main() -> int:
     parser.add_argument("--warm", type=float, default=60.0, help="video seconds before the check")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
+    if args.seconds <= args.warm:
+        parser.error("--seconds must be more than --warm")
     seconds = round(args.seconds * RATE) / RATE
     with tempfile.TemporaryDirectory() as folder:
         speech, video = Path(folder, "speech.wav"), Path(folder, "talk.mp4")

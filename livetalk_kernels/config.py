@@ -74,10 +74,13 @@ class KernelConfig:
         """
         environ = os.environ if environ is None else environ
         default, backends = _split(flags)
-        if default is None:
-            value = environ.get(VARIABLE, "").strip()
-            default, from_variable = _split([value] if value else [])
-            backends = from_variable | backends
+        value = environ.get(VARIABLE, "").strip()
+        if default is None and value:
+            try:
+                from_variable = cls.parse([value])
+            except UserError as error:
+                raise UserError(f"{VARIABLE}={value}: {error}") from None
+            default, backends = from_variable.default, {**from_variable.backends, **backends}
         return cls(default=default or "auto", backends=backends)
 
     def wanted(self, op: str) -> tuple[str, bool]:

@@ -52,7 +52,7 @@ class SoundDecoder:
             UserError: Missing, a folder, empty, unreadable, not a sound file, or without samples.
         """
         self.path = check_input(path, "audio")
-        self.decoded_samples = 0
+        self.decoded_samples = self.rate = 0
         self.warnings: list[str] = []
         self._damaged = 0
         try:
@@ -158,7 +158,7 @@ class SoundDecoder:
         return round(duration * time_base * self.rate)
 
     def _position(self, ahead: int = 0) -> str:
-        return f"{(self.decoded_samples + ahead) / self.rate:.2f} s"
+        return f"{(self.decoded_samples + ahead) / self.rate:.2f} s" if self.rate else "its start"
 
     def _warn(self) -> None:
         if self._damaged:

@@ -1,7 +1,7 @@
 """The diffusion transformer: one step of denoising a chunk of latents.
 
 Everything that does not change from step to step is made by a `prepare_*` method and handed to
-`DiT.forward`; how often it is made again is the caller's choice (`chunk.py`).
+`DiT.forward`; how often it is made again is the caller's choice (`reuse.py`).
 
 Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
 """

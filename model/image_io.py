@@ -69,7 +69,7 @@ def fit_portrait(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
     With s = max(H / h, W / w) the picture becomes ceil(h s) x ceil(w s) by Pillow's bilinear
     filter; the crop starts at round((ceil(h s) - H) / 2), halves to even, and likewise for W.
-    Source: section 4 of the description of the published model.
+    Source: SoulX-FlashTalk, commit 688982e.
 
     Args:
         image: Mode RGB, w x h pixels.

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,73 +26,16 @@ from .checkpoint import (
 )
 from .config import AudioEncoderConfig, DiTConfig
 from .dit import DiT
-from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
+from .encoders.audio import wav2vec2_on_meta
+from .encoders.image import split_tensors, vision_on_meta
+from .encoders.text import umt5_on_meta
+from .tensor_files import TensorFiles, TensorSpec, open_weights
 from .vae import VAE
 from .weights import check_module
 
 Status = Literal["found", "missing", "broken", "not given"]
 
-_AUDIO_PREFIX = "wav2vec2."
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """Names that an encoder's weights must have: some once, some in every numbered layer."""
-
-    once: tuple[str, ...]
-    layers: str
-    in_each: tuple[str, ...]
-
-
-_TEXT_STACK = Stack(
-    once=("token_embedding.weight", "norm.weight"),
-    layers="blocks",
-    in_each=(
-        *(f"attn.{name}.weight" for name in "qkvo"),
-        *(f"ffn.{name}.weight" for name in ("gate.0", "fc1", "fc2")),
-        "norm1.weight",
-        "norm2.weight",
-        "pos_embedding.embedding.weight",
-    ),
-)
-_IMAGE_STACK = Stack(
-    once=(
-        "visual.cls_embedding",
-        "visual.pos_embedding",
-        "visual.patch_embedding.weight",
-        "visual.pre_norm.weight",
-        "visual.pre_norm.bias",
-    ),
-    layers="visual.transformer",
-    in_each=tuple(
-        f"{name}.{kind}"
-        for name in ("norm1", "attn.to_qkv", "attn.proj", "norm2", "mlp.0", "mlp.2")
-        for kind in ("weight", "bias")
-    ),
-)
-_AUDIO_STACK = Stack(
-    once=(
-        "feature_extractor.conv_layers.0.conv.weight",
-        "feature_projection.projection.weight",
-        "feature_projection.projection.bias",
-        "encoder.pos_conv_embed.conv.bias",
-        "encoder.layer_norm.weight",
-        "encoder.layer_norm.bias",
-    ),
-    layers="encoder.layers",
-    in_each=tuple(
-        f"{name}.{kind}"
-        for name in (
-            *(f"attention.{part}_proj" for part in ("q", "k", "v", "out")),
-            "layer_norm",
-            "feed_forward.intermediate_dense",
-            "feed_forward.output_dense",
-            "final_layer_norm",
-        )
-        for kind in ("weight", "bias")
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,18 +124,14 @@ def inspect_checkpoint(
                 "text encoder",
                 "prepare",
                 path / TEXT_ENCODER_FILE,
-                lambda files: _check_encoder(
-                    files, _TEXT_STACK, {"token_embedding.weight": (None, text_width)}
-                ),
+                lambda files: _check_text(files, text_width),
             ),
             _inspect_tokenizer(path / TOKENIZER_FOLDER),
             _inspect(
                 "image encoder",
                 "prepare",
                 path / IMAGE_ENCODER_FILE,
-                lambda files: _check_encoder(
-                    files, _IMAGE_STACK, {"visual.pos_embedding": (1, tokens, width)}
-                ),
+                lambda files: _check_image(files, tokens, width),
             ),
         )
     )
@@ -285,10 +224,8 @@ def _inspect_audio_encoder(
     def check(files: TensorFiles) -> None:
         config = AudioEncoderConfig.from_json(folder / "config.json")
         configs.append(config)
-        # Older checkpoints hold the encoder under a prefix, beside heads that are not needed.
-        shapes = {key.removeprefix(_AUDIO_PREFIX): spec for key, spec in files.shapes.items()}
-        width = {"encoder.layer_norm.weight": (config.width,)}
-        _check_stack(files.name, shapes, _AUDIO_STACK, width, layers=config.layers)
+        network, key_map, ignore = wav2vec2_on_meta(folder, files)
+        check_module(network, files, key_map=key_map, ignore=ignore)
 
     weights = [*sorted(folder.glob("model*.safetensors*")), folder / "pytorch_model.bin"]
     row = _inspect(name, needed_for, folder, check, weights)
@@ -309,54 +246,28 @@ def _inspect_tokenizer(folder: Path) -> Component:
     return row
 
 
-def _check_encoder(
-    files: TensorFiles, stack: Stack, sizes: Mapping[str, tuple[int | None, ...]]
-) -> None:
-    """Check an encoder whose number of layers only its weights tell."""
-    prefix = f"{stack.layers}."
-    names = (key.removeprefix(prefix) for key in files.shapes if key.startswith(prefix))
-    numbers = (name.partition(".")[0] for name in names)
-    layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
-    _check_stack(files.name, files.shapes, stack, sizes, layers=layers)
+def _check_text(files: TensorFiles, width: int | None) -> None:
+    network, key_map = umt5_on_meta(files)
+    check_module(network, files, key_map=key_map)
+    _check_size(files, "token_embedding.weight", (None, width))
 
 
-def _check_stack(
-    path: Path,
-    shapes: Mapping[str, TensorSpec],
-    stack: Stack,
-    sizes: Mapping[str, tuple[int | None, ...]],
-    *,
-    layers: int,
-) -> None:
-    """Check that all names are there, that layers are alike, and the sizes that are known.
+def _check_image(files: TensorFiles, tokens: int | None, width: int | None) -> None:
+    # The number of heads changes no shape.
+    tower, key_map, ignore = vision_on_meta(files, num_heads=1)
+    check_module(tower, split_tensors(files), key_map=key_map, ignore=ignore)
+    _check_size(files, "visual.pos_embedding", (1, tokens, width))
+
+
+def _check_size(files: TensorFiles, key: str, wanted: tuple[int | None, ...]) -> None:
+    """Check the sizes of a tensor that the DiT knows.
 
     Raises:
-        UserError: They are not.
+        UserError: They are others.
     """
-    keys = [
-        *stack.once,
-        *(f"{stack.layers}.{layer}.{name}" for layer in range(layers) for name in stack.in_each),
-    ]
-    missing = [key for key in keys if key not in shapes]
-    if missing:
+    shape = files.shapes[key][0]
+    if any(want not in (None, have) for want, have in zip(wanted, shape, strict=True)):
         raise UserError(
-            f"{path}: {len(missing)} of {len(keys)} keys missing ({list_keys(missing)}); "
-            "download the published weights again"
-        )
-    wrong = [
-        f"{stack.layers}.{layer}.{name}"
-        for layer in range(1, layers)
-        for name in stack.in_each
-        if shapes[f"{stack.layers}.{layer}.{name}"][0] != shapes[f"{stack.layers}.0.{name}"][0]
-    ]
-    wrong += [
-        f"{key} {list(shapes[key][0])}"
-        for key, size in sizes.items()
-        if len(shapes[key][0]) != len(size)
-        or any(want not in (None, have) for want, have in zip(size, shapes[key][0], strict=True))
-    ]
-    if wrong:
-        raise UserError(
-            f"{path}: {len(wrong)} shapes do not fit ({list_keys(wrong)}); "
-            "use the encoder that belongs to this DiT"
+            f"{files.name}: {key} is {list(shape)}, which this DiT does not take; "
+            "use the encoder that belongs to it"
         )

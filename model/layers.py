@@ -1,4 +1,4 @@
-"""Layers of the DiT. They call ops only and know no rank.
+"""Layers of the DiT. Norms and attention are ops; they know no rank.
 
 Shape suffixes: B batch (1 in streaming), L tokens, S keys, D width, H heads, d channels of a
 head, F latent frames, P persons. Parameter names are those of the published checkpoint, except

@@ -189,6 +189,7 @@ class ModelSource:
         return Preparer(
             config=config,
             vae=vae,
+            ops=ops,
             size=preset.size,
             checkpoint=folder,
             load_seconds=time.perf_counter() - begin,

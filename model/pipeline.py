@@ -39,7 +39,7 @@ class Pipeline:
         vae: The VAE.
         audio_encoder: The audio encoder.
         preparer: Makes avatars for it.
-        ops: The bound ops; ``ops.chosen`` names the backends.
+        ops: The bound ops of ``"dit"`` and ``"vae"``; their ``choices`` say which and why.
         device: Where it runs.
         dtype: Of the transformer and the VAE.
         reuse: False: the published schedule, which computes constants again and again.
@@ -58,7 +58,7 @@ class Pipeline:
         """Put loaded parts together."""
         self.dit, self.audio_encoder, self.preparer = dit, audio_encoder, preparer
         self.vae: VAE = preparer.vae
-        self.ops: Ops = dit.ops
+        self.ops: dict[str, Ops] = {"dit": dit.ops, "vae": preparer.ops}
         self.device, self.dtype, self.reuse = dit.device, dit.dtype, dit.reuse
         self.random = preparer.random
         self.load_times = load_times

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar
 from .checkpoint import CheckpointFolder
@@ -45,6 +46,7 @@ class Preparer:
         vae: The VAE.
         size: Default picture size (height, width) in pixels.
         random: The weights are random.
+        ops: The ops of the VAE.
         load_seconds: How long loading took.
         fingerprint: 12 hex digits of the configuration and of some VAE weights, the same in every
             dtype; an avatar file carries it.
@@ -55,6 +57,7 @@ class Preparer:
         *,
         config: DiTConfig,
         vae: VAE,
+        ops: Ops,
         size: tuple[int, int],
         checkpoint: CheckpointFolder | None,
         load_seconds: float,
@@ -62,6 +65,7 @@ class Preparer:
         """Put loaded parts together; without a checkpoint the encoders are random."""
         self.config, self.vae, self.size = config, vae, size
         self.load_seconds = load_seconds
+        self.ops = ops
         self.random = checkpoint is None
         self._checkpoint = checkpoint
         weight = vae.get_parameter("conv1.weight").detach()

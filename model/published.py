@@ -3,7 +3,7 @@
 `livetalk ... --no-reuse` runs this schedule: the results agree with the default one up to
 rounding, only the work differs.
 
-Source: SoulX-FlashTalk, read at commit 688982e; the arithmetic is in the project's own words.
+Source: SoulX-FlashTalk, read at commit 688982e.
 """
 
 import torch

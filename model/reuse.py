@@ -7,10 +7,10 @@ keeps it:
 ====================================================  =================================
 what                                                  is made once per
 ====================================================  =================================
-K and V of text and image in all layers               avatar
-patch embedding of the 20 constant channels           avatar
-RoPE table (float32 pairs)                            picture size
-time embedding and all modulations                    schedule
+K and V of text and image in all layers               session
+patch embedding of the 20 constant channels           session
+RoPE table (float32 pairs)                            session
+time embedding and all modulations                    session
 audio tokens, their K and V in all layers             chunk
 decoder state of the motion latents                   chunk, before it is denoised
 ====================================================  =================================

@@ -1,4 +1,6 @@
-"""Layers of the causal video VAE. They call ops only, know no rank and keep no state.
+"""Layers of the causal video VAE, stateless and without a notion of rank.
+
+Norms, convolutions over video and attention are ops.
 
 Shape suffixes: B batch, C channels, T frames, H rows, W columns. Parameter names are those of the
 published checkpoint. What a stream must remember lies in a `StreamCache` that is handed in.
@@ -44,8 +46,8 @@ class StreamCache:
         What is stored is a copy: no view keeps a large tensor alive or shares the caller's memory.
         """
         if x_BCTHW.shape[2] < count and name in self.frames:
-            joined = torch.cat([self.frames[name], x_BCTHW], dim=2)
-            self.frames[name] = joined[:, :, -count:]
+            older = self.frames[name][:, :, x_BCTHW.shape[2] - count :]
+            self.frames[name] = torch.cat([older, x_BCTHW], dim=2)
         else:
             self.frames[name] = x_BCTHW[:, :, -count:].clone()
 

@@ -10,7 +10,7 @@ from ..precision import math_dtype
 from ..spec import Case
 
 SCORES = 2**26  # scores that the plain formula holds at a time, so that long sequences fit
-HALF_DTYPES = {torch.float16, torch.bfloat16}
+HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 
 
 def plain_attention(

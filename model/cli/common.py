@@ -107,7 +107,11 @@ def add_avatar_options(parser: argparse.ArgumentParser) -> None:
     """Add all options that say how an avatar is made; ``avatar_source`` reads them."""
     group = parser.add_argument_group("avatar")
     text = group.add_mutually_exclusive_group()
-    text.add_argument("--prompt", metavar="TEXT", help="what is to be seen (default: a talker)")
+    text.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="what is to be seen (default: a person who talks to the camera)",
+    )
     text.add_argument(
         "--prompt-embeds",
         metavar="FILE",

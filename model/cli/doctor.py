@@ -93,7 +93,8 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
         raise UserError(f"{path}: a manifest is of a folder; give it with --checkpoint DIR")
     files = manifest_files(roots, without=path)
     if args.verify_manifest:
-        files = {name: file for name, file in files.items() if name in read_manifest(path)}
+        listed = read_manifest(path)
+        files = {name: file for name, file in files.items() if name in listed}
     total = sum(file.stat().st_size for file in files.values())
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     out = console(stderr=True)

@@ -44,7 +44,10 @@ def latency_report(
             "torch": torch.__version__,
             "random_weights": pipeline.random,
             "reuse": pipeline.reuse,
-            "backends": pipeline.ops.chosen,
+            "backends": {
+                part: {op: {"name": c.name, "reason": c.reason} for op, c in ops.choices.items()}
+                for part, ops in pipeline.ops.items()
+            },
             **vars(session.options),
         },
         "load": {**load, "total": sum(load.values())},

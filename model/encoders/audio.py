@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from livetalk_kernels.errors import UserError
 
 from ..config import AudioEncoderConfig, read_json
-from ..weights import Slot, load_module, open_weights, random_module
+from ..weights import Slot, TensorFiles, load_module, open_weights, random_module
 
 if TYPE_CHECKING:
     from pyloudnorm import Meter
@@ -151,18 +151,9 @@ class AudioEncoder:
         Raises:
             UserError: A file is missing, damaged, or does not fit; names the file.
         """
-        folder = Path(path)
-        network = _read_network(folder / _CONFIG_FILE)
-        with open_weights(folder) as files:
-            stored = set(files.shapes)
-            prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
-            key_map = {}
-            for name, _ in network.named_parameters():
-                legacy = prefix + _LEGACY_NAMES.get(name, name)
-                key_map[legacy if legacy in stored else prefix + name] = Slot(name)
-            own = tuple(prefix + part for part in _PARTS)
-            others = tuple(key for key in stored if not key.startswith(own))
-            load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=others)
+        with open_weights(path) as files:
+            network, key_map, ignore = wav2vec2_on_meta(path, files)
+            load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=ignore)
         _fold_weight_norm(network)
         return cls(network, AudioEncoderConfig().sample_rate)
 
@@ -314,6 +305,33 @@ def as_samples(samples: ArrayLike | Tensor) -> NDArray[np.float32]:
     if not np.isfinite(single).all():
         raise UserError("audio with NaN or Inf: clean the samples first")
     return single
+
+
+def wav2vec2_on_meta(
+    folder: str | Path, files: TensorFiles
+) -> tuple[Wav2Vec2Model, dict[str, Slot], tuple[str, ...]]:
+    """Build the network that a folder's ``config.json`` describes, without weights.
+
+    Args:
+        folder: The folder.
+        files: Its open weights. Older ones hold the network under a prefix and under other names
+            of the weight norm, beside heads that are not needed.
+
+    Returns:
+        The network, its key map, and prefixes of keys that it does not need.
+
+    Raises:
+        UserError: The configuration is missing or impossible.
+    """
+    network = _read_network(Path(folder) / _CONFIG_FILE)
+    stored = set(files.shapes)
+    prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
+    key_map = {}
+    for name, _ in network.named_parameters():
+        legacy = prefix + _LEGACY_NAMES.get(name, name)
+        key_map[legacy if legacy in stored else prefix + name] = Slot(name)
+    own = tuple(prefix + part for part in _PARTS)
+    return network, key_map, tuple(key for key in stored if not key.startswith(own))
 
 
 def _read_network(path: Path) -> Wav2Vec2Model:

@@ -91,3 +91,8 @@ def test_validates_itself_and_is_frozen() -> None:
         config.backends["add_norm"] = "changed"  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.default = "sdpa"  # type: ignore[misc]
+
+
+def test_a_wrong_variable_is_named_as_the_source():
+    with pytest.raises(UserError, match=r"^LIVETALK_BACKEND=nosuch: "):
+        KernelConfig.from_sources([], {"LIVETALK_BACKEND": "nosuch"})

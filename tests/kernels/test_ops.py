@@ -36,7 +36,11 @@ def raw(tensor: Tensor) -> Tensor:
 every = pytest.mark.parametrize(
     ("case", "backend"),
     [
-        pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}")
+        pytest.param(
+            *pair,
+            id=f"{pair[0]}-{pair[0].device}-{pair[1]}",
+            marks=[pytest.mark.gpu] if pair[0].device.type == "cuda" else [],
+        )
         for pair in runnable_cases(DEVICES)
     ],
 )

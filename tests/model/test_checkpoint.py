@@ -249,7 +249,7 @@ def test_damaged_audio_encoder(folder, wav2vec2, tmp_path):
     tensors = load_file(copy / "model.safetensors")
     del tensors["encoder.layers.11.attention.q_proj.bias"]
     save_file(tensors, copy / "model.safetensors")
-    broken(inspect_checkpoint(folder, copy), "audio encoder", "q_proj.bias", "1 of")
+    broken(inspect_checkpoint(folder, copy), "audio encoder", "q_proj.bias", "1 missing")
     (copy / "config.json").unlink()
     broken(inspect_checkpoint(folder, copy), "audio encoder", "config.json")
 
@@ -262,9 +262,9 @@ def test_encoders_for_prepare(folder, wav2vec2, golden_checkpoint):
     tokenizer.mkdir(parents=True)
     report = inspect_checkpoint(folder, wav2vec2)
     for name, key in (
-        ("text encoder", "token_embedding.weight [512, 64]"),
+        ("text encoder", "token_embedding.weight is [512, 64]"),
         ("tokenizer", "tokenizer.json"),
-        ("image encoder", "visual.pos_embedding [1, 257, 64]"),
+        ("image encoder", "visual.pos_embedding is [1, 257, 64]"),
     ):
         assert row(report, name).status == "broken"
         assert key in row(report, name).problem
@@ -283,3 +283,9 @@ def test_encoders_for_prepare(folder, wav2vec2, golden_checkpoint):
     torch.save(tensors, folder / T5)
     text = row(inspect_checkpoint(folder, wav2vec2), "text encoder")
     assert text.status == "broken" and "blocks.1.attn.q.weight" in text.problem
+    # What the loader would miss, doctor misses too.
+    tensors = torch.load(folder / CLIP, weights_only=True)
+    del tensors["visual.pre_norm.bias"]
+    torch.save(tensors, folder / CLIP)
+    image = row(inspect_checkpoint(folder, wav2vec2), "image encoder")
+    assert image.status == "broken" and "visual.pre_norm.bias" in image.problem

@@ -297,3 +297,25 @@ def test_bundled_speech() -> None:
     assert (clip.source_rate, clip.channels, clip.warnings) == (16000, 1, ())
     assert 6 < clip.seconds < 7
     assert 0.5 < np.abs(clip.samples).max() < 0.99
+
+
+def test_names_with_colons_and_tags_of_any_encoding(tmp_path):
+    samples = np.zeros(1600, "<i2").tobytes()
+    path = write_wav(tmp_path / "take:1.wav", samples)
+    info = b"INAM" + (5).to_bytes(4, "little") + b"Caf\xe9\0\0"
+    listed = b"LIST" + (4 + len(info)).to_bytes(4, "little") + b"INFO" + info
+    path.write_bytes(path.read_bytes() + listed)
+    with AudioReader(path) as reader:
+        assert sum(len(block) for block in reader) == 1600
+
+
+def test_damage_before_the_first_sample(tmp_path, monkeypatch):
+    path = write_wav(tmp_path / "x.wav", np.zeros(1600, "<i2").tobytes())
+
+    def broken(self):
+        yield from ()
+        raise UserError(f"{path}: {self._position()}")
+
+    monkeypatch.setattr(audio_io.SoundDecoder, "_decode", broken)
+    with pytest.raises(UserError, match="its start"):
+        audio_io.SoundDecoder(path)

@@ -96,7 +96,7 @@ def test_published_frames(run, options, reuse, golden, golden_models, golden_ava
 def test_published_preparation(golden, golden_models, reference_dir):
     dit, vae = golden_models[True]
     preparer = Preparer(
-        config=dit.config, vae=vae, size=(96, 64), checkpoint=None, load_seconds=0.0
+        config=dit.config, vae=vae, ops=dit.ops, size=(96, 64), checkpoint=None, load_seconds=0.0
     )
     given, expected = golden("e2e_conditioning"), golden("e2e_prepare")
     avatar = preparer.prepare(

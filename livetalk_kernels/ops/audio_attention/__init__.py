@@ -36,7 +36,7 @@ def audio_attention(
     Raises:
         UserError: The backend does not exist or cannot run this case.
 
-    Source: audio cross-attention of MultiTalk, arXiv 2505.22647, as SoulX-LiveTalk uses it.
+    Source: audio cross-attention of MultiTalk, arXiv 2505.22647, as SoulX-FlashTalk uses it.
     """
     B, L, H, d = q_BLHd.shape
     dims = {"B": B, "L": L, "F": k_BFSHd.shape[1], "S": k_BFSHd.shape[2], "H": H, "d": d}

@@ -1,7 +1,7 @@
 """``audio_attention`` by torch's fused attention: whole frames are its batch.
 
 A shard that starts or ends within a frame has that frame's part as a batch of its own. Runs on
-CPU; on CUDA torch picks the kernel itself (not run there yet: no GPU was at hand).
+CPU; on CUDA torch picks the kernel itself (untested there).
 """
 
 import torch

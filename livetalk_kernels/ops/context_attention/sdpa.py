@@ -1,6 +1,6 @@
 """``context_attention`` by torch's fused attention, once for the image and once for the text.
 
-Runs on CPU; on CUDA torch picks the kernel itself (not run there yet: no GPU was at hand). In a
+Runs on CPU; on CUDA torch picks the kernel itself (untested there). In a
 16-bit dtype each of the two results is rounded before they are summed.
 """
 
