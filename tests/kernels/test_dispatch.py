@@ -139,6 +139,9 @@ def test_cuda_reasons_are_specific() -> None:
     assert table["chunk_attention"]["sdpa"] == "torch's fused attention has no float64 on cuda"
     table = support_table(device=cuda, dtype=torch.bfloat16, d=12)
     assert "multiples of 8, not 12" in (table["chunk_attention"]["sdpa"] or "")
+    # The VAE's attention has one head of 384 channels.
+    table = support_table(device=cuda, dtype=torch.bfloat16, d=384)
+    assert table["chunk_attention"]["sdpa"] is None
     table = support_table(device=cuda, dtype=torch.bfloat16)
     assert table["chunk_attention"] == {"reference": None, "sdpa": None}
 

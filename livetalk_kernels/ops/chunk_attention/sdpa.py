@@ -24,7 +24,7 @@ def supports(case: Case) -> str | None:
         return "torch's fused attention has no float64 on cuda"
     head = case.dims.get("d", 0)
     if head % 8:
-        return f"on cuda it needs heads of a multiple of 8 channels, not {head}"
+        return f"on cuda it needs heads of channels in multiples of 8, not {head}"
     return None
 
 
