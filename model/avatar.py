@@ -16,12 +16,12 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 
+from .config import LATENT_FRAMES
 from .files import new_file
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
 LATENT_CHANNELS = 16
-LATENT_FRAMES = 9  # of a chunk of 33 frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from livetalk_kernels.errors import UserError
 
 from .avatar import Avatar
 from .color import match_color, reference_stats
+from .config import CHUNK_FRAMES, MOTION_FRAMES, NEW_FRAMES
 from .dit import DiT
 from .guard import FiniteGuard
 from .reuse import PublishedWork, WorkOnce
@@ -26,9 +27,6 @@ from .sampler import denoise, timesteps
 from .stats import StageClock
 from .vae import VAE
 
-CHUNK_FRAMES = 33
-MOTION_FRAMES = 5
-NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
 MIN_FPS = CHUNK_FRAMES / 8  # the audio encoder sees 8 s, which must hold a chunk
 MAX_FPS = 120
 
@@ -99,14 +97,12 @@ class ChunkGenerator:
         self.guard = FiniteGuard()
         self._generator = torch.Generator(self.device).manual_seed(options.seed)
         with torch.inference_mode(), self.clock.stage("prepare"):
-            condition = avatar.condition.to(self.device, dit.dtype)
-            self._latent_shape = tuple(condition.shape)
-            portrait = avatar.portrait.to(self.device).to(dit.dtype)
-            self._colors = reference_stats(((portrait / 255 - 0.5) * 2)[None, :, None])
+            portrait = from_uint8(avatar.portrait.to(self.device), dit.dtype)
+            self._colors = reference_stats(portrait[None, :, None])
             kind = WorkOnce if reuse else PublishedWork
             self.work = kind(dit, vae, avatar, self.schedule, self.clock)
             # The first frame of a causal encoding does not see the grey frames behind it.
-            self.motion = condition[:, :1]
+            self.motion = self.work.portrait_latents[:, :1]
             self.work.know_motion(self.motion)
 
     @torch.inference_mode()
@@ -176,8 +172,16 @@ class ChunkGenerator:
     def _noise(self, first: bool) -> Tensor:
         dtype = self.dit.dtype if first else torch.float32
         return torch.randn(
-            self._latent_shape, dtype=dtype, device=self.device, generator=self._generator
+            self.work.portrait_latents.shape,
+            dtype=dtype,
+            device=self.device,
+            generator=self._generator,
         )
+
+
+def from_uint8(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uint8 pixels of any shape -> -1..1 in ``dtype``, in the published order of operations."""
+    return (pixels.to(dtype) / 255 - 0.5) * 2
 
 
 def to_uint8(frames_CTHW: Tensor) -> Tensor:

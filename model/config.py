@@ -25,6 +25,14 @@ _LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
+# A chunk as the model was trained on it. The first latent is one video frame, each later one four.
+FRAMES_PER_LATENT = 4
+LATENT_FRAMES = 9
+MOTION_LATENTS = 2  # repeat the end of the chunk before
+CHUNK_FRAMES = 1 + (LATENT_FRAMES - 1) * FRAMES_PER_LATENT
+MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
+NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
+
 # Switches of the published model class. Only this combination was ever trained and published;
 # any other changes the arithmetic, so it is refused rather than ignored.
 _FIXED_SWITCHES = MappingProxyType(

@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
         "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
         "CUDA": _cuda(),
         **_gpus(),
-        "CPU": f"{_cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "CPU": f"{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
         "memory": f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
     }
 
@@ -102,7 +102,8 @@ def _gpus() -> dict[str, str]:
         pynvml.nvmlShutdown()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Model name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

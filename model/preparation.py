@@ -18,8 +18,8 @@ from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar
 from .checkpoint import CheckpointFolder
-from .chunk import CHUNK_FRAMES
-from .config import DiTConfig
+from .chunk import from_uint8
+from .config import CHUNK_FRAMES, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .guard import FiniteGuard
@@ -113,7 +113,7 @@ class Preparer:
         else:
             image = load_portrait(portrait)
         pixels = fit_portrait(image, (height, width))
-        video = ((pixels.to(self._device).to(self._dtype) / 255 - 0.5) * 2)[None, :, None]
+        video = from_uint8(pixels.to(self._device), self._dtype)[None, :, None]
         notes = []
         guard = FiniteGuard()
         with torch.inference_mode():

@@ -28,14 +28,13 @@ import torch
 from torch import Tensor
 
 from .avatar import Avatar
+from .config import FRAMES_PER_LATENT, MOTION_FRAMES, MOTION_LATENTS
 from .dit import AudioContext, DiT, StepModulation
 from .layers import ContextKV, NormRope
 from .stats import StageClock
 from .vae import VAE, DecoderCache
 
 MASK_CHANNELS = 4
-FRAMES_PER_LATENT = 4
-MOTION_LATENTS = 2  # the first decodes to 1 frame, the second to 4: the 5 frames that repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,7 @@ class Work(ABC):
         vae: The VAE.
         clock: Where the stages' times go.
         schedule: [steps + 1] timesteps.
+        portrait_latents: [16, T, h, w] latents of the portrait and grey frames.
         constant: [1, 20, T, h, w] mask and portrait latents, in the transformer's dtype.
         text: [L, 4096] prompt embedding.
         image: [1, 257, 1280] image features.
@@ -67,13 +67,13 @@ class Work(ABC):
     ) -> None:
         """Take the avatar's tensors to the model's device."""
         self.dit, self.vae, self.clock, self.schedule = dit, vae, clock, schedule
-        latent = avatar.condition.to(dit.device, dit.dtype)
-        mask = torch.zeros_like(latent[:MASK_CHANNELS])
+        self.portrait_latents = avatar.condition.to(dit.device, dit.dtype)
+        mask = torch.zeros_like(self.portrait_latents[:MASK_CHANNELS])
         mask[:, 0] = 1
-        self.constant = torch.cat((mask, latent))[None]
+        self.constant = torch.cat((mask, self.portrait_latents))[None]
         self.text = avatar.context.to(dit.device)
         self.image = avatar.clip_fea.to(dit.device)
-        self.grid = dit.token_grid(latent)
+        self.grid = dit.token_grid(self.portrait_latents)
 
     @abstractmethod
     def know_motion(self, motion: Tensor) -> None:
@@ -174,4 +174,4 @@ class PublishedWork(Work):
         """All latents at once; the frames of the motion latents are dropped afterwards."""
         with torch.inference_mode(), self.clock.stage("decode"):
             frames = self.vae.decode(latents, clamp=False)
-        yield frames[:, :, 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT :]
+        yield frames[:, :, MOTION_FRAMES:]

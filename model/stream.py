@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .avatar import Avatar
-from .chunk import NEW_FRAMES, ChunkGenerator, Frames, StreamOptions
+from .chunk import ChunkGenerator, Frames, StreamOptions
+from .config import NEW_FRAMES
 from .dit import DiT
 from .encoders.audio import AudioEncoder, AudioStream, as_samples
 from .stats import StageClock, StreamStats

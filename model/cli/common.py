@@ -50,10 +50,20 @@ def add_command(
 
 def add_checkpoint_options(parser: argparse._ActionsContainer) -> None:
     """Add ``--checkpoint`` and ``--audio-encoder``."""
+    _add_checkpoint_option(parser)
+    _add_audio_encoder_option(parser)
+
+
+def _add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--checkpoint", metavar="DIR", help="folder of the published DiT, VAE, T5 and CLIP"
     )
-    parser.add_argument("--audio-encoder", metavar="DIR", help="folder of wav2vec2")
+
+
+def _add_audio_encoder_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--audio-encoder", metavar="DIR", help="folder of wav2vec2; goes with --checkpoint"
+    )
 
 
 def add_device_options(parser: argparse._ActionsContainer) -> None:
@@ -81,13 +91,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
         metavar="NAME",
         help="14b, small, mid or tiny: that size with random weights (default: tiny)",
     )
-    which.add_argument(
-        "--checkpoint", metavar="DIR", help="folder of the published DiT, VAE, T5 and CLIP"
-    )
+    _add_checkpoint_option(which)
     if audio_encoder:
-        group.add_argument(
-            "--audio-encoder", metavar="DIR", help="folder of wav2vec2; goes with --checkpoint"
-        )
+        _add_audio_encoder_option(group)
     add_device_options(group)
     group.add_argument(
         "--backend",

@@ -13,7 +13,8 @@ from livetalk_kernels.ops import bind_ops
 from livetalk_model import load_pipeline
 from livetalk_model.avatar import Avatar
 from livetalk_model.checkpoint import CheckpointFolder
-from livetalk_model.chunk import NEW_FRAMES, ChunkGenerator, StreamOptions
+from livetalk_model.chunk import ChunkGenerator, StreamOptions
+from livetalk_model.config import NEW_FRAMES
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import audio_windows
 from livetalk_model.pipeline import Pipeline
