@@ -3,25 +3,21 @@
 import platform
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from livetalk_model.environment import cpu_name
+
 
 def machine() -> dict[str, Any]:
-    """Hardware, threads, versions, commit and date."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].split(":")[1].strip() if models else cpu
+    """Hardware, threads, versions, commit and date; call it before the run."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "capability": torch.backends.cpu.get_cpu_capability(),

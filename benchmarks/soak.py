@@ -138,6 +138,7 @@ def main() -> int:
     if args.seconds <= args.warm:
         parser.error("--seconds must be more than --warm")
     seconds = round(args.seconds * RATE) / RATE
+    where = machine()
     with tempfile.TemporaryDirectory() as folder:
         speech, video = Path(folder, "speech.wav"), Path(folder, "talk.mp4")
         make_speech(speech, seconds)
@@ -152,7 +153,7 @@ def main() -> int:
         "summary": summary,
         "file": found,
         "problems": problems,
-        "machine": machine(),
+        "machine": where,
         "samples": samples,
     }
     shown = {key: value for key, value in result.items() if key != "samples"}
