@@ -152,7 +152,7 @@ def pick(case: Case, wanted: str, *, named: bool) -> Choice:
 
 def _pick_auto(case: Case, why: str) -> Choice:
     skipped: list[str] = []
-    for name in load_op(case.op).preference:
+    for name in load_op(case.op).preferred(case.device):
         backend = load_backend(case.op, name)
         assert not backend.approximate, f"{case.op}: auto never picks approximate {name}"
         reason = backend.supports(case)

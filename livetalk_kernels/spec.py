@@ -102,8 +102,8 @@ class OpSpec:
         name: Name of the op and of its folder.
         summary: One line for tables and help.
         function: The public function; it takes ``backend=`` besides the backends' arguments.
-        preference: Backends that ``auto`` tries, best first, ending with ``reference``. A backend
-            that is not in it runs only when it is named.
+        preference: Device type -> backends that ``auto`` tries there, best first; ``reference``
+            comes after them. A backend that is not in it runs only when it is named.
         cases: ``cases(device, dtype)`` gives representative cases, tiny ones and the model's.
         make_inputs: ``make_inputs(case, generator)`` gives the arguments of a call.
         cost: ``cost(case)`` gives the least work.
@@ -116,7 +116,7 @@ class OpSpec:
     name: str
     summary: str
     function: Callable[..., Any]
-    preference: tuple[str, ...]
+    preference: Mapping[str, tuple[str, ...]]
     cases: Callable[[torch.device, torch.dtype], tuple[Case, ...]]
     make_inputs: Callable[[Case, Generator], Arguments]
     cost: Callable[[Case], Cost]
@@ -125,10 +125,9 @@ class OpSpec:
     truth: Callable[..., Any] | None = None
     bounds: tuple[Bound, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Check what every op must have."""
-        assert self.preference and self.preference[-1] == "reference", self.name
-        assert len(set(self.preference)) == len(self.preference), self.name
+    def preferred(self, device: torch.device) -> tuple[str, ...]:
+        """All that ``auto`` tries on a device, best first."""
+        return (*self.preference.get(device.type, ()), "reference")
 
 
 def random_tensor(
@@ -139,6 +138,11 @@ def random_tensor(
     offset: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Normal random tensor on the case's device; drawn on the CPU, so equal on every device."""
+    """Normal random tensor on the case's device; drawn on the CPU, so equal on every device.
+
+    On the ``meta`` device it has no values, and nothing is drawn.
+    """
+    if case.device.type == "meta":
+        return torch.empty(shape, dtype=dtype or case.dtype, device="meta")
     values = torch.randn(*shape, generator=generator) * scale + offset
     return values.to(device=case.device, dtype=dtype or case.dtype)

@@ -25,6 +25,9 @@ WHOLE_SET = {"golden", "reference_dir"}  # fixtures that read the whole set
 
 Tensors = dict[str, torch.Tensor]
 
+if not torch.cuda.is_available():  # Triton reads it when a kernel is defined
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the whole set."""

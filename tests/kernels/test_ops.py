@@ -9,6 +9,7 @@ from livetalk_kernels.spec import Arguments, Case, as_tuple
 from livetalk_kernels.testing.cases import runnable_cases
 from livetalk_kernels.testing.numerics import check_backend, guarded, poisoned_memory
 
+COMPILED = {"cpu", "triton", "cuda"}
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 
@@ -33,14 +34,14 @@ def raw(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.gpu] if case.device.type == "cuda" else []
+
+
 every = pytest.mark.parametrize(
     ("case", "backend"),
     [
-        pytest.param(
-            *pair,
-            id=f"{pair[0]}-{pair[0].device}-{pair[1]}",
-            marks=[pytest.mark.gpu] if pair[0].device.type == "cuda" else [],
-        )
+        pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}", marks=marks(pair[0]))
         for pair in runnable_cases(DEVICES)
     ],
 )
@@ -88,6 +89,37 @@ def test_public_function_runs_the_backend(case: Case, backend: str) -> None:
         assert torch.equal(raw(first), raw(second))
 
 
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}", marks=marks(pair[0]))
+        for pair in runnable_cases(DEVICES)
+        if pair[1] in COMPILED and pair[0].name in {"odd", "history"}
+    ],
+)
+def test_compiled_backends_are_good_torch_operators(case: Case, backend: str) -> None:
+    """Schema, fake tensors (shapes, dtypes, strides), autograd registration, tracing."""
+    operator = getattr(torch.ops.livetalk, f"{case.op}_{backend}")
+    torch.library.opcheck(operator.default, *inputs(case))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=str(case)) for case, name in runnable_cases([CPU]) if name == "cpu"],
+)
+def test_every_instruction_set_is_as_exact(case: Case, isa: str) -> None:
+    try:
+        torch.ops.livetalk.use_isa(isa)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    try:
+        ok, reason = check_backend(case, "cpu")
+    finally:
+        torch.ops.livetalk.use_isa("best")
+    assert ok, reason
+
+
 @pytest.mark.parametrize("op", op_names())
 def test_contract_is_complete(op: str) -> None:
     spec = load_op(op)
@@ -96,7 +128,10 @@ def test_contract_is_complete(op: str) -> None:
     assert len(set(names)) == len(names) and all(names)
     assert any(case.large for case in cases) and not all(case.large for case in cases)
     assert all(case.op == op for case in cases)
-    assert set(spec.preference) <= set(backend_names(op))
+    for names_of_device in spec.preference.values():
+        assert set(names_of_device) <= set(backend_names(op)) - {"reference"}
+        assert len(set(names_of_device)) == len(names_of_device)
+        assert not any(load_backend(op, name).approximate for name in names_of_device)
     for case in cases:
         cost = spec.cost(case)
         assert cost.flops >= 0 and cost.bytes >= 0

@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
+from ...precision import FP8
 from ...spec import Arguments, Bound, Case, Cost, OpSpec
 from .. import add_norm as plain
 from ..add_norm import reference as plain_reference
@@ -50,6 +51,20 @@ def add_norm_quant(
     return run(x, y, gate, weight, bias, eps=eps)
 
 
+def empty_outputs(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs of a call, not filled."""
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=FP8), scale
+
+
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
     """Representative cases: B batch, L tokens, D channels."""
     base = Case(op="add_norm_quant", device=device, dtype=dtype)
@@ -87,7 +102,7 @@ OP = OpSpec(
     name="add_norm_quant",
     summary="add_norm with the normalised output in FP8, a scale per token",
     function=add_norm_quant,
-    preference=("reference",),
+    preference={},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

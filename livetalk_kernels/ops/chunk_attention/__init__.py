@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
+from ...precision import math_dtype
 from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 
 
@@ -40,6 +41,15 @@ def chunk_attention(
     dims = {"B": B, "L": L, "S": k_BSHd.shape[1], "H": H, "d": d}
     run = resolve_call("chunk_attention", backend, q_BLHd.device, q_BLHd.dtype, **dims)
     return run(q_BLHd, k_BSHd, v_BSHd, scale=scale)
+
+
+def empty_outputs(
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs of a call, not filled."""
+    B, L, H, _ = q_BLHd.shape
+    lse = q_BLHd.new_empty((B, H, L), dtype=math_dtype(q_BLHd.dtype))
+    return q_BLHd.new_empty(q_BLHd.shape), lse
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
@@ -83,7 +93,7 @@ OP = OpSpec(
     name="chunk_attention",
     summary="attention over the whole chunk, with LSE",
     function=chunk_attention,
-    preference=("sdpa", "reference"),
+    preference={"cpu": ("sdpa",), "cuda": ("sdpa",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

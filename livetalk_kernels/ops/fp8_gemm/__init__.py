@@ -58,6 +58,19 @@ def operands(
     return a, b, scale_a, scale_b
 
 
+def empty_outputs(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Output of a call, not filled."""
+    return a_MK.new_empty((a_MK.shape[0], b_NK.shape[0]), dtype=out_dtype)
+
+
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
     """Representative cases: [M, K] times [N, K] transposed."""
     base = Case(op="fp8_gemm", device=device, dtype=dtype)
@@ -101,7 +114,7 @@ OP = OpSpec(
     name="fp8_gemm",
     summary="FP8 linear: A B^T with scales and bias, bf16 out",
     function=fp8_gemm,
-    preference=("reference",),
+    preference={},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -9,7 +9,7 @@ from ...precision import FP8_BLOCK
 from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 from ..fp8_gemm import operands, vector_length
 from ..fp8_gemm import reference as gemm
-from ..quantize import dequantized
+from ..quantize import count_blocks, dequantized
 
 
 def fp8_gemm_gelu_quant(
@@ -48,6 +48,15 @@ def fp8_gemm_gelu_quant(
     (M, K), N = a_MK.shape, b_NK.shape[0]
     run = resolve_call("fp8_gemm_gelu_quant", backend, a_MK.device, torch.bfloat16, M=M, N=N, K=K)
     return run(a_MK, b_NK, scale_a, scale_b, bias_N)
+
+
+def empty_outputs(
+    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs of a call, not filled."""
+    M, N = a_MK.shape[0], b_NK.shape[0]
+    scales = count_blocks(N, FP8_BLOCK)
+    return a_MK.new_empty((M, N)), a_MK.new_empty((M, scales), dtype=torch.float32)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
@@ -89,7 +98,7 @@ OP = OpSpec(
     name="fp8_gemm_gelu_quant",
     summary="FP8 linear, GELU (tanh), and FP8 again in 1x128 blocks",
     function=fp8_gemm_gelu_quant,
-    preference=("reference",),
+    preference={},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

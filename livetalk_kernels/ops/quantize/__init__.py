@@ -5,6 +5,7 @@ from torch import Generator, Tensor
 
 from ...call import resolve_call
 from ...errors import UserError
+from ...precision import FP8
 from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 
 
@@ -76,6 +77,13 @@ def exact(x: Tensor, *, block: int | None = None) -> Tensor:
     return x
 
 
+def empty_outputs(x: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    """Outputs of a call, not filled."""
+    scales = count_blocks(x.shape[-1], block)
+    scale = x.new_empty((*x.shape[:-1], scales), dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=FP8), scale
+
+
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
     """Representative cases: M rows of K values."""
     base = Case(op="quantize", device=device, dtype=dtype)
@@ -112,7 +120,7 @@ OP = OpSpec(
     name="quantize",
     summary="FP8 e4m3 with a scale per row or per 1x128 block",
     function=quantize,
-    preference=("reference",),
+    preference={},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -71,6 +71,26 @@ def rms_norm_rope(
     )
 
 
+def empty_outputs(
+    q_BLD: Tensor,
+    k_BLD: Tensor,
+    weight_q_D: Tensor,
+    weight_k_D: Tensor,
+    cos_Sc: Tensor,
+    sin_Sc: Tensor,
+    *,
+    num_heads: int,
+    eps: float = 1e-6,
+    row_offset: int = 0,
+    layout: str = "token",
+) -> tuple[Tensor, Tensor]:
+    """Outputs of a call, not filled."""
+    B, L, D = q_BLD.shape
+    d = D // num_heads
+    shape = (B, L, num_heads, d) if layout == "token" else (num_heads, B, L, d)
+    return q_BLD.new_empty(shape), q_BLD.new_empty(shape)
+
+
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
     """Representative cases: B batch, L tokens, H heads of d channels, S table rows."""
     base = Case(op="rms_norm_rope", device=device, dtype=dtype)
@@ -132,7 +152,7 @@ OP = OpSpec(
     name="rms_norm_rope",
     summary="RMS norm of q and k over the whole width, then rotary embedding",
     function=rms_norm_rope,
-    preference=("reference",),
+    preference={},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

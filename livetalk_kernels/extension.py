@@ -1,0 +1,48 @@
+"""The compiled CPU kernels: load ``_C.so``, or say why there is none.
+
+The library holds no Python, so it is loaded as torch loads operators; its kernels are then
+``torch.ops.livetalk.<op>_cpu``.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+
+from .spec import Case
+
+FOLDER = Path(__file__).resolve().parent
+MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
+ISAS = ("scalar", "avx2", "avx512")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def missing() -> str | None:
+    """None once the kernels are loaded, else why they cannot be."""
+    library = FOLDER / "_C.so"
+    if not library.is_file():
+        note = FOLDER / "_C.reason"
+        if note.is_file():
+            return f"the compiled kernels were not built: {note.read_text('utf-8').strip()}"
+        return f"the compiled kernels were not built; {MEND}"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"{library.name} does not load: {str(error).splitlines()[0]}; {MEND}"
+    return None
+
+
+def supports(case: Case) -> str | None:
+    """What every ``cpu`` backend asks: a CPU, fp32 or bf16, and the compiled kernels."""
+    if case.device.type != "cpu":
+        return f"runs on cpu, not on {case.device.type}"
+    if case.dtype not in DTYPES:
+        return f"needs float32 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    return missing()
+
+
+def isa() -> str:
+    """The instruction set that the kernels use: ``scalar``, ``avx2`` or ``avx512``."""
+    assert missing() is None
+    return str(torch.ops.livetalk.isa())

@@ -1,0 +1,127 @@
+"""How Triton kernels are launched, and compiled for a GPU that is not here.
+
+A Triton backend describes its work as `Launch` objects, made from the tensors of a call by a pure
+function ``launches(...)``. ``run`` executes them; ``livetalk inspect`` makes the same objects from
+tensors on the ``meta`` device and compiles them ahead of time, so that what it reports is what
+runs.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .spec import Case, as_tuple
+from .torch_ops import register_python
+
+INSTALL = "pip install triton"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MIN_CAPABILITY = (8, 0)
+
+
+def supports(case: Case) -> str | None:
+    """What every Triton backend asks: an NVIDIA GPU, or the interpreter on a CPU."""
+    if importlib.util.find_spec("triton") is None:
+        return f"needs triton; {INSTALL}"
+    if case.dtype not in DTYPES:
+        return f"needs float32, bfloat16 or float16, not {str(case.dtype).removeprefix('torch.')}"
+    if case.device.type == "cpu":
+        if interpreted():
+            return None
+        return "needs a GPU; on a CPU set TRITON_INTERPRET=1 to run it in Triton's interpreter"
+    if case.device.type != "cuda":
+        return f"runs on cuda, not on {case.device.type}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this torch is not built for CUDA"
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability < MIN_CAPABILITY:
+        return f"needs compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
+    return None
+
+
+def supports_dot(case: Case) -> str | None:
+    """The same for kernels with matrix products, which the interpreter gets wrong in bf16."""
+    reason = supports(case)
+    if reason is None and case.device.type == "cpu" and case.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bf16 matrices wrongly; use fp32"
+    return reason
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One launch of a Triton kernel.
+
+    Attributes:
+        kernel: The ``triton.jit`` function.
+        grid: Number of programs along each axis.
+        arguments: Parameter -> tensor, ``TensorDescriptor``, number, or constant where the
+            kernel's annotation is ``tl.constexpr``.
+        warps: Warps of a program.
+        stages: Depth of software pipelines.
+        options: Further options of Triton's compiler, such as ``maxnreg``.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> None:
+        """Run it on the current stream."""
+        self.kernel[self.grid](
+            **self.arguments, num_warps=self.warps, num_stages=self.stages, **self.options
+        )
+
+
+def split_width(width: int) -> tuple[int, int]:
+    """Cover a row with two blocks of powers of two: the model's widths fit without waste.
+
+    5120 = 4096 + 1024, 1536 = 1024 + 512, 96 = 64 + 32; a width that is no such sum gets a second
+    block that is too long, and masks its end.
+
+    Args:
+        width: Length of the row, at least 1.
+
+    Returns:
+        Sizes of both blocks; the second is 0 where the first covers the row.
+    """
+    main = 1 << (width.bit_length() - 1)
+    rest = width - main
+    return main, 1 << (rest - 1).bit_length() if rest else 0
+
+
+def register(
+    op: str,
+    empty_outputs: Callable[..., Any],
+    launches: Callable[..., list[Launch]],
+) -> Callable[..., Any]:
+    """Make the operator ``livetalk::<op>_triton`` of what an op's Triton backend launches.
+
+    Args:
+        op: Name of the op.
+        empty_outputs: Of the op's contract: the outputs of a call, not filled.
+        launches: ``launches(outputs, *arguments, **keywords)`` gives what fills them, in order;
+            ``outputs`` is a tuple.
+
+    Returns:
+        The operator: the backend's ``run``.
+    """
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        outputs = empty_outputs(*arguments, **keywords)
+        for launch in launches(as_tuple(outputs), *arguments, **keywords):
+            launch()
+        return outputs
+
+    return register_python(op, "triton", run, empty_outputs)
