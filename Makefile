@@ -18,20 +18,36 @@ VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE_PACKAGES)),--system-site-packages)
 # Of pip's many lines, those that show that something large is under way.
 PROGRESS := awk '/Downloading .*[MG]B\)/ || /^Installing/ {print substr($$0, 1, 100); fflush()}'
 
-.PHONY: help install install-dev demo test test-gpu lint format soak clean
+SOURCES := setup.py $(shell find csrc -type f)
+BUILT := .venv/.built
+TRITON36 := .venv-triton36
+SANITIZERS ?= memcheck racecheck initcheck synccheck
+
+.PHONY: help install install-dev demo build cuda cutlass test test-gpu sanitize inspect-baseline
+.PHONY: inspect-baseline-36 lint format soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(INSTALLED) ## install livetalk into .venv
-install-dev: $(INSTALLED_DEV) ## the same, with the tools for development
+install: $(BUILT) ## install livetalk into .venv, with its compiled CPU kernels
+install-dev: $(BUILT) $(INSTALLED_DEV) ## the same, with the tools for development
 
-demo: $(INSTALLED) ## make a talking video from the bundled portrait and speech: out/demo.mp4
+build: $(BUILT) ## compile the CPU kernels again, where a source has changed
+
+cuda: $(INSTALLED) ## compile the CUDA kernels: needs nvcc, no GPU
+	@$(BIN)/python setup.py -q build_cuda
+
+cutlass: $(INSTALLED) ## the same with CUTLASS's FP8 products: a few minutes more
+	@$(BIN)/python -m pip install --no-deps nvidia-cutlass==4.2.0.0 | $(PROGRESS)
+	@$(BIN)/python setup.py -q build_cuda
+
+demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
 	$(BIN)/livetalk generate --preset tiny --portrait examples/portrait.png \
 		--audio examples/speech.wav --output out/demo.mp4
 
-test: lint ## all checks and tests but the long soak
-	$(BIN)/pytest -m "not soak and not gpu"
+# One process a core with one thread each: most tests are too small for more.
+test: lint $(BUILT) ## all checks and tests but the long soak
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc) -m "not soak and not gpu"
 
 lint: $(INSTALLED_DEV) ## ruff and mypy
 	$(BIN)/ruff check
@@ -42,15 +58,32 @@ format: $(INSTALLED_DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test-gpu: $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
+test-gpu: $(BUILT) $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
-soak: $(INSTALLED_DEV) ## ten minutes of audio
+sanitize: $(BUILT) $(INSTALLED_DEV) cuda ## the same under compute-sanitizer, for our own kernels
+	@command -v compute-sanitizer > /dev/null || { echo "error: no compute-sanitizer here; it" \
+		"comes with the CUDA toolkit"; exit 2; }
+	for tool in $(SANITIZERS); do compute-sanitizer --tool $$tool --error-exitcode 1 \
+		$(BIN)/pytest -m gpu tests/kernels/test_ops.py -k "exact and (cuda- or triton or cutlass)"; done
+
+inspect-baseline: $(INSTALLED_DEV) ## record what the Triton kernels compile to
+	$(BIN)/livetalk inspect --backend triton --save profiles/data
+
+inspect-baseline-36: $(TRITON36)/.installed ## the same with Triton 3.6
+	PYTHONPATH=$(TRITON36) $(BIN)/livetalk inspect --backend triton --save profiles/data
+
+# A folder with Triton alone, ahead of .venv on the path: it saves a second torch.
+$(TRITON36)/.installed: $(INSTALLED_DEV)
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(TRITON36) triton==3.6.0
+	@touch $@
+
+soak: $(BUILT) $(INSTALLED_DEV) ## ten minutes of audio
 	$(BIN)/pytest -m soak --timeout 7200
 
 clean: ## remove .venv, caches and outputs
-	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .benchmarks
-	rm -rf *.egg-info
+	rm -rf .venv $(TRITON36) build dist out .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf *.egg-info livetalk_kernels/_C.so livetalk_kernels/_C.reason livetalk_kernels/_C_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch's pin goes where torch comes from outside; pip then keeps what it finds there.
@@ -64,11 +97,22 @@ else
 	cp constraints.txt $@
 endif
 
+# torch comes first: the kernels are compiled against it, not against one that pip would fetch for
+# an isolated build.
 $(INSTALLED): $(PINS) pyproject.toml setup.py
 	@echo "Installing into .venv: a few minutes the first time, torch is large."
-	@$(BIN)/python -m pip install --constraint $(PINS) --editable . | $(PROGRESS)
-	@touch $@
+	@$(BIN)/python -m pip install --constraint $(PINS) torch setuptools | $(PROGRESS)
+	@echo "Compiling the CPU kernels: about a minute."
+	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable . \
+		| $(PROGRESS)
+	@touch $@ $(BUILT)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	@$(BIN)/python -m pip install --constraint $(PINS) --editable '.[dev]' | $(PROGRESS)
+	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev]' \
+		| $(PROGRESS)
+	@touch $@
+
+# Without a compiler the build leaves the reason, and everything else works.
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@$(BIN)/python setup.py -q build_cpu
 	@touch $@

@@ -14,21 +14,29 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Command, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-REASON = "livetalk_kernels/_C.reason"  # why there is no _C.so, for `livetalk backends`
+LIBRARY = "_C.so"
+REASON = "_C.reason"  # why there is no library, for `livetalk backends`
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # GCC takes its own AVX-512 intrinsics for uninitialised.
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# Hopper's own code, and portable code that a driver translates for any other GPU from 8.0 on.
+GENCODE = ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_80,code=compute_80"]
+NVCC_FLAGS = ["-std=c++20", "-O3", *GENCODE, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+# What is made of CUTLASS runs on a Hopper only.
+SM90_FLAGS = ["-std=c++17", "-O3", GENCODE[0], "-Xcompiler=-fPIC,-fvisibility=hidden", "-DNDEBUG"]
+SM90_FLAGS += ["--expt-relaxed-constexpr"]
 AVX512 = ("f", "bw", "vl", "dq", "bf16")
 ISAS: dict[str, list[str]] = {"scalar": []}
 if platform.machine() == "x86_64":
@@ -38,6 +46,10 @@ if platform.machine() == "x86_64":
 
 class BuildError(BaseError):
     """A build that failed, with what to do about it in one line."""
+
+
+class NoCompilerError(BuildError):
+    """There is nothing to compile with; everything else works without."""
 
 
 def torch_folder() -> Path:
@@ -50,8 +62,13 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def run_all(commands: Iterable[list[str]]) -> None:
-    """Run compiler commands, as many at a time as there are cores; the first failure counts."""
+def run_all(commands: Iterable[list[str]], *, at_most: int | None = None) -> None:
+    """Run compiler commands, as many at a time as there are cores; the first failure counts.
+
+    Args:
+        commands: The commands.
+        at_most: A smaller number of commands at a time, for compilers that take much memory.
+    """
 
     def run(command: list[str]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,20 +76,38 @@ def run_all(commands: Iterable[list[str]]) -> None:
         if done.returncode:
             raise BuildError(f"{command[0]} failed on {command[-1]}; its messages are above")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, at_most or sys.maxsize)) as pool:
         list(pool.map(run, commands))
 
 
-def stale(target: Path, sources: Iterable[Path]) -> bool:
-    """Whether a file is missing or older than what it is made of."""
-    return not target.exists() or any(
-        source.stat().st_mtime > target.stat().st_mtime for source in sources
+def compile_all(jobs: Mapping[Path, list[str]], *, at_most: int | None = None) -> None:
+    """Run the compiler for every object that is missing, or older than what it is made of.
+
+    Args:
+        jobs: Object -> command without ``-o`` and dependency flags, its source last.
+        at_most: As in ``run_all``.
+    """
+    commands = (
+        [*command[:-1], "-MMD", "-MF", str(depends(job)), "-o", str(job), command[-1]]
+        for job, command in jobs.items()
+        if stale(job, command)
     )
+    run_all(commands, at_most=at_most)
 
 
-def headers() -> list[Path]:
-    """Everything that any source may include, and the flags that stand in this file."""
-    return [Path(__file__), *CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")]
+def depends(job: Path) -> Path:
+    """Where the compiler lists what an object is made of."""
+    return job.with_suffix(".d")
+
+
+def stale(job: Path, command: list[str]) -> bool:
+    """Whether an object is missing, or older than a source or header of ours that it is made of."""
+    if not (job.exists() and depends(job).exists()):
+        return True
+    listed = depends(job).read_text(encoding="utf-8").replace("\\\n", " ").split()
+    ours = [Path(name) for name in listed if name.startswith(str(CSRC))]
+    sources = [Path(command[-1]), Path(__file__), *ours]
+    return any(not s.exists() or s.stat().st_mtime > job.stat().st_mtime for s in sources)
 
 
 def build_cpu(target: Path, work: Path) -> None:
@@ -83,26 +118,19 @@ def build_cpu(target: Path, work: Path) -> None:
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise BuildError("no C++ compiler found; install g++ (or set CXX), then build again")
+        raise NoCompilerError("no C++ compiler found; install g++ (or set CXX), then build again")
     torch = torch_folder()
     work.mkdir(parents=True, exist_ok=True)
     common = [*compiler.split(), *CXX_FLAGS, f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     jobs: dict[Path, list[str]] = {}
-    sources: dict[Path, Path] = {}
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         for isa, flags in ISAS.items():
-            target_object = work / f"{source.stem}.{isa}.o"
-            jobs[target_object] = [*common, *flags, f"-DLIVETALK_ISA={isa}"]
-            sources[target_object] = source
+            define = f"-DLIVETALK_ISA={isa}"
+            jobs[work / f"{source.stem}.{isa}.o"] = [*common, *flags, define, "-c", str(source)]
     for source in sorted((CSRC / "bindings").glob("*_cpu.cpp")):
-        target_object = work / f"{source.stem}.o"
-        jobs[target_object] = [*common, TORCH_TARGET, "-isystem", str(torch / "include")]
-        sources[target_object] = source
-    run_all(
-        [*flags, "-o", str(job), "-c", str(sources[job])]
-        for job, flags in jobs.items()
-        if stale(job, [sources[job], *headers()])
-    )
+        system = ["-isystem", str(torch / "include")]
+        jobs[work / f"{source.stem}.o"] = [*common, TORCH_TARGET, *system, "-c", str(source)]
+    compile_all(jobs)
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
     link(target, [*compiler.split(), "-shared", *map(str, jobs), *libraries])
 
@@ -115,27 +143,159 @@ def link(target: Path, command: list[str]) -> None:
     fresh.replace(target)
 
 
-class BuildExtensions(build_ext):
-    """Build ``_C`` by our own rules; without a compiler, leave the reason in its place."""
+def find_nvcc() -> str | None:
+    """The CUDA compiler: of CUDA_HOME where that is set, else on the path or in its usual place."""
+    home = os.environ.get("CUDA_HOME")
+    places = [Path(home, "bin")] if home else [None, Path("/usr/local/cuda/bin")]
+    found = (shutil.which("nvcc", path=place and str(place)) for place in places)
+    return next(filter(None, found), None)
 
-    def get_ext_filename(self, fullname: str) -> str:
-        """No Python version in the name: there is no Python in the binary."""
-        return fullname.replace(".", os.sep) + ".so"
 
-    def build_extension(self, ext: Extension) -> None:
-        """Build one extension."""
-        target = Path(self.get_ext_fullpath(ext.name))
-        reason = target.with_name(Path(REASON).name)
+def find_cutlass() -> Path | None:
+    """CUTLASS's headers, from the package nvidia-cutlass; None where it is not installed."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("cutlass_library")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "source/include"
+    return folder if (folder / "cutlass/cutlass.h").is_file() else None
+
+
+def build_cuda(target: Path, work: Path) -> None:
+    """Compile ``csrc/cuda`` and ``csrc/bindings/*_cuda.cpp``, and link.
+
+    With CUTLASS, ``csrc/cuda/sm90`` and ``csrc/bindings/*_sm90.cpp`` are part of it.
+
+    Raises:
+        BuildError: There is no nvcc or no torch, or a compiler failed.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError(
+            "no CUDA compiler found; install the CUDA toolkit 12.8 or newer (or set CUDA_HOME), "
+            "then build again; everything but the cuda backends works without"
+        )
+    torch, cutlass = torch_folder(), find_cutlass()
+    work.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
+    jobs: dict[Path, list[str]] = {}
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        jobs[work / f"{source.stem}.o"] = [nvcc, *NVCC_FLAGS, *includes, "-c", str(source)]
+    bindings = sorted((CSRC / "bindings").glob("*_cuda.cpp"))
+    if cutlass is not None:
+        bindings += sorted((CSRC / "bindings").glob("*_sm90.cpp"))
+    for source in bindings:
+        flags = ["-std=c++20", "-O2", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
+        system = ["-isystem", str(torch / "include")]
+        jobs[work / f"{source.stem}.o"] = [
+            *(nvcc, *flags, TORCH_TARGET, *includes, *system, "-c", str(source))
+        ]
+    compile_all(jobs)
+    if cutlass is None:
+        print("note: built without CUTLASS's FP8 linears; pip install --no-deps nvidia-cutlass")
+    else:
+        system = ["-isystem", str(cutlass)]
+        large = {
+            work / f"sm90_{source.stem}.o": [
+                *(nvcc, *SM90_FLAGS, *includes, *system, "-c", str(source))
+            ]
+            for source in sorted((CSRC / "cuda/sm90").glob("*.cu"))
+        }
+        compile_all(large, at_most=2)  # each takes 3 GB
+        jobs |= large
+    # torch's own symbols are found in the process that loads the library.
+    link(target, [nvcc, "-shared", *map(str, jobs)])
+
+
+def gpu_visible() -> bool:
+    """Whether the machine has an NVIDIA driver."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+class BuildCuda(Command):
+    """Build ``_C_cuda`` in place: ``python setup.py build_cuda``."""
+
+    description = "build the CUDA kernels in place; needs nvcc, no GPU"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        """There are none."""
+
+    def finalize_options(self) -> None:
+        """There are none."""
+
+    def run(self) -> None:
+        """Build."""
+        target = ROOT / "livetalk_kernels/_C_cuda.so"
+        build_cuda(target, ROOT / "build/cuda")
+        print(f"built {target.relative_to(ROOT)}")
+
+
+class BuildCpu(Command):
+    """Build ``_C`` in place: ``python setup.py build_cpu``."""
+
+    description = "build the CPU kernels in place"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        """There are none."""
+
+    def finalize_options(self) -> None:
+        """There are none."""
+
+    def run(self) -> None:
+        """Build; without a compiler, leave the reason instead."""
         try:
-            build_cpu(target, Path(self.build_temp).resolve() / "cpu")
+            build_into(ROOT / "livetalk_kernels")
+        except NoCompilerError as error:
+            print(f"note: there are no compiled CPU kernels: {error}")
+
+
+def build_into(folder: Path) -> None:
+    """Build ``_C.so`` in a package's folder, or leave in its place the reason why there is none.
+
+    Raises:
+        BuildError: It was not built.
+    """
+    library, reason = folder / LIBRARY, folder / REASON
+    try:
+        build_cpu(library, ROOT / "build/cpu")
+    except BuildError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        library.unlink(missing_ok=True)
+        reason.write_text(f"{error}\n", encoding="utf-8")
+        raise
+    reason.unlink(missing_ok=True)
+
+
+class BuildExtensions(build_ext):
+    """What pip calls: build all that can be built; the installation goes on without the rest."""
+
+    def run(self) -> None:
+        """Build into the package's folder, in place or where a wheel is put together."""
+        root = ROOT if self.inplace else Path(self.build_lib)
+        folder = root / "livetalk_kernels"
+        try:
+            build_into(folder)
         except BuildError as error:
-            # Everything else works without the extension, so the installation goes on.
-            reason.parent.mkdir(parents=True, exist_ok=True)
-            reason.write_text(f"{error}\n", encoding="utf-8")
-            target.unlink(missing_ok=True)
-            print(f"warning: compiled CPU kernels were not built: {error}", file=sys.stderr)
-        else:
-            reason.unlink(missing_ok=True)
+            print(f"warning: there are no compiled CPU kernels: {error}", file=sys.stderr)
+        if gpu_visible() and find_nvcc() is not None:
+            try:
+                build_cuda(folder / "_C_cuda.so", ROOT / "build/cuda")
+            except BuildError as error:
+                print(f"warning: there are no CUDA kernels: {error}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        """Files that an installation by pip owns."""
+        if self.inplace:
+            return []
+        folder = Path(self.build_lib, "livetalk_kernels")
+        return [str(file) for file in (folder / LIBRARY, folder / REASON) if file.exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Built file -> its place in the sources, for editable installations; all are in place."""
+        return {}
 
 
 setup(
@@ -147,5 +307,5 @@ setup(
     package_dir={"livetalk_model": "model"},
     package_data={"": ["py.typed"], "livetalk_kernels": ["_C.reason"]},
     ext_modules=[Extension("livetalk_kernels._C", sources=[])],
-    cmdclass={"build_ext": BuildExtensions},
+    cmdclass={"build_ext": BuildExtensions, "build_cpu": BuildCpu, "build_cuda": BuildCuda},
 )

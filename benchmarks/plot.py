@@ -1,7 +1,8 @@
 """Pictures of recorded results.
 
-python benchmarks/plot.py chunk profiles/data/chunk_reuse.json profiles/chunk_reuse.png
+python benchmarks/plot.py chunk profiles/data/chunk.json profiles/chunk.png
 python benchmarks/plot.py soak profiles/data/soak.json profiles/soak.png
+python benchmarks/plot.py ops profiles/data/ops.json profiles/ops.png
 """
 
 import argparse
@@ -57,14 +58,55 @@ def soak(result: dict, target: Path) -> None:
     figure.savefig(target, dpi=120)
 
 
+def ops(result: dict, target: Path) -> None:
+    """Every backend of every case of ``livetalk bench --json``: times eager, and share of floor."""
+    rows = [(case, row) for case in result["cases"] for row in case["backends"] if row["time"]]
+    if not rows:
+        raise SystemExit("no backend was timed")
+    names = list(dict.fromkeys(row["backend"] for _, row in rows))
+    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    figure, panels = plt.subplots(
+        1, 2, figsize=(10, 0.24 * len(rows) + 0.2 * len(result["cases"]) + 1.4),
+        layout="constrained", sharey=True,
+    )  # fmt: skip
+    position, ticks, labels = 0.0, [], []
+    for index, (case, row) in enumerate(rows):
+        first = index == 0 or rows[index - 1][0] is not case
+        position += 1.8 if first else 1.0
+        ticks.append(position)
+        where = f"{case['op']} {case['case']}, {case['dtype']}   " if first else ""
+        labels.append(where + row["backend"])
+        values = (row["vs_eager"], 100 * row["of_floor"])
+        for axes, value, text in zip(panels, values, ("{:.2f}", "{:.0f} %"), strict=True):
+            if value is not None:
+                axes.barh(position, value, color=colours[row["backend"]], height=0.8)
+                axes.annotate(" " + text.format(value), (value, position), va="center", fontsize=7)
+    panels[0].set_yticks(ticks, labels, fontsize=7)
+    panels[0].invert_yaxis()
+    panels[0].axvline(1, color="grey", linestyle="--", linewidth=1)
+    panels[1].axvline(100, color="grey", linestyle="--", linewidth=1)
+    panels[0].set_xlabel("times as fast as PyTorch eager (p50)")
+    panels[1].set_xlabel("floor's time / p50, %")
+    for axes in panels:
+        axes.margins(x=0.15)
+    machine = result["machine"]
+    gpu = machine["gpu"]
+    hardware = gpu["name"] if gpu else f"{machine['cpu']}, threads: {machine['threads']}"
+    figure.suptitle(
+        f"{hardware}, torch {machine['torch']}, commit {machine['commit'] or 'unknown'}",
+        fontsize=10,
+    )
+    figure.savefig(target, dpi=120)
+
+
 def main() -> None:
     """Draw one picture."""
     parser = argparse.ArgumentParser(description="Draw a recorded result.")
-    parser.add_argument("kind", choices=("chunk", "soak"))
+    parser.add_argument("kind", choices=("chunk", "ops", "soak"))
     parser.add_argument("data", type=Path)
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
-    draw = {"chunk": chunk, "soak": soak}[args.kind]
+    draw = {"chunk": chunk, "ops": ops, "soak": soak}[args.kind]
     draw(json.loads(args.data.read_text()), args.target)
 
 

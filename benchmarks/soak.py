@@ -17,9 +17,9 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
-from machine import machine
 from PIL import Image
 
+from livetalk_kernels.bench.machine import machine
 from livetalk_model import load_pipeline
 from livetalk_model.audio_io import AudioReader
 from livetalk_model.video_io import open_writer

@@ -12,6 +12,7 @@ import torch
 from .config import KernelConfig
 from .dispatch import pick
 from .spec import Case
+from .tuning import Tuning
 
 
 def resolve_call(
@@ -21,7 +22,8 @@ def resolve_call(
 
     Args:
         op: Name of the op.
-        backend: The call's own choice; None leaves it to ``LIVETALK_BACKEND``, then ``auto``.
+        backend: The call's own choice; None leaves it to ``LIVETALK_BACKEND``, then ``auto``,
+            which asks the file of ``LIVETALK_CONFIG`` first.
         device: Where the tensors lie.
         dtype: Dtype of the activations, as in ``Case``.
         **dims: Sizes of the call, by the letters of the op's shape legend.
@@ -30,7 +32,8 @@ def resolve_call(
         UserError: The backend does not exist or cannot run the case.
     """
     config = KernelConfig.from_sources([] if backend is None else [f"{op}={backend}"])
-    return _pick_cached(op, device, dtype, tuple(dims.items()), *config.wanted(op))
+    wanted, named = config.wanted(op)
+    return _pick_cached(op, device, dtype, tuple(dims.items()), wanted, named, config.tuning)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -41,6 +44,7 @@ def _pick_cached(
     dims: tuple[tuple[str, int], ...],
     wanted: str,
     named: bool,
+    tuning: Tuning | None,
 ) -> Callable[..., Any]:
     case = Case(op=op, device=device, dtype=dtype, dims=dict(dims))
-    return pick(case, wanted, named=named).run
+    return pick(case, wanted, named=named, tuning=tuning).run

@@ -1,14 +1,18 @@
 """Which backend runs each op: the user's choice, from flags or the environment."""
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from .dispatch import all_backend_names, backend_names, op_names
 from .errors import UserError
+from .tuning import Tuning
 
 VARIABLE = "LIVETALK_BACKEND"
+TUNING_VARIABLE = "LIVETALK_CONFIG"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,7 @@ class KernelConfig:
     Attributes:
         default: Backend for every op that has it; ops without it use ``auto``.
         backends: Op -> backend, for single ops; it wins over ``default``.
+        tuning: What ``auto`` asks first; None: nothing.
 
     Raises:
         UserError: An op does not exist, an op has no such backend, or no op at all has it.
@@ -25,6 +30,7 @@ class KernelConfig:
 
     default: str = "auto"
     backends: Mapping[str, str] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         """Check all names; keep a read-only copy of the mapping."""
@@ -58,9 +64,13 @@ class KernelConfig:
 
     @classmethod
     def from_sources(
-        cls, flags: Iterable[str] = (), environ: Mapping[str, str] | None = None
+        cls,
+        flags: Iterable[str] = (),
+        environ: Mapping[str, str] | None = None,
+        *,
+        tuning: str | Path | None = None,
     ) -> "KernelConfig":
-        """Combine command-line flags with the variable ``LIVETALK_BACKEND``; flags win.
+        """Combine command-line flags with ``LIVETALK_BACKEND`` and ``LIVETALK_CONFIG``; flags win.
 
         A flag for all ops overrides the variable wholly; flags for single ops override it for
         those.
@@ -68,9 +78,11 @@ class KernelConfig:
         Args:
             flags: Values of the ``--backend`` flags.
             environ: Environment to read, the process's own by default.
+            tuning: File of the ``--config`` flag.
 
         Raises:
-            UserError: Bad syntax or an unknown name, in either source.
+            UserError: Bad syntax or an unknown name, in either source, or a tuning file that is
+                missing or damaged.
         """
         environ = os.environ if environ is None else environ
         default, backends = _split(flags)
@@ -81,13 +93,45 @@ class KernelConfig:
             except UserError as error:
                 raise UserError(f"{VARIABLE}={value}: {error}") from None
             default, backends = from_variable.default, {**from_variable.backends, **backends}
-        return cls(default=default or "auto", backends=backends)
+        found = find_tuning(tuning, environ)
+        return cls(default=default or "auto", backends=backends, tuning=found)
 
     def wanted(self, op: str) -> tuple[str, bool]:
         """Backend for one op, and whether it was named for just this op."""
         if op in self.backends:
             return self.backends[op], True
         return self.default, False
+
+
+def find_tuning(
+    path: str | Path | None = None, environ: Mapping[str, str] | None = None
+) -> Tuning | None:
+    """The tuning file that ``auto`` asks: the given one, else ``LIVETALK_CONFIG``'s, else None.
+
+    Args:
+        path: File of the ``--config`` flag.
+        environ: Environment to read, the process's own by default.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    if path is not None:
+        return Tuning.load(path)
+    value = (os.environ if environ is None else environ).get(TUNING_VARIABLE, "").strip()
+    if not value:
+        return None
+    try:
+        state = os.stat(value)
+        return _load_once(value, state.st_mtime_ns, state.st_size, state.st_ino)
+    except (OSError, UserError) as error:
+        reason = f"{value}: {error.strerror}" if isinstance(error, OSError) else error
+        raise UserError(f"{TUNING_VARIABLE}: {reason}; mend or unset the variable") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _load_once(path: str, *state: int) -> Tuning:
+    """Read a file again only when it has changed: calls outside a model ask every time."""
+    return Tuning.load(path)
 
 
 def _split(choices: Iterable[str]) -> tuple[str | None, dict[str, str]]:

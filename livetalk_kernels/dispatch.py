@@ -5,7 +5,10 @@ A backend is a file ``ops/<op>/<backend>.py`` with
 * ``run``: the op, with the signature of the contract's function but for ``backend``;
 * ``supports(case) -> str | None``: None, or why it cannot run this case, with the command that
   mends it where there is one. Sizes that are not known yet are absent from ``case.dims``;
-* optionally ``APPROXIMATE = True``: ``auto`` never picks it.
+* optionally ``APPROXIMATE = True``: ``auto`` never picks it, unless a tuning file says so;
+* optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
+  backend makes of a weight that stays as it is, so that not every call makes it;
+* for Triton kernels ``launches``, see ``triton_launch``.
 
 The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose
 name starts with an underscore are no backends.
@@ -21,12 +24,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .errors import UserError
 from .spec import Case, OpSpec
 
 if TYPE_CHECKING:
     from .config import KernelConfig
+    from .tuning import Tuning
 
 OPS_PACKAGE = f"{__package__}.ops"
 logger = logging.getLogger(__name__)
@@ -41,12 +46,16 @@ class Backend:
         run: The implementation.
         supports: None, or the reason why it cannot run a case.
         approximate: Its results are not exact; it must be named to be used.
+        pack: What it makes of a constant weight; None where it makes nothing.
+        launches: The Triton kernels that it launches; None where it has none.
     """
 
     name: str
     run: Callable[..., Any]
     supports: Callable[[Case], str | None]
     approximate: bool
+    pack: Callable[[Tensor], Tensor | None]
+    launches: Callable[..., Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +65,15 @@ class Choice:
     Attributes:
         name: Name of the backend.
         run: Its implementation, to be called without further lookups.
+        pack: What it makes of a constant weight; None where it makes nothing.
+        approximate: Its results are not exact.
         reason: Why this one, for logs and tables.
     """
 
     name: str
     run: Callable[..., Any]
+    pack: Callable[[Tensor], Tensor | None]
+    approximate: bool
     reason: str
 
 
@@ -96,6 +109,8 @@ def load_backend(op: str, name: str) -> Backend:
         run=module.run,
         supports=module.supports,
         approximate=getattr(module, "APPROXIMATE", False),
+        pack=getattr(module, "pack", lambda weight: None),
+        launches=getattr(module, "launches", None),
     )
 
 
@@ -121,10 +136,10 @@ def resolve(case: Case, config: "KernelConfig") -> Choice:
         UserError: The backend named for this op cannot run the case.
     """
     wanted, named = config.wanted(case.op)
-    return pick(case, wanted, named=named)
+    return pick(case, wanted, named=named, tuning=config.tuning)
 
 
-def pick(case: Case, wanted: str, *, named: bool) -> Choice:
+def pick(case: Case, wanted: str, *, named: bool, tuning: "Tuning | None" = None) -> Choice:
     """Pick a backend by name.
 
     Args:
@@ -132,14 +147,15 @@ def pick(case: Case, wanted: str, *, named: bool) -> Choice:
         wanted: Name of a backend, or ``auto``.
         named: It was named for just this op, so it must exist; a name meant for all ops leaves
             an op without it to ``auto``.
+        tuning: What ``auto`` asks before the op's own preference.
 
     Raises:
         UserError: The backend exists and cannot run the case.
     """
     if wanted == "auto":
-        return _pick_auto(case, "auto")
+        return _pick_auto(case, "auto", tuning)
     if not named and wanted not in backend_names(case.op):
-        return _pick_auto(case, f"no {wanted} for this op, so auto")
+        return _pick_auto(case, f"no {wanted} for this op, so auto", tuning)
     backend = load_backend(case.op, wanted)
     reason = backend.supports(case)
     if reason is not None:
@@ -147,19 +163,26 @@ def pick(case: Case, wanted: str, *, named: bool) -> Choice:
             f"--backend {case.op}={wanted}: cannot run: {reason}; "
             f"or choose --backend {case.op}=auto"
         )
-    return Choice(name=wanted, run=backend.run, reason="named")
+    return _choice(backend, "named")
 
 
-def _pick_auto(case: Case, why: str) -> Choice:
+def _choice(backend: Backend, reason: str) -> Choice:
+    name, run, pack = backend.name, backend.run, backend.pack
+    return Choice(name=name, run=run, pack=pack, approximate=backend.approximate, reason=reason)
+
+
+def _pick_auto(case: Case, why: str, tuning: "Tuning | None") -> Choice:
+    tuned, note = (None, "") if tuning is None else tuning.advise(case)
+    notes = [why, note] if note else [why]
     skipped: list[str] = []
-    for name in load_op(case.op).preferred(case.device):
+    for name in filter(None, (tuned, *load_op(case.op).preferred(case.device))):
         backend = load_backend(case.op, name)
-        assert not backend.approximate, f"{case.op}: auto never picks approximate {name}"
+        assert name == tuned or not backend.approximate, f"{case.op}: {name} is approximate"
         reason = backend.supports(case)
         if reason is None:
-            text = "; ".join([why, *skipped])
+            text = "; ".join([*notes, *skipped])
             _log_once(f"{case.op} on {case.device.type} {case.dtype}: {name} ({text})")
-            return Choice(name=name, run=backend.run, reason=text)
+            return _choice(backend, text)
         skipped.append(f"not {name}: {reason}")
     raise UserError(f"{case.op}: no backend can run: {'; '.join(skipped)}")
 

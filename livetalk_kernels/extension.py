@@ -17,12 +17,17 @@ ISAS = ("scalar", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@functools.cache
 def missing() -> str | None:
     """None once the kernels are loaded, else why they cannot be."""
-    library = FOLDER / "_C.so"
+    return load(FOLDER)
+
+
+@functools.cache
+def load(folder: Path) -> str | None:
+    """Load the kernels that lie in a folder, once; None, or why they cannot be loaded."""
+    library = folder / "_C.so"
     if not library.is_file():
-        note = FOLDER / "_C.reason"
+        note = folder / "_C.reason"
         if note.is_file():
             return f"the compiled kernels were not built: {note.read_text('utf-8').strip()}"
         return f"the compiled kernels were not built; {MEND}"
@@ -39,7 +44,10 @@ def supports(case: Case) -> str | None:
         return f"runs on cpu, not on {case.device.type}"
     if case.dtype not in DTYPES:
         return f"needs float32 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
-    return missing()
+    reason = missing()
+    if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):
+        return "the compiled kernels are older than this code; build them again (`make build`)"
+    return reason
 
 
 def isa() -> str:

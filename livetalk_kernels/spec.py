@@ -111,6 +111,7 @@ class OpSpec:
         values: Outputs -> tensors to compare with ``truth``; FP8 ops dequantise here.
         truth: Exact results for arguments in fp64. None: ``reference`` on those arguments.
         bounds: How exact each of ``values`` must be. Empty: the float rule for all.
+        approximate_bounds: The same for approximate backends. Empty: they are held to ``bounds``.
     """
 
     name: str
@@ -124,6 +125,11 @@ class OpSpec:
     values: Callable[[Any], tuple[Tensor, ...]] = as_tuple
     truth: Callable[..., Any] | None = None
     bounds: tuple[Bound, ...] = ()
+    approximate_bounds: tuple[Bound, ...] = ()
+
+    def bounds_of(self, *, approximate: bool) -> tuple[Bound, ...]:
+        """How exact each result of an exact or an approximate backend must be; empty as above."""
+        return (approximate and self.approximate_bounds) or self.bounds
 
     def preferred(self, device: torch.device) -> tuple[str, ...]:
         """All that ``auto`` tries on a device, best first."""

@@ -11,17 +11,23 @@ NAMESPACE = "livetalk"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Give an operator of ours, ``livetalk::<name>``, its fake implementation."""
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
 def register_cpu(op: str, fake: Callable[..., Any]) -> None:
     """Give ``livetalk::<op>_cpu``, which the extension defines, its fake implementation.
 
-    Without the extension there is no such operator, and nothing happens.
+    Without the extension, or with one that was built before the op had a kernel, there is no such
+    operator, and nothing happens; ``extension.supports`` gives the reason.
 
     Args:
         op: Name of the op.
         fake: Empty outputs for a call's arguments.
     """
-    if missing() is None:
-        torch.library.register_fake(f"{NAMESPACE}::{op}_cpu", fake, lib=_library)
+    if missing() is None and hasattr(torch.ops.livetalk, f"{op}_cpu"):
+        register_fake(f"{op}_cpu", fake)
 
 
 def register_python(
@@ -44,6 +50,6 @@ def register_python(
     name = f"{op}_{backend}"
     _library.define(name + torch.library.infer_schema(fake, mutates_args=()))
     _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    register_fake(name, fake)
     operator: Callable[..., Any] = getattr(torch.ops.livetalk, name).default
     return operator

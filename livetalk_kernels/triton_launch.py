@@ -77,11 +77,14 @@ class Launch:
     stages: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def compiler_options(self) -> dict[str, Any]:
+        """Options of Triton's compiler; fusing multiply-add is its default only up to 3.9."""
+        chosen = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return {**chosen, **self.options}
+
     def __call__(self) -> None:
         """Run it on the current stream."""
-        self.kernel[self.grid](
-            **self.arguments, num_warps=self.warps, num_stages=self.stages, **self.options
-        )
+        self.kernel[self.grid](**self.arguments, **self.compiler_options())
 
 
 def split_width(width: int) -> tuple[int, int]:
@@ -105,14 +108,17 @@ def register(
     op: str,
     empty_outputs: Callable[..., Any],
     launches: Callable[..., list[Launch]],
+    *,
+    backend: str = "triton",
 ) -> Callable[..., Any]:
-    """Make the operator ``livetalk::<op>_triton`` of what an op's Triton backend launches.
+    """Make the operator ``livetalk::<op>_<backend>`` of what an op's Triton backend launches.
 
     Args:
         op: Name of the op.
         empty_outputs: Of the op's contract: the outputs of a call, not filled.
         launches: ``launches(outputs, *arguments, **keywords)`` gives what fills them, in order;
             ``outputs`` is a tuple.
+        backend: Name of the backend.
 
     Returns:
         The operator: the backend's ``run``.
@@ -124,4 +130,4 @@ def register(
             launch()
         return outputs
 
-    return register_python(op, "triton", run, empty_outputs)
+    return register_python(op, backend, run, empty_outputs)

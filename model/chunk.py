@@ -161,6 +161,7 @@ class ChunkGenerator:
         if last:
             return
         assert tail is not None
+        self.work.end_decoding()
         with torch.inference_mode():
             with self.clock.stage("encode"):
                 self.motion = self.vae.encode(tail)[0]

@@ -30,6 +30,7 @@ from .layers import (
 )
 from .persons import REGIONS, region_weights
 from .published import PublishedRope
+from .quantize import Quantized
 from .rope import rope_table
 from .weights import Slot
 
@@ -81,16 +82,20 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 class DiT(nn.Module):
     """The whole transformer. Build it on the meta device and fill it with `weights.load_module`."""
 
-    def __init__(self, config: DiTConfig, ops: Ops, *, reuse: bool = True) -> None:
+    def __init__(
+        self, config: DiTConfig, ops: Ops, *, reuse: bool = True, fp8: bool = False
+    ) -> None:
         """Build the layers.
 
         Args:
             config: Shape of the model.
             ops: The bound ops.
             reuse: Fused QKV product and fp32 RoPE tables; False: as published.
+            fp8: Linear layers of the blocks in FP8; needs ``reuse``.
         """
         super().__init__()
-        self.config, self.ops, self.reuse = config, ops, reuse
+        assert reuse or not fp8, "the published schedule has no FP8"
+        self.config, self.ops, self.reuse, self.fp8 = config, ops, reuse, fp8
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
@@ -103,7 +108,7 @@ class DiT(nn.Module):
         self.img_emb = ImageEmbedding(config)
         self.audio_proj = AudioProjection(config)
         self.blocks = nn.ModuleList(
-            Block(config, ops, fused=reuse) for _ in range(config.num_layers)
+            Block(config, ops, fused=reuse, fp8=fp8) for _ in range(config.num_layers)
         )
         self.head = Head(config)
 
@@ -121,17 +126,32 @@ class DiT(nn.Module):
         """Where the weights lie."""
         return self.patch_embedding.weight.device
 
+    def avatar_parameters(self) -> frozenset[str]:
+        """Parameters that `prepare_context` alone uses, once per avatar: a fifth of all bytes."""
+        layers = [
+            layer
+            for block in self._layers
+            for layer in (getattr(block.cross_attn, name) for name in ("k", "v", "k_img", "v_img"))
+        ]
+        wanted = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        return frozenset(name for name, p in self.named_parameters() if id(p) in wanted)
+
     def key_map(self) -> Mapping[str, Slot]:
         """Published checkpoint key -> where it goes in this module."""
         slots = {}
-        for name, parameter in self.named_parameters():
+        parameters = dict(self.named_parameters())
+        for name, parameter in parameters.items():
+            scale = f"{name}_scale"  # of a weight in FP8
+            if name.endswith("_scale"):
+                continue
+            quantized = scale if scale in parameters else None
             if ".self_attn.qkv." not in name:
-                slots[name] = Slot(name)
+                slots[name] = Slot(name, scale=quantized)
                 continue
             rows = parameter.shape[0] // 3
             for index, part in enumerate("qkv"):
                 key = name.replace(".qkv.", f".{part}.")
-                slots[key] = Slot(name, slice(index * rows, (index + 1) * rows))
+                slots[key] = Slot(name, slice(index * rows, (index + 1) * rows), quantized)
         return slots
 
     def token_grid(self, latent: Tensor | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -270,25 +290,35 @@ class DiT(nn.Module):
         """
         grid = self.token_grid(latent_BCTHW)
         tokens_per_frame = grid[1] * grid[2]
-        add_norm, eps = self.ops.add_norm, self.config.eps
-        # x is the residual stream, y what the layer before adds to it, h the normed input of the
-        # next layer. (shift, scale) of the norm behind the last block are the head's.
-        seams = [(block[0], block[1]) for block in step.blocks[1:]] + [(step.head[0], step.head[1])]
+        norm = self._norm
+        # x is the residual stream, y what the layer before adds to it (times gate), h the normed
+        # input of the next layer.
+        x, gate = condition, None
         y = self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False)
-        x, h = add_norm(condition, y, None, step.blocks[0, 1], step.blocks[0, 0], eps=eps)
-        for block, modulation, context_kv, audio_kv, (next_shift, next_scale) in zip(
-            self._layers, step.blocks, context, audio.layers, seams, strict=True
+        for block, modulation, context_kv, audio_kv in zip(
+            self._layers, step.blocks, context, audio.layers, strict=True
         ):
-            _, _, gate1, shift2, scale2, gate2 = modulation
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+            x, h = norm(x, y, gate, scale1, shift1)
             y, positions = block.self_attn(h, norm_rope, audio.regions)
-            x, h = add_norm(x, y, gate1, block.norm3.weight, block.norm3.bias, eps=eps)
+            x, h = norm(x, y, gate1, block.norm3.weight, block.norm3.bias)
             y = block.cross_attn(h, context_kv)
-            x, h = add_norm(x, y, None, block.norm_x.weight, block.norm_x.bias, eps=eps)
+            x, h = norm(x, y, None, block.norm_x.weight, block.norm_x.bias)
             y = block.audio_cross_attn(h, audio_kv, positions, tokens_per_frame)
-            x, h = add_norm(x, y, None, scale2, shift2, eps=eps)
-            y = block.ffn(h)
-            x, h = add_norm(x, y, gate2, next_scale, next_shift, eps=eps)
+            x, h = norm(x, y, None, scale2, shift2)
+            y, gate = block.ffn(h), gate2
+        shift, scale = step.head
+        _, h = self.ops.add_norm(x, y, gate, scale, shift, eps=self.config.eps)
         return self._unpatch(self.head(h), grid)
+
+    def _norm(
+        self, x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor | Quantized]:
+        """The seam of a block: the new residual stream, and its norm as the linears take it."""
+        if not self.fp8:
+            return self.ops.add_norm(x, y, gate, weight, bias, eps=self.config.eps)
+        x, *normed = self.ops.add_norm_quant(x, y, gate, weight, bias, eps=self.config.eps)
+        return x, Quantized(*normed)
 
     def _unpatch(self, tokens_BLC: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens of (row, column, channel) patches, channel fastest -> [1, 16, T, H, W]."""

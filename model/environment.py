@@ -4,10 +4,12 @@ import importlib
 import importlib.metadata
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
+
+from livetalk_kernels import extension, extension_cuda
+from livetalk_kernels.hardware import cpu_name, gpus
 
 _GIB = 1 << 30
 
@@ -29,11 +31,12 @@ class Library:
     problem: str
 
 
-# Distribution, module, use, extra of ours that installs it.
+# Distribution, module, use, what pip installs it by.
 _OPTIONAL = (
     ("triton", "triton", "Triton kernels", "triton"),
-    ("flash-attn", "flash_attn", "FlashAttention kernels", "flash-attn"),
-    ("xfuser", "xfuser", "its attention, beside ours", "xfuser"),
+    ("flash-attn", "flash_attn", "FlashAttention kernels", "livetalk[flash-attn]"),
+    ("flashinfer-python", "flashinfer", "FlashInfer's attention", "livetalk[flashinfer]"),
+    ("xfuser", "xfuser", "its attention, beside ours", "livetalk[xfuser]"),
 )
 
 
@@ -48,6 +51,8 @@ def environment() -> dict[str, str]:
         "CUDA": _cuda(),
         **_gpus(),
         "CPU": f"{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "CPU kernels": extension.missing() or f"compiled, using {extension.isa()}",
+        "CUDA kernels": extension_cuda.missing() or "compiled",
         "memory": f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
     }
 
@@ -55,18 +60,18 @@ def environment() -> dict[str, str]:
 def libraries() -> tuple[Library, ...]:
     """The optional libraries, and why one cannot be used."""
     return tuple(
-        _library(name, module, used_for, extra) for name, module, used_for, extra in _OPTIONAL
+        _library(name, module, used_for, source) for name, module, used_for, source in _OPTIONAL
     )
 
 
-def _library(name: str, module: str, used_for: str, extra: str) -> Library:
+def _library(name: str, module: str, used_for: str, source: str) -> Library:
     version, problem = "", ""
     try:
         installed = importlib.metadata.version(name)
         importlib.import_module(module)
         version = installed
     except importlib.metadata.PackageNotFoundError:
-        problem = f"not installed: pip install 'livetalk[{extra}]'"
+        problem = f"not installed: pip install '{source}'"
     except Exception as error:  # a library built for another torch can fail in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         problem = f"{installed} does not import: {reason}"
@@ -82,31 +87,12 @@ def _cuda() -> str:
 
 
 def _gpus() -> dict[str, str]:
-    """One entry per GPU with its driver, from NVML, which needs no CUDA context."""
-    import pynvml  # takes a moment, and only reports want it
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return {"GPU": f"none: {error}"}
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        found = {}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            size = pynvml.nvmlDeviceGetMemoryInfo(handle).total
-            name = pynvml.nvmlDeviceGetName(handle)
-            found[f"GPU {index}"] = f"{name}, {size / _GIB:.0f} GiB, driver {driver}"
-        return found or {"GPU": f"none visible, driver {driver}"}
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def cpu_name() -> str:
-    """Model name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """One entry per GPU with its driver."""
+    found, reason = gpus()
+    if not found:
+        return {"GPU": f"none: {reason}"}
+    return {
+        f"GPU {index}": f"{gpu['name']}, {gpu['memory_bytes'] / _GIB:.0f} GiB, "
+        f"driver {gpu['driver']}"
+        for index, gpu in enumerate(found)
+    }

@@ -7,19 +7,26 @@ that self-attention keeps q, k and v in one fused matrix (`SelfAttention.qkv`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from livetalk_kernels.ops import Ops
 
 from .config import DiTConfig
 from .persons import place_voices, region_map, token_positions
+from .quantize import Fp8FeedForward, Fp8Linear, Quantized
 from .rope import rotate_1d
 
 # q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k [B, L, H, d].
 NormRope = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+
+
+# Makes a linear layer of a block: inputs, outputs -> module. In bf16 and fp32 it is nn.Linear.
+LinearFactory = Callable[[int, int], nn.Module]
 
 
 class Scale(nn.Module):
@@ -66,24 +73,25 @@ class AudioKV:
 class SelfAttention(nn.Module):
     """Full attention over all tokens of a chunk, RMS norm over the whole width, 3-D RoPE."""
 
-    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool) -> None:
+    def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory, *, fused: bool) -> None:
         """``fused``: one product for q, k and v; otherwise three, as published."""
         super().__init__()
         self.config, self.ops, self.fused = config, ops, fused
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
+        self.qkv = linear(config.dim, 3 * config.dim)
+        self.o = linear(config.dim, config.dim)
         self.norm_q = Scale(config.dim)
         self.norm_k = Scale(config.dim)
 
-    def project(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+    def project(self, x_BLD: Tensor | Quantized) -> tuple[Tensor, ...]:
         """Queries, keys and values, [B, L, D] each; strided views when fused."""
         if self.fused:
             return self.qkv(x_BLD).chunk(3, dim=-1)
+        assert isinstance(self.qkv, nn.Linear) and isinstance(x_BLD, Tensor), "published: no FP8"
         pairs = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         return tuple(F.linear(x_BLD, weight, bias) for weight, bias in pairs)
 
     def forward(
-        self, x_BLD: Tensor, norm_rope: NormRope, regions: "Regions | None"
+        self, x_BLD: Tensor | Quantized, norm_rope: NormRope, regions: "Regions | None"
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; with two persons also return every token's position, float32 [L]."""
         heads, eps = self.config.num_heads, self.config.eps
@@ -101,31 +109,40 @@ class SelfAttention(nn.Module):
 class ContextAttention(nn.Module):
     """Cross-attention to text and image: one query, two softmaxes, summed before the output."""
 
-    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+    def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory) -> None:
         """Projections of queries, of text and of image tokens."""
         super().__init__()
         self.config, self.ops = config, ops
         dim = config.dim
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q, self.k, self.v, self.o = (linear(dim, dim) for _ in range(4))
+        self.k_img, self.v_img = linear(dim, dim), linear(dim, dim)
         self.norm_q, self.norm_k, self.norm_k_img = Scale(dim), Scale(dim), Scale(dim)
 
     def keys_values(self, text_BSD: Tensor, image_BSD: Tensor, text_repeats: int) -> ContextKV:
-        """K and V of embedded text and image tokens; they depend on the avatar only."""
+        """K and V of embedded text and image tokens; they depend on the avatar only.
+
+        The four projections may lie on the host (`DiT.avatar_parameters`), and are brought along
+        one by one.
+        """
+
+        def project(layer: nn.Module, x_BSD: Tensor) -> Tensor:
+            weights = {name: p.to(x_BSD.device) for name, p in layer.named_parameters()}
+            result: Tensor = functional_call(layer, weights, (x_BSD,))
+            return result
 
         def split(x_BSD: Tensor) -> Tensor:
             return x_BSD.unflatten(-1, (self.config.num_heads, -1))
 
         norm, eps = self.ops.rms_norm, self.config.eps
         return ContextKV(
-            k_image=split(norm(self.k_img(image_BSD), self.norm_k_img.weight, eps=eps)),
-            v_image=split(self.v_img(image_BSD)),
-            k_text=split(norm(self.k(text_BSD), self.norm_k.weight, eps=eps)),
-            v_text=split(self.v(text_BSD)),
+            k_image=split(norm(project(self.k_img, image_BSD), self.norm_k_img.weight, eps=eps)),
+            v_image=split(project(self.v_img, image_BSD)),
+            k_text=split(norm(project(self.k, text_BSD), self.norm_k.weight, eps=eps)),
+            v_text=split(project(self.v, text_BSD)),
             text_repeats=text_repeats,
         )
 
-    def forward(self, x_BLD: Tensor, kv: ContextKV) -> Tensor:
+    def forward(self, x_BLD: Tensor | Quantized, kv: ContextKV) -> Tensor:
         """Attend to text and image."""
         q_BLD = self.ops.rms_norm(self.q(x_BLD), self.norm_q.weight, eps=self.config.eps)
         q_BLHd = q_BLD.unflatten(-1, (self.config.num_heads, -1))
@@ -138,13 +155,13 @@ class ContextAttention(nn.Module):
 class AudioAttention(nn.Module):
     """Cross-attention of each latent frame to that frame's audio tokens."""
 
-    def __init__(self, config: DiTConfig, ops: Ops) -> None:
+    def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory) -> None:
         """Projections; keys and values share one matrix, keys first."""
         super().__init__()
         self.config, self.ops = config, ops
-        self.q_linear = nn.Linear(config.dim, config.dim)
-        self.kv_linear = nn.Linear(config.output_dim, 2 * config.dim)
-        self.proj = nn.Linear(config.dim, config.dim)
+        self.q_linear = linear(config.dim, config.dim)
+        self.kv_linear = linear(config.output_dim, 2 * config.dim)
+        self.proj = linear(config.dim, config.dim)
 
     def keys_values(self, tokens_PFSC: Tensor) -> AudioKV:
         """K and V of audio tokens [P, F, S, C]; they depend on the chunk only."""
@@ -158,7 +175,11 @@ class AudioAttention(nn.Module):
         return AudioKV(k=k_FSHd[None], v=v_FSHd[None])
 
     def forward(
-        self, x_BLD: Tensor, kv: AudioKV, positions_L: Tensor | None, tokens_per_frame: int
+        self,
+        x_BLD: Tensor | Quantized,
+        kv: AudioKV,
+        positions_L: Tensor | None,
+        tokens_per_frame: int,
     ) -> Tensor:
         """Attend to the audio; with two persons the queries are rotated to their positions."""
         q_BLHd = self.q_linear(x_BLD).unflatten(-1, (self.config.num_heads, -1))
@@ -179,18 +200,23 @@ class Regions:
 class Block(nn.Module):
     """One transformer block: its layers and modulation. `DiT.forward` joins them at the seams."""
 
-    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool) -> None:
-        """Build the layers of one block."""
+    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False) -> None:
+        """Build the layers of one block; ``fp8``: with FP8 linear layers."""
         super().__init__()
-        self.self_attn = SelfAttention(config, ops, fused=fused)
+        linear: LinearFactory = partial(Fp8Linear, ops=ops) if fp8 else nn.Linear
+        self.self_attn = SelfAttention(config, ops, linear, fused=fused)
         self.norm3 = Affine(config.dim)
-        self.cross_attn = ContextAttention(config, ops)
+        self.cross_attn = ContextAttention(config, ops, linear)
         self.norm_x = Affine(config.dim)
-        self.audio_cross_attn = AudioAttention(config, ops)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, config.dim),
+        self.audio_cross_attn = AudioAttention(config, ops, linear)
+        self.ffn = (
+            Fp8FeedForward(config.dim, config.ffn_dim, ops)
+            if fp8
+            else nn.Sequential(
+                nn.Linear(config.dim, config.ffn_dim),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(config.ffn_dim, config.dim),
+            )
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
 

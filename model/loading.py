@@ -1,10 +1,10 @@
 """Load a model: from a published checkpoint, or a preset with random weights."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from .dit import DiT
 from .encoders.audio import AudioEncoder
 from .pipeline import LoadTimes, Pipeline
 from .preparation import RANDOM_SEED, Preparer
+from .quantize import PRECISIONS
 from .vae import VAE
 from .weights import Slot, check_module, load_module, open_weights, random_module
 
@@ -33,6 +34,7 @@ def load_pipeline(
     audio_encoder: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    precision: str = "exact",
     backend: KernelConfig | None = None,
     reuse: bool = True,
 ) -> Pipeline:
@@ -45,6 +47,8 @@ def load_pipeline(
         audio_encoder: Folder of wav2vec2; needed with ``checkpoint``.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU where there is one.
         dtype: ``fp32``, ``bf16``, or ``auto``: bf16 on a GPU, else fp32.
+        precision: ``exact``: linear layers in ``dtype``; ``fp8``: those of the transformer's blocks
+            in FP8, an approximation.
         backend: Kernel backends; by default the environment's, else the best for each op.
         reuse: False: the published schedule, for comparison.
 
@@ -60,6 +64,7 @@ def load_pipeline(
         audio_encoder=audio_encoder,
         device=device,
         dtype=dtype,
+        precision=precision,
         backend=backend,
         reuse=reuse,
     )
@@ -105,6 +110,7 @@ class ModelSource:
         audio_encoder: Folder of wav2vec2.
         device: Where it runs.
         dtype: Of DiT and VAE.
+        precision: Of the linear layers of the DiT's blocks: ``exact`` or ``fp8``.
         backend: Kernel backends.
         reuse: False: the published schedule.
     """
@@ -114,6 +120,7 @@ class ModelSource:
     audio_encoder: Path | None
     device: torch.device
     dtype: torch.dtype
+    precision: str
     backend: KernelConfig
     reuse: bool
 
@@ -128,6 +135,7 @@ class ModelSource:
         dtype: str,
         backend: KernelConfig | None,
         reuse: bool,
+        precision: str = "exact",
     ) -> Self:
         """Resolve the arguments of `load_pipeline`.
 
@@ -141,6 +149,10 @@ class ModelSource:
                 f"--audio-encoder {audio_encoder}: goes with --checkpoint; "
                 "a preset has an encoder of its own"
             )
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision}: unknown; use {' or '.join(PRECISIONS)}")
+        if precision == "fp8" and not reuse:
+            raise UserError("--precision fp8: the published schedule (--no-reuse) has no FP8")
         where = resolve_device(device)
         default = DEFAULT_PRESET if checkpoint is None else _PUBLISHED_PRESET
         return cls(
@@ -149,9 +161,15 @@ class ModelSource:
             audio_encoder=None if audio_encoder is None else Path(audio_encoder),
             device=where,
             dtype=resolve_dtype(dtype, where),
+            precision=precision,
             backend=KernelConfig.from_sources() if backend is None else backend,
             reuse=reuse,
         )
+
+    @property
+    def spares_memory(self) -> bool:
+        """Weights that only a new avatar needs stay on the host; with FP8 on a GPU."""
+        return self.precision == "fp8" and self.device.type == "cuda"
 
     def require_audio_encoder(self) -> None:
         """Check that there is an audio encoder, which generating needs.
@@ -212,7 +230,8 @@ class ModelSource:
         if self.folder is not None:
             dit_config = self.folder.dit_config(encoder.layers, encoder.width)
         dit = self._build_dit(dit_config)
-        self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map())
+        host = dit.avatar_parameters() if self.spares_memory else frozenset()
+        self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map(), host)
         return Pipeline(
             dit=dit,
             audio_encoder=encoder,
@@ -234,17 +253,21 @@ class ModelSource:
             d=config.head_dim,
         )
         with torch.device("meta"):
-            return DiT(config, ops, reuse=self.reuse)
+            return DiT(config, ops, reuse=self.reuse, fp8=self.precision == "fp8")
 
     def _fill(
-        self, module: nn.Module, weights: Path | None, key_map: Mapping[str, Slot] | None
+        self,
+        module: nn.Module,
+        weights: Path | None,
+        key_map: Mapping[str, Slot] | None,
+        host: Collection[str] = (),
     ) -> None:
-        dtype, device = self.dtype, self.device
+        where: Any = {"dtype": self.dtype, "device": self.device, "key_map": key_map, "host": host}
         if weights is None:
-            random_module(module, seed=RANDOM_SEED, dtype=dtype, device=device, key_map=key_map)
+            random_module(module, seed=RANDOM_SEED, **where)
             return
         with open_weights(weights) as files:
-            load_module(module, files, dtype=dtype, device=device, key_map=key_map)
+            load_module(module, files, **where)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -96,6 +96,10 @@ class Work(ABC):
             until at least ``count`` have come or all are out.
         """
 
+    @abstractmethod
+    def end_decoding(self) -> None:
+        """The chunk's frames are out, and another chunk follows."""
+
 
 class WorkOnce(Work):
     """Compute everything as soon as it is known, and keep it."""
@@ -147,6 +151,10 @@ class WorkOnce(Work):
                 frames = self.vae.decode_step(latent, self._decoder, clamp=False)
             yield frames
 
+    def end_decoding(self) -> None:
+        """Make room for the encoder's state."""
+        self._decoder = DecoderCache()
+
 
 class PublishedWork(Work):
     """Compute everything again in every step, as the published code does."""
@@ -175,3 +183,6 @@ class PublishedWork(Work):
         with torch.inference_mode(), self.clock.stage("decode"):
             frames = self.vae.decode(latents, clamp=False)
         yield frames[:, :, MOTION_FRAMES:]
+
+    def end_decoding(self) -> None:
+        """Nothing is kept."""

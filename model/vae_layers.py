@@ -65,12 +65,15 @@ class CausalConv(nn.Module):
     """A convolution over video whose outputs see no later frame.
 
     Attributes:
+        packed: The weight as the op's backend wants it, beside the weight; None where it has no
+            such form.
         name: Key of this layer's entry in the cache: its path in the model, set by the model.
         context: Frames that it sees before the current one, or for ``stride`` 2 in time before
             the first of a piece.
     """
 
     ops: Ops
+    packed: Tensor | None
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class CausalConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
         self.bias = nn.Parameter(torch.empty(outputs))
+        self.register_buffer("packed", None, persistent=False)
         self.ops, self.reuse = ops, reuse
         self.name = ""
         self.context = kernel[0] - stride
@@ -97,6 +101,7 @@ class CausalConv(nn.Module):
         """Put the weights into the order that the schedule convolves with."""
         if self.reuse:
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            self.packed = self.ops.pack("causal_conv3d", self.weight.data)
 
     def forward(
         self, x_BCTHW: Tensor, cache: StreamCache | None = None, *, keep: int | None = None
@@ -122,7 +127,7 @@ class CausalConv(nn.Module):
             history, zero_frames = None, 0
         if self.reuse:
             y = self.ops.causal_conv3d(
-                x_BCTHW, history, self.weight, self.bias,
+                x_BCTHW, history, self.weight, self.bias, packed=self.packed,
                 zero_frames=zero_frames, stride=self.stride, padding=self.padding,
             )  # fmt: skip
         else:

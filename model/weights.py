@@ -5,13 +5,15 @@ Modules are built on the meta device, so that nothing is allocated before everyt
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops.quantize import quantize
+from livetalk_kernels.precision import FP8
 
 from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
 
@@ -25,6 +27,8 @@ __all__ = [
     "random_module",
 ]
 
+QUANTIZED_ROWS = 2048  # of a weight at a time
+
 # Last part of a name: tensors that multiply a normalised value and are therefore around one.
 _SCALES = ("gamma", "weight_g", "original0")
 
@@ -37,10 +41,13 @@ class Slot:
         param: Name of the module's parameter or buffer.
         rows: Rows of it (first dimension); None for all. Several keys may share a parameter, for
             example q, k and v in one fused matrix.
+        scale: Name of the parameter for the scales of rows; ``param`` is float8_e4m3fn then, and
+            gets the checkpoint's values quantised row by row.
     """
 
     param: str
     rows: slice | None = None
+    scale: str | None = None
 
 
 KeyMap = Mapping[str, Slot]
@@ -113,6 +120,7 @@ def load_module(
     device: torch.device | str,
     key_map: KeyMap | None = None,
     ignore: Sequence[str] = (),
+    host: Collection[str] = (),
 ) -> None:
     """Give a module the weights of a checkpoint.
 
@@ -123,10 +131,11 @@ def load_module(
     Args:
         module: Built on the meta device; its parameters are replaced and need no gradient.
         files: The checkpoint. Any floating dtype is accepted and cast.
-        dtype: Of all floating-point parameters and buffers; integer buffers keep theirs.
+        dtype: Of all floating-point parameters and buffers; integers and FP8 keep theirs.
         device: Where they go.
         key_map: See ``expected_keys``.
         ignore: Prefixes of checkpoint keys that the module does not need.
+        host: Names of parameters that stay on the host, in memory that a GPU reads directly.
 
     Raises:
         UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
@@ -135,10 +144,10 @@ def load_module(
     check_module(module, files, key_map=key_map, ignore=ignore)
     targets = _targets(module)
     slots = _slots(targets, key_map)
-    tensors = _allocate(targets, dtype, torch.device(device))
+    tensors = _allocate(targets, slots, dtype, torch.device(device), host)
     with torch.no_grad():
         for key in sorted(slots, key=lambda key: (files.path_of(key), key)):
-            _part_of(tensors[slots[key].param], slots[key]).copy_(files.read(key))
+            _fill(tensors, slots[key], files.read(key))
     _replace(module, targets, tensors)
 
 
@@ -149,6 +158,7 @@ def random_module(
     dtype: torch.dtype,
     device: torch.device | str,
     key_map: KeyMap | None = None,
+    host: Collection[str] = (),
 ) -> None:
     """Give a module random weights, which depend on the seed and the checkpoint keys only.
 
@@ -163,14 +173,31 @@ def random_module(
         dtype: Of all parameters and buffers, which must be floating-point.
         device: Where they go.
         key_map: See ``expected_keys``.
+        host: See ``load_module``.
     """
     targets = _targets(module)
-    tensors = _allocate(targets, dtype, torch.device(device))
+    slots = _slots(targets, key_map)
+    tensors = _allocate(targets, slots, dtype, torch.device(device), host)
     with torch.no_grad():
-        for key, slot in _slots(targets, key_map).items():
-            part = _part_of(tensors[slot.param], slot)
-            part.copy_(_random_tensor(key, tuple(part.shape), seed))
+        for key, slot in slots.items():
+            shape = _part_of(tensors[slot.param], slot).shape
+            _fill(tensors, slot, _random_tensor(key, tuple(shape), seed).to(dtype))
     _replace(module, targets, tensors)
+
+
+def _fill(tensors: Mapping[str, Tensor], slot: Slot, values: Tensor) -> None:
+    """Put a checkpoint's tensor where it belongs."""
+    target = _part_of(tensors[slot.param], slot)
+    if slot.scale is None:
+        target.copy_(values)
+        return
+    scales = tensors[slot.scale] if slot.rows is None else tensors[slot.scale][slot.rows]
+    # In pieces, so that neither host nor device holds the whole matrix in another dtype.
+    for start in range(0, len(values), QUANTIZED_ROWS):
+        rows = slice(start, start + QUANTIZED_ROWS)
+        quantized, scale = quantize(values[rows].to(target.device))
+        target[rows] = quantized
+        scales[rows] = scale
 
 
 def _targets(module: nn.Module) -> dict[str, Tensor]:
@@ -184,9 +211,11 @@ def _slots(targets: Mapping[str, Tensor], key_map: KeyMap | None) -> dict[str, S
     """Slots of all keys, after asserting that they cover every row of every target once."""
     slots = dict(key_map or {})
     mapped = {slot.param for slot in slots.values()}
-    assert mapped <= targets.keys(), f"key_map names no parameter: {mapped - targets.keys()}"
-    slots |= {name: Slot(name) for name in targets if name not in mapped}
-    ranges: dict[str, list[range]] = {name: [] for name in targets}
+    scales = {slot.scale for slot in slots.values() if slot.scale is not None}
+    known = mapped | scales
+    assert known <= targets.keys(), f"key_map names no parameter: {known - targets.keys()}"
+    slots |= {name: Slot(name) for name in targets if name not in known}
+    ranges: dict[str, list[range]] = {name: [] for name in targets if name not in scales}
     for slot in slots.values():
         ranges[slot.param].append(range(_rows(targets[slot.param]))[slot.rows or slice(None)])
     for name, parts in ranges.items():
@@ -218,14 +247,25 @@ def _mismatch(target: Tensor, spec: TensorSpec) -> str | None:
 
 
 def _allocate(
-    targets: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    targets: Mapping[str, Tensor],
+    slots: KeyMap,
+    dtype: torch.dtype,
+    device: torch.device,
+    host: Collection[str],
 ) -> dict[str, Tensor]:
-    """Uninitialised tensors of the targets' shapes."""
+    """Uninitialised tensors of the targets' shapes; integers, FP8 and its scales keep theirs."""
+    scales = {slot.scale for slot in slots.values()}
+    kept = {
+        name
+        for name, target in targets.items()
+        if name in scales or target.dtype == FP8 or not target.is_floating_point()
+    }
     return {
         name: torch.empty(
             target.shape,
-            dtype=dtype if target.is_floating_point() else target.dtype,
-            device=device,
+            dtype=target.dtype if name in kept else dtype,
+            device="cpu" if name in host else device,
+            pin_memory=name in host and device.type == "cuda",
         )
         for name, target in targets.items()
     }

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -21,10 +23,11 @@ def run(folder: Path, script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_reuse_of_a_chunk_and_its_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compare", ["reuse", "backends"])
+def test_variants_of_a_chunk_and_their_picture(compare: str, tmp_path: Path) -> None:
     # One thread: two that share a core wait for each other, and the test takes thrice as long.
-    arguments = ("--preset", "tiny", "--rounds", "1", "--threads", "1")
-    run(tmp_path, "chunk_reuse.py", *arguments, "--output", "chunk.json")
+    arguments = ("--compare", compare, "--preset", "tiny", "--rounds", "1", "--threads", "1")
+    run(tmp_path, "chunk.py", *arguments, "--output", "chunk.json")
     result = json.loads((tmp_path / "chunk.json").read_text())
     assert len(result["rounds"]) == 1
     for row in result["summary"].values():

@@ -30,6 +30,7 @@ inline bool is_half(const Tensor& x) { return x.scalar_type() == ScalarType::BFl
 
 // A channel vector as fp32, contiguous; a copy only where it is not that already.
 inline Tensor as_float(const Tensor& x) {
+  if (x.scalar_type() == ScalarType::Float && x.is_contiguous()) return x;
   return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
 }
 

@@ -15,9 +15,18 @@ struct AddNorm {
   void* h;
   int64_t width;
   float eps;
-  bool half;  // x, y, x_new and h are bf16, not fp32
+  bool half;    // x, y, x_new and h are bf16, not fp32
+  bool stream;  // x_new and h are too large for the caches, and their rows are aligned
+};
+
+// The same with h as FP8 [rows, width] and one scale per row.
+struct AddNormQuant {
+  AddNorm norm;
+  uint8_t* q;
+  float* scale;
 };
 
 }  // namespace livetalk
 
 LIVETALK_KERNEL(add_norm, const AddNorm& args, int64_t begin, int64_t end)
+LIVETALK_KERNEL(add_norm_quant, const AddNormQuant& args, int64_t begin, int64_t end)

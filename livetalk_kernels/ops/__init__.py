@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..config import KernelConfig
 from ..dispatch import Choice, op_names, resolve
@@ -32,6 +33,18 @@ class Ops:
     def chosen(self) -> dict[str, str]:
         """Op -> name of its backend."""
         return {op: choice.name for op, choice in self.choices.items()}
+
+    def pack(self, op: str, weight: Tensor) -> Tensor | None:
+        """What an op's backend makes of a weight that stays as it is, to be passed as ``packed``.
+
+        Args:
+            op: Name of an op with an argument ``packed``.
+            weight: As the op takes it, with its final values and device.
+
+        Returns:
+            A tensor for this backend alone, beside the weight; None where it makes nothing.
+        """
+        return self.choices[op].pack(weight)
 
     if TYPE_CHECKING:
 

@@ -2,7 +2,8 @@
 
 Float results: relative L2 error and largest error against fp64 are at most twice those of the
 plain torch formula (the ``reference`` backend) in the same dtype, plus one ulp of the output.
-Results that FP8 rounding is part of: a bound on ``calc_diff``.
+Results that FP8 rounding is part of: a bound on ``calc_diff``. So for backends that are
+approximate, where an op says how far they may be from the exact result.
 
 Verifiers return ``(ok, reason)``, so that a benchmark can refuse to report with the reason.
 """
@@ -122,14 +123,14 @@ def check_backend(case: Case, backend: str, *, seed: int = 0) -> tuple[bool, str
     """
     spec = load_op(case.op)
     arguments, keywords = spec.make_inputs(case, Generator().manual_seed(seed))
-    reference = load_backend(case.op, "reference").run
+    reference, tested = load_backend(case.op, "reference").run, load_backend(case.op, backend)
     double_arguments, double_keywords = to_double((arguments, keywords))
     truths = as_tuple((spec.truth or reference)(*double_arguments, **double_keywords))
-    actuals = spec.values(load_backend(case.op, backend).run(*arguments, **keywords))
+    actuals = spec.values(tested.run(*arguments, **keywords))
     baselines: tuple[Tensor | None, ...] = (None,) * len(truths)
     if backend != "reference":
         baselines = spec.values(reference(*arguments, **keywords))
-    bounds = spec.bounds or (Bound(),) * len(truths)
+    bounds = spec.bounds_of(approximate=tested.approximate) or (Bound(),) * len(truths)
     half = case.dtype.itemsize == 2
     results = [
         check_tensor(actual, truth, baseline=baseline, bound=bound, half=half)
@@ -165,6 +166,13 @@ def guarded(tensor: Tensor) -> Tensor:
     else:
         storage = torch.full((length,), torch.nan, dtype=tensor.dtype, device=tensor.device)
     return storage.as_strided(tensor.shape, tensor.stride(), GUARD).copy_(tensor)
+
+
+def guard_is_whole(tensor: Tensor) -> bool:
+    """Whether the NaN before and after a tensor of ``guarded`` is still there."""
+    storage = tensor.new_empty(0).set_(tensor.untyped_storage())
+    ends = (storage[:GUARD], storage[storage.numel() - GUARD :])
+    return all(bool(end.float().isnan().all()) for end in ends)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import load_backend, support_table
 
 from ..loading import resolve_device, resolve_dtype
 from .common import (
     Subparsers,
     add_command,
+    add_config_option,
     add_device_options,
     add_json_option,
     console,
@@ -32,6 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
         EXAMPLE,
     )
     add_device_options(parser)
+    add_config_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -40,17 +43,19 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Raises:
-        UserError: The device is not here.
+        UserError: The device is not here, or the tuning file is no good.
     """
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    chosen = bind_ops(KernelConfig(), device=device, dtype=dtype).chosen
+    config = KernelConfig(tuning=find_tuning(args.config))
+    choices = bind_ops(config, device=device, dtype=dtype).choices
     rows: list[dict[str, Any]] = [
         {
             "op": op,
             "backend": name,
             "runs": reason is None,
-            "auto": chosen[op] == name,
+            "auto": choices[op].name == name,
+            "why": choices[op].reason if choices[op].name == name else "",
             "exact": not load_backend(op, name).approximate,
             "reason": reason or "",
         }
@@ -67,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         state = "auto" if row["auto"] else "yes" if row["runs"] else "no"
         colour = "green" if row["runs"] else "yellow"
         note = row["reason"] if row["exact"] else f"approximate; {row['reason']}".rstrip("; ")
+        if row["why"].startswith("auto; tuned"):
+            note = "; ".join(filter(None, (note, row["why"].removeprefix("auto; "))))
         table.add_row(
             row["op"] if row["op"] != previous else "",
             row["backend"],

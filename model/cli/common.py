@@ -1,11 +1,12 @@
 """Options and output that several commands share."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
@@ -95,6 +96,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
     if audio_encoder:
         _add_audio_encoder_option(group)
     add_device_options(group)
+    if audio_encoder:  # what prepares an avatar has no transformer
+        group.add_argument(
+            "--precision",
+            default="exact",
+            choices=("exact", "fp8"),
+            help="fp8: linear layers of the transformer in FP8, an approximation",
+        )
     group.add_argument(
         "--backend",
         action="append",
@@ -102,6 +110,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
         metavar="[OP=]NAME",
         help="kernel backend for all ops or for one; may be repeated",
     )
+    add_config_option(group)
     group.add_argument(
         "--no-reuse",
         action="store_true",
@@ -152,6 +161,16 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_config_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--config``."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="what 'livetalk tune' wrote: backends where --backend names none (default: "
+        "LIVETALK_CONFIG)",
+    )
+
+
 def add_json_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -185,7 +204,8 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
         audio_encoder=getattr(args, "audio_encoder", None),
         device=args.device,
         dtype=args.dtype,
-        backend=KernelConfig.from_sources(args.backend),
+        precision=getattr(args, "precision", "exact"),
+        backend=KernelConfig.from_sources(args.backend, tuning=args.config),
         reuse=not args.no_reuse,
     )
 
@@ -271,6 +291,38 @@ def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str, str], None]]:
+    """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
+    out = console(stderr=True)
+    if out.is_interactive:
+        with out.status("starting") as status:
+            yield lambda head, text: status.update(f"{head}: {text}".replace("[", r"\["))
+        return
+    shown: set[str] = set()
+
+    def line(head: str, text: str) -> None:
+        if head not in shown:
+            shown.add(head)
+            print(head, file=sys.stderr, flush=True)
+
+    yield line
 
 
 def print_json(value: object) -> None:

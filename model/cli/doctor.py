@@ -1,4 +1,4 @@
-"""``livetalk doctor``: what this machine offers, and whether a checkpoint is complete."""
+"""``livetalk doctor``: what this machine offers, whether a checkpoint is complete, its memory."""
 
 import argparse
 import dataclasses
@@ -26,10 +26,12 @@ from .common import (
     plural,
     print_json,
 )
+from .memory import add_memory_options, check_memory_options, run_memory
 
 EXAMPLE = """\
 livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
-    --audio-encoder chinese-wav2vec2-base"""
+    --audio-encoder chinese-wav2vec2-base
+livetalk doctor --memory --preset 14b --precision fp8 --size 768x448"""
 _COLOURS = {"found": "green", "missing": "yellow", "broken": "red", "not given": "yellow"}
 
 
@@ -38,8 +40,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "doctor",
-        "Show what this machine offers and whether a checkpoint is complete. Exit code 0: nothing "
-        "is amiss, 1: something is missing or broken.",
+        "Show what this machine offers and whether a checkpoint is complete, or how much memory a "
+        "model takes. Exit code 0: nothing is amiss, 1: something is missing or broken.",
         EXAMPLE,
     )
     add_checkpoint_options(parser)
@@ -51,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--verify-manifest", metavar="FILE", help="compare the folders with such a file"
     )
     add_json_option(parser)
+    add_memory_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A folder or the manifest cannot be read.
     """
+    check_memory_options(args)
+    if args.memory:
+        if args.write_manifest or args.verify_manifest:
+            raise UserError("--memory: does not go with a manifest; run the command twice")
+        return run_memory(args)
     facts, optional = environment(), libraries()
     report = None
     if args.checkpoint:

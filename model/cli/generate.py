@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ..audio_io import AudioReader
     from ..video_io import SUFFIXES, open_writer
     from .latency import latency_report
+    from .memory import memory_report
 
     common.check_output(args, SUFFIXES)
     options = common.stream_options(args)
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 return open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
 
             outcome, writer = _stream(reader, session, open_output)
+            memory = memory_report(source, pipeline, session, avatar) if args.json else None
     for warning in reader.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not writer.frames:
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     }
     report["warnings"] = list(reader.warnings)
     if args.json:
+        report["memory"] = memory
         common.print_json(report)
     else:
         _print_report(report, session)

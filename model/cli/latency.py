@@ -40,6 +40,15 @@ def latency_report(
         "settings": {
             "device": str(pipeline.device),
             "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "precision": "fp8" if pipeline.dit.fp8 else "exact",
+            "approximate": sorted(
+                {
+                    f"{op}={choice.name}"
+                    for ops in pipeline.ops.values()
+                    for op, choice in ops.choices.items()
+                    if choice.approximate
+                }
+            ),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "random_weights": pipeline.random,
@@ -97,6 +106,9 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
 
 def _title(settings: dict[str, Any]) -> str:
     parts = [settings["device"], settings["dtype"]]
+    if settings["precision"] != "exact":
+        parts.append("FP8 linears (approximate)")
+    parts += [f"{choice} (approximate)" for choice in settings["approximate"]]
     if settings["device"] == "cpu":
         parts.append(plural(settings["threads"], "thread"))
     parts.append(plural(settings["steps"], "step"))

@@ -19,8 +19,12 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "prepare": "portrait and prompt -> avatar file",
         "generate": "avatar or portrait, and speech -> talking video",
+        "diff": "how far two configurations of a model are apart, layer by layer",
         "doctor": "what this machine offers, and whether a checkpoint is complete",
         "backends": "which kernel backends can run here, and why not",
+        "bench": "an op's backends side by side, checked and timed",
+        "tune": "find the fastest backends on this machine, for --config",
+        "inspect": "what the compilers made of the GPU kernels, without a GPU",
     }
 )
 EXAMPLE = """\
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code. (Help and unreadable arguments raise SystemExit, as argparse does.)
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.errors import NumericsError, UserError  # slow: imports torch
 
     from .common import INTERRUPTED

@@ -20,6 +20,13 @@ def test_every_backend_is_listed_with_a_reason_for_every_no(dtype, capsys):
         assert len(chosen) == 1 and chosen[0]["runs"] and chosen[0]["exact"]
 
 
+def test_every_op_is_compiled():
+    for op in op_names():
+        assert {"reference", "cpu"} <= set(backend_names(op))
+        # Library convolutions lie under causal_conv3d, hence no Triton there.
+        assert ("triton" in backend_names(op)) == (op != "causal_conv3d")
+
+
 def test_table(capsys):
     assert main(["backends"]) == 0
     shown = capsys.readouterr().out

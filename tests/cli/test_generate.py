@@ -67,6 +67,22 @@ def test_npy_and_json(portrait, speech, out, capsys):
     assert 0 < report["startup"]["first_frame"] < report["wall"]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_every_backend_gives_the_frames_of_the_reference(backend, portrait, speech, out):
+    """Triton runs in its interpreter here."""
+    frames = []
+    for name in ("reference", backend):
+        target = out / f"{name}.npy"
+        code = generate(
+            "--portrait", portrait, "--audio", speech, "--output", target, "--dtype", "fp32",
+            "--backend", name, *FAST,
+        )  # fmt: skip
+        assert code == 0
+        frames.append(np.load(target).astype(float))
+    error = np.mean((frames[0] - frames[1]) ** 2)
+    assert error == 0 or 10 * np.log10(255**2 / error) >= 60
+
+
 def test_avatar_file_gives_the_same_video(portrait, speech, out):
     avatar = out / "me.avatar"
     assert main(["prepare", "--portrait", str(portrait), "--size", "32x48", "--output",

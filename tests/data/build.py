@@ -48,13 +48,14 @@ def small_tensors(reference: Path) -> dict[str, dict[str, Tensor]]:
     tiny_a, tiny_a128 = load("dit_out_tiny_a_g1"), load("dit_out_tiny_a128_g1")
     vae_16, vae_96 = load("vae_dim16_64x96"), load("vae_dim96_64x96")
     clip_fea = conditions["clip_fea"]
+    steps = ("t1000", "t937.5", "t625", "bf16_emulated_t937.5")
     return {
         "dit_text": {"context": conditions["context"]},
         "dit_image_0": {"clip_fea": clip_fea[:, :128]},  # halves: no file exceeds 1 MiB
         "dit_image_1": {"clip_fea": clip_fea[:, 128:]},
         "dit_inputs_g1": load("dit_inputs_g1"),
-        "dit_out_tiny_a_g1": {key: tiny_a[key] for key in ("t1000", "t625", "two_person_t937.5")},
-        "dit_out_tiny_a128_g1": {key: tiny_a128[key] for key in ("t1000", "t625")},
+        "dit_out_tiny_a_g1": {key: tiny_a[key] for key in (*steps, "two_person_t937.5")},
+        "dit_out_tiny_a128_g1": {key: tiny_a128[key] for key in steps},
         "vae_dim16": {
             "video_u8": vae_16["video_u8"][:5],
             "encode_1": vae_16["encode_1"],

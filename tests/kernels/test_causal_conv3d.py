@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.dispatch import backend_names, load_backend, load_op, pick
 from livetalk_kernels.ops.causal_conv3d import causal_conv3d
 from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
@@ -137,12 +139,75 @@ def test_taps_on_zero_frames_cost_nothing() -> None:
     assert spec.cost(cases["zero_front"]).flops == 2 * 8 * 6 * (2 + 9) * 9 * 16 * 16
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.float32, "winograd"), (torch.bfloat16, "library")]
-)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "cpu"), (torch.bfloat16, "cpu")])
 def test_backend_of_a_cpu(dtype: torch.dtype, name: str) -> None:
     case = Case(op="causal_conv3d", device=CPU, dtype=dtype)
     assert pick(case, "auto", named=False).name == name
+
+
+def test_packed_weight_gives_the_same() -> None:
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
+    x, weight = (
+        random(*shape, layout=LAYOUTS[1]) for shape in ((1, 20, 3, 6, 5), (40, 20, 3, 3, 3))
+    )
+    packed = ops.pack("causal_conv3d", weight)
+    assert packed is not None
+    expected = ops.causal_conv3d(x, None, weight, None, zero_frames=1)
+    garbled = torch.full_like(weight, torch.nan)
+    actual = ops.causal_conv3d(x, None, garbled, None, packed=packed, zero_frames=1)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((32, 32, 3, 1, 1), torch.float32),
+        ((3, 32, 3, 3, 3), torch.float32),
+        ((32, 32, 3, 3, 3), torch.bfloat16),
+    ],
+)
+def test_other_weights_are_not_packed(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=dtype)
+    assert ops.pack("causal_conv3d", random(*shape).to(dtype)) is None
+    reference = bind_ops(KernelConfig(default="reference"), device="cpu", dtype=torch.float32)
+    assert reference.pack("causal_conv3d", random(32, 32, 3, 3, 3)) is None
+
+
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 1, 0)])
+@pytest.mark.parametrize("channels", [(8, 8), (3, 8), (8, 3), (32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_are_copied_once_at_most(
+    channels: tuple[int, int], padding: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    """Every frame with its border, counted from what the copying operators write."""
+    inputs, outputs = channels
+    x = random(1, inputs, 4, 8, 8, layout=LAYOUTS[1]).to(dtype)
+    history = random(1, inputs, 2, 8, 8, layout=LAYOUTS[1]).to(dtype)
+    weight = random(outputs, inputs, 3, 3, 3, layout=LAYOUTS[1]).to(dtype)
+    run = load_backend("causal_conv3d", "library").run
+    with CountCopies() as copies:
+        run(x, history, weight, None, padding=padding)
+    padded = 1 if padding == (1, 1, 1, 1) else 81 / 64
+    folded = 2 if inputs == 3 else 1  # 4 of the 6 frames, three times
+    assert copies.elements <= folded * padded * (x.numel() + history.numel())
+    with CountCopies() as copies:
+        run(x, None, weight, None, padding=(1, 1, 1, 1))
+    assert copies.elements == 0 or inputs == 3
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts the elements of frames (tensors of 8 rows or more) that are copied or zeroed."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name in {"cat", "copy_", "clone", "constant_pad_nd", "zero_", "_to_copy"}:
+            sums = out.ndim == 5 and out.shape[1] == 9  # of three few outputs, not frames
+            weights = out.shape[-1] == 3
+            self.elements += 0 if sums or weights else out.numel()
+        return out
 
 
 @pytest.mark.parametrize("backend", runnable("rms_norm_silu", torch.float32))

@@ -1,7 +1,9 @@
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from livetalk_kernels.ops import add_norm as add_norm_contract
 from livetalk_kernels.ops import chunk_attention as chunk_contract
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
+from livetalk_kernels.testing.numerics import check_backend
+from livetalk_model.cli.main import main
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DropIn = Callable[[str, str], None]
@@ -99,8 +103,8 @@ def test_every_op_of_the_design_is_there() -> None:
 def test_binds_each_op_to_plain_callables() -> None:
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, D=512, H=4, d=128)
     assert sorted(ops.chosen) == op_names()
-    assert ops.chosen["chunk_attention"] == "sdpa"
-    assert ops.chosen["add_norm"] == load_op("add_norm").preference["cpu"][0]
+    for op in ("chunk_attention", "add_norm"):
+        assert ops.chosen[op] == load_op(op).preference["cpu"][0]
     x = torch.randn(1, 3, 8)
     one, zero = torch.ones(8), torch.zeros(8)
     x_new, h = ops.add_norm(x, x, None, one, zero)
@@ -188,7 +192,7 @@ def test_a_dropped_in_backend_shows_up_everywhere(drop_in: DropIn) -> None:
     assert support_table(device=CPU, dtype=torch.float32, D=64)["add_norm"]["toy"] is None
     ops = bind_ops(KernelConfig.parse(["toy"]), device=CPU, dtype=torch.float32, D=64)
     assert ops.chosen["add_norm"] == "toy"
-    assert ops.chosen["chunk_attention"] == "sdpa"
+    assert ops.chosen["chunk_attention"] == load_op("chunk_attention").preference["cpu"][0]
     with pytest.raises(UserError, match=r"add_norm=toy: cannot run: .*pip install bigtoy"):
         bind_ops(KernelConfig.parse(["toy"]), device=CPU, dtype=torch.float32, D=65)
     with pytest.raises(UserError, match=r"choose one of auto, .*toy"):
@@ -196,6 +200,21 @@ def test_a_dropped_in_backend_shows_up_everywhere(drop_in: DropIn) -> None:
     assert bind_ops(device=CPU, dtype=torch.float32).chosen["add_norm"] != "toy"
     tested = {case.name for case, name in runnable_cases([CPU]) if name == "toy"}
     assert {"empty", "one"} <= tested
+
+
+def test_the_recipe_of_contributing_is_a_whole_backend(drop_in: DropIn) -> None:
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    recipe = re.search(r"`livetalk_kernels/ops/(\S+\.py)`.*?```python\n(.*?)```", text, re.DOTALL)
+    assert recipe and len([line for line in recipe[2].splitlines() if line.strip()]) <= 10
+    drop_in(recipe[1], recipe[2])
+    tested = [case for case, name in runnable_cases([CPU]) if name == "plain"]
+    assert {case.dtype for case in tested} == {torch.float32} and len(tested) > 3
+    for case in tested:
+        ok, reason = check_backend(case, "plain")
+        assert ok, reason
+    ops = bind_ops(KernelConfig.parse(["add_norm=plain"]), device=CPU, dtype=torch.float32)
+    assert ops.chosen["add_norm"] == "plain"
+    assert main(["backends", "--device", "cpu"]) == 0
 
 
 def test_a_dropped_in_op_shows_up_everywhere(drop_in: DropIn) -> None:

@@ -8,6 +8,7 @@ from livetalk_kernels.dispatch import backend_names, load_backend
 from livetalk_kernels.ops.add_norm import add_norm
 from livetalk_kernels.ops.add_norm_quant import add_norm_quant
 from livetalk_kernels.ops.fp8_gemm import fp8_gemm
+from livetalk_kernels.ops.fp8_gemm import triton as fp8_triton
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import fp8_gemm_gelu_quant
 from livetalk_kernels.ops.quantize import dequantize, quantize
 from livetalk_kernels.spec import Case
@@ -16,17 +17,23 @@ from livetalk_kernels.testing.numerics import calc_diff
 FP8 = torch.float8_e4m3fn
 
 
-def backends(op: str) -> list[str]:
-    case = Case(op=op, device=torch.device("cpu"), dtype=torch.float32)
+def backends(op: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    case = Case(op=op, device=torch.device("cpu"), dtype=dtype)
     return [name for name in backend_names(op) if load_backend(op, name).supports(case) is None]
 
 
 each_quantize = pytest.mark.parametrize("backend", backends("quantize"))
 
 
-@each_quantize
 @pytest.mark.parametrize("block", [None, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        (name, dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for name in backends("quantize", dtype)
+    ],
+)
 def test_largest_value_becomes_448(backend: str, block: int | None, dtype: torch.dtype) -> None:
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
     q, scale = quantize(x, block=block, backend=backend)
@@ -119,9 +126,15 @@ def linear_operands(
     return a, b, *quantize(a, block=block), *quantize(b)
 
 
-@pytest.mark.parametrize("backend", backends("fp8_gemm"))
 @pytest.mark.parametrize("block", [None, 128])
-@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("backend", "out_dtype"),
+    [
+        (name, dtype)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for name in backends("fp8_gemm", dtype)
+    ],
+)
 def test_fp8_gemm_is_the_product(backend: str, block: int | None, out_dtype: torch.dtype) -> None:
     a, b, qa, sa, qb, sb = linear_operands(7, 32, 256, block=block)
     bias = torch.randn(32)
@@ -155,3 +168,59 @@ def test_fp8_gemm_gelu_quant(backend: str) -> None:
     q, scale = fp8_gemm_gelu_quant(qa, qb, sa, sb, None, backend=backend)
     assert dequantize(q, scale, torch.float32)[2].isnan().all()
     assert dequantize(q, scale, torch.float32)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", backends("fp8_gemm_gelu_quant"))
+def test_one_bad_result_spoils_just_its_block(backend: str) -> None:
+    _, _, qa, sa, qb, sb = linear_operands(3, 256, 64)
+    bias = torch.zeros(256)
+    bias[200] = torch.nan
+    q, scale = fp8_gemm_gelu_quant(qa, qb, sa, sb, bias, backend=backend)
+    values = dequantize(q, scale, torch.float32)
+    assert values[:, 128:].isnan().all() and values[:, :128].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", backends("fp8_gemm_gelu_quant"))
+def test_gelu_of_nothing_has_scale_one(backend: str) -> None:
+    _, _, qa, sa, qb, sb = linear_operands(3, 256, 64)
+    bias = torch.full((256,), -1000.0)
+    bias[:128] = 0
+    q, scale = fp8_gemm_gelu_quant(torch.zeros_like(qa), qb, sa, sb, bias, backend=backend)
+    assert torch.equal(scale, torch.ones(3, 2)) and not q.float().any()
+
+
+@pytest.mark.parametrize("backend", backends("fp8_gemm"))
+def test_fp8_gemm_takes_operands_at_odd_addresses(backend: str) -> None:
+    _, _, qa, sa, qb, sb = linear_operands(7, 32, 64)
+    shifted = torch.empty(qa.numel() + 1).to(FP8)[1:].view(qa.shape).copy_(qa)
+    bias = torch.randn(32).to(torch.bfloat16)
+    out = fp8_gemm(shifted, qb, sa, sb, bias, backend=backend)
+    assert torch.equal(out, fp8_gemm(qa, qb, sa, sb, bias, backend=backend))
+
+
+def test_tiles_of_the_model() -> None:
+    """Wide tiles, which read less, unless they leave more of the GPU idle."""
+    for rows in (1512, 12096):
+        for columns in (5120, 13824, 15360):
+            assert fp8_triton.tile_columns(rows, columns, 132) == 256
+    assert fp8_triton.tile_columns(128, 132 * 128, 132) == 128
+    assert fp8_triton.tile_columns(128, 133 * 128, 132) == 256
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("block", [None, 128])
+@pytest.mark.parametrize("shape", [(1512, 5120, 13824), (1512, 15360, 5120), (1500, 13700, 640)])
+def test_fp8_gemm_at_the_models_shapes(
+    backend: str, block: int | None, shape: tuple[int, int, int]
+) -> None:
+    """Many tiles per program, and the tensor cores' short sums over the whole K."""
+    M, N, K = shape
+    torch.manual_seed(0)
+    qa, sa = quantize(torch.randn(M, K, device="cuda"), block=block, backend="reference")
+    qb, sb = quantize(torch.randn(N, K, device="cuda"), backend="reference")
+    bias = torch.randn(N, device="cuda")
+    out = fp8_gemm(qa, qb, sa, sb, bias, backend=backend)
+    exact = dequantize(qa, sa, torch.float64) @ dequantize(qb, sb, torch.float64).T + bias
+    assert calc_diff(out, exact) < 2e-5

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from livetalk_kernels.dispatch import load_op
 from livetalk_kernels.ops.add_norm import OP
 from livetalk_kernels.spec import Bound
 from livetalk_kernels.testing.numerics import (
@@ -95,6 +96,25 @@ def test_a_wrong_backend_is_caught(drop_in: Callable[[str, str], None]) -> None:
     case = next(c for c in OP.cases(torch.device("cpu"), torch.float32) if c.name == "odd")
     ok, reason = check_backend(case, "wrong")
     assert not ok and "output 1" in reason and "by wrong" in reason
+
+
+@pytest.mark.parametrize(
+    ("error", "approximate", "right"), [(0.1, True, True), (0.1, False, False), (0.3, True, False)]
+)
+def test_approximate_backends_have_bounds_of_their_own(
+    error: float, approximate: bool, right: bool, drop_in: Callable[[str, str], None]
+) -> None:
+    drop_in(
+        "chunk_attention/rough.py",
+        "from . import reference\nsupports = reference.supports\n"
+        f"APPROXIMATE = {approximate}\n\n\n"
+        "def run(q, k, v, *, scale):\n"
+        "    out, lse = reference.run(q, k, v, scale=scale)\n"
+        f"    return out * (1 + {error}), lse\n",
+    )
+    cases = load_op("chunk_attention").cases(torch.device("cpu"), torch.float32)
+    ok, reason = check_backend(next(case for case in cases if case.name == "odd"), "rough")
+    assert ok == right, reason
 
 
 def test_guarded_copies_have_nan_in_every_gap() -> None:

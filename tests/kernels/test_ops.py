@@ -7,9 +7,15 @@ from torch import Generator, Tensor
 from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case, as_tuple
 from livetalk_kernels.testing.cases import runnable_cases
-from livetalk_kernels.testing.numerics import check_backend, guarded, poisoned_memory
+from livetalk_kernels.testing.numerics import (
+    check_backend,
+    guard_is_whole,
+    guarded,
+    poisoned_memory,
+)
 
-COMPILED = {"cpu", "triton", "cuda"}
+COMPILED = {"cpu", "triton", "triton_fp8", "cuda"}
+MAX_FLOPS, MAX_BYTES = 5e9, 1.3e8
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 
@@ -49,6 +55,27 @@ every = pytest.mark.parametrize(
 
 @every
 def test_is_as_exact_as_the_contract_says(case: Case, backend: str) -> None:
+    ok, reason = check_backend(case, backend)
+    assert ok, reason
+
+
+def affordable(case: Case, backend: str) -> bool:
+    """Whether a case of the model's own size can be checked in fp64 within seconds."""
+    if case.device.type != "cpu":
+        return True
+    cost = load_op(case.op).cost(case)
+    return backend == "cpu" and cost.flops < MAX_FLOPS and cost.bytes < MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}", marks=marks(pair[0]))
+        for pair in runnable_cases(DEVICES, large=True)
+        if affordable(*pair)
+    ],
+)
+def test_is_as_exact_at_the_sizes_of_the_model(case: Case, backend: str) -> None:
     ok, reason = check_backend(case, backend)
     assert ok, reason
 
@@ -100,7 +127,35 @@ def test_public_function_runs_the_backend(case: Case, backend: str) -> None:
 def test_compiled_backends_are_good_torch_operators(case: Case, backend: str) -> None:
     """Schema, fake tensors (shapes, dtypes, strides), autograd registration, tracing."""
     operator = getattr(torch.ops.livetalk, f"{case.op}_{backend}")
-    torch.library.opcheck(operator.default, *inputs(case))
+    arguments = inputs(case)
+    utilities = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if not any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors(arguments)):
+        utilities.append("test_schema")  # it compares inputs by allclose, which FP8 has not
+    torch.library.opcheck(operator.default, *arguments, test_utils=utilities)
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(*pair, id=f"{pair[0]}-{pair[0].device}-{pair[1]}", marks=marks(pair[0]))
+        for pair in runnable_cases(DEVICES)
+        if load_backend(pair[0].op, pair[1]).launches is not None
+    ],
+)
+def test_launches_write_just_their_outputs(case: Case, backend: str) -> None:
+    """Canaries around every output survive, and every element of it is written."""
+    launches = load_backend(case.op, backend).launches
+    assert launches is not None
+    positional, keywords = inputs(case)
+    expected = as_tuple(load_op(case.op).function(*positional, **keywords, backend=backend))
+    outputs = [
+        guarded(torch.full_like(output.float(), 0.5).to(output.dtype)) for output in expected
+    ]
+    for launch in launches(tuple(outputs), *positional, **keywords):
+        launch()
+    for output, value in zip(outputs, expected, strict=True):
+        assert torch.equal(raw(output), raw(value))
+        assert guard_is_whole(output), "written outside the output"
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2"])

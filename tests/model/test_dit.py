@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from livetalk_kernels import KernelConfig
 from livetalk_kernels.ops import Ops, bind_ops
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT, sinusoid
 from livetalk_model.weights import expected_keys, load_module, open_weights, random_module
 
+GPU_BACKENDS = ("auto", "reference", "sdpa", "triton") if torch.cuda.is_available() else ()
 MODELS = ("tiny_a", "tiny_a_sharded", "tiny_a128", "tiny_b")
 TIMESTEPS = {
     "t1000": 1000.0,
@@ -151,18 +153,41 @@ def test_published_two_persons(name, golden, golden_checkpoint):
         assert relative(run(dit, given)[0], expected) < 1e-4, grid
 
 
-def test_bf16_is_as_good_as_the_published_mixed_precision(golden, golden_checkpoint):
-    folder = golden_checkpoint("tiny_b")
-    dit = build(
-        DiTConfig.from_json(folder / "config.json"),
-        ops=bind_ops(device="cpu", dtype=torch.bfloat16),
-    )
+def check_bf16(
+    folder: Path, given: Callable, expected: dict[str, Tensor], device: str, backend: str
+) -> None:
+    """In bf16 no worse than the published mixed precision, by the stored results of both."""
+    config = DiTConfig.from_json(folder / "config.json")
+    choice = KernelConfig.parse([backend])
+    heads = {"H": config.num_heads, "d": config.head_dim, "D": config.dim}
+    dit = build(config, ops=bind_ops(choice, device=device, dtype=torch.bfloat16, **heads))
     with open_weights(folder) as files:
-        load_module(dit, files, dtype=torch.bfloat16, device="cpu", key_map=dit.key_map())
-    expected = golden("dit_out_tiny_b_g1")
-    output = run(dit, inputs(dit, golden, "g1", torch.tensor([937.5])))[0]
+        load_module(dit, files, dtype=torch.bfloat16, device=device, key_map=dit.key_map())
+
+    def placed(name: str) -> dict[str, Tensor]:
+        return {key: tensor.to(device) for key, tensor in given(name).items()}
+
+    output = run(dit, inputs(dit, placed, "g1", torch.tensor([937.5])))[0].cpu()
     published = relative(expected["bf16_emulated_t937.5"], expected["t937.5"])
     assert relative(output, expected["t937.5"]) < 1.25 * published
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "auto"), ("cpu", "reference")]
+    + [pytest.param("cuda", name, marks=pytest.mark.gpu) for name in GPU_BACKENDS],
+)
+@pytest.mark.parametrize("name", ["tiny_a", "tiny_a128"])
+def test_bf16_is_as_good_as_the_published_mixed_precision_small(
+    name, device, backend, small_golden, small_inputs, golden_checkpoint
+):
+    expected = small_golden(f"dit_out_{name}_g1")
+    check_bf16(golden_checkpoint(name), small_inputs, expected, device, backend)
+
+
+def test_bf16_is_as_good_as_the_published_mixed_precision(golden, golden_checkpoint):
+    expected = golden("dit_out_tiny_b_g1")
+    check_bf16(golden_checkpoint("tiny_b"), golden, expected, "cpu", "auto")
 
 
 def test_published_trace(golden, golden_checkpoint):

@@ -47,6 +47,23 @@ inline bf16 narrow<bf16>(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// FP8 e4m3: clamped to +-448, rounded to nearest even; a NaN becomes 0x7f with its sign.
+inline uint8_t e4m3(float x) {
+  float size = std::fabs(x);
+  if (size > 448.0f) size = 448.0f;
+  // Below 2^-6 numbers lie 2^-9 apart, and so do those of fp32 from 2^14 on: the sum is rounded
+  // as it must be. Above, the exponent's bias shrinks from 127 to 7 and 20 bits are rounded off.
+  const float shifted = size + 16384.0f;
+  uint32_t bits, small, sign;
+  std::memcpy(&bits, &size, sizeof bits);
+  std::memcpy(&small, &shifted, sizeof small);
+  std::memcpy(&sign, &x, sizeof sign);
+  uint32_t code = (bits - (120u << 23) + 0x7ffffu + ((bits >> 20) & 1u)) >> 20;
+  if (code > 0x7fu) code = 0x7fu;
+  if (size < 0.015625f) code = small - 0x46800000u;
+  return static_cast<uint8_t>(code | ((sign >> 24) & 0x80u));
+}
+
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -57,29 +74,77 @@ struct Vec {
   static Vec all(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const bf16* p) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
   static Vec load(const bf16* p, int64_t n) {
-    const __m256i half = _mm256_maskz_loadu_epi16(mask(n), p);
+    return widened(_mm256_maskz_loadu_epi16(mask(n), p));
+  }
+  static Vec widened(__m256i half) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
   __m256i half() const {
-    // By integers, not vcvtneps2bf16, which would flush denormals.
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __m512i rounded = _mm512_mask_mov_epi32(sum, nan, quiet);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    const __mmask16 denormal = _mm512_fpclass_ps_mask(v, 0x20);
+    if (denormal) [[unlikely]] {  // vcvtneps2bf16 would flush them
+      const __m512i bits = _mm512_castps_si512(v);
+      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+      const __m256i exact = _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+      return _mm256_mask_mov_epi16((__m256i)_mm512_cvtneps_pbh(v), denormal, exact);
+    }
+    return (__m256i)_mm512_cvtneps_pbh(v);
   }
-  void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half()); }
-  void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
-  void store(bf16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, mask(n), half()); }
+  // A store gives the numbers as they are stored.
+  Vec store(float* p) const {
+    _mm512_storeu_ps(p, v);
+    return *this;
+  }
+  Vec store(bf16* p) const {
+    const __m256i bits = half();
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+    return widened(bits);
+  }
+  Vec store(float* p, int64_t n) const {
+    _mm512_mask_storeu_ps(p, mask(n), v);
+    return *this;
+  }
+  Vec store(bf16* p, int64_t n) const {
+    const __m256i bits = half();
+    _mm256_mask_storeu_epi16(p, mask(n), bits);
+    return widened(bits);
+  }
+  // Past the caches, for results too large for them; p is aligned to what is stored. `fence` must
+  // follow.
+  Vec stream(float* p) const {
+    _mm512_stream_ps(p, v);
+    return *this;
+  }
+  Vec stream(bf16* p) const {
+    const __m256i bits = half();
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits);
+    return widened(bits);
+  }
+  // As `e4m3`.
+  __m128i eighth() const {
+    const __m512 size = _mm512_min_ps(_mm512_set1_ps(448.0f), _mm512_abs_ps(v));
+    const __m512i bits = _mm512_castps_si512(size);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(
+        _mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7ffff - (120 << 23)));
+    const __m512i normal =
+        _mm512_min_epu32(_mm512_srli_epi32(sum, 20), _mm512_set1_epi32(0x7f));
+    const __m512i small = _mm512_sub_epi32(
+        _mm512_castps_si512(_mm512_add_ps(size, _mm512_set1_ps(16384.0f))),
+        _mm512_set1_epi32(0x46800000));
+    const __mmask16 below = _mm512_cmp_ps_mask(size, _mm512_set1_ps(0.015625f), _CMP_LT_OQ);
+    const __m512i sign = _mm512_srli_epi32(_mm512_castps_si512(v), 24);
+    // code | (sign & 0x80)
+    return _mm512_cvtepi32_epi8(_mm512_ternarylogic_epi32(
+        _mm512_mask_mov_epi32(normal, below, small), sign, _mm512_set1_epi32(0x80), 0xf8));
+  }
+  void store_e4m3(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), eighth()); }
+  void store_e4m3(uint8_t* p, int64_t n) const { _mm_mask_storeu_epi8(p, mask(n), eighth()); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -89,12 +154,34 @@ struct Vec {
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
   static Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
   static Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+  static Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+  // 1 / a to about 1 ulp, for a in [2^-125, 2^125].
+  static Vec reciprocal(Vec a) {
+    const __m512 guess = _mm512_rcp14_ps(a.v);
+    const __m512 error = _mm512_fnmadd_ps(a.v, guess, _mm512_set1_ps(1.0f));
+    return {_mm512_fmadd_ps(guess, error, guess)};
+  }
+  // a < b ? yes : no
+  static Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), yes.v)};
+  }
+  // The larger of two numbers that are not negative; a NaN is the largest of all.
+  static Vec max_nan(Vec a, Vec b) {
+    return {_mm512_castsi512_ps(
+        _mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+  }
+  // Neighbours 2i and 2i + 1 change places.
+  Vec swap_pairs() const { return {_mm512_permute_ps(v, 0xb1)}; }
   // To the nearest integer, ties to even.
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // a * 2^n for integral n in [-126, 127].
   static Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
+  float largest_nan() const {
+    return _mm_cvtss_f32(
+        _mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(_mm512_castps_si512(v)))));
+  }
 };
 
 #elif defined(__AVX2__)
@@ -107,7 +194,9 @@ struct Vec {
   static Vec all(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const bf16* p) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Vec widened(__m128i half) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
   }
   template <class T>
@@ -116,8 +205,7 @@ struct Vec {
     std::memcpy(copy, p, static_cast<size_t>(n) * sizeof(T));
     return load(copy);
   }
-  void store(float* p) const { _mm256_storeu_ps(p, v); }
-  void store(bf16* p) const {
+  __m128i half() const {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -125,14 +213,57 @@ struct Vec {
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i rounded = _mm256_srli_epi32(_mm256_blendv_epi8(sum, quiet, nan), 16);
     const __m256i packed = _mm256_packus_epi32(rounded, rounded);
-    const __m128i half = _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  }
+  Vec store(float* p) const {
+    _mm256_storeu_ps(p, v);
+    return *this;
+  }
+  Vec store(bf16* p) const {
+    const __m128i bits = half();
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
+    return widened(bits);
   }
   template <class T>
-  void store(T* p, int64_t n) const {
+  Vec store(T* p, int64_t n) const {
     T copy[width];
-    store(copy);
+    const Vec stored = store(copy);
     std::memcpy(p, copy, static_cast<size_t>(n) * sizeof(T));
+    return stored;
+  }
+  Vec stream(float* p) const {
+    _mm256_stream_ps(p, v);
+    return *this;
+  }
+  Vec stream(bf16* p) const {
+    const __m128i bits = half();
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bits);
+    return widened(bits);
+  }
+  void store_e4m3(uint8_t* p) const {
+    const __m256 size = _mm256_min_ps(_mm256_set1_ps(448.0f), abs(*this).v);
+    const __m256i bits = _mm256_castps_si256(size);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(
+        _mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7ffff - (120 << 23)));
+    const __m256i normal =
+        _mm256_min_epu32(_mm256_srli_epi32(sum, 20), _mm256_set1_epi32(0x7f));
+    const __m256i small = _mm256_sub_epi32(
+        _mm256_castps_si256(_mm256_add_ps(size, _mm256_set1_ps(16384.0f))),
+        _mm256_set1_epi32(0x46800000));
+    const __m256 below = _mm256_cmp_ps(size, _mm256_set1_ps(0.015625f), _CMP_LT_OQ);
+    const __m256i code = _mm256_blendv_epi8(normal, small, _mm256_castps_si256(below));
+    const __m256i sign = _mm256_and_si256(
+        _mm256_srli_epi32(_mm256_castps_si256(v), 24), _mm256_set1_epi32(0x80));
+    const __m256i words = _mm256_packus_epi32(_mm256_or_si256(code, sign), _mm256_setzero_si256());
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const int32_t halves[2] = {_mm256_extract_epi32(bytes, 0), _mm256_extract_epi32(bytes, 4)};
+    std::memcpy(p, halves, sizeof halves);
+  }
+  void store_e4m3(uint8_t* p, int64_t n) const {
+    uint8_t copy[width];
+    store_e4m3(copy);
+    std::memcpy(p, copy, static_cast<size_t>(n));
   }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -143,6 +274,16 @@ struct Vec {
   static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
   static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
   static Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+  static Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
+  static Vec reciprocal(Vec a) { return all(1.0f) / a; }
+  static Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+  }
+  static Vec max_nan(Vec a, Vec b) {
+    return {_mm256_castsi256_ps(
+        _mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
+  }
+  Vec swap_pairs() const { return {_mm256_permute_ps(v, 0xb1)}; }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
@@ -161,6 +302,13 @@ struct Vec {
     store(parts);
     float peak = parts[0];
     for (float part : parts) peak = part > peak ? part : peak;
+    return peak;
+  }
+  float largest_nan() const {
+    float parts[width];
+    store(parts);
+    float peak = parts[0];
+    for (float part : parts) peak = part > peak || part != part ? part : peak;
     return peak;
   }
 };
@@ -191,12 +339,20 @@ struct Vec {
     return make([&](int64_t i) { return i < n ? widen(p[i]) : 0.0f; });
   }
   template <class T>
-  void store(T* p) const {
-    store(p, width);
+  Vec store(T* p) const {
+    return store(p, width);
   }
   template <class T>
-  void store(T* p, int64_t n) const {
+  Vec store(T* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) p[i] = narrow<T>(v[i]);
+    return load(p, n);
+  }
+  template <class T>
+  Vec stream(T* p) const {
+    return store(p);
+  }
+  void store_e4m3(uint8_t* p, int64_t n = width) const {
+    for (int64_t i = 0; i < n; ++i) p[i] = e4m3(v[i]);
   }
   friend Vec operator+(Vec a, Vec b) {
     return make([&](int64_t i) { return a.v[i] + b.v[i]; });
@@ -222,6 +378,18 @@ struct Vec {
   static Vec abs(Vec a) {
     return make([&](int64_t i) { return std::fabs(a.v[i]); });
   }
+  static Vec sqrt(Vec a) {
+    return make([&](int64_t i) { return std::sqrt(a.v[i]); });
+  }
+  static Vec reciprocal(Vec a) { return all(1.0f) / a; }
+  static Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+    return make([&](int64_t i) { return a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; });
+  }
+  static float max_nan(float a, float b) { return a > b || a != a ? a : b; }
+  static Vec max_nan(Vec a, Vec b) {
+    return make([&](int64_t i) { return max_nan(a.v[i], b.v[i]); });
+  }
+  Vec swap_pairs() const { return {v[1], v[0], v[3], v[2]}; }
   static Vec round(Vec a) {
     return make([&](int64_t i) { return std::nearbyint(a.v[i]); });
   }
@@ -234,9 +402,75 @@ struct Vec {
     for (float lane : v) peak = lane > peak ? lane : peak;
     return peak;
   }
+  float largest_nan() const { return max_nan(max_nan(v[0], v[1]), max_nan(v[2], v[3])); }
 };
 
 #endif
+
+// After the last `stream` of a kernel, so that other threads see it.
+inline void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// Stores past the caches or into them; a row's end, given by its length, always into them.
+template <bool streamed, class T>
+inline Vec put(Vec value, T* p) {
+  if constexpr (streamed) return value.stream(p);
+  return value.store(p);
+}
+template <bool streamed, class T>
+inline Vec put(Vec value, T* p, int64_t n) {
+  return value.store(p, n);
+}
+
+// What a row adds up to, in parts that do not wait for one another.
+constexpr int ways = 4;
+struct Sums {
+  Vec part[ways] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+
+  float total() const { return ((part[0] + part[1]) + (part[2] + part[3])).sum(); }
+  float largest_nan() const {
+    return Vec::max_nan(Vec::max_nan(part[0], part[1]), Vec::max_nan(part[2], part[3]))
+        .largest_nan();
+  }
+};
+
+// Calls f(i, part) for the vectors of [0, n), in order, and f(i, part, rest) for what is left.
+template <class F>
+inline void sweep(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + ways * Vec::width <= n; i += ways * Vec::width) {
+    f(i, 0);
+    f(i + Vec::width, 1);
+    f(i + 2 * Vec::width, 2);
+    f(i + 3 * Vec::width, 3);
+  }
+  for (; i + Vec::width <= n; i += Vec::width) f(i, 0);
+  if (i < n) f(i, 0, n - i);
+}
+
+// Within `sweep`: asks, once per cache line, for what will be read soon; any address is allowed.
+template <class T>
+inline void prefetch(const T* p, int part) {
+  constexpr int64_t per_line = 64 / (Vec::width * static_cast<int64_t>(sizeof(T)));
+  if (part % per_line == 0) __builtin_prefetch(p, 0, 2);
+}
+
+// 2^x to about 1 ulp; x is clamped to [-126, 126]; a NaN stays a NaN. 2^r = 1 + r p(r) for
+// |r| <= 1/2, p fitted for the least relative error.
+inline Vec exp2(Vec x) {
+  const Vec bounded = Vec::min(Vec::all(126.0f), Vec::max(Vec::all(-126.0f), x));
+  const Vec n = Vec::round(bounded), r = bounded - n;
+  Vec p = Vec::all(1.5353361e-4f);
+  p = Vec::fma(p, r, Vec::all(1.33988739e-3f));
+  p = Vec::fma(p, r, Vec::all(9.61843692e-3f));
+  p = Vec::fma(p, r, Vec::all(5.55033237e-2f));
+  p = Vec::fma(p, r, Vec::all(2.40226477e-1f));
+  p = Vec::fma(p, r, Vec::all(6.93147182e-1f));
+  return Vec::scale2(Vec::fma(p, r, Vec::all(1.0f)), n);
+}
 
 // exp(x) to about 1 ulp: 2^n * p(r) with x = n ln 2 + r, |r| <= ln 2 / 2. x is clamped to
 // [-87.3, 88.7], the normal numbers of fp32; a NaN stays a NaN.

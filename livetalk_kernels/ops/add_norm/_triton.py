@@ -1,62 +1,70 @@
-"""Triton kernel of ``add_norm``: one program, one row, held in registers from load to store."""
+"""Triton kernel of ``add_norm``: one pass, a row stays in registers from load to store."""
 
 import triton
 import triton.language as tl
 
+from .._triton import load_columns, row_indices, row_sum, store_columns
+
 
 @triton.jit
-def _add(x, y, gate, x_new, row, columns, width, GATED: tl.constexpr, EVEN: tl.constexpr):
-    mask = None if EVEN else columns < width
-    other = None if EVEN else 0.0
-    offset = row * width + columns
-    branch = tl.load(y + offset, mask=mask, other=other).to(tl.float32)
+def add(x, y, gate, dtype, columns, width, GATED: tl.constexpr, FULL: tl.constexpr):
+    """Give x + gate * y rounded to ``dtype``."""
+    value = load_columns(x, columns, width, FULL)
+    branch = load_columns(y, columns, width, FULL)
     if GATED:
-        branch *= tl.load(gate + columns, mask=mask, other=other).to(tl.float32)
+        branch *= load_columns(gate, columns, width, FULL)
+    return (value + branch).to(dtype)
+
+
+@triton.jit
+def add_and_centre(
+    x, y, gate, x_new, eps, width,
+    GATED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Store x'; give both its blocks less its mean (0 past the end) and 1 / deviation [ROWS, 1]."""
+    dtype = x_new.dtype.element_ty
+    main = tl.arange(0, MAIN)[None, :]
+    first = add(x, y, gate, dtype, main, width, GATED, True)
+    second = first
+    if TAIL:
+        tail = MAIN + tl.arange(0, TAIL)[None, :]
+        second = add(x, y, gate, dtype, tail, width, GATED, EVEN)
+        # All is loaded before anything is stored: the compiler moves no load across a store.
+        store_columns(x_new, tail, second, width, EVEN)
+    store_columns(x_new, main, first, width, True)
     # The norm sees the sum as it is stored.
-    value = (tl.load(x + offset, mask=mask, other=other).to(tl.float32) + branch).to(
-        x_new.dtype.element_ty
-    )
-    tl.store(x_new + offset, value, mask=mask)
-    return value.to(tl.float32)
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    mean = row_sum(first, second, TAIL) / width
+    # The variance around the mean: the mean square would lose it where the mean is large.
+    first -= mean
+    second -= mean
+    if TAIL and not EVEN:
+        second = tl.where(tail < width, second, 0.0)
+    square = row_sum(first * first, second * second, TAIL)
+    return first, second, tl.rsqrt(square / width + eps)
 
 
 @triton.jit
-def _centre(value, mean, columns, width, EVEN: tl.constexpr):
-    centred = value - mean
-    return centred if EVEN else tl.where(columns < width, centred, 0.0)
-
-
-@triton.jit
-def _affine(unit, weight, bias, h, row, columns, width, EVEN: tl.constexpr):
-    mask = None if EVEN else columns < width
-    scale = tl.load(weight + columns, mask=mask).to(tl.float32)
-    shift = tl.load(bias + columns, mask=mask).to(tl.float32)
-    result = (unit * scale + shift).to(h.dtype.element_ty)
-    tl.store(h + row * width + columns, result, mask=mask)
+def affine(unit, weight, bias, columns, width, FULL: tl.constexpr):
+    """Give unit * weight + bias."""
+    scale = load_columns(weight, columns, width, FULL)
+    return unit * scale + load_columns(bias, columns, width, FULL)
 
 
 @triton.jit
 def add_norm_kernel(
-    x, y, gate, weight, bias, x_new, h, eps, width,
-    GATED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+    x, y, gate, weight, bias, x_new, h, eps, rows, width, GATED: tl.constexpr,
+    ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Rows [width] = blocks MAIN (always full) and TAIL (full if EVEN); grid (rows,)."""
-    row = tl.program_id(0).to(tl.int64)
-    main = tl.arange(0, MAIN)
-    first = _add(x, y, gate, x_new, row, main, width, GATED, True)
-    total = tl.sum(first, 0)
+    """Rows [width] of x, y, x_new, h; grid (rows / ROWS,)."""
+    start = row_indices(rows, ROWS) * width
+    first, second, inverse = add_and_centre(
+        x + start, y + start, gate, x_new + start, eps, width, GATED, MAIN, TAIL, EVEN
+    )
+    main = tl.arange(0, MAIN)[None, :]
+    normed = affine(first * inverse, weight, bias, main, width, True)
+    store_columns(h + start, main, normed, width, True)
     if TAIL:
-        tail = MAIN + tl.arange(0, TAIL)
-        second = _add(x, y, gate, x_new, row, tail, width, GATED, EVEN)
-        total += tl.sum(second, 0)
-    mean = total / width
-    # The variance around the mean: the mean square would lose it where the mean is large.
-    first -= mean
-    square = tl.sum(first * first, 0)
-    if TAIL:
-        second = _centre(second, mean, tail, width, EVEN)
-        square += tl.sum(second * second, 0)
-    inverse = 1.0 / tl.sqrt_rn(square / width + eps)
-    _affine(first * inverse, weight, bias, h, row, main, width, True)
-    if TAIL:
-        _affine(second * inverse, weight, bias, h, row, tail, width, EVEN)
+        tail = MAIN + tl.arange(0, TAIL)[None, :]
+        normed = affine(second * inverse, weight, bias, tail, width, EVEN)
+        store_columns(h + start, tail, normed, width, EVEN)

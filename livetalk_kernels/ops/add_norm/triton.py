@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ...triton_launch import Launch, register, split_width, supports
+from ...triton_launch import Launch, register, supports
+from .._rows import plan_rows
 from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
@@ -22,18 +23,17 @@ def launches(
     from ._triton import add_norm_kernel
 
     x_new, h = outputs
-    width = x.shape[-1]
     if not x.numel():
         return []
-    main, tail = split_width(width)
+    width = x.shape[-1]
+    rows = x.numel() // width
+    plan = plan_rows(rows, width, x.itemsize)
     arguments = {
         "x": x, "y": y, "gate": gate, "weight": weight, "bias": bias, "x_new": x_new, "h": h,
-        "eps": eps, "width": width,
-        "GATED": gate is not None, "MAIN": main, "TAIL": tail, "EVEN": main + tail == width,
+        "eps": eps, "rows": rows, "width": width, "GATED": gate is not None, **plan.constants,
     }  # fmt: skip
-    warps = min(8, max(1, main // 256))
-    grid = (x.numel() // width,)
-    return [Launch(kernel=add_norm_kernel, grid=grid, arguments=arguments, warps=warps)]
+    grid = (plan.programs,)
+    return [Launch(kernel=add_norm_kernel, grid=grid, arguments=arguments, warps=plan.warps)]
 
 
 run = register("add_norm", empty_outputs, launches)

@@ -72,6 +72,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         ),
         base.at("two_persons", B=1, L=24, F=3, N=8, S=64, H=2, d=128),
         base.at(
+            "long_frames", B=1, L=290, F=3, N=150, S=32, H=1, d=16, options={"token_offset": 40}
+        ),
+        base.at("many_keys", B=1, L=5, F=2, N=3, S=150, H=2, d=20),
+        base.at(
             "14b_ulysses8",
             B=1,
             L=1512,
@@ -110,7 +114,7 @@ OP = OpSpec(
     name="audio_attention",
     summary="each latent frame attends to its own audio tokens",
     function=audio_attention,
-    preference={"cpu": ("sdpa",), "cuda": ("sdpa",)},
+    preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

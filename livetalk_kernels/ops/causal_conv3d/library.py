@@ -2,8 +2,13 @@
 
 Zero frames are not convolved: an output that would see them uses the remaining taps only.
 Kernels of one frame run as 2-D convolutions over all frames at once. Symmetric padding is left to
-the library. Kernels with few channels on one side fold time into them.
+the library; a history and any other padding are written into one place with the new frames, once.
+Kernels with few channels on one side fold time into them.
+
+On CUDA fp32 is multiplied as fp32, not TF32. Untested on a GPU.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +19,7 @@ from ...spec import Case
 # oneDNN computes channels in groups of a vector register (16 fp32 values of AVX-512) and wastes
 # the rest of it; three frames of at most five channels, folded into one, fill it better.
 FEW_CHANNELS = 16
+NO_BORDER = (0, 0, 0, 0)
 
 
 def supports(case: Case) -> str | None:
@@ -27,73 +33,125 @@ def run(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    packed: Tensor | None = None,
     zero_frames: int = 0,
-    stride: tuple[int, int, int] = (1, 1, 1),
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = NO_BORDER,
 ) -> Tensor:
     """See the contract."""
-    frames = x if history is None or history.shape[2] == 0 else torch.cat([history, x], dim=2)
+    pieces = [x] if history is None or history.shape[2] == 0 else [history, x]
     top, bottom, left, right = padding
-    if (top, left) != (bottom, right):
-        frames = functional.pad(frames, (left, right, top, bottom))
-        top = left = 0
-    taps, step = weight.shape[2], stride[0]
-    outputs = (zero_frames + frames.shape[2] - taps) // step + 1
+    symmetric = (top, left) == (bottom, right)
+    border, inner = (NO_BORDER, (top, left)) if symmetric else (tuple(padding), (0, 0))
+    outputs, inputs, taps = weight.shape[:3]
+    fold = x.is_cpu and stride[0] == 1 and taps > 1
+    fold_inputs = fold and inputs * taps <= FEW_CHANNELS
+    # its partial sums are rounded before they are added up, hence not for bf16
+    fold_outputs = fold and outputs * taps <= FEW_CHANNELS and x.dtype != torch.bfloat16
+    if not (fold_inputs or fold_outputs):
+        pieces, border = [_join(pieces, border)], NO_BORDER
+
+    def convolve_window(window: list[Tensor], taps_OIkkk: Tensor) -> Tensor:
+        if fold_inputs:
+            return _fold_inputs(window, taps_OIkkk, bias, stride[1:], border, inner)
+        if fold_outputs:
+            return _fold_outputs(window, taps_OIkkk, bias, stride[1:], border, inner)
+        (frames,) = window
+        if taps_OIkkk.shape[2] == 1:
+            frames = frames[:, :, :: stride[0]]
+            return _per_frame(frames, taps_OIkkk[:, :, 0], bias, stride[1:], inner)
+        return convolve(frames, taps_OIkkk, bias, stride, (0, *inner))
+
+    length = sum(piece.shape[2] for piece in pieces)
+    count = (zero_frames + length - taps) // stride[0] + 1
     parts: list[Tensor] = []
     start = -zero_frames  # first frame that the next output sees
-    while start < 0 and len(parts) < outputs:
-        window = frames[:, :, : start + taps]
-        parts.append(_outputs(window, weight[:, :, -start:], bias, stride, (top, left)))
-        start += step
-    if len(parts) < outputs:
-        parts.append(_outputs(frames[:, :, start:], weight, bias, stride, (top, left)))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _outputs(
-    frames: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int, int],
-    padding: tuple[int, int],
-) -> Tensor:
-    """All outputs that ``frames`` and symmetric padding of rows and columns give."""
-    outputs, inputs, taps = weight.shape[:3]
-    if taps == 1:
-        return _per_frame(frames[:, :, :: stride[0]], weight[:, :, 0], bias, stride[1:], padding)
-    if frames.is_cpu and stride[0] == 1:
-        if inputs * taps <= FEW_CHANNELS:
-            return _fold_inputs(frames, weight, bias, stride[1:], padding)
-        # its partial sums are rounded before they are added up, hence not for bf16
-        if outputs * taps <= FEW_CHANNELS and frames.dtype != torch.bfloat16:
-            return _fold_outputs(frames, weight, bias, stride[1:], padding)
-    return convolve(frames, weight, bias, stride, (0, *padding))
+    while start < 0 and len(parts) < count:
+        parts.append(convolve_window(_window(pieces, 0, start + taps), weight[:, :, -start:]))
+        start += stride[0]
+    if len(parts) < count:
+        parts.append(convolve_window(_window(pieces, start, length), weight))
+    return _join(parts, NO_BORDER)  # torch.cat would take a single frame for planar memory
 
 
 def convolve(
     frames: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
+    stride: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries."""
-    if frames.is_cpu and frames.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # conv2d and conv3d leave small tensors to PyTorch's own loops, which are far slower than
-        # oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
-        ones = (1,) * len(stride)
-        return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
+    ones = (1,) * len(stride)
+    if frames.dtype == torch.float32:
+        if frames.is_cpu and torch.backends.mkldnn.is_available():
+            # conv2d and conv3d leave small tensors to PyTorch's own loops, which are far slower
+            # than oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
+            return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
+        if frames.is_cuda and torch.backends.cudnn.is_available():
+            out = torch.cudnn_convolution(
+                frames, weight, padding, stride, ones, 1,
+                benchmark=torch.backends.cudnn.benchmark, deterministic=True, allow_tf32=False,
+            )  # fmt: skip
+            return out if bias is None else out.add_(bias.view(-1, *ones))
     if len(stride) == 2:
         return functional.conv2d(frames, weight, bias, stride, padding)
     return functional.conv3d(frames, weight, bias, stride, padding)
+
+
+def _window(pieces: list[Tensor], start: int, stop: int) -> list[Tensor]:
+    """Frames [start, stop) of those that ``pieces`` make up, as views."""
+    views = []
+    for piece in pieces:
+        view = piece[:, :, max(start, 0) : max(stop, 0)]
+        if view.shape[2]:
+            views.append(view)
+        start, stop = start - piece.shape[2], stop - piece.shape[2]
+    return views
+
+
+def _join(pieces: list[Tensor], border: Sequence[int]) -> Tensor:
+    """All frames in one tensor with zeros around them; a copy only where something is added."""
+    first = pieces[0]
+    if len(pieces) == 1 and not any(border):
+        return first
+    length = sum(piece.shape[2] for piece in pieces)
+    out = _empty(first, first.shape[1], length, border)
+    _fill(out, pieces, border)
+    return out
+
+
+def _empty(x: Tensor, channels: int, frames: int, border: Sequence[int]) -> Tensor:
+    """Memory for frames as large as those of x with their border, in x's memory format."""
+    top, bottom, left, right = border
+    rows, columns = top + x.shape[3] + bottom, left + x.shape[4] + right
+    planar = not x.permute(0, 2, 3, 4, 1).is_contiguous()
+    layout = torch.contiguous_format if planar else torch.channels_last_3d
+    shape = (x.shape[0], channels, frames, rows, columns)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _fill(out: Tensor, pieces: list[Tensor], border: Sequence[int]) -> None:
+    """Write frames one after another, and zeros around them."""
+    top, bottom, left, right = border
+    rows, columns = out.shape[3] - bottom, out.shape[4] - right
+    middle = out[..., top:rows, :]
+    for side in (out[..., :top, :], out[..., rows:, :], middle[..., :left], middle[..., columns:]):
+        if side.numel():
+            side.zero_()
+    start = 0
+    for piece in pieces:
+        stop = start + piece.shape[2]
+        out[:, :, start:stop, top:rows, left:columns] = piece
+        start = stop
 
 
 def _per_frame(
     frames: Tensor,
     weight_OIkk: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """Convolve each frame as an image."""
     images = frames.transpose(1, 2).flatten(0, 1)
@@ -102,35 +160,41 @@ def _per_frame(
 
 
 def _fold_inputs(
-    frames: Tensor,
+    pieces: list[Tensor],
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, int],
+    stride: Sequence[int],
+    border: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """Few inputs: the frames that one output sees become channels of one image."""
-    taps = weight.shape[2]
-    count = frames.shape[2] - taps + 1
-    stacked = torch.cat([frames[:, :, tap : tap + count] for tap in range(taps)], dim=1)
-    flat = torch.cat(weight.unbind(2), dim=1)
-    return _per_frame(stacked, flat, bias, stride, padding)
+    inputs, taps = weight.shape[1:3]
+    count = sum(piece.shape[2] for piece in pieces) - taps + 1
+    stacked = _empty(pieces[-1], taps * inputs, count, border)
+    for tap in range(taps):
+        part = stacked[:, tap * inputs : (tap + 1) * inputs]
+        _fill(part, _window(pieces, tap, tap + count), border)
+    return _per_frame(stacked, torch.cat(weight.unbind(2), dim=1), bias, stride, padding)
 
 
 def _fold_outputs(
-    frames: Tensor,
+    pieces: list[Tensor],
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, int],
+    stride: Sequence[int],
+    border: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """Few outputs: every tap's part of an output is a channel of its own, added up afterwards."""
-    taps, outputs = weight.shape[2], weight.shape[0]
-    count = frames.shape[2] - taps + 1
+    outputs, _, taps = weight.shape[:3]
     flat = torch.cat(weight.unbind(2), dim=0)
-    parts = _per_frame(frames, flat, None, stride, padding).split(outputs, dim=1)
-    total = (
-        parts[0][:, :, :count] if bias is None else parts[0][:, :, :count] + bias.view(-1, 1, 1, 1)
+    frames = torch.cat(
+        [_per_frame(_join([piece], border), flat, None, stride, padding) for piece in pieces], dim=2
     )
+    parts, count = frames.split(outputs, dim=1), frames.shape[2] - taps + 1
+    total = parts[0][:, :, :count]
+    if bias is not None:
+        total = total + bias.view(-1, 1, 1, 1)
     for tap in range(1, taps):
         total = total + parts[tap][:, :, tap : tap + count]
     return total

@@ -18,6 +18,7 @@ def run(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    packed: Tensor | None = None,
     zero_frames: int = 0,
     stride: tuple[int, int, int] = (1, 1, 1),
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),

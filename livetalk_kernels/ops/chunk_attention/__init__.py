@@ -21,6 +21,10 @@ def chunk_attention(
     No mask: every query sees every key. Scores and sums are fp32 (fp64 for fp64 inputs). With no
     key at all (S = 0) out is 0 and lse is -inf, the neutral element of ``merge_lse``.
 
+    Approximate backends (FP8) are held to ``calc_diff`` < 2e-2 for out and < 1e-3 for lse. Where
+    the scores' standard deviation is 1, out is about 5 % off in relative L2 (1.4e-3), and lse 0.02
+    to 0.1; at 6 it is up to 14 % (1e-2), since rounding q and k moves a score in proportion to it.
+
     Args:
         q_BLHd: Queries [B, L, H, d]; last dimension contiguous, the others may be strided.
         k_BSHd: Keys [B, S, H, d], likewise, q's dtype.
@@ -63,6 +67,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("fused", B=1, L=70, S=70, H=4, d=64, options={"fused": True}),
         base.at("scaled", B=1, L=33, S=33, H=2, d=128, options={"scale": 0.02}),
         base.at("large_scores", B=1, L=9, S=40, H=2, d=64, options={"spread": 6.0}),
+        base.at("blocks", B=1, L=150, S=300, H=1, d=64),
+        base.at("whole_blocks", B=1, L=5, S=256, H=2, d=16, options={"scale": -0.1}),
+        base.at("wide_head", B=2, L=9, S=9, H=1, d=96, options={"fused": True}),
+        base.at("unaligned", B=1, L=20, S=200, H=2, d=20),
         base.at("mid", B=1, L=576, S=576, H=4, d=128, large=True),
         base.at("14b_ulysses8", B=1, L=12096, S=12096, H=5, d=128, large=True),
         base.at("14b_ring8", B=1, L=1512, S=1512, H=40, d=128, large=True),
@@ -93,10 +101,12 @@ OP = OpSpec(
     name="chunk_attention",
     summary="attention over the whole chunk, with LSE",
     function=chunk_attention,
-    preference={"cpu": ("sdpa",), "cuda": ("sdpa",)},
+    preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
     # torch's 16-bit CPU kernel has a fast exp: 5e-5 in an LSE, against bf16's rounding of 4e-3.
     bounds=(Bound(), Bound(half_slack=1e-4)),
+    # Twice and four times the worst of 100 seeds, which is that of `large_scores`.
+    approximate_bounds=(Bound(calc_diff=2e-2), Bound(calc_diff=1e-3)),
 )

@@ -71,6 +71,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("odd", B=2, L=13, I=17, S=29, H=3, d=32),
         base.at("padded", B=1, L=40, I=17, S=24, H=2, d=64, options={"text_repeats": 489}),
         base.at("small", B=1, L=40, I=257, S=512, H=2, d=64),
+        base.at("blocks", B=1, L=130, I=64, S=128, H=1, d=32, options={"text_repeats": 3}),
+        base.at("unaligned", B=1, L=9, I=70, S=5, H=2, d=20, options={"text_repeats": 2}),
         base.at("14b_ulysses8", B=1, L=1512, I=257, S=512, H=40, d=128, large=True),
         base.at("14b", B=1, L=12096, I=257, S=512, H=40, d=128, large=True),
         base.at(
@@ -102,7 +104,7 @@ OP = OpSpec(
     name="context_attention",
     summary="cross-attention to image and text, two softmaxes summed",
     function=context_attention,
-    preference={"cpu": ("sdpa",), "cuda": ("sdpa",)},
+    preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -67,6 +67,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("one", M=1, N=128, K=32),
         base.at("odd", M=13, N=384, K=80, options={"bias": False}),
         base.at("blocks", M=5, N=256, K=256, options={"block": 128}),
+        base.at("ragged", M=130, N=128, K=200),
+        base.at("wide", M=140, N=640, K=48),
         base.at("ffn_up_14b_ulysses8", M=1512, N=13824, K=5120, large=True),
         base.at("ffn_up_14b", M=12096, N=13824, K=5120, large=True),
     )
@@ -98,7 +100,7 @@ OP = OpSpec(
     name="fp8_gemm_gelu_quant",
     summary="FP8 linear, GELU (tanh), and FP8 again in 1x128 blocks",
     function=fp8_gemm_gelu_quant,
-    preference={},
+    preference={"cpu": ("cpu",), "cuda": ("triton", "scaled_mm")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -92,6 +92,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("empty", M=0, K=128),
         base.at("one", M=1, K=16),
         base.at("odd", M=5, K=99),
+        base.at("strided", M=5, K=72, options={"block": 24, "gap": 8}),
         base.at("blocks", M=7, K=384, options=blocks),
         base.at("tiny_values", M=3, K=128, options={"scale": 1e-30}),
         base.at("large_values", M=3, K=256, options=blocks | {"scale": 1e30}),
@@ -103,9 +104,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call."""
+    """Arguments of a call; ``gap``: elements between rows."""
     M, K = (case.dims[letter] for letter in "MK")
-    x = random_tensor(case, generator, M, K, scale=case.options.get("scale", 1.0))
+    scale, gap = case.options.get("scale", 1.0), case.options.get("gap", 0)
+    x = random_tensor(case, generator, M, K + gap, scale=scale)[:, :K]
     return (x,), {"block": case.options.get("block")}
 
 
@@ -120,7 +122,7 @@ OP = OpSpec(
     name="quantize",
     summary="FP8 e4m3 with a scale per row or per 1x128 block",
     function=quantize,
-    preference={},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -42,6 +42,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("empty", B=1, L=0, D=64),
         base.at("one", B=1, L=1, D=8),
         base.at("odd", B=2, L=17, D=100),
+        base.at("strided", B=2, L=5, D=48, options={"gap": 16}),
         base.at("small", B=1, L=64, D=1536),
         base.at("14b_text", B=1, L=512, D=5120, large=True),
         base.at("14b_ulysses8", B=1, L=1512, D=5120, large=True),
@@ -50,9 +51,9 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call."""
+    """Arguments of a call; ``gap``: elements between rows."""
     B, L, D = (case.dims[letter] for letter in "BLD")
-    x = random_tensor(case, generator, B, L, D)
+    x = random_tensor(case, generator, B, L, D + case.options.get("gap", 0))[..., :D]
     weight = random_tensor(case, generator, D, scale=0.2, offset=1.0)
     return (x, weight), {"eps": 1e-6}
 
@@ -68,7 +69,7 @@ OP = OpSpec(
     name="rms_norm",
     summary="RMS norm over the whole width, with a weight",
     function=rms_norm,
-    preference={},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -101,6 +101,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("odd", B=2, L=13, H=3, d=32, S=13),
         base.at("shard", B=1, L=11, H=4, d=64, S=40, options={"row_offset": 22}),
         base.at("head_major", B=2, L=7, H=5, d=16, S=9, options=head | {"row_offset": 2}),
+        base.at("odd_heads", B=2, L=5, H=7, d=24, S=6, options=head | {"row_offset": 1}),
         base.at("contiguous", B=1, L=9, H=2, d=128, S=9, options={"fused": False}),
         base.at("mid", B=1, L=64, H=4, d=128, S=64),
         base.at(
@@ -152,7 +153,7 @@ OP = OpSpec(
     name="rms_norm_rope",
     summary="RMS norm of q and k over the whole width, then rotary embedding",
     function=rms_norm_rope,
-    preference={},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -47,6 +47,9 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("odd", B=2, C=13, T=3, H=5, W=7, options=last),
         base.at("planar", B=1, C=24, T=2, H=9, W=6),
         base.at("zeros", B=1, C=16, T=1, H=4, W=4, options={"channels_last": True, "scale": 0.0}),
+        base.at("planar_blocks", B=1, C=5, T=2, H=13, W=15),
+        base.at("planar_batch", B=3, C=12, T=1, H=3, W=5),
+        base.at("frames", B=2, C=6, T=3, H=4, W=5, options={"frames_first": True}),
         base.at("blocks", B=1, C=96, T=2, H=61, W=47, options=last),
         base.at("mid_full", B=1, C=96, T=4, H=128, W=128, options=last, large=True),
         base.at("14b_half", B=1, C=192, T=4, H=384, W=224, options=last, large=True),
@@ -60,6 +63,8 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     x = random_tensor(case, generator, *shape, scale=case.options.get("scale", 1.0))
     if case.options.get("channels_last", False):
         x = x.contiguous(memory_format=torch.channels_last_3d)
+    if case.options.get("frames_first", False):
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
     return (x, random_tensor(case, generator, case.dims["C"], scale=0.2, offset=1.0)), {}
 
 
@@ -74,7 +79,7 @@ OP = OpSpec(
     name="rms_norm_silu",
     summary="RMS norm over the channels of video, then SiLU",
     function=rms_norm_silu,
-    preference={"cpu": ("blocked",)},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

@@ -1,0 +1,95 @@
+"""One op's pytest-benchmark suite: its cases at the models' sizes, by every backend that runs.
+
+Each ``test_bench_<op>.py`` beside this is that suite for one op:
+
+    pytest benchmarks/test_bench_add_norm.py
+
+Results are checked before they are timed; inputs are cold. ``livetalk bench`` lets the backends
+alternate, adds torch.compile and keeps launch times out on a GPU; here they run one after the
+other, for pytest-benchmark's comparisons between commits.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from livetalk_kernels.bench.cases import select_cases, too_large, too_long
+from livetalk_kernels.bench.heap import keep_freed_memory
+from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.bench.roofline import Limits
+from livetalk_kernels.bench.runner import is_interpreted, make_inputs
+from livetalk_kernels.bench.timer import make_timer
+from livetalk_kernels.bench.verify import Judge
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op
+from livetalk_kernels.spec import Case
+
+ROUNDS, WARM = 20, 8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def suite(op: str) -> Callable[..., None]:
+    """The test function of an op, parametrised over its cases and backends."""
+    parameters = [
+        pytest.param(case, name, id=f"{case}-{name}")
+        for dtype in load_op(op).dtypes
+        for case in select_cases(op, DEVICE, dtype)
+        for name in backend_names(op)
+        if load_backend(op, name).supports(case) is None and not is_interpreted(case, name)
+    ]
+
+    @pytest.mark.timeout(600)
+    @pytest.mark.parametrize(("case", "backend"), parameters)
+    def test_speed(case: Case, backend: str, benchmark: Any) -> None:
+        benchmark.group = str(case)
+        benchmark.extra_info.update(_measure(case, backend, benchmark))
+
+    return test_speed
+
+
+def _measure(case: Case, backend: str, benchmark: Any) -> dict[str, Any]:
+    """Check, then time; rates and shares beside the times."""
+    _, roofline = _limits().of(case)
+    reason = too_large(case) or too_long(case, roofline)
+    if reason is not None:
+        pytest.skip(reason)
+    chosen = load_backend(case.op, backend)
+    with torch.inference_mode():
+        arguments = make_inputs(case)
+        ok, errors = Judge(case, arguments, roofline).check(
+            chosen.run,
+            is_reference=backend == "reference",
+            approximate=chosen.approximate,
+        )
+        assert ok, errors
+        timer = make_timer(DEVICE, arguments, hot=False)
+        benchmark.pedantic(
+            _waiting(chosen.run), setup=timer.prepare, rounds=ROUNDS, warmup_rounds=WARM
+        )
+    info = {"errors": errors, "machine": machine()}
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        seconds = benchmark.stats.stats.median
+        cost = load_op(case.op).cost(case)
+        info["gb_per_s"] = cost.bytes / seconds / 1e9
+        info["tflop_per_s"] = cost.flops / seconds / 1e12
+        info["of_floor"] = roofline.floor(cost) / seconds
+    return info
+
+
+def _waiting(run: Callable[..., Any]) -> Callable[..., None]:
+    """The call, and on a GPU its end."""
+
+    def call(*positional: Any, **keywords: Any) -> None:
+        run(*positional, **keywords)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+@cache
+def _limits() -> Limits:
+    keep_freed_memory()
+    return Limits(DEVICE)

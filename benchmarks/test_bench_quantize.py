@@ -1,0 +1,5 @@
+"""Speed of ``quantize``."""
+
+from op_suite import suite
+
+test_speed = suite("quantize")

@@ -1,0 +1,1 @@
+"""Measuring the ops: timers, rooflines, baselines, and the machine they ran on."""

@@ -1,0 +1,171 @@
+"""Which cases are timed: the op's own, or sizes that the user gives."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import psutil
+import torch
+from torch import Generator
+
+from ..dispatch import load_backend, load_op
+from ..errors import UserError
+from ..spec import Case
+from .roofline import Roofline
+
+ALL_LARGE = "model"  # what --case takes for every large case
+ONE_RANK = ("_ulysses8", "_ring8")  # endings of the cases that one of several ranks runs
+MAX_SWEEP = 256
+MAX_REASON = 200
+CASE_SECONDS = 120.0
+CALLS, SLOWDOWN = 25, 8  # calls of a case with its checks; of eager PyTorch, against the floor
+FP64_TENSORS = 4  # fp64 copies of all inputs and outputs that the check holds at a time
+
+
+def parse_shape(text: str) -> dict[str, tuple[int, ...]]:
+    """Read ``L=1512,D=5120``: letter -> sizes.
+
+    A letter may have several: ``L=1,2,3``, or ``L=512:4096:512`` from, to (with it), by.
+
+    Raises:
+        UserError: The text is of another form.
+    """
+    shape: dict[str, tuple[int, ...]] = {}
+    letter = ""
+    for part in text.split(","):
+        name, equals, sizes = part.rpartition("=")
+        letter = name.strip() if equals else letter
+        if not letter:
+            raise _misread(text)
+        shape[letter] = shape.get(letter, ()) + _sizes(text, sizes.strip())
+    return shape
+
+
+def _sizes(text: str, sizes: str) -> tuple[int, ...]:
+    numbers = sizes.split(":")
+    if len(numbers) not in (1, 3) or not all(number.isdecimal() for number in numbers):
+        raise _misread(text)
+    if len(numbers) == 1:
+        return (int(sizes),)
+    first, last, step = map(int, numbers)
+    if not step or last < first:
+        raise UserError(f"--shape {text}: {sizes} is empty; write from:to:by, as 512:4096:512")
+    return tuple(range(first, last + 1, step))
+
+
+def _misread(text: str) -> UserError:
+    return UserError(
+        f"--shape {text}: not understood; write L=1512,D=5120, or L=1,2,3, or L=512:4096:512"
+    )
+
+
+def select_cases(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    names: Sequence[str] = (),
+    shapes: Iterable[str] = (),
+) -> list[Case]:
+    """The cases of an op to be timed.
+
+    Args:
+        op: Name of the op.
+        device: Where they run.
+        dtype: Dtype of the activations.
+        names: Cases of the contract, or ``model`` for all of the models' sizes; names that the op
+            does not have are passed over. None: the models' sizes, on a CPU those of ``mid`` and
+            of one rank of eight.
+        shapes: Sizes in place of a case's own, as in `parse_shape`; each is a sweep over all
+            combinations. The first selected case gives all else.
+
+    Raises:
+        UserError: A letter that the op does not have, sizes that do not go together, or a sweep of
+            too many cases.
+    """
+    cases = load_op(op).cases(device, dtype)
+    large = [case for case in cases if case.large]
+    if names:
+        selected = [
+            case for case in cases if case.name in names or (case.large and ALL_LARGE in names)
+        ]
+    elif device.type == "cpu":
+        selected = [
+            case for case in large if case.name.startswith("mid") or case.name.endswith(ONE_RANK)
+        ] or large[:1]
+    else:
+        selected = large
+    parsed = [parse_shape(text) for text in shapes]
+    if not parsed or not selected:
+        return selected
+    return [case for shape in parsed for case in _sweep(selected[0], shape)]
+
+
+def _sweep(base: Case, shape: Mapping[str, tuple[int, ...]]) -> list[Case]:
+    for letter in shape:
+        if letter not in base.dims:
+            known = ", ".join(base.dims)
+            raise UserError(f"--shape {letter}=: {base.op} has no size {letter}; it has {known}")
+    combinations = list(itertools.product(*shape.values()))
+    if len(combinations) > MAX_SWEEP:
+        raise UserError(f"--shape: {len(combinations)} combinations of sizes; {MAX_SWEEP} at most")
+    cases = []
+    for sizes in combinations:
+        given = dict(zip(shape, sizes, strict=True))
+        name = ",".join(f"{letter}={size}" for letter, size in given.items())
+        cases.append(dataclasses.replace(base, name=name, dims={**base.dims, **given}, large=True))
+        _check_sizes(cases[-1])
+    return cases
+
+
+def _check_sizes(case: Case) -> None:
+    """Run the reference on tensors without values: do the sizes go together?"""
+    on_meta = dataclasses.replace(case, device=torch.device("meta"))
+    try:
+        positional, keywords = load_op(case.op).make_inputs(on_meta, Generator())
+        load_backend(case.op, "reference").run(*positional, **keywords)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"--shape {case.name}: {case.op} has no such sizes: {reason[:MAX_REASON]}"
+        ) from None
+
+
+def check_names(ops: Iterable[str], names: Iterable[str], device: torch.device) -> None:
+    """Refuse names of cases that none of the ops has.
+
+    Raises:
+        UserError: There is such a name.
+    """
+    known = {ALL_LARGE: None}
+    for op in ops:
+        spec = load_op(op)
+        known |= {case.name: None for case in spec.cases(device, spec.dtypes[0])}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--case {name}: no such case; choose from {', '.join(known)}")
+
+
+def seconds_needed(case: Case, roofline: Roofline) -> float:
+    """Rough time to check and time a case with a few backends, from its floor."""
+    return roofline.floor(load_op(case.op).cost(case)) * CALLS * SLOWDOWN
+
+
+def too_long(case: Case, roofline: Roofline) -> str | None:
+    """None, or why a case that nobody named is passed over: it takes minutes."""
+    seconds = seconds_needed(case, roofline)
+    if seconds <= CASE_SECONDS:
+        return None
+    return f"would take about {seconds / 60:.0f} minutes; --case {case.name} times it all the same"
+
+
+def too_large(case: Case) -> str | None:
+    """None, or why a case does not fit the memory that is free."""
+    need = load_op(case.op).cost(case).bytes * 8 // case.dtype.itemsize * FP64_TENSORS
+    if case.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(case.device)
+    else:
+        free = psutil.virtual_memory().available
+    if need <= free:
+        return None
+    return f"needs about {need / 2**30:.1f} GiB with its checks; {free / 2**30:.1f} GiB are free"

@@ -1,0 +1,220 @@
+"""Results of a benchmark: rates, shares and ratios, for tables, CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..spec import Case, Cost
+from .baseline import COMPILE, EAGER
+from .roofline import Roofline
+from .timer import Summary, ratio
+
+TIMED, RED, LEFT_OUT = "timed", "red", "left out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One backend on one case.
+
+    Attributes:
+        backend: Its name; ``eager`` and ``compile`` are the reference.
+        state: ``timed``; ``red``: its results are wrong; or ``left out``.
+        note: The errors of its results, or why it was left out.
+        auto: It is what ``auto`` picks.
+        approximate: Its results are not exact; it must be named to be used.
+        captured: Its time is that of a CUDA graph's replay.
+        time: The samples; None where it was not timed.
+        vs_eager: How many times faster than eager; median of the rounds' ratios.
+        vs_compile: The same against torch.compile.
+    """
+
+    backend: str
+    state: str
+    note: str
+    auto: bool = False
+    approximate: bool = False
+    captured: bool = False
+    time: Summary | None = None
+    vs_eager: float | None = None
+    vs_compile: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All backends on one case.
+
+    Attributes:
+        case: The case.
+        cost: Its least work.
+        roofline: The limits measured beside it.
+        copies: Copies of the inputs that calls took turns on (CPU).
+        sm_clock_mhz: The GPU's clock right after the rounds; None on a CPU.
+        rows: The backends.
+    """
+
+    case: Case
+    cost: Cost
+    roofline: Roofline
+    copies: int | None
+    sm_clock_mhz: int | None
+    rows: tuple[Row, ...]
+
+    @property
+    def floor(self) -> float:
+        """Least seconds."""
+        return self.roofline.floor(self.cost)
+
+    def rates(self, row: Row) -> dict[str, float | None]:
+        """GB/s, TFLOP/s and the share of the floor of a row; None where it was not timed."""
+        if row.time is None:
+            return {"gb_per_s": None, "tflop_per_s": None, "of_floor": None}
+        return {
+            "gb_per_s": self.cost.bytes / row.time.p50 / 1e9,
+            "tflop_per_s": self.cost.flops / row.time.p50 / 1e12,
+            "of_floor": self.floor / row.time.p50,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; times in seconds."""
+        case = self.case
+        return {
+            "op": case.op,
+            "case": case.name,
+            "dims": dict(case.dims),
+            "options": dict(case.options),
+            "device": str(case.device),
+            "dtype": str(case.dtype).removeprefix("torch."),
+            **dataclasses.asdict(self.cost),
+            "bandwidth": self.roofline.bandwidth,
+            "rate": self.roofline.rate,
+            "floor": self.floor,
+            "bound": self.roofline.bound(self.cost),
+            "copies": self.copies,
+            "sm_clock_mhz": self.sm_clock_mhz,
+            "backends": [self._row_as_json(row) for row in self.rows],
+        }
+
+    def _row_as_json(self, row: Row) -> dict[str, Any]:
+        entry = dataclasses.asdict(row) | self.rates(row)
+        if row.time is not None:
+            entry["time"]["spread"] = row.time.spread
+        return entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """One backend over several cases.
+
+    Attributes:
+        backend: Its name.
+        cases: Number of cases where it was timed beside the baselines.
+        vs_eager: Geometric mean of the cases' ratios.
+        vs_compile: The same; None without torch.compile.
+        least_vs_compile: The least of these ratios, and its case.
+    """
+
+    backend: str
+    cases: int
+    vs_eager: float
+    vs_compile: float | None
+    least_vs_compile: tuple[float, str] | None
+
+
+def geometric_means(results: Iterable[Result]) -> list[Mean]:
+    """One mean per backend that was timed on two cases or more."""
+    found: dict[str, list[tuple[Row, Case]]] = {}
+    for result in results:
+        for row in result.rows:
+            if row.vs_eager is not None and row.backend not in (EAGER, COMPILE):
+                found.setdefault(row.backend, []).append((row, result.case))
+    means = []
+    for backend, rows in found.items():
+        if len(rows) < 2:
+            continue
+        compiled = [
+            (row.vs_compile, f"{case.op} {case.name}")
+            for row, case in rows
+            if row.vs_compile is not None
+        ]
+        means.append(
+            Mean(
+                backend=backend,
+                cases=len(rows),
+                vs_eager=_geometric([row.vs_eager or 0.0 for row, _ in rows]),
+                vs_compile=_geometric([value for value, _ in compiled]) if compiled else None,
+                least_vs_compile=min(compiled, default=None),
+            )
+        )
+    return means
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def compare(rows: Sequence[Row], samples: Mapping[str, Sequence[float]]) -> tuple[Row, ...]:
+    """Add to each row its times and ratios, where it was sampled.
+
+    Args:
+        rows: The rows.
+        samples: Backend -> seconds, one per round.
+    """
+
+    def against(base: str, own: str) -> float | None:
+        return ratio(samples[base], samples[own]) if base in samples else None
+
+    return tuple(
+        dataclasses.replace(
+            row,
+            time=Summary.of(samples[row.backend]),
+            vs_eager=against(EAGER, row.backend),
+            vs_compile=against(COMPILE, row.backend),
+        )
+        if row.backend in samples
+        else row
+        for row in rows
+    )
+
+
+def as_csv(results: Iterable[Result]) -> str:
+    """One line per backend and case; times in microseconds."""
+    lines = [_csv_line(result, row) for result in results for row in result.rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(_CSV_COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+_CSV_COLUMNS = (
+    "op", "case", "dims", "device", "dtype", "backend", "auto", "state", "rounds", "p20_us",
+    "p50_us", "p80_us", "spread", "gb_per_s", "tflop_per_s", "of_floor", "vs_eager", "vs_compile",
+    "note",
+)  # fmt: skip
+
+
+def _csv_line(result: Result, row: Row) -> dict[str, Any]:
+    case = result.case
+    line = {
+        "op": case.op,
+        "case": case.name,
+        "dims": " ".join(f"{letter}={size}" for letter, size in case.dims.items()),
+        "device": str(case.device),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "backend": row.backend,
+        "auto": int(row.auto),
+        "state": row.state,
+        **result.rates(row),
+        "vs_eager": row.vs_eager,
+        "vs_compile": row.vs_compile,
+        "note": row.note,
+    }
+    if row.time is not None:
+        line |= {"rounds": row.time.count, "spread": row.time.spread}
+        line |= {f"{p}_us": getattr(row.time, p) * 1e6 for p in ("p20", "p50", "p80")}
+    return {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()}

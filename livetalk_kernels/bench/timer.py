@@ -1,0 +1,253 @@
+"""Timing calls that alternate: rounds of samples, on a CPU or a GPU.
+
+A shared machine drifts by 5 to 20 % within minutes. So all that is compared takes turns, one sample
+each per round, and is compared round by round.
+
+Cold means that a call finds its inputs in memory, not in a cache, as it does in a model whose
+layers hold more than a cache. On a CPU calls take turns on several copies of the inputs, together
+larger than the last-level cache; where that would need too many copies, a buffer of that size is
+written before each call. On a GPU a buffer twice as large as L2 is written before each call. A
+call allocates its outputs, as in the model, and frees them within the time that is measured.
+"""
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..spec import Arguments
+from .heap import CALLS_UNTIL_KEPT
+from .machine import last_level_cache
+
+Run = Callable[..., Any]
+Sampler = Callable[[], float]
+"""Takes one sample: the seconds of a call."""
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 1000
+MAX_COPIES = 16
+WARM_CALLS, WARM_SECONDS = CALLS_UNTIL_KEPT, {"cpu": 0.05, "cuda": 0.2}
+SLOW_SECONDS = 2.0  # for a CPU's warm-up
+SAMPLE_SECONDS = 0.005  # a sample is the median of as many calls as fit
+MAX_CALLS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Samples in brief, in seconds.
+
+    Attributes:
+        count: Number of samples.
+        p20: A fifth of the samples is faster.
+        p50: Median.
+        p80: A fifth of the samples is slower.
+        least: Fastest.
+        most: Slowest.
+    """
+
+    count: int
+    p20: float
+    p50: float
+    p80: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Summary":
+        """Summarise at least one sample."""
+        p20, p50, p80 = (float(np.percentile(samples, p)) for p in (20, 50, 80))
+        least, most = min(samples), max(samples)
+        return cls(count=len(samples), p20=p20, p50=p50, p80=p80, least=least, most=most)
+
+    @property
+    def spread(self) -> float:
+        """Distance of p20 and p80, relative to the median."""
+        return (self.p80 - self.p20) / self.p50
+
+
+def ratio(base: Sequence[float], own: Sequence[float]) -> float:
+    """How many times faster ``own`` is than ``base``: the median of the rounds' ratios."""
+    return float(np.median(np.asarray(base) / np.asarray(own)))
+
+
+def interleave(
+    samplers: Mapping[str, Sampler], *, rounds: int | None = None, seconds: float = 1.0
+) -> dict[str, list[float]]:
+    """Take turns; each round begins with another one. A round before them is not counted.
+
+    Args:
+        samplers: Name -> what takes one sample.
+        rounds: Number of rounds; None: as many as fit into ``seconds``, and at least 5.
+        seconds: Time for all rounds.
+
+    Returns:
+        Name -> one sample per round.
+    """
+    names = list(samplers)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for sampler in samplers.values():
+        sampler()
+    end = time.perf_counter() + seconds
+    for index in range(MAX_ROUNDS if rounds is None else rounds):
+        if rounds is None and index >= MIN_ROUNDS and time.perf_counter() >= end:
+            break
+        turn = index % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(samplers[name]())
+    return samples
+
+
+class Timer(Protocol):
+    """Makes a sampler of what is to be timed."""
+
+    def prepare(self) -> Arguments:
+        """Make the caches ready for a call, and give its arguments."""
+
+    def start(self, run: Run) -> Sampler:
+        """Warm up, and give the function that takes a sample."""
+
+
+def make_timer(device: torch.device, arguments: Arguments, *, hot: bool) -> Timer:
+    """The timer of a device, for calls with these arguments.
+
+    Args:
+        device: Where they lie.
+        arguments: Of one call.
+        hot: Leave the inputs in the cache from call to call.
+    """
+    if device.type == "cuda":
+        return CudaTimer(device, arguments, hot=hot)
+    return CpuTimer(arguments, hot=hot)
+
+
+def input_bytes(arguments: Arguments) -> int:
+    """Bytes of a call's tensors, shared storage counted once."""
+    positional, keywords = arguments
+    tensors = (x for x in (*positional, *keywords.values()) if isinstance(x, Tensor))
+    storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for x in tensors)}
+    return sum(storages.values())
+
+
+class CpuTimer:
+    """Times each call by the clock of the process.
+
+    Attributes:
+        copies: Number of copies of the inputs that calls take turns on.
+        flushes: A buffer is written before each call instead.
+    """
+
+    def __init__(self, arguments: Arguments, *, hot: bool = False) -> None:
+        """Copy the inputs as often as it takes to fill twice the last-level cache."""
+        cache = last_level_cache()
+        wanted = 1 if hot else max(2, -(-2 * cache // max(1, input_bytes(arguments))))
+        self.flushes = wanted > MAX_COPIES
+        self.copies = 1 if self.flushes else wanted
+        # deepcopy keeps strides, and views of one storage stay views of one storage.
+        sets = [arguments, *(copy.deepcopy(arguments) for _ in range(self.copies - 1))]
+        self._sets = itertools.cycle(sets)
+        self._buffer = torch.empty(2 * cache // 4) if self.flushes else None
+        self._hot = hot
+
+    def start(self, run: Run) -> Sampler:
+        """Warm up until memory is known to the heap: some calls, and some time."""
+        begin, times = time.perf_counter(), list[float]()
+        while (spent := time.perf_counter() - begin) < SLOW_SECONDS:
+            if len(times) >= WARM_CALLS and spent >= WARM_SECONDS["cpu"]:
+                break
+            times.append(self._call(run))
+        calls = max(1, min(MAX_CALLS, int(SAMPLE_SECONDS / min(times))))
+
+        def sample() -> float:
+            if self._hot:  # another one's turn has filled the cache
+                self._call(run)
+            return float(np.median([self._call(run) for _ in range(calls)]))
+
+        return sample
+
+    def prepare(self) -> Arguments:
+        """Make the caches ready for a call, and give its arguments."""
+        if self._buffer is not None:
+            self._buffer.fill_(1.0)
+        return next(self._sets)
+
+    def _call(self, run: Run) -> float:
+        positional, keywords = self.prepare()
+        begin = time.perf_counter()
+        run(*positional, **keywords)
+        return time.perf_counter() - begin
+
+
+class CudaTimer:
+    """Times by CUDA events around the replay of a captured call. Untested on a GPU.
+
+    The buffer's write keeps the GPU busy while the replay is queued behind it, so launch times
+    stay out. A call that cannot be captured is launched instead.
+
+    Attributes:
+        captured: Whether the latest ``start`` could capture its call.
+    """
+
+    def __init__(self, device: torch.device, arguments: Arguments, *, hot: bool = False) -> None:
+        """Make the buffer."""
+        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+        self._buffer = None if hot else torch.empty(size, dtype=torch.uint8, device=device)
+        self._device = device
+        self._arguments = arguments
+        self.captured = False
+
+    def start(self, run: Run) -> Sampler:
+        """Warm up by time, then capture."""
+        positional, keywords = self._arguments
+
+        def call() -> None:
+            run(*positional, **keywords)
+
+        end = time.perf_counter() + WARM_SECONDS["cuda"]
+        call()
+        while time.perf_counter() < end:
+            call()
+            torch.cuda.synchronize(self._device)
+        graph = self._capture(call)
+        self.captured = graph is not None
+        replay = call if graph is None else graph.replay
+        calls = max(3, min(MAX_CALLS, int(SAMPLE_SECONDS / self._median(replay, 3))))
+        return lambda: self._median(replay, calls)
+
+    def prepare(self) -> Arguments:
+        """Make the caches ready for a call, and give its arguments."""
+        if self._buffer is not None:
+            self._buffer.fill_(1)
+        return self._arguments
+
+    def _capture(self, call: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError:  # it waits for the GPU, or asks for pageable memory
+            torch.cuda.synchronize(self._device)
+            return None
+        return graph
+
+    def _median(self, replay: Callable[[], None], calls: int) -> float:
+        """Seconds of one call: the median of several, queued one behind the other."""
+        events = [
+            tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(calls)
+        ]
+        for begin, end in events:
+            self.prepare()
+            begin.record()
+            replay()
+            end.record()
+        torch.cuda.synchronize(self._device)
+        return float(np.median([begin.elapsed_time(end) for begin, end in events])) / 1e3

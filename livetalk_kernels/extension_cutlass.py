@@ -1,0 +1,65 @@
+"""The FP8 linears on CUTLASS: what they need of the build, the GPU and the sizes.
+
+They are part of ``_C_cuda.so`` if the package nvidia-cutlass was installed when it was built: they
+are made of its headers, see ``csrc/cuda/sm90``. They are ``torch.ops.livetalk.<op>_cutlass``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import extension_cuda
+from .spec import Case
+from .torch_ops import register_fake
+
+MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
+CAPABILITY = (9, 0)  # the code is Hopper's own: neither older nor newer GPUs run it
+TMA_VALUES = 16  # FP8 values in the 16 bytes that rows are multiples of
+
+
+def missing() -> str | None:
+    """None once the kernels are loaded, else why they cannot be."""
+    reason = extension_cuda.missing()
+    if reason is None and not hasattr(torch.ops.livetalk, "fp8_gemm_cutlass"):
+        return f"the CUDA kernels were built without CUTLASS; {MEND}"
+    return reason
+
+
+def register(op: str, fake: Callable[..., Any]) -> None:
+    """Give ``livetalk::<op>_cutlass`` its fake implementation, where the extension has it.
+
+    Args:
+        op: Name of the op.
+        fake: Empty outputs for a call's arguments.
+    """
+    if missing() is None:
+        register_fake(f"{op}_cutlass", fake)
+
+
+def supports_linear(case: Case, multiple: int) -> str | None:
+    """None, or why a linear with bf16 results cannot run.
+
+    Args:
+        case: What will be run.
+        multiple: What N is a multiple of.
+    """
+    if case.device.type != "cuda":
+        return f"runs on cuda, not on {case.device.type}"
+    if case.dtype != torch.bfloat16:
+        return f"needs bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    for letter, count in {"K": TMA_VALUES, "N": multiple}.items():
+        size = case.dims.get(letter, count)
+        if size == 0 or size % count:
+            return f"needs {letter} in multiples of {count}, not {size}"
+    reason = missing()
+    if reason is not None:
+        return reason
+    return other_capability(torch.cuda.get_device_capability(case.device))
+
+
+def other_capability(capability: tuple[int, int]) -> str | None:
+    """Why a GPU of this compute capability cannot run the kernels; None if it can."""
+    if capability != CAPABILITY:
+        return f"needs a Hopper, compute capability 9.0, not {capability[0]}.{capability[1]}"
+    return None

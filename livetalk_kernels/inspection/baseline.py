@@ -1,0 +1,111 @@
+"""Keep a report, and find what has become worse since."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import UserError
+from .report import Kernel, Report, as_json, from_json
+from .sass import TENSOR_CORES
+
+SHARE_SLACK = 0.05  # scalars that are loaded one way or another
+
+
+def baseline_file(path: Path, report: Report) -> Path:
+    """The file that is meant: in a folder, the one of this Triton's version."""
+    if not path.is_dir():
+        return path
+    version = report.versions.get("triton")
+    if version is None:
+        raise UserError(f"{path}: name the file; without Triton it has no version to go by")
+    return path / f"inspect_triton{'.'.join(version.split('.')[:2])}.json"
+
+
+def save(report: Report, path: Path) -> Path:
+    """Write a report; ``path`` is the file or its folder. Gives the file."""
+    file = baseline_file(path, report)
+    try:
+        file.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--save {path}: {error.strerror}") from None
+    return file
+
+
+def load(path: Path, report: Report) -> Report:
+    """Read the report that a new one is to be compared with; ``path`` is the file or its folder.
+
+    Raises:
+        UserError: There is none, or it is of another dtype.
+    """
+    file = baseline_file(path, report)
+    try:
+        before = from_json(json.loads(file.read_text("utf-8")))
+    except OSError as error:
+        raise UserError(
+            f"--compare {file}: {error.strerror}; make it with `livetalk inspect --save`"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--compare {file}: is no report of `livetalk inspect --save`") from None
+    if before.dtype != report.dtype:
+        raise UserError(f"--compare {file}: is of {before.dtype}; compare with --dtype of it")
+    return before
+
+
+def regressions(before: Report, after: Report) -> list[str]:
+    """What has become worse: a line for each kernel and thing.
+
+    Kernels that only one of the reports has are not compared.
+    """
+    known = {key: kernel for kernel in before.kernels for key in _keys(kernel)}
+    lines = []
+    for kernel in after.kernels:
+        found = (known[key] for key in _keys(kernel) if key in known)
+        for old in {id(old): old for old in found}.values():
+            lines += [f"{kernel}: {text}" for text in _worse(old, kernel)]
+    return list(dict.fromkeys(lines))
+
+
+def _keys(kernel: Kernel) -> Iterator[tuple[str, ...]]:
+    for case in kernel.cases or ("",):
+        yield kernel.op, kernel.backend, kernel.name, case
+
+
+def _worse(old: Kernel, new: Kernel) -> Iterator[str]:
+    if old.code is None:
+        return
+    if new.code is None:
+        yield f"no longer compiles: {new.error}"
+        return
+    before, after = old.code, new.code
+    if sum(new.spills or ()) > sum(old.spills or ()):
+        yield f"spills {sum(new.spills or ())} bytes, {sum(old.spills or ())} before"
+    if after.local > before.local:
+        yield f"{after.local} accesses of local memory, {before.local} before"
+    for name in TENSOR_CORES:
+        if name in before.tensor_cores and name not in after.tensor_cores:
+            yield f"no {name} any more"
+    if before.tma and not after.tma:
+        yield "no TMA any more"
+    for what, widest, now in (
+        ("loads", before.widest_load, after.widest_load),
+        ("stores", before.widest_store, after.widest_store),
+    ):
+        if _bits(now) < min(_bits(widest), 128):
+            yield f"{what} {now} bits at most, {widest} before"
+    was, share = before.wide_share, after.wide_share
+    if was is not None and share is not None and share < was - SHARE_SLACK:
+        yield f"{share:.0%} of the bytes in 128-bit accesses, {was:.0%} before"
+    if old.warps is not None and new.warps is not None and new.warps < old.warps:
+        yield f"{new.warps} warps per SM, {old.warps} before"
+    known = {_number(text) for text in old.warnings}
+    yield from (f"compiler: {text}" for text in new.warnings if _number(text) not in known)
+
+
+def _bits(widest: str) -> int:
+    """For comparison; TMA moves whole tiles, and nothing is moved best."""
+    return int(widest) if widest.isdecimal() else 1024
+
+
+def _number(warning: str) -> str:
+    """What makes two warnings the same: their number, if they have one; else their text."""
+    return warning.split(maxsplit=1)[0] if warning.startswith("(C") else warning

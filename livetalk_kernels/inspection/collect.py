@@ -1,0 +1,96 @@
+"""Compile or read all kernels of some ops, and report on them."""
+
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ..bench.machine import commit
+from ..dispatch import op_names
+from ..errors import UserError
+from . import cuda_kernels, triton_kernels
+from .compile import ptxas_path
+from .report import Kernel, Report
+from .tools import tool_version
+
+BACKENDS = (triton_kernels.BACKEND, cuda_kernels.BACKEND)
+Progress = Callable[[str], None]
+"""Gets a line about what comes next."""
+
+
+def collect(
+    ops: Sequence[str],
+    *,
+    dtype: torch.dtype,
+    backends: Sequence[str] = BACKENDS,
+    quick: bool = False,
+    keep: Path | None = None,
+    progress: Progress = lambda line: None,
+) -> Report:
+    """Report on all kernels of some ops.
+
+    Args:
+        ops: Names of ops; empty: all.
+        dtype: Dtype of the activations that Triton kernels are compiled for.
+        backends: Of ``BACKENDS``.
+        quick: Compile each Triton kernel for one of its shapes only.
+        keep: Folder for PTX and disassembly, made if need be.
+        progress: Told what comes next.
+
+    Raises:
+        UserError: An op does not exist; Triton or cuobjdump is missing; Triton interprets.
+    """
+    if unknown := sorted(set(ops) - set(op_names())):
+        raise UserError(f"no op {unknown[0]}; there are {', '.join(op_names())}")
+    ops = ops or op_names()
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{keep}: cannot be made: {error.strerror}") from None
+    kernels: list[Kernel] = []
+    versions: dict[str, str] = {}
+    notes: list[str] = []
+    if triton_kernels.BACKEND in backends:
+        tasks = triton_kernels.tasks(ops, dtype, quick=quick)
+        versions["triton"] = importlib.metadata.version("triton")
+        versions["ptxas"] = tool_version(ptxas_path())
+        for number, task in enumerate(tasks, 1):
+            progress(f"{number}/{len(tasks)} {task}")
+            kernels.append(triton_kernels.inspect_task(task, keep))
+    if cuda_kernels.BACKEND in backends:
+        kernels += _cuda(ops, keep, versions, notes, progress)
+    return Report(
+        dtype=str(dtype).removeprefix("torch."),
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit(),
+        versions=versions,
+        kernels=tuple(kernels),
+        notes=tuple(notes),
+    )
+
+
+def _cuda(
+    ops: Sequence[str],
+    keep: Path | None,
+    versions: dict[str, str],
+    notes: list[str],
+    progress: Progress,
+) -> list[Kernel]:
+    if cuda_kernels.EXTENSION.is_file():
+        progress(cuda_kernels.EXTENSION.name)
+        notes.append(f"cuda: as built in {cuda_kernels.EXTENSION.name}, without ptxas' messages")
+        return cuda_kernels.extension_kernels(ops, keep)
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or not cuda_kernels.sources():
+        notes.append("cuda: left out; `make cuda` builds the kernels, and needs nvcc")
+        return []
+    versions["nvcc"] = tool_version(nvcc)
+    kernels = []
+    for source in cuda_kernels.sources():
+        progress(source.name)
+        kernels += cuda_kernels.source_kernels(source, ops, keep)
+    return kernels

@@ -1,0 +1,163 @@
+"""Compile a Triton launch for Hopper without a GPU, as Triton's JIT would when it is launched."""
+
+import contextlib
+import io
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..triton_launch import Launch
+
+CAPABILITY = 90
+_NOTE = "livetalk_inspect.json"  # in Triton's cache, beside the kernel: ptxas' log, seconds
+_DOT = re.compile(r"\btt\.dot\b.*: tensor<(?:\d+x)*(\w+)> \*")
+
+
+class CompileError(RuntimeError):
+    """A kernel does not compile; one line that says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A launch, specialised for its arguments.
+
+    Attributes:
+        name: Name of the kernel.
+        key: Equal for launches that share one compiled kernel.
+        ast: Triton's ``ASTSource``.
+        options: Options of Triton's compiler.
+    """
+
+    name: str
+    key: str
+    ast: Any
+    options: dict[str, Any]
+
+    def pointers(self) -> tuple[str, ...]:
+        """Dtypes of the arguments that are pointers, in Triton's names."""
+        types = {kind[1:] for kind in self.ast.signature.values() if kind.startswith("*")}
+        return tuple(sorted(types))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A compiled kernel.
+
+    Attributes:
+        entry: Its name in the machine code.
+        cubin: The machine code.
+        ttir: Triton's IR as it is written.
+        ttgir: Triton's IR for the GPU.
+        ptx: What ptxas got.
+        shared: Bytes of dynamic shared memory of a block.
+        log: What ptxas said.
+        seconds: How long it took when it was not yet in Triton's cache.
+    """
+
+    entry: str
+    cubin: bytes
+    ttir: str
+    ttgir: str
+    ptx: str
+    shared: int
+    log: str
+    seconds: float
+
+    def dots(self) -> tuple[str, ...]:
+        """Dtypes of the left operands of the kernel's ``tl.dot``, as Triton's IR names them."""
+        return tuple(sorted(set(_DOT.findall(self.ttir))))
+
+
+def specialise(launch: Launch) -> Source:
+    """Find what the JIT would compile: which arguments are constants, divisible by 16, 64 bits.
+
+    Its own code decides; a tensor on the ``meta`` device counts as aligned, as torch's memory is.
+    """
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    kernel = launch.kernel
+    backend = make_backend(_target())
+    keywords = launch.compiler_options()
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, rest = bind(**launch.arguments, **keywords)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, keywords, bound, specialisation, rest
+    )
+    name = kernel.fn.__name__
+    return Source(
+        name=name,
+        key=repr((kernel.fn.__module__, name, signature, constants, attributes, keywords)),
+        ast=ASTSource(kernel, signature, constants, attributes),
+        options=dict(options.__dict__),
+    )
+
+
+def compile_source(source: Source) -> Compiled:
+    """Compile for Hopper; what is in Triton's cache is not compiled again.
+
+    Raises:
+        CompileError: It does not compile.
+    """
+    try:
+        return _compile(source)
+    except Exception as error:  # compilers fail in many ways, and the report goes on
+        raise CompileError(_reason(error)) from error
+
+
+def ptxas_path() -> str:
+    """Path of the ptxas that Triton takes for Hopper."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(CAPABILITY).path)
+
+
+def _compile(source: Source) -> Compiled:
+    import triton
+    from triton import knobs
+    from triton.runtime.cache import get_cache_manager
+
+    log = io.StringIO()  # Triton prints there what ptxas says, and the whole PTX where it fails
+    with (
+        knobs.nvidia.scope(),
+        knobs.compilation.scope(),
+        contextlib.redirect_stdout(log),
+    ):
+        knobs.nvidia.dump_ptxas_log = True
+        start = time.monotonic()
+        kernel = triton.compile(source.ast, target=_target(), options=source.options)
+        cache = get_cache_manager(kernel.hash)
+        note = cache.get_file(_NOTE)
+        if note is None and not log.getvalue():  # cached by a run that kept no log
+            knobs.compilation.always_compile = True
+            start = time.monotonic()
+            kernel = triton.compile(source.ast, target=_target(), options=source.options)
+        if note is None:
+            text = {"log": log.getvalue(), "seconds": round(time.monotonic() - start, 2)}
+            note = cache.put(json.dumps(text), _NOTE, binary=False)
+    kept = json.loads(Path(note).read_text("utf-8"))
+    return Compiled(
+        entry=kernel.metadata.name,
+        shared=kernel.metadata.shared,
+        **{kind: kernel.asm[kind] for kind in ("cubin", "ttir", "ttgir", "ptx")},
+        **kept,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """One line of a compiler's error."""
+    while error.__cause__ is not None:  # Triton wraps the error of the line that it is about
+        error = error.__cause__
+    text = str(getattr(error, "error_message", None) or error) or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ptxas = [line for line in lines if re.match(r"ptxas\S* (error|fatal) ", line)]
+    return " ".join((ptxas or lines)[0].split())
+
+
+def _target() -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", CAPABILITY, 32)

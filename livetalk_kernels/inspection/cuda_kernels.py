@@ -1,0 +1,126 @@
+"""All CUDA kernels: those in the extension, or compiled from their sources."""
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..dispatch import op_names
+from ..extension import FOLDER
+from . import ptxas
+from .report import TARGET, Kernel
+from .sass import read_cubin
+from .tools import ToolError, find_tool, run_tool
+
+BACKEND = "cuda"
+NAMESPACE = "livetalk::cuda::"
+CUTLASS_KERNEL = re.compile(r"cutlass::device_kernel<(.*?) ?>")  # what CUTLASS wraps ours in
+EXTENSION = FOLDER / "_C_cuda.so"
+SOURCES = FOLDER.parent / "csrc"
+FLAGS = ("-cubin", f"-arch={TARGET}", "-std=c++20", "-O3", "-Xptxas", "-v")
+
+
+def extension_kernels(ops: Sequence[str], keep: Path | None = None) -> list[Kernel]:
+    """Kernels of the built extension, which may be older than the sources.
+
+    Args:
+        ops: Ops whose kernels are wanted.
+        keep: Folder for machine code and disassembly; it exists.
+
+    Raises:
+        UserError: cuobjdump is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run_tool(find_tool("cuobjdump"), "-xelf", TARGET, EXTENSION, cwd=Path(folder))
+        except ToolError as error:
+            return [Kernel(op="", backend=BACKEND, name=EXTENSION.name, error=str(error))]
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        return [kernel for cubin in cubins for kernel in _kernels(cubin, ops, None, None, keep)]
+
+
+def sources() -> list[Path]:
+    """Sources of the kernels; none where livetalk was installed without them.
+
+    Kernels on CUTLASS are read from the extension only: each takes a minute to compile.
+    """
+    return sorted((SOURCES / "cuda").glob("*.cu"))
+
+
+def source_kernels(source: Path, ops: Sequence[str], keep: Path | None = None) -> list[Kernel]:
+    """Kernels of one source, compiled with nvcc.
+
+    Args:
+        source: One of ``sources``.
+        ops: Ops whose kernels are wanted.
+        keep: Folder for machine code and disassembly; it exists.
+
+    Raises:
+        UserError: nvcc or cuobjdump is not installed.
+    """
+    includes = (f"-I{SOURCES}", f"-I{SOURCES / 'include'}")
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, f"{source.stem}.cubin")
+        start = time.monotonic()
+        try:
+            _, log = run_tool(find_tool("nvcc"), *FLAGS, *includes, source, "-o", cubin)
+        except ToolError as error:
+            return [Kernel(op="", backend=BACKEND, name=source.name, error=str(error))]
+        seconds = round(time.monotonic() - start, 2)
+        return _kernels(cubin, ops, ptxas.parse(log), seconds, keep)
+
+
+def _kernels(
+    cubin: Path,
+    ops: Sequence[str],
+    log: ptxas.Log | None,
+    seconds: float | None,
+    keep: Path | None,
+) -> list[Kernel]:
+    try:
+        codes, sass = read_cubin(cubin)
+    except ToolError as error:
+        return [Kernel(op="", backend=BACKEND, name=cubin.stem, error=str(error))]
+    if keep is not None:
+        shutil.copy(cubin, keep)
+        keep.joinpath(f"{cubin.stem}.sass").write_text(sass, encoding="utf-8")
+    names, kernels = readable(codes), []
+    for mangled, code in codes.items():
+        name = names[mangled]
+        op = max((op for op in op_names() if op in name), key=len, default="")
+        if op and op not in ops:
+            continue
+        part = log.of(mangled) if log else None
+        kernels.append(
+            Kernel(
+                op=op,
+                backend=BACKEND,
+                name=name,
+                code=code,
+                spills=part.spilled() if part else None,
+                warnings=part.warnings if part else (),
+                seconds=seconds,
+            )
+        )
+    return kernels
+
+
+def readable(mangled: Iterable[str]) -> dict[str, str]:
+    """Mangled name -> the name in C++ without namespace, result and arguments.
+
+    Without c++filt, which comes with every C++ compiler, names stay as they are.
+    """
+    names = list(mangled)
+    program = shutil.which("c++filt")
+    if program is None or not names:
+        return {name: name for name in names}
+    lines = run_tool(program, *names)[0].splitlines()
+    return {name: _short(line) for name, line in zip(names, lines, strict=True)}
+
+
+def _short(line: str) -> str:
+    name = line.rpartition("(")[0].removeprefix("void ").replace(NAMESPACE, "")
+    wrapped = CUTLASS_KERNEL.fullmatch(name)
+    return wrapped[1] if wrapped else name or line

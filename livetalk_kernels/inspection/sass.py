@@ -1,0 +1,164 @@
+"""Read compiled machine code: resources and instructions of every kernel of a cubin."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .occupancy import SHARED_RESERVED
+from .tools import find_tool, run_tool
+
+TENSOR_CORES = ("HGMMA", "QGMMA", "IGMMA", "BGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
+TMA_LOADS = ("UTMALDG", "UBLKCP")
+TMA_STORES = ("UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
+WIDE = "128"
+_BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16", "64": "64", "128": "128"}
+_LOADS, _STORES, _COPIES, _LOCAL = ("LDG", "LD"), ("STG", "ST"), ("LDGSTS",), ("LDL", "STL")
+
+_FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.MULTILINE)
+_INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)", re.MULTILINE
+)
+_RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\w+) SHARED:(\d+)")
+_INFO = re.compile(r"^\.nv\.info\.(\S+)\n(.*?)(?=^\.\S|\Z)", re.MULTILINE | re.DOTALL)
+_THREADS = re.compile(
+    r"EIATTR_(?:REQNTID|MAX_THREADS)\s+Format:\s+\S+\s+Value:((?:\s+0x[0-9a-f]+){3})"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """One kernel's machine code.
+
+    Attributes:
+        registers: Registers of a thread.
+        stack: Bytes of a thread's stack; None where the compiler does not know.
+        static_shared: Bytes of static shared memory of a block.
+        threads: Threads of a block, as the code demands or bounds them; None where it does not.
+        tensor_cores: Instruction -> how often it is in the code.
+        tma: The same for bulk copies between global and shared memory.
+        loads: Width in bits -> loads from global memory in the code.
+        stores: The same for stores to global memory.
+        copies: The same for asynchronous copies to shared memory (LDGSTS).
+        local: Loads and stores of local memory, which spills and indexed arrays use.
+    """
+
+    registers: int
+    stack: int | None
+    static_shared: int
+    threads: int | None
+    tensor_cores: dict[str, int] = field(default_factory=dict)
+    tma: dict[str, int] = field(default_factory=dict)
+    loads: dict[str, int] = field(default_factory=dict)
+    stores: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
+    local: int = 0
+
+    @property
+    def widest_load(self) -> str:
+        """Bits of the widest load, ``TMA``, or empty where nothing is loaded."""
+        return _widest(self.loads, self.copies, tma=_any(self.tma, TMA_LOADS))
+
+    @property
+    def widest_store(self) -> str:
+        """Bits of the widest store, ``TMA``, or empty where nothing is stored."""
+        return _widest(self.stores, tma=_any(self.tma, TMA_STORES))
+
+    @property
+    def wide_share(self) -> float | None:
+        """Bytes in accesses of 128 bits over bytes in all, as they stand in the code, loops once.
+
+        None where TMA alone touches global memory.
+        """
+        wide = total = 0
+        for widths in (self.loads, self.stores, self.copies):
+            wide += widths.get(WIDE, 0) * int(WIDE)
+            total += sum(int(bits) * count for bits, count in widths.items())
+        return wide / total if total else None
+
+
+def read_cubin(cubin: Path) -> tuple[dict[str, Code], str]:
+    """Read all kernels of a cubin.
+
+    Args:
+        cubin: The file.
+
+    Returns:
+        Kernel's (mangled) name -> its code; and the disassembly.
+
+    Raises:
+        UserError: cuobjdump is not installed.
+        ToolError: cuobjdump cannot read the file.
+    """
+    cuobjdump = find_tool("cuobjdump")
+    resources, sass, elf = (
+        run_tool(cuobjdump, option, cubin)[0] for option in ("-res-usage", "-sass", "-elf")
+    )
+    return parse(resources, sass, elf), sass
+
+
+def parse(resources: str, sass: str, elf: str) -> dict[str, Code]:
+    """Kernel's name -> its code, from what cuobjdump prints for -res-usage, -sass and -elf."""
+    threads = dict(_threads(elf))
+    instructions = dict(_instructions(sass))
+    codes = {}
+    for name, registers, stack, shared in _RESOURCES.findall(resources):
+        if name not in instructions:
+            continue
+        codes[name] = Code(
+            registers=int(registers),
+            stack=int(stack) if stack.isdecimal() else None,
+            static_shared=max(0, int(shared) - SHARED_RESERVED),
+            threads=threads.get(name),
+            **_count(instructions[name]),
+        )
+    return codes
+
+
+def _threads(elf: str) -> Iterator[tuple[str, int]]:
+    for name, block in _INFO.findall(elf):
+        if match := _THREADS.search(block):
+            yield name, prod(int(size, 16) for size in match[1].split())
+
+
+def _instructions(sass: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    parts = _FUNCTION.split(sass)
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        yield name, _INSTRUCTION.findall(body)
+
+
+def _count(instructions: list[tuple[str, str]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in instructions)
+
+    def named(wanted: tuple[str, ...]) -> dict[str, int]:
+        return {name: names[name] for name in dict.fromkeys(wanted) if names[name]}
+
+    def widths(wanted: tuple[str, ...]) -> dict[str, int]:
+        bits = Counter(_width(suffixes) for name, suffixes in instructions if name in wanted)
+        return dict(sorted(bits.items(), key=lambda item: -int(item[0])))
+
+    return {
+        "tensor_cores": named(TENSOR_CORES),
+        "tma": named(TMA_LOADS + TMA_STORES),
+        "loads": widths(_LOADS),
+        "stores": widths(_STORES),
+        "copies": widths(_COPIES),
+        "local": sum(named(_LOCAL).values()),
+    }
+
+
+def _width(suffixes: str) -> str:
+    return next((_BITS[part] for part in suffixes.split(".") if part in _BITS), "32")
+
+
+def _any(counts: dict[str, int], names: tuple[str, ...]) -> bool:
+    return any(name in counts for name in names)
+
+
+def _widest(*widths: dict[str, int], tma: bool) -> str:
+    if tma:
+        return "TMA"
+    return max((bits for part in widths for bits in part), key=int, default="")

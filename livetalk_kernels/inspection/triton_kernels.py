@@ -1,0 +1,135 @@
+"""All Triton kernels that the ops launch at the model's shapes."""
+
+import importlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..dispatch import OPS_PACKAGE, backend_names, load_backend, load_op
+from ..errors import UserError
+from ..spec import as_tuple
+from ..triton_launch import INSTALL, Launch, interpreted
+from . import ptxas
+from .compile import CompileError, Source, compile_source, specialise
+from .report import Kernel
+from .sass import read_cubin
+from .tools import ToolError
+
+BACKEND = "triton"
+
+
+@dataclass
+class Task:
+    """One kernel to compile, for all cases that it serves; or why there is none."""
+
+    op: str
+    cases: list[str] = field(default_factory=list)
+    source: Source | None = None
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Op, kernel and first case."""
+        return f"{self.op}/{self.source.name} ({self.cases[0]})" if self.source else self.op
+
+
+def tasks(ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False) -> list[Task]:
+    """Find what ops launch in their large cases; launches that share a kernel are one task.
+
+    Args:
+        ops: Names of ops; every backend of theirs that has ``launches`` is looked at.
+        dtype: Dtype of the activations.
+        quick: Each op's kernels only as its first case that has them launches them.
+
+    Raises:
+        UserError: Triton is not installed, or interprets its kernels.
+    """
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise UserError(f"inspect: Triton is not installed; {INSTALL}") from None
+    if interpreted():
+        raise UserError("inspect: TRITON_INTERPRET is set, so nothing compiles; unset it")
+    found = [
+        task
+        for op in ops
+        for name in backend_names(op)
+        if load_backend(op, name).launches is not None
+        for task in _tasks_of_op(op, name, dtype)
+    ]
+    if quick:
+        names = [(task.op, task.source and task.source.name) for task in found]
+        found = [task for index, task in enumerate(found) if names.index(names[index]) == index]
+    return found
+
+
+def launches_of_op(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, list[Launch]]]:
+    """Each large case's name, and what one of the op's Triton backends launches for it."""
+    spec = load_op(op)
+    contract = importlib.import_module(f"{OPS_PACKAGE}.{op}")
+    backend = load_backend(op, name)
+    assert backend.launches is not None
+    for case in spec.cases(torch.device("meta"), dtype):
+        if case.large:
+            arguments, keywords = spec.make_inputs(case, torch.Generator())
+            outputs = as_tuple(contract.empty_outputs(*arguments, **keywords))
+            yield case.name, backend.launches(outputs, *arguments, **keywords)
+
+
+def _tasks_of_op(op: str, name: str, dtype: torch.dtype) -> list[Task]:
+    found: dict[str, Task] = {}
+    try:
+        for case, launches in launches_of_op(op, name, dtype):
+            sources = {source.key: source for source in map(specialise, launches)}
+            versions = Counter[str]()
+            for key, source in sources.items():
+                versions[source.name] += 1
+                number = versions[source.name]
+                task = found.setdefault(key, Task(op=op, source=source))
+                task.cases.append(case if number == 1 else f"{case}#{number}")
+    except Exception as error:  # one op's mistake; the report goes on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return [*found.values(), Task(op=op, error=f"{type(error).__name__}: {reason}")]
+    return list(found.values())
+
+
+def inspect_task(task: Task, keep: Path | None = None) -> Kernel:
+    """Compile a task's kernel and read its code.
+
+    Args:
+        task: One of ``tasks``.
+        keep: Folder for PTX, Triton's IR, machine code and disassembly; it exists.
+
+    Raises:
+        UserError: cuobjdump is not installed.
+    """
+    if task.source is None:
+        return Kernel(op=task.op, backend=BACKEND, name="", error=task.error)
+    kernel = Kernel(op=task.op, backend=BACKEND, name=task.source.name, cases=tuple(task.cases))
+    try:
+        compiled = compile_source(task.source)
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder, "kernel.cubin")
+            cubin.write_bytes(compiled.cubin)
+            codes, sass = read_cubin(cubin)
+    except (CompileError, ToolError) as error:
+        return replace(kernel, error=str(error))
+    if keep is not None:
+        stem = f"{task.op}.{kernel.name}.{task.cases[0]}".replace("#", "-")
+        for kind, text in {"ttgir": compiled.ttgir, "ptx": compiled.ptx, "sass": sass}.items():
+            keep.joinpath(f"{stem}.{kind}").write_text(text, encoding="utf-8")
+        keep.joinpath(f"{stem}.cubin").write_bytes(compiled.cubin)
+    log = ptxas.parse(compiled.log)
+    return replace(
+        kernel,
+        code=codes[compiled.entry],
+        dynamic_shared=compiled.shared,
+        spills=log.spilled(),
+        pointers=task.source.pointers(),
+        dots=compiled.dots(),
+        warnings=log.warnings,
+        seconds=compiled.seconds,
+    )

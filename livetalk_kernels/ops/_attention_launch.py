@@ -1,0 +1,130 @@
+"""What the launches of the Triton attention kernels share: block sizes, and sources of keys."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spec import Case
+from ..triton_launch import interpreted, split_width, supports_dot
+
+LOG2_E = 1 / math.log(2)
+MAX_WIDTH = 512
+MIN_BLOCK = 16  # of a matrix product
+MAX_BOX = 256  # of TMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """What a program handles at a time, for heads of one width.
+
+    Attributes:
+        rows: Queries.
+        keys: Keys.
+        main: Channels.
+        tail: Channels beyond ``main``, 0 if none.
+        warps: Warps of a program.
+        stages: Blocks of keys in flight.
+    """
+
+    rows: int
+    keys: int
+    main: int
+    tail: int
+    warps: int
+    stages: int
+
+
+def supports(case: Case) -> str | None:
+    """What every Triton attention asks."""
+    width = case.dims.get("d", 0)
+    if width > MAX_WIDTH:
+        return f"it has heads of up to {MAX_WIDTH} channels, not {width}"
+    return supports_dot(case)
+
+
+def channel_blocks(width: int) -> tuple[int, int]:
+    """``split_width`` in blocks that a matrix product takes."""
+    main, tail = split_width(width)
+    return max(main, MIN_BLOCK), max(tail, MIN_BLOCK) if tail and main >= MIN_BLOCK else 0
+
+
+def choose_blocks(dtype: torch.dtype, width: int) -> Blocks:
+    """Blocks for Hopper, from compiled code alone: no choice is measured yet.
+
+    In 16 bits and 128 channels two groups of four warps take 64 queries each: while one has the
+    tensor cores the other can do its softmax. Of the blocks that fit, 128 x 128 has the fewest
+    other instructions per tensor-core instruction; the third stage fills the shared memory
+    (229,432 of 232,448 bytes), and with two the loads of a block would start only when the block
+    before it is done. A multiprocessor holds one such program.
+    """
+    main, tail = channel_blocks(width)
+    if interpreted():  # whose time is the number of programs and steps
+        rows, keys, warps, stages = 128, 128, 4, 1
+    elif dtype == torch.float32:  # to compare with, not to be fast: no tensor cores, and it spills
+        rows, keys, warps, stages = 32, 32, 8, 1
+    elif main + tail <= 128:
+        rows, keys, warps, stages = 128, 128, 8, 3
+    elif main + tail <= 256:
+        rows, keys, warps, stages = 128, 64, 8, 2
+    else:
+        rows, keys, warps, stages = 64, 32, 8, 2
+    return Blocks(rows=rows, keys=keys, main=main, tail=tail, warps=warps, stages=stages)
+
+
+def split_keys(keys: int, block: int, *, peel: bool) -> tuple[bool, int]:
+    """Cover the keys: whether by whole blocks first, and size of the last block, 0 if none.
+
+    Args:
+        keys: How many.
+        block: Keys of a whole block, a power of two.
+        peel: Leave a last block even where whole ones cover all.
+    """
+    rest = keys % block
+    if rest == 0 and peel:
+        rest = min(keys, block)
+    edge = max(MIN_BLOCK, 1 << (rest - 1).bit_length()) if rest else 0
+    return keys > rest, edge
+
+
+def strides(name: str, x_BSHd: Tensor) -> dict[str, int]:
+    """Arguments ``<name>_stride_<dimension>``."""
+    assert x_BSHd.stride(-1) == 1 or x_BSHd.shape[-1] <= 1, f"{name}: strided channels"
+    letters = "bsh" if x_BSHd.ndim == 4 else "bfsh"
+    return {f"{name}_stride_{at}": x_BSHd.stride(dim) for dim, at in enumerate(letters)}
+
+
+def key_arguments(
+    k_BSHd: Tensor, v_BSHd: Tensor, blocks: Blocks, *, peel: bool = False, suffix: str = ""
+) -> dict[str, Any]:
+    """Arguments of a kernel for one set of keys and values, each name with a suffix.
+
+    By TMA where it can: aligned to 16 bytes, and channels that one block covers.
+    """
+    keys = k_BSHd.shape[1]
+    whole, edge = split_keys(keys, blocks.keys, peel=peel)
+    tma = (
+        k_BSHd.shape[-1] == blocks.main <= MAX_BOX
+        and keys > 0
+        and all(_aligned(x) for x in (k_BSHd, v_BSHd))
+    )
+    sources = {"k": k_BSHd, "v": v_BSHd, "k_edge": k_BSHd, "v_edge": v_BSHd}
+    if tma:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        for name, x in sources.items():
+            rows = (edge or blocks.keys) if "edge" in name else blocks.keys
+            sources[name] = TensorDescriptor.from_tensor(x, [1, rows, 1, blocks.main])
+    arguments = {
+        **sources, "keys": keys, "WHOLE": whole, "EDGE": edge, "TMA": tma,
+        **strides("k", k_BSHd), **strides("v", v_BSHd),
+    }  # fmt: skip
+    return {name + suffix: value for name, value in arguments.items()}
+
+
+def _aligned(x: Tensor) -> bool:
+    return x.data_ptr() % 16 == 0 and all(
+        stride > 0 and stride * x.itemsize % 16 == 0 for stride in x.stride()[:-1]
+    )

@@ -1,0 +1,58 @@
+"""How the Triton kernels that work on rows deal them to programs, blocks and warps."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..triton_launch import interpreted, split_width
+
+ACCESS = 32 * 16  # bytes that a warp moves at once, 16 a thread
+ACCESSES = 4  # of a thread that holds parts of several short rows
+MAX_WARPS = 8
+PROGRAMS = 512  # that keep a GPU busy, a few for each of its 132 processors
+INTERPRETED_ELEMENTS = 1 << 17  # of a block in the interpreter, where a program costs many ms
+
+
+class RowPlan(NamedTuple):
+    """Constants and launch of a kernel on rows; see ``_triton.py``."""
+
+    constants: dict[str, Any]
+    programs: int
+    warps: int
+
+
+def plan_rows(rows: int, width: int, itemsize: int) -> RowPlan:
+    """Deal rows so that every thread moves 16 bytes at once, in the shorter block too.
+
+    Args:
+        rows: Number of rows, at least 1.
+        width: Their length.
+        itemsize: Bytes of an element.
+    """
+    main, tail = split_width(width)
+    shared = tail if tail * 8 >= main else main  # a shorter rest would leave too few warps
+    warps = max(1, min(MAX_WARPS, shared * itemsize // ACCESS))
+    count = 1
+    if interpreted():
+        count = interpreted_count(rows, main)
+    elif warps == 1:  # short rows
+        warps = 4
+        most = warps * ACCESSES * ACCESS // (power_of_two(width) * itemsize)
+        count = max(warps, min(most, power_of_two(rows) // PROGRAMS))
+    constants = {"ROWS": count, "MAIN": main, "TAIL": tail, "EVEN": main + tail == width}
+    return RowPlan(constants, -(-rows // count), warps)
+
+
+def interpreted_count(items: int, size: int) -> int:
+    """Power of two: how many items of ``size`` elements a program of the interpreter takes."""
+    return min(power_of_two(items), max(1, INTERPRETED_ELEMENTS // power_of_two(size)))
+
+
+def power_of_two(count: int) -> int:
+    """Smallest power of two that is not less than ``count``, which is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """View [..., D] as [rows, D]; copies only where the leading dimensions are no one stride."""
+    return x.reshape(-1, x.shape[-1])

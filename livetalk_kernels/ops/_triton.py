@@ -1,0 +1,83 @@
+"""What the Triton kernels of several ops share; ``_rows.py`` chooses the constants.
+
+A row lies in two blocks of columns, MAIN (always full) and TAIL (0: there is none; full if EVEN),
+so that it stays in registers from load to store. Tensors are [ROWS, block].
+"""
+
+import triton
+import triton.language as tl
+
+FP8_MAX = tl.constexpr(448.0)
+FP32_TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+@triton.jit
+def row_indices(rows, ROWS: tl.constexpr):
+    """Rows of this program [ROWS, 1], int64; those past the end repeat the last, unmasked."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    return tl.minimum(row, rows - 1).to(tl.int64)[:, None]
+
+
+@triton.jit
+def load_columns(pointer, columns, width, FULL: tl.constexpr):
+    """Values at ``pointer + columns`` in fp32, 0 past ``width``; ``pointer`` may be [ROWS, 1]."""
+    mask = None if FULL else columns < width
+    other = None if FULL else 0.0
+    return tl.load(pointer + columns, mask=mask, other=other).to(tl.float32)
+
+
+@triton.jit
+def store_columns(pointer, columns, value, width, FULL: tl.constexpr):
+    """Store [ROWS, block] at ``pointer`` [ROWS, 1] + ``columns``, rounded to its dtype."""
+    mask = None if FULL else columns < width
+    tl.store(pointer + columns, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def row_sum(first, second, TAIL: tl.constexpr):
+    """Sum of each row [ROWS, 1]: MAIN is folded to TAIL's length, then one exchange of threads."""
+    if TAIL:
+        ROWS: tl.constexpr = first.shape[0]
+        FOLDS: tl.constexpr = first.shape[1] // TAIL
+        first = tl.sum(tl.reshape(first, (ROWS, FOLDS, TAIL)), 1) + second
+    return tl.sum(first, 1)[:, None]
+
+
+@triton.jit
+def magnitude_bits(value):
+    """Bits of |value|: they order as the values do, with NaN above all, which a maximum drops."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def row_peak(first, second, TAIL: tl.constexpr):
+    """Largest magnitude of each row [ROWS, 1]; NaN if the row has one."""
+    peak = magnitude_bits(first)
+    if TAIL:
+        ROWS: tl.constexpr = first.shape[0]
+        FOLDS: tl.constexpr = first.shape[1] // TAIL
+        folded = tl.max(tl.reshape(peak, (ROWS, FOLDS, TAIL)), 1)
+        peak = tl.maximum(folded, magnitude_bits(second))
+    return tl.max(peak, 1)[:, None].to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fp8_scale(peak):
+    """Scale of values up to ``peak``: peak / 448, never denormal; 1 for zeros, NaN for NaN."""
+    scale = peak / FP8_MAX
+    scale = tl.where(scale < FP32_TINY, FP32_TINY, scale)
+    return tl.where(peak == 0.0, 1.0, scale)
+
+
+@triton.jit
+def to_fp8(value, INTERPRETED: tl.constexpr):
+    """Clamp fp32 to +-448 and round to e4m3."""
+    value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
+    if INTERPRETED:
+        # Triton's interpreter rounds wrongly, so it gets values that need no rounding: 3 bits
+        # after the leading one, and multiples of 2**-9 below 2**-6.
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+        fixed = (value + 24576.0) - 24576.0  # fp32 has steps of 2**-9 there
+        value = tl.where(tl.abs(value) < 0.015625, fixed, bits.to(tl.float32, bitcast=True))
+    return value.to(tl.float8e4nv)

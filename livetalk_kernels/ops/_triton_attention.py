@@ -1,0 +1,112 @@
+"""What the Triton attention kernels share: tiles of a head, and the online softmax.
+
+A tile is some rows of one head of [B, S, H, d], as two blocks of channels, MAIN and TAIL wide, so
+that d = 384 = 256 + 128 wastes nothing. Where one block covers d, TAIL is 0 and what is called
+``*_tail`` is never read. Keys and values come from a 4-D ``TensorDescriptor`` (TMA: the copy
+engine moves the tile and fills what lies beyond S with 0), or from a pointer to the head with the
+stride of a row. Queries and results move once per program, by plain 128-bit accesses: a tile of
+queries that TMA brings would reach the tensor cores through registers.
+
+Scores are in units of log 2, so that their exponential is the hardware's exp2.
+"""
+
+import triton
+import triton.language as tl
+
+LOG_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_tile(
+    source, batch, head, row, column, end, width, stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Rows from ``row`` and channels from ``column`` on; 0 from ``end`` and ``width`` on."""
+    if TMA:
+        return source.load([batch, row, head, column]).reshape(ROWS, COLUMNS)
+    else:
+        rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+        pointers = source + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        mask = (rows < end)[:, None] & (columns < width)[None, :]
+        return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(
+    source, value, row, column, end, width, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The reverse, to a pointer, rounded; nothing is written from ``end`` and ``width`` on."""
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    pointers = source + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    mask = (rows < end)[:, None] & (columns < width)[None, :]
+    tl.store(pointers, value.to(source.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _block(
+    q, q_tail, k, v, batch, head, row, keys, width, k_stride, v_stride, scale, bonus,
+    peak, total, out, out_tail,
+    KEYS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EDGE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    tile = load_tile(k, batch, head, row, 0, keys, width, k_stride, KEYS, MAIN, TMA)
+    scores = tl.dot(q, tile.T, input_precision="ieee")
+    if TAIL:
+        tile = load_tile(k, batch, head, row, MAIN, keys, width, k_stride, KEYS, TAIL, TMA)
+        scores = tl.dot(q_tail, tile.T, scores, input_precision="ieee")
+    if EDGE:
+        key = row + tl.arange(0, KEYS)
+        scores = scores * scale + tl.where(key == keys - 1, bonus, 0.0)[None, :]
+        scores = tl.where((key < keys)[None, :], scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_peak[:, None])
+    else:
+        new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(weights, 1)
+    tile = load_tile(v, batch, head, row, 0, keys, width, v_stride, KEYS, MAIN, TMA)
+    weights = weights.to(tile.dtype)
+    out = tl.dot(weights, tile, out * shrink[:, None], input_precision="ieee")
+    if TAIL:
+        tile = load_tile(v, batch, head, row, MAIN, keys, width, v_stride, KEYS, TAIL, TMA)
+        out_tail = tl.dot(weights, tile, out_tail * shrink[:, None], input_precision="ieee")
+    return new_peak, total, out, out_tail
+
+
+@triton.jit
+def attend(
+    q, q_tail, k, v, k_edge, v_edge, batch, head, keys, width, k_stride, v_stride, scale, bonus,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Softmax over all keys: blocks of KEYS where WHOLE, then one of EDGE with what is left.
+
+    ``q`` [ROWS, MAIN] and ``q_tail`` [ROWS, TAIL] are queries. ``k`` and ``v`` are read by KEYS
+    rows, ``k_edge`` and ``v_edge``, the same, by EDGE rows; ``batch`` and ``head`` find their
+    place in descriptors, the strides the next row of pointers. ``scale`` is that of the scores
+    times log2(e), at least 0; ``bonus`` is added to the last key's score, in units of log 2, and
+    read in the block of EDGE alone.
+
+    Gives the peak of the scores and the sum of the weights [ROWS], and the weighted sums of the
+    values [ROWS, MAIN] and [ROWS, TAIL]; without keys -inf and zeros.
+    """
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, MAIN], tl.float32)
+    out_tail = tl.zeros([ROWS, TAIL], tl.float32) if TAIL else out
+    whole = (keys - 1) // KEYS * KEYS if EDGE else keys
+    if WHOLE:
+        # The maximum tells the compiler that the loop is entered: a way around it would touch
+        # accumulators of tensor-core instructions in flight, and ptxas would serialise them.
+        for row in tl.range(0, tl.maximum(whole, KEYS), KEYS):
+            peak, total, out, out_tail = _block(
+                q, q_tail, k, v, batch, head, row, keys, width, k_stride, v_stride, scale,
+                bonus, peak, total, out, out_tail, KEYS, MAIN, TAIL, False, TMA,
+            )  # fmt: skip
+    if EDGE:
+        peak, total, out, out_tail = _block(
+            q, q_tail, k_edge, v_edge, batch, head, whole, keys, width, k_stride, v_stride, scale,
+            bonus, peak, total, out, out_tail, EDGE, MAIN, TAIL, True, TMA,
+        )  # fmt: skip
+    return peak, total, out, out_tail

@@ -1,0 +1,44 @@
+"""``add_norm_quant`` in Triton: one pass over memory, kernel in ``_triton.py``.
+
+Untested on a GPU.
+"""
+
+from torch import Tensor
+
+from ...triton_launch import Launch, interpreted, register, supports
+from .._rows import plan_rows
+from . import empty_outputs
+
+__all__ = ["launches", "run", "supports"]
+
+
+def launches(
+    outputs: tuple[Tensor, ...],
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> list[Launch]:
+    """What fills ``outputs``."""
+    from ._triton import add_norm_quant_kernel
+
+    x_new, q, scale = outputs
+    if not x.numel():
+        return []
+    width = x.shape[-1]
+    rows = x.numel() // width
+    plan = plan_rows(rows, width, x.itemsize)
+    arguments = {
+        "x": x, "y": y, "gate": gate, "weight": weight, "bias": bias, "x_new": x_new,
+        "q": q, "scale": scale, "eps": eps, "rows": rows, "width": width, "GATED": gate is not None,
+        **plan.constants, "INTERPRETED": interpreted(),
+    }  # fmt: skip
+    grid = (plan.programs,)
+    launch = Launch(kernel=add_norm_quant_kernel, grid=grid, arguments=arguments, warps=plan.warps)
+    return [launch]
+
+
+run = register("add_norm_quant", empty_outputs, launches)

@@ -1,0 +1,51 @@
+"""What the backends by other people's kernels share: which GPU they take, what they are given."""
+
+import torch
+from torch import Tensor
+
+from ...precision import math_dtype
+from ...spec import Case
+from .._attention import HALF_DTYPES
+
+ALIGNMENT = 8  # 16-bit elements: the kernels read 16 bytes at a time
+MAX_HEAD = 256  # channels
+MIN_CAPABILITY = (8, 0)
+
+
+def gpu_supports(case: Case, *, max_head: int = MAX_HEAD) -> str | None:
+    """None where 16-bit attention kernels for NVIDIA GPUs take a case, else why they do not."""
+    if case.device.type != "cuda":
+        return f"runs on cuda, not on {case.device.type}"
+    if case.dtype not in HALF_DTYPES:
+        return f"needs float16 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    head = case.dims.get("d", ALIGNMENT)
+    if head % ALIGNMENT or head > max_head:
+        return (
+            f"needs heads of at most {max_head} channels, in multiples of {ALIGNMENT}; not {head}"
+        )
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this torch is not built for CUDA"
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability < MIN_CAPABILITY:
+        return f"needs compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
+    return None
+
+
+def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The result of a call without queries or keys, which the kernels do not take; else None."""
+    if q_BLHd.numel() and k_BSHd.numel():
+        return None
+    B, L, H, _ = q_BLHd.shape
+    lse = q_BLHd.new_full((B, H, L), -torch.inf, dtype=math_dtype(q_BLHd.dtype))
+    return q_BLHd.new_zeros(q_BLHd.shape), lse
+
+
+def aligned(x_BLHd: Tensor) -> Tensor:
+    """The tensor, copied where its rows do not start at multiples of 16 bytes."""
+    assert x_BLHd.stride(-1) == 1, "strided channels"
+    strides = (
+        step for step, size in zip(x_BLHd.stride()[:-1], x_BLHd.shape[:-1], strict=True) if size > 1
+    )
+    if any(start % ALIGNMENT for start in (x_BLHd.storage_offset(), *strides)):
+        return x_BLHd.clone(memory_format=torch.contiguous_format)
+    return x_BLHd

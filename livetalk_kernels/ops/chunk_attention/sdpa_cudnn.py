@@ -1,0 +1,31 @@
+"""``chunk_attention`` by cuDNN, through torch. Untested on a GPU."""
+
+import torch
+from torch import Tensor
+
+from ...spec import Case
+from ._library import aligned, gpu_supports
+from ._sdpa import attend, cudnn
+
+MAX_HEAD = 128  # channels; newer releases of cuDNN take 256 on some GPUs
+MIN_VERSION = 90000
+
+
+def supports(case: Case) -> str | None:
+    """16 bits on CUDA, heads of up to 128 channels, two keys or more."""
+    reason = gpu_supports(case, max_head=MAX_HEAD)
+    if reason is not None:
+        return reason
+    if case.dims.get("S") == 1:
+        return "cuDNN takes no single key"
+    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    if version is None or version < MIN_VERSION:
+        return "needs cuDNN 9 or newer, which comes with torch for CUDA"
+    return None
+
+
+def run(
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """See the contract."""
+    return attend(cudnn, aligned(q_BLHd), aligned(k_BSHd), aligned(v_BSHd), scale)

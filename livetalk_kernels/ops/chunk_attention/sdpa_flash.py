@@ -1,0 +1,20 @@
+"""``chunk_attention`` by torch's flash kernel, whatever else there is. Untested on a GPU."""
+
+from torch import Tensor
+
+from ...spec import Case
+from .._attention import sdpa_supports
+from ._library import gpu_supports
+from ._sdpa import attend, flash
+
+
+def supports(case: Case) -> str | None:
+    """Any float dtype on a CPU; on CUDA 16 bits and heads of up to 256 channels."""
+    return gpu_supports(case) if case.device.type == "cuda" else sdpa_supports(case)
+
+
+def run(
+    q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """See the contract."""
+    return attend(flash, q_BLHd, k_BSHd, v_BSHd, scale)

@@ -1,0 +1,117 @@
+"""``chunk_attention`` on FP8 tensor cores, approximate; kernels in ``_triton_fp8.py``.
+
+Everything that enters a product is e4m3, and every product is summed in fp32:
+
+* k less its mean over this call's keys, with a scale per head and block of 128 keys. The mean adds
+  the same to all scores of a query, so it leaves out as it is; ``q . mean`` is added to the LSE.
+* q with a scale per row, while it is loaded.
+* v less its mean over the keys, with a scale per head and channel. The weights' sum is 1, so the
+  mean is added to out.
+* the weights, which are up to 1, times 256.
+
+v is stored with its keys along rows, as Hopper's FP8 instructions read it. What has heads of more
+than 128 channels (the VAE) or no keys is left to the exact kernel. Untested on a GPU.
+
+Source: smoothing and the two levels of sums as in SageAttention, arXiv 2410.02367, and
+SageAttention2, arXiv 2411.10958 (which has q and k in INT8 or INT4); FP8 weights up to 2^8 and the
+order of the keys in v as in FlashAttention-3, arXiv 2407.08608.
+"""
+
+import torch
+from torch import Tensor
+
+from ...precision import FP8, FP8_BLOCK
+from ...spec import Case
+from ...triton_launch import Launch, interpreted, register
+from ...triton_launch import supports as triton_supports
+from .._attention_launch import LOG2_E, strides
+from . import empty_outputs, triton
+
+APPROXIMATE = True
+MIN_CAPABILITY = (9, 0)
+MAX_WIDTH = 128  # channels of a head; 256 would not leave registers for sums in two levels
+MIN_WIDTH = 32  # of an FP8 product
+ROWS = 128  # queries of a program: two groups of four warps have 64 each
+STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # what a warp loads at a time
+
+
+def supports(case: Case) -> str | None:
+    """What Triton's backends ask, and a GPU with TMA and FP8."""
+    wide = case.dims.get("d", 0) > MAX_WIDTH
+    reason = triton.supports(case) if wide else triton_supports(case)
+    if reason is None and case.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(case.device)
+        if capability < MIN_CAPABILITY:
+            return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
+    return reason
+
+
+def launches(
+    outputs: tuple[Tensor, ...],
+    q_BLHd: Tensor,
+    k_BSHd: Tensor,
+    v_BSHd: Tensor,
+    *,
+    scale: float | None = None,
+) -> list[Launch]:
+    """What fills ``outputs``."""
+    B, L, H, d = q_BLHd.shape
+    S = k_BSHd.shape[1]
+    if d > MAX_WIDTH or not q_BLHd.numel() or not S:
+        return triton.launches(outputs, q_BLHd, k_BSHd, v_BSHd, scale=scale)
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from ._triton_fp8 import (
+        combine_kernel,
+        fp8_attention_kernel,
+        quantize_keys_kernel,
+        statistics_kernel,
+    )
+
+    out_BLHd, lse_BHL = outputs
+    scale = d**-0.5 if scale is None else scale
+    width = max(MIN_WIDTH, 1 << (d - 1).bit_length())
+    blocks = -(-S // FP8_BLOCK)
+    partial = q_BLHd.new_empty((4, B * H, blocks, width), dtype=torch.float32)
+    channels = q_BLHd.new_empty((3, B * H, width), dtype=torch.float32)
+    k_scales = q_BLHd.new_empty((B * H, blocks), dtype=torch.float32)
+    k_fp8 = q_BLHd.new_empty((B * H * blocks * FP8_BLOCK, width), dtype=FP8)
+    v_fp8 = q_BLHd.new_empty((B * H * width, blocks * FP8_BLOCK), dtype=FP8)
+    keys = {
+        "k": k_BSHd, "v": v_BSHd, "keys": S, "width": d, "heads": H,
+        **strides("k", k_BSHd), **strides("v", v_BSHd), "KEYS": FP8_BLOCK, "WIDTH": width,
+    }  # fmt: skip
+    statistics = {**keys, "partial": partial, "ROWS": STATISTICS_ROWS}
+    combination = {
+        "partial": partial, "channels": channels, "blocks": blocks,
+        "ROWS": COMBINE_ROWS, "WIDTH": width,
+    }  # fmt: skip
+    quantisation = {
+        **keys, "channels": channels, "k_fp8": k_fp8, "v_fp8": v_fp8, "k_scales": k_scales,
+        "INTERPRETED": interpreted(),
+    }  # fmt: skip
+    attention = {
+        "q": q_BLHd, "out": out_BLHd, "lse": lse_BHL, "k_scales": k_scales, "channels": channels,
+        "k": TensorDescriptor.from_tensor(k_fp8, [FP8_BLOCK, width]),
+        "v": TensorDescriptor.from_tensor(v_fp8, [width, FP8_BLOCK]),
+        "scale": abs(scale) * LOG2_E, "queries": L, "keys": S, "width": d, "heads": H,
+        **strides("q", q_BLHd), **strides("out", out_BLHd),
+        "NEGATE": scale < 0, "ROWS": ROWS, "KEYS": FP8_BLOCK, "WIDTH": width,
+        "WHOLE": S >= FP8_BLOCK, "EDGE": S % FP8_BLOCK > 0, "INTERPRETED": interpreted(),
+    }  # fmt: skip
+    grid = (blocks, H, B)
+    return [
+        Launch(kernel=statistics_kernel, grid=grid, arguments=statistics, warps=1),
+        Launch(kernel=combine_kernel, grid=(B * H,), arguments=combination, warps=1),
+        Launch(kernel=quantize_keys_kernel, grid=grid, arguments=quantisation, warps=8),
+        Launch(
+            kernel=fp8_attention_kernel,
+            grid=(-(-L // ROWS), H, B),
+            arguments=attention,
+            warps=8,
+            stages=3,
+        ),
+    ]
+
+
+run = register("chunk_attention", empty_outputs, launches, backend="triton_fp8")

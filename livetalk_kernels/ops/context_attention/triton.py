@@ -1,0 +1,60 @@
+"""``context_attention`` in Triton: both softmaxes in one kernel, see ``_triton.py``.
+
+Untested on a GPU.
+"""
+
+import dataclasses
+import math
+
+from torch import Tensor
+
+from ...triton_launch import Launch, register
+from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides, supports
+from . import empty_outputs
+
+__all__ = ["launches", "run", "supports"]
+
+KEYS = 64  # the image's result stays in registers during the text, so less is left for scores
+
+
+def launches(
+    outputs: tuple[Tensor, ...],
+    q_BLHd: Tensor,
+    k_image_BSHd: Tensor,
+    v_image_BSHd: Tensor,
+    k_text_BSHd: Tensor,
+    v_text_BSHd: Tensor,
+    *,
+    text_repeats: int = 1,
+) -> list[Launch]:
+    """What fills ``outputs``."""
+    from ._triton import context_attention_kernel
+
+    (out_BLHd,) = outputs
+    B, L, H, d = q_BLHd.shape
+    if not q_BLHd.numel():
+        return []
+    blocks = choose_blocks(q_BLHd.dtype, d)
+    blocks = dataclasses.replace(blocks, keys=min(blocks.keys, KEYS))
+    arguments = {
+        "q": q_BLHd, "out": out_BLHd,
+        "scale": d**-0.5 * LOG2_E, "bonus": math.log2(text_repeats), "queries": L, "width": d,
+        **strides("q", q_BLHd), **strides("out", out_BLHd),
+        **key_arguments(k_image_BSHd, v_image_BSHd, blocks, suffix="_image"),
+        **key_arguments(
+            k_text_BSHd, v_text_BSHd, blocks, peel=text_repeats > 1, suffix="_text"
+        ),
+        "ROWS": blocks.rows, "KEYS": blocks.keys, "MAIN": blocks.main, "TAIL": blocks.tail,
+    }  # fmt: skip
+    return [
+        Launch(
+            kernel=context_attention_kernel,
+            grid=(-(-L // blocks.rows), H, B),
+            arguments=arguments,
+            warps=blocks.warps,
+            stages=blocks.stages,
+        )
+    ]
+
+
+run = register("context_attention", empty_outputs, launches)

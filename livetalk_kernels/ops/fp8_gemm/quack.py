@@ -1,0 +1,97 @@
+"""``fp8_gemm`` by quack: a Hopper kernel in CuTe, with scales and bias in its epilogue.
+
+Scales per row only; quack has blocks of 1x32 alone, and not on a Hopper. The first call with a
+shape compiles the kernel for several tile shapes and times them. Untested on a GPU.
+
+Source: the package quack-kernels, whose interface of version 0.6.5 is used.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...precision import FP8_BLOCK
+from ...spec import Case
+from ..quantize import count_blocks
+from ._library import ALIGNMENT, dtype_reason, may_have_blocks, padded, trivial
+
+INSTALL = "pip install 'livetalk[quack]'"
+MIN_CAPABILITY = (9, 0)
+
+
+def supports(case: Case) -> str | None:
+    """A Hopper or newer, scales per row only, and the library."""
+    return reason_against(case, blocks=may_have_blocks(case))
+
+
+def reason_against(case: Case, *, blocks: bool) -> str | None:
+    """Why quack cannot run a case, with scales per block or without; None if it can."""
+    if case.device.type != "cuda":
+        return f"runs on cuda, not on {case.device.type}"
+    if (reason := dtype_reason(case)) is not None:
+        return reason
+    if blocks:
+        return "takes scales per row only, not per 1x128 block"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this torch is not built for CUDA"
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability < MIN_CAPABILITY:
+        return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
+    try:
+        importlib.import_module(f"{__package__}._quack")
+    except ImportError as error:
+        return f"quack cannot be imported ({str(error).splitlines()[0]}); {INSTALL}"
+    return None
+
+
+def run(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """See the contract."""
+    refuse_blocks(a_MK, scale_a)
+    if (out := trivial(a_MK, b_NK, bias_N, out_dtype)) is not None:
+        return out
+    from ._quack import scaled
+
+    return product(scaled, a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype)
+
+
+def refuse_blocks(a_MK: Tensor, scale_a: Tensor) -> None:
+    """Raise UserError for scales per block, which a case without sizes may have hidden."""
+    if scale_a.shape[-1] > 1:
+        blocks = count_blocks(a_MK.shape[-1], FP8_BLOCK)
+        raise UserError(
+            f"quack takes one scale per row, not {blocks} blocks; choose --backend fp8_gemm=auto"
+        )
+
+
+def product(
+    epilogue: Any,
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """One call of an epilogue of ``_quack``; no size is 0."""
+    N = b_NK.shape[0]
+    bias = scale_b.new_zeros(N) if bias_N is None else bias_N
+    outputs = epilogue(
+        padded(a_MK, 1, ALIGNMENT),
+        padded(b_NK, ALIGNMENT, ALIGNMENT).T,
+        out_dtype=out_dtype,
+        scale_a=padded(scale_a.flatten(), 1),
+        scale_b=padded(scale_b.flatten(), ALIGNMENT),
+        bias=padded(bias, ALIGNMENT),
+    )
+    return outputs["D"][:, :N].contiguous()

@@ -1,0 +1,103 @@
+"""``fp8_gemm`` by PyTorch's ``scaled_mm``: cuBLAS on a Hopper, plain PyTorch on a CPU.
+
+Scales per row of a and of b are one recipe of cuBLAS. Its other one has a scale per 1x128 block of
+both, so b's are repeated for every block, which changes no value. A bias that has the dtype of the
+16-bit result is added by the kernel; any other one to a result in fp32, so that there is one
+rounding. Fast accumulation, which keeps fewer bits, stays off. Untested on a GPU.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import UserError
+from ...precision import FP8_BLOCK
+from ...spec import Case
+from ..quantize import count_blocks
+from ._library import ALIGNMENT, dtype_reason, may_have_blocks, padded, trivial
+
+HOPPER = (9, 0)
+MIN_CUDA = (12, 9)  # whose cuBLAS has both recipes
+BLOCK_ROWS = 8  # what cuBLAS wants the rows of blocks to be multiples of
+OPERATOR = "aten::_scaled_mm_v2"
+
+
+def supports(case: Case) -> str | None:
+    """A Hopper and CUDA 12.9 or newer; on a CPU a newer torch, and scales per row only."""
+    return reason_against(case, blocks=may_have_blocks(case))
+
+
+def reason_against(case: Case, *, blocks: bool) -> str | None:
+    """Why ``scaled_mm`` cannot run a case, with scales per block or without; None if it can."""
+    if (reason := dtype_reason(case)) is not None:
+        return reason
+    if case.device.type == "cpu":
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(OPERATOR, "CPU"):
+            return f"torch {torch.__version__} has no scaled_mm for CPUs; pip install -U torch"
+        return "takes scales per row only on a CPU, not per 1x128 block" if blocks else None
+    if case.device.type != "cuda":
+        return f"runs on cuda and cpu, not on {case.device.type}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this torch is not built for CUDA"
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability != HOPPER:
+        return f"needs a Hopper, compute capability 9.0, not {capability[0]}.{capability[1]}"
+    if cuda_version() < MIN_CUDA:
+        return f"needs a torch built for CUDA 12.9 or newer, not {torch.version.cuda}"
+    return None
+
+
+def cuda_version() -> tuple[int, ...]:
+    """What this torch is built for; empty where it is not CUDA."""
+    return tuple(int(part) for part in (torch.version.cuda or "").split(".") if part)
+
+
+def takes_blocks(device: torch.device) -> bool:
+    """Whether a has scales per 1x128 block on this device."""
+    return device.type == "cuda"
+
+
+def run(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """See the contract."""
+    (M, K), N = a_MK.shape, b_NK.shape[0]
+    blocked = scale_a.shape[-1] > 1
+    if blocked:
+        assert scale_a.shape[-1] == count_blocks(K, FP8_BLOCK), "scale_a's shape"
+        if not takes_blocks(a_MK.device):
+            raise UserError(
+                f"scaled_mm on {a_MK.device.type} takes one scale per row, not {K // FP8_BLOCK} "
+                "blocks; choose --backend fp8_gemm=auto"
+            )
+    if (out := trivial(a_MK, b_NK, bias_N, out_dtype)) is not None:
+        return out
+    rows = BLOCK_ROWS if blocked else 1
+    fused = bias_N is not None and bias_N.dtype == out_dtype and out_dtype.itemsize == 2
+    scale_a, scale_b = padded(scale_a, rows, 1), padded(scale_b, ALIGNMENT, 1)
+    if blocked:  # cuBLAS reads the scales of a block, of all rows, as neighbours
+        recipe = functional.ScalingType.BlockWise1x128
+        scale_b = scale_b.expand(-1, K // FP8_BLOCK)
+        scale_a, scale_b = scale_a.T.contiguous().T, scale_b.T.contiguous().T
+    else:
+        recipe, scale_b = functional.ScalingType.RowWise, scale_b.T
+    out = functional.scaled_mm(
+        padded(a_MK, rows, ALIGNMENT),
+        padded(b_NK, ALIGNMENT, ALIGNMENT).T,
+        scale_a,
+        recipe,
+        scale_b,
+        recipe,
+        bias=padded(bias_N, ALIGNMENT) if bias_N is not None and fused else None,
+        output_dtype=out_dtype if bias_N is None or fused else torch.float32,
+    )
+    out = out[:M, :N]
+    if bias_N is not None and not fused:
+        out += bias_N
+    return out.to(out_dtype).contiguous()

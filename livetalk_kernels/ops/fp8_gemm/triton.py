@@ -1,0 +1,130 @@
+"""``fp8_gemm`` in Triton: TMA and FP8 tensor cores, kernel in ``_triton.py``. Untested on a GPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...precision import FP8_BLOCK
+from ...spec import Case
+from ...triton_launch import Launch, interpreted, register
+from ...triton_launch import supports as triton_supports
+from ..quantize import count_blocks
+from . import empty_outputs
+
+TMA_BYTES = 16  # what rows and addresses must be multiples of
+BLOCK_M = 128  # rows of a tile
+GROUP = 16  # rows of tiles: 16 x 128 rows by 8 x 256 columns run at the same time
+PROCESSORS = {"meta": 132, "cpu": 4}  # of an H200; few in the interpreter, so that programs loop
+MIN_CAPABILITY = (9, 0)
+
+
+def supports(case: Case) -> str | None:
+    """What Triton's backends ask, and a GPU with TMA."""
+    reason = triton_supports(case)
+    if reason is None and case.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(case.device)
+        if capability < MIN_CAPABILITY:
+            return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
+    return reason
+
+
+def gemm_arguments(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    tma_out: bool,
+) -> tuple[int, dict[str, Any]]:
+    """How many programs the kernels of both FP8 linears have, and what they take but outputs.
+
+    Neither M nor N is 0. Addresses and masks of outputs without TMA leave registers for one panel.
+    """
+    (M, K), N = a_MK.shape, b_NK.shape[0]
+    blocked = scale_a.shape[-1] > 1
+    if blocked:
+        assert scale_a.shape[-1] == count_blocks(K, FP8_BLOCK), "scale_a's shape"
+    processors = _processors(a_MK.device)
+    block_n = tile_columns(M, N, processors) if tma_out else FP8_BLOCK
+    arguments = {
+        "a": descriptor(_tma_rows(a_MK), BLOCK_M),
+        "b": descriptor(_tma_rows(b_NK), FP8_BLOCK),
+        "scale_a": scale_a, "scale_b": scale_b, "bias": bias_N,
+        "rows": M, "columns": N, "depth": K,
+        "BLOCK_M": BLOCK_M, "BLOCK_N": block_n, "GROUP": GROUP, "PROGRAMS": processors,
+        "BLOCKED": blocked, "BIASED": bias_N is not None, "INTERPRETED": interpreted(),
+    }  # fmt: skip
+    return min(processors, _tiles(M, N, block_n)), arguments
+
+
+def tile_columns(rows: int, columns: int, processors: int) -> int:
+    """Columns of a tile, 256 or 128: what reads least from L2, counted in full waves.
+
+    By arithmetic, not measured: a step of 128 x 256 reads 48 KiB for 4 Mi products, one of
+    128 x 128 reads 32 KiB for 2 Mi. At full rate (4096 products per clock) that is 48 and 64 bytes
+    per clock and processor, more than L2 gives, so tiles cost as 3 to 2 and not as 2 to 1.
+    """
+    waves = {n: -(-_tiles(rows, columns, n) // processors) for n in (256, 128)}
+    return 256 if 3 * waves[256] <= 2 * waves[128] else 128
+
+
+def _tiles(rows: int, columns: int, block_n: int) -> int:
+    return -(-rows // BLOCK_M) * -(-columns // block_n)
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return PROCESSORS[device.type]
+
+
+def descriptor(x: Tensor, block_rows: int) -> Any:
+    """What moves tiles [block_rows, 128] of a matrix by TMA."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(x, [block_rows, FP8_BLOCK])
+
+
+def is_tma(x: Tensor) -> bool:
+    """Whether TMA can move tiles of a contiguous matrix."""
+    row_bytes = x.shape[-1] * x.itemsize
+    return row_bytes % TMA_BYTES == 0 and row_bytes > 0 and x.data_ptr() % TMA_BYTES == 0
+
+
+def _tma_rows(x: Tensor) -> Tensor:
+    """An FP8 matrix, copied with zeros at the ends of its rows if TMA cannot move it as it is."""
+    if is_tma(x):
+        return x
+    width = max(1, -(-x.shape[-1] // TMA_BYTES)) * TMA_BYTES
+    padded = x.view(torch.uint8).new_zeros((x.shape[0], width))
+    padded[:, : x.shape[-1]] = x.view(torch.uint8)
+    return padded.view(x.dtype)
+
+
+def launches(
+    outputs: tuple[Tensor, ...],
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> list[Launch]:
+    """What fills ``outputs``."""
+    from ._triton import fp8_gemm_kernel
+
+    (out,) = outputs
+    if not out.numel():
+        return []
+    tma_out = is_tma(out)
+    programs, arguments = gemm_arguments(a_MK, b_NK, scale_a, scale_b, bias_N, tma_out=tma_out)
+    arguments |= {"out": descriptor(out, BLOCK_M) if tma_out else out, "TMA_OUT": tma_out}
+    return [
+        Launch(kernel=fp8_gemm_kernel, grid=(programs,), arguments=arguments, warps=8, stages=3)
+    ]
+
+
+run = register("fp8_gemm", empty_outputs, launches)

@@ -1,0 +1,32 @@
+"""``fp8_gemm_gelu_quant`` on CUTLASS: all of it in the epilogue; see ``csrc/cuda/sm90``.
+
+Untested on a GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from ...extension_cutlass import register, supports_linear
+from ...precision import FP8_BLOCK
+from ...spec import Case
+from ..quantize import count_blocks
+from . import empty_outputs
+
+register("fp8_gemm_gelu_quant", empty_outputs)
+
+
+def supports(case: Case) -> str | None:
+    """Sizes that TMA can move, on a Hopper; scales per row and per block."""
+    return supports_linear(case, FP8_BLOCK)
+
+
+def run(
+    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See the contract."""
+    count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
+    if scale_a.shape[-1] > 1:
+        count_blocks(a_MK.shape[-1], FP8_BLOCK)
+    return torch.ops.livetalk.fp8_gemm_gelu_quant_cutlass.default(
+        a_MK, b_NK, scale_a, scale_b, bias_N
+    )

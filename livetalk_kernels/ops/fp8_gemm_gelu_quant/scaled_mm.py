@@ -1,0 +1,27 @@
+"""``fp8_gemm_gelu_quant`` as three steps: PyTorch's ``scaled_mm``, its GELU, our ``quantize``.
+
+No library fuses them. What lies between is fp32, as the contract rounds once. Untested on a GPU.
+"""
+
+from torch import Tensor, float32
+from torch.nn import functional
+
+from ...precision import FP8_BLOCK
+from ...spec import Case
+from ..fp8_gemm import scaled_mm
+from ..quantize import count_blocks
+from ._library import quantizer
+
+
+def supports(case: Case) -> str | None:
+    """What ``fp8_gemm`` asks; scales per block only where the case names them."""
+    return scaled_mm.reason_against(case, blocks=case.options.get("block") is not None)
+
+
+def run(
+    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See the contract."""
+    count_blocks(b_NK.shape[0], FP8_BLOCK)  # before the product, so that the error comes early
+    out = scaled_mm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=float32)
+    return quantizer(a_MK.device)(functional.gelu(out, approximate="tanh"), block=FP8_BLOCK)

@@ -1,0 +1,39 @@
+"""``fp8_gemm_gelu_quant`` in Triton; the kernel lies with ``fp8_gemm``'s. Untested on a GPU."""
+
+from torch import Tensor
+
+from ...triton_launch import Launch, register
+from ..fp8_gemm.triton import BLOCK_M, descriptor, gemm_arguments, supports
+from . import empty_outputs
+
+__all__ = ["launches", "run", "supports"]
+
+
+def launches(
+    outputs: tuple[Tensor, ...],
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+) -> list[Launch]:
+    """What fills ``outputs``."""
+    from ..fp8_gemm._triton import fp8_gemm_gelu_quant_kernel
+
+    q, scales = outputs
+    if not q.numel():
+        return []
+    programs, arguments = gemm_arguments(a_MK, b_NK, scale_a, scale_b, bias_N, tma_out=True)
+    arguments |= {"q": descriptor(q, BLOCK_M), "scales": scales}
+    return [
+        Launch(
+            kernel=fp8_gemm_gelu_quant_kernel,
+            grid=(programs,),
+            arguments=arguments,
+            warps=8,
+            stages=3,
+        )
+    ]
+
+
+run = register("fp8_gemm_gelu_quant", empty_outputs, launches)

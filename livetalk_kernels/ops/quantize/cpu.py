@@ -1,0 +1,18 @@
+"""``quantize`` compiled; see ``csrc/cpu/quantize.cpp``."""
+
+import torch
+from torch import Tensor
+
+from ...extension import supports
+from ...torch_ops import register_cpu
+from . import count_blocks, empty_outputs
+
+__all__ = ["run", "supports"]
+
+register_cpu("quantize", empty_outputs)
+
+
+def run(x: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    """See the contract."""
+    count_blocks(x.shape[-1], block)  # refuses a block that does not divide the row
+    return torch.ops.livetalk.quantize_cpu.default(x, block=block)

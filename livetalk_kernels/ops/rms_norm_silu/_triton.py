@@ -1,0 +1,89 @@
+"""Triton kernel of ``rms_norm_silu``: one pass, pixels stay in registers from load to store."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def square_sum(value):
+    """Sum over the channels [PIXELS, 1]."""
+    return tl.sum(value * value, 1)[:, None]
+
+
+@triton.jit
+def sigmoid(value, INTERPRETED: tl.constexpr):
+    """1 / (1 + e^-value), by two instructions of the special-function unit.
+
+    Triton guards both against denormal numbers, a third of this kernel's arithmetic; here one of
+    them is far below the 1 that it is added to, or a result that rounds to 0 all the same.
+    """
+    if INTERPRETED:
+        return 1.0 / (1.0 + tl.exp(-value))
+    else:
+        return tl.inline_asm_elementwise(
+            """
+            {
+                .reg .f32 e;
+                mul.f32 e, $1, 0fBFB8AA3B;  // -1 / ln 2
+                ex2.approx.ftz.f32 e, e;
+                add.f32 e, e, 0f3F800000;
+                rcp.approx.ftz.f32 $0, e;
+            }
+            """,
+            "=f,f",
+            [value],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def scale_silu(value, factor, gamma, out, mask, INTERPRETED: tl.constexpr):
+    """Store SiLU(value * factor * gamma)."""
+    value *= factor * tl.load(gamma).to(tl.float32)
+    value *= sigmoid(value, INTERPRETED)
+    tl.store(out, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rms_norm_silu_kernel(
+    x, gamma, out, root, pixels, tiles, CHANNELS: tl.constexpr, PLANAR: tl.constexpr,
+    PIXELS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """COUNT blocks of channels, 3 full ones or 1 with some to spare; ``root`` = sqrt(CHANNELS).
+
+    Memory is [outer, CHANNELS, pixels] if PLANAR, else [outer, pixels, CHANNELS]; ``tiles`` of
+    PIXELS in each outer part; grid (outer * tiles,).
+    """
+    tile = tl.program_id(0)
+    outer = tile // tiles
+    pixel = (tile - outer * tiles) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
+    mask = pixel < pixels
+    if COUNT * BLOCK != CHANNELS:
+        mask &= channel < CHANNELS
+        gamma += tl.minimum(channel, CHANNELS - 1)
+    else:
+        gamma += channel
+    start = outer.to(tl.int64) * CHANNELS * pixels
+    if PLANAR:
+        start += channel.to(tl.int64) * pixels + pixel
+        step = tl.cast(pixels, tl.int64) * BLOCK
+    else:
+        start += pixel.to(tl.int64) * CHANNELS + channel
+        step = BLOCK
+    x += start
+    out += start
+    first = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+    total = square_sum(first)
+    if COUNT == 3:
+        second = tl.load(x + step, mask=mask, other=0.0).to(tl.float32)
+        third = tl.load(x + 2 * step, mask=mask, other=0.0).to(tl.float32)
+        total += square_sum(second) + square_sum(third)
+    norm = tl.sqrt(total)
+    factor = root / tl.where(norm < 1e-12, 1e-12, norm)  # a maximum would drop NaN
+    scale_silu(first, factor, gamma, out, mask, INTERPRETED)
+    if COUNT == 3:
+        scale_silu(second, factor, gamma + BLOCK, out + step, mask, INTERPRETED)
+        scale_silu(third, factor, gamma + 2 * BLOCK, out + 2 * step, mask, INTERPRETED)

@@ -1,0 +1,45 @@
+"""``rms_norm_silu`` in Triton: one pass over memory, kernel in ``_triton.py``.
+
+Channels-last memory or planar: the strides say which. Untested on a GPU.
+"""
+
+from torch import Tensor
+
+from ...triton_launch import Launch, interpreted, register, supports
+from .._rows import interpreted_count, power_of_two
+from . import empty_outputs
+
+__all__ = ["launches", "run", "supports"]
+
+
+def launches(outputs: tuple[Tensor, ...], x: Tensor, gamma: Tensor) -> list[Launch]:
+    """What fills ``outputs``."""
+    from ._triton import rms_norm_silu_kernel
+
+    out = outputs[0]
+    assert out.stride() == x.stride(), "rms_norm_silu needs memory without gaps"
+    if not x.numel():
+        return []
+    channels = x.shape[1]
+    # Dense memory is [outer, channels, inner], whatever the order of the other dimensions.
+    inner = x.stride(1) if channels > 1 else 1
+    outer = x.numel() // (channels * inner)
+    planar = inner > 1
+    outer, pixels = (outer, inner) if planar else (1, outer)
+    # 96, 192 and 384 are three equal blocks, which lie alike in the threads.
+    third = channels // 3
+    count = 3 if channels == 3 * third and third == power_of_two(third) else 1
+    block = third if count == 3 else power_of_two(channels)
+    elements = 4096 if planar or count == 1 else 2048  # of a block
+    tile = interpreted_count(pixels, block) if interpreted() else max(1, elements // block)
+    tiles = -(-pixels // tile)
+    arguments = {
+        "x": x, "gamma": gamma, "out": out, "root": channels**0.5, "pixels": pixels,
+        "tiles": tiles, "CHANNELS": channels, "PLANAR": planar, "PIXELS": tile, "BLOCK": block,
+        "COUNT": count, "INTERPRETED": interpreted(),
+    }  # fmt: skip
+    grid, warps = (outer * tiles,), 8 if planar else 4
+    return [Launch(kernel=rms_norm_silu_kernel, grid=grid, arguments=arguments, warps=warps)]
+
+
+run = register("rms_norm_silu", empty_outputs, launches)

@@ -1,0 +1,359 @@
+"""What ``livetalk tune`` has found out: the fastest backend per op and shape on known machines.
+
+A file holds one entry per machine that it was made on. An entry is used where its key is that of
+the machine that runs: hardware, driver and versions; else it is stale, and `Tuning.advise` says
+why. A configuration is the name of a backend today; ``Choice.options`` has room for more.
+
+Which shapes count: choices of the op and dtype whose sizes are nearest to those that are known,
+by the sum of abs(log(size / size)) over the letters that both have; equal sizes are at distance 0.
+When a model is built few sizes are known, so several choices are equally near. Of the backends
+that were measured at all of them, the one with the least time for all calls together wins.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+
+from . import extension
+from .dispatch import backend_names, op_names
+from .errors import UserError
+from .hardware import cpu_name, gpu_entry, version
+from .spec import Case
+
+FORMAT, FORMAT_VERSION = "livetalk-tuning", 1
+FOLDER = Path(__file__).resolve().parent
+AGAIN = "run 'livetalk tune' again"
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningKey:
+    """What times depend on.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        name: Model name of the CPU or the GPU.
+        instructions: Instruction sets of our kernels and torch's; a GPU's compute capability.
+        threads: CPU threads; 0 on a GPU.
+        driver: The GPU's driver; empty on a CPU.
+        versions: Of ``livetalk``, ``torch`` and ``triton`` (empty: not installed), and of our
+            ``kernels``: a digest of their sources and libraries, which tells apart two states of
+            a working tree as well.
+    """
+
+    device: str
+    name: str
+    instructions: str
+    threads: int
+    driver: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, device: torch.device) -> "TuningKey":
+        """The key of this machine, as it is now."""
+        return _key(device, 0 if device.type == "cuda" else torch.get_num_threads())
+
+    def difference(self, here: "TuningKey") -> str | None:
+        """What is another than ``here``; None where nothing is."""
+        then, now = self._flat(), here._flat()
+        parts = [
+            f"{name} was {then.get(name) or 'absent'}, is {now.get(name) or 'absent'}"
+            for name in dict.fromkeys([*then, *now])
+            if then.get(name) != now.get(name)
+        ]
+        return ", ".join(parts) or None
+
+    def same_hardware(self, other: "TuningKey") -> bool:
+        """Whether driver and versions are all that may differ."""
+        names = ("device", "name", "instructions", "threads")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def _flat(self) -> dict[str, str]:
+        facts = {name: str(value) for name, value in asdict(self).items() if name != "versions"}
+        return facts | dict(self.versions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The fastest backend for one shape.
+
+    Attributes:
+        op: Name of the op.
+        dtype: As in ``Case``, such as ``bfloat16``.
+        dims: Sizes, as in ``Case``.
+        variant: What else the case was: ``Case.options``.
+        calls: How often it is called, in proportion to the other choices.
+        backend: The fastest that is right.
+        options: Of the backend; none has any today.
+        p50: Every backend that was timed -> median seconds of a call.
+    """
+
+    op: str
+    dtype: str
+    dims: Mapping[str, int]
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    calls: int = 1
+    backend: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    p50: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        _require(self.backend in self.p50, f"{self.backend} was not timed")
+        _require(self.calls >= 1, f"{self.calls} calls")
+        for letter, size in self.dims.items():
+            _require(type(size) is int and size >= 0, f"size {letter} is {size!r:.40}")
+        for name, seconds in self.p50.items():
+            right = isinstance(seconds, float) and 0 < seconds < math.inf
+            _require(right, f"p50 of {name} is {seconds!r:.40}")
+
+    @property
+    def shape(self) -> str:
+        """What another choice for the same shape has as well."""
+        return json.dumps([self.op, self.dtype, self.dims, self.variant], sort_keys=True)
+
+    def distance(self, dims: Mapping[str, int]) -> float:
+        """How far its sizes are from those known: sum of abs(log(size / size))."""
+        letters = dims.keys() & self.dims.keys()
+        if "d" not in self.dims:  # H is heads where there is d, and else rows, which nobody knows
+            letters -= {"H"}
+        pairs = ((max(dims[letter], 1), max(self.dims[letter], 1)) for letter in letters)
+        return round(math.fsum(abs(math.log(a / b)) for a, b in pairs), 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineEntry:
+    """All that was found out on one machine.
+
+    Attributes:
+        key: The machine.
+        complete: False: the run was interrupted, or its budget did not last for all shapes.
+        date: When.
+        commit: Of which state of livetalk; empty if unknown.
+        choices: One per op, dtype, sizes and variant.
+    """
+
+    key: TuningKey
+    complete: bool
+    date: str
+    commit: str
+    choices: tuple[Choice, ...]
+
+    def unknown_backend(self) -> str | None:
+        """None, or an op or a backend that was timed and does not exist here."""
+        ops = op_names()
+        for choice in self.choices:
+            if choice.op not in ops:
+                return f"there is no op {choice.op} here"
+            for name in choice.p50.keys() - set(backend_names(choice.op)):
+                return f"{choice.op} has no backend {name} here"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuning:
+    """A tuning file.
+
+    Attributes:
+        path: The file, as it was named.
+        machines: One entry per machine.
+    """
+
+    path: str
+    machines: tuple[MachineEntry, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file.
+
+        Raises:
+            UserError: It is missing, damaged, or of another format.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such tuning file; make it by 'livetalk tune --output {path}'"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        except ValueError:  # no UTF-8, or no JSON
+            raise UserError(f"{path}: is no tuning file, for it is no JSON; {AGAIN}") from None
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise UserError(f"{path}: is no tuning file; name one that 'livetalk tune' wrote")
+        if value.get("version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: is a tuning file of version {value.get('version')!r}, and "
+                f"{FORMAT_VERSION} is understood; {AGAIN}"
+            )
+        try:
+            entries = [_machine(entry) for entry in _get(value, "machines", list)]
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged: {error}; remove it and {AGAIN}") from None
+        return cls(path=str(path), machines=tuple(entries))
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        machines = [asdict(entry) for entry in self.machines]
+        return {"format": FORMAT, "version": FORMAT_VERSION, "machines": machines}
+
+    def updated(self, entry: MachineEntry) -> "Tuning":
+        """With a machine's newer entry.
+
+        What was found with the same key for other shapes stays, and so do other machines; what
+        the same hardware did with another driver or version goes.
+        """
+        others = [old for old in self.machines if not old.key.same_hardware(entry.key)]
+        same = [old for old in self.machines if old.key == entry.key]
+        choices = {choice.shape: choice for old in (*same, entry) for choice in old.choices}
+        merged = MachineEntry(
+            key=entry.key,
+            complete=entry.complete,
+            date=entry.date,
+            commit=entry.commit,
+            choices=tuple(choices.values()),
+        )
+        return Tuning(path=self.path, machines=(*others, merged))
+
+    def entry(self, device: torch.device) -> MachineEntry | str:
+        """The entry of this machine; or why there is none that can be used, in a few words."""
+        here = TuningKey.of(device)
+        entries = [entry for entry in self.machines if entry.key.device == device.type]
+        if not entries:
+            return f"it was not made on {device.type}"
+        entries.sort(key=lambda entry: (entry.key != here, not entry.key.same_hardware(here)))
+        reason = entries[0].key.difference(here) or entries[0].unknown_backend()
+        return entries[0] if reason is None else reason
+
+    def advise(self, case: Case) -> tuple[str | None, str]:
+        """The fastest backend for a case.
+
+        Args:
+            case: What will be run; sizes that are not known yet may be absent.
+
+        Returns:
+            Name of the backend, or None; and why. A stale file is a warning, once.
+        """
+        entry = self.entry(case.device)
+        if isinstance(entry, str):
+            _warn_once(f"{self.path}: is stale, so it is not used: {entry}; {AGAIN}")
+            return None, f"{self.path} is stale: {entry}"
+        dtype = str(case.dtype).removeprefix("torch.")
+        own = [c for c in entry.choices if c.op == case.op and c.dtype == dtype]
+        if not own:
+            return None, f"{self.path} has nothing for {dtype}"
+        distances = [choice.distance(case.dims) for choice in own]
+        near = [c for c, distance in zip(own, distances, strict=True) if distance == min(distances)]
+        return self._fastest(near, exact=min(distances) == 0)
+
+    def _fastest(self, near: Sequence[Choice], *, exact: bool) -> tuple[str | None, str]:
+        everywhere = set.intersection(*(set(choice.p50) for choice in near))
+        if not everywhere:
+            return None, f"{self.path}: no backend was timed at all of {len(near)} shapes"
+        totals = {name: sum(c.calls * c.p50[name] for c in near) for name in everywhere}
+        best, *others = sorted(totals, key=lambda name: (totals[name], name))
+        why = f"{totals[others[0]] / totals[best]:.1f}x the next" if others else "no other"
+        if not exact:
+            why += ", at the nearest sizes " + " ".join(f"{k}={v}" for k, v in near[0].dims.items())
+        return best, f"tuned: {self.path} ({why})"
+
+
+@functools.cache
+def _key(device: torch.device, threads: int) -> TuningKey:
+    """Key of this machine; that of a GPU is untested on a GPU."""
+    names = ("livetalk", "torch", "triton")
+    versions = {name: version(name) or "" for name in names} | {"kernels": _digest()}
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name, instructions = torch.cuda.get_device_name(device), f"sm_{major}{minor}"
+        driver = (gpu_entry(device) or {"driver": ""})["driver"]
+    else:
+        own = "none" if extension.missing() else extension.isa()
+        name, instructions = cpu_name(), f"{own}, torch {torch.backends.cpu.get_cpu_capability()}"
+        driver = ""
+    return TuningKey(
+        device=device.type,
+        name=name,
+        instructions=instructions,
+        threads=threads,
+        driver=driver,
+        versions=versions,
+    )
+
+
+@functools.cache
+def _digest() -> str:
+    """Short digest of the ops' sources and of the compiled libraries."""
+    files = [*FOLDER.glob("*.py"), *FOLDER.glob("ops/**/*.py"), *FOLDER.glob("_C*.so")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(str(file.relative_to(FOLDER)).encode() + b"\0")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _get(entry: object, name: str, kind: type[T]) -> T:
+    """A field of a JSON object.
+
+    Raises:
+        ValueError: It is missing or of another type.
+    """
+    _require(isinstance(entry, dict), f"{entry!r:.40} is no object")
+    assert isinstance(entry, dict)
+    _require(name in entry, f"{name} is missing")
+    value = entry[name]
+    right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _require(right, f"{name} is {value!r:.40}")
+    assert isinstance(value, kind)
+    return value
+
+
+def _machine(entry: object) -> MachineEntry:
+    key = _get(entry, "key", dict)
+    versions = _get(key, "versions", dict)
+    return MachineEntry(
+        key=TuningKey(
+            device=_get(key, "device", str),
+            name=_get(key, "name", str),
+            instructions=_get(key, "instructions", str),
+            driver=_get(key, "driver", str),
+            threads=_get(key, "threads", int),
+            versions={name: _get(versions, name, str) for name in versions},
+        ),
+        complete=_get(entry, "complete", bool),
+        date=_get(entry, "date", str),
+        commit=_get(entry, "commit", str),
+        choices=tuple(_choice(choice) for choice in _get(entry, "choices", list)),
+    )
+
+
+def _choice(entry: object) -> Choice:
+    return Choice(
+        op=_get(entry, "op", str),
+        dtype=_get(entry, "dtype", str),
+        dims=_get(entry, "dims", dict),
+        variant=_get(entry, "variant", dict),
+        calls=_get(entry, "calls", int),
+        backend=_get(entry, "backend", str),
+        options=_get(entry, "options", dict),
+        p50=_get(entry, "p50", dict),
+    )

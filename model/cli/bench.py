@@ -1,0 +1,332 @@
+"""``livetalk bench``: every backend of an op side by side, checked first, against its floor."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
+
+from . import common
+
+if TYPE_CHECKING:
+    import torch
+
+    from livetalk_kernels.bench.report import Result
+    from livetalk_kernels.bench.runner import Settings
+    from livetalk_kernels.spec import Case
+
+EXAMPLE = """\
+livetalk bench rms_norm_rope add_norm rms_norm_silu merge_lse --threads 2
+livetalk bench add_norm --shape L=512:4096:512,D=5120 --csv sweep.csv
+livetalk bench all --case model --json results.json
+livetalk bench chunk_attention --device cuda --backend triton --ncu"""
+ALL = "all"
+STDOUT = "-"
+TOOLS = ("ncu", "nsys")
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Declare the subcommand."""
+    parser = common.add_command(
+        subparsers,
+        "bench",
+        "Time every backend of an op that can run here, in turns, beside PyTorch eager and "
+        "torch.compile of the plain formula. Results are checked first; a backend whose results "
+        "are wrong is red and not timed (exit code 1). The floor is what the op's least bytes "
+        "and operations take at the bandwidth and matrix rate measured in the same rounds.",
+        EXAMPLE,
+    )
+    parser.add_argument("ops", nargs="+", metavar="OP", help="ops, or 'all'; see 'backends'")
+    what = parser.add_argument_group("what is timed")
+    what.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one beside the baselines; may be repeated",
+    )
+    what.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a case of the op, or 'model': all of the models' sizes; may be repeated (default: "
+        "the models' sizes, on a CPU those of 'mid' and of one rank of eight)",
+    )
+    what.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="L=N,...",
+        help="sizes in place of the case's own; L=1,2,3 and L=from:to:by make a sweep; may be "
+        "repeated",
+    )
+    common.add_device_options(what)
+    what.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    how = parser.add_argument_group("how it is timed")
+    how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    length = how.add_mutually_exclusive_group()
+    length.add_argument("--rounds", type=int, metavar="N", help="rounds per case")
+    length.add_argument(
+        "--seconds", type=float, metavar="S", help="time for the rounds of a case (default: 3)"
+    )
+    how.add_argument(
+        "--hot", action="store_true", help="leave the inputs in the cache (default: cold)"
+    )
+    tools = how.add_mutually_exclusive_group()
+    for tool, name in zip(TOOLS, ("Nsight Compute", "Nsight Systems"), strict=True):
+        tools.add_argument(
+            f"--{tool}",
+            dest="tool",
+            action="store_const",
+            const=tool,
+            help=f"mark each backend's calls for {name} and print its command; times nothing",
+        )
+    output = parser.add_argument_group("output")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write a line per backend")
+    output.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="print JSON instead of tables; with FILE (.json): write it beside them",
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be timed, and what will not.
+
+    Attributes:
+        cases: The cases.
+        skipped: (op, case, reason); the case is empty where it is the whole op.
+    """
+
+    cases: "tuple[Case, ...]"
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the options, then time case after case.
+
+    Returns:
+        0; 1 if a backend is red or no case could be timed; 130 after Ctrl-C.
+
+    Raises:
+        UserError: An op, case, backend, size or file is no good.
+    """
+    from ..loading import resolve_device, resolve_dtype
+
+    device = resolve_device(args.device)
+    settings = _settings(args, device)
+    _check_files(args)
+    plan = _plan(args, device, resolve_dtype(args.dtype, device))
+    with common.torch_threads(args.threads):
+        if args.tool:
+            return _capture(args, device, plan, settings)
+        return _bench(args, device, plan, settings)
+
+
+def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
+    from livetalk_kernels.bench.runner import Settings
+
+    for option in ("threads", "rounds", "seconds"):
+        value = getattr(args, option)
+        if value is not None and value <= 0:
+            raise UserError(f"--{option} {value}: use a number above 0")
+    if args.tool and device.type != "cuda":
+        raise UserError(f"--{args.tool}: profiles a GPU, not {device.type}; use --device cuda")
+    given = {} if args.seconds is None else {"seconds": args.seconds}
+    return Settings(
+        backends=tuple(args.backend),
+        compile=not args.no_compile,
+        hot=args.hot,
+        rounds=args.rounds,
+        **given,
+    )
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    from ..files import check_output
+
+    if args.csv is not None:
+        check_output(args.csv, (".csv",))
+    if args.json not in (None, STDOUT):
+        check_output(args.json, (".json",))
+
+
+def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Plan:
+    from livetalk_kernels.bench.cases import check_names, select_cases, too_large
+    from livetalk_kernels.dispatch import load_op, op_names
+
+    known = op_names()
+    for op in args.ops:
+        if op not in (*known, ALL):
+            raise UserError(f"{op}: there is no such op; ops are {', '.join(known)}, or {ALL}")
+    ops = known if ALL in args.ops else list(dict.fromkeys(args.ops))
+    check_names(ops, args.case, device)
+    _check_backends(ops, args.backend)
+    cases, skipped = [], []
+    for op in ops:
+        if dtype not in load_op(op).dtypes:
+            name = str(dtype).removeprefix("torch.")
+            skipped.append((op, "", f"has no {name}; see --dtype"))
+            continue
+        selected = select_cases(op, device, dtype, names=args.case, shapes=args.shape)
+        if not selected:
+            skipped.append((op, "", f"has no case {' or '.join(args.case)}"))
+        for case in selected:
+            reason = too_large(case)
+            if reason is None:
+                cases.append(case)
+            else:
+                skipped.append((op, case.name, reason))
+    _check_named(cases, args.backend)
+    return Plan(cases=tuple(cases), skipped=skipped)
+
+
+def _check_backends(ops: list[str], names: list[str]) -> None:
+    from livetalk_kernels.dispatch import backend_names
+
+    known = list(dict.fromkeys(name for op in ops for name in backend_names(op)))
+    for name in names:
+        if name not in known:
+            raise UserError(f"--backend {name}: none of the ops has it; choose {', '.join(known)}")
+
+
+def _check_named(cases: "list[Case]", names: list[str]) -> None:
+    """Refuse a named backend that can run none of the cases."""
+    from livetalk_kernels.dispatch import backend_names, load_backend
+
+    for name in names:
+        having = [case for case in cases if name in backend_names(case.op)]
+        reasons = [load_backend(case.op, name).supports(case) for case in having]
+        if reasons and all(reasons):
+            raise UserError(f"--backend {name}: cannot run: {reasons[0]}")
+
+
+def _bench(
+    args: argparse.Namespace, device: "torch.device", plan: Plan, settings: "Settings"
+) -> int:
+    import torch
+
+    from livetalk_kernels.bench.cases import ALL_LARGE, too_long
+    from livetalk_kernels.bench.heap import keep_freed_memory
+    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.bench.report import RED
+    from livetalk_kernels.bench.roofline import Limits
+    from livetalk_kernels.bench.runner import bench_case
+
+    from .bench_tables import print_result
+    from .interrupts import Interrupts
+
+    report: dict[str, Any] = {
+        "machine": machine() | {"time": time.strftime("%H:%M:%S%z")},
+        "command": ["livetalk", *args.argv],
+        "settings": {
+            "device": str(device),
+            **dataclasses.asdict(settings),
+            "keeps_freed_memory": keep_freed_memory(),
+        },
+    }
+    results: list[Result] = []
+    told: set[str] = set()
+    named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
+    complete = False
+    with Interrupts() as interrupts:
+        with contextlib.suppress(KeyboardInterrupt), common.progress_line() as say:
+            limits = Limits(device)
+            for index, case in enumerate(plan.cases, 1):
+                tell = functools.partial(say, f"[{index}/{len(plan.cases)}] {case.op} {case.name}")
+                tell("measuring the machine")
+                probes, rough = limits.of(case)
+                reason = None if named else too_long(case, rough)
+                if reason is None:
+                    try:
+                        results.append(bench_case(case, settings, probes, rough, tell))
+                    except torch.OutOfMemoryError:  # the other cases may fit
+                        reason = "out of memory"
+                if reason is not None:
+                    plan.skipped.append((case.op, case.name, reason))
+                elif args.json != STDOUT:
+                    print_result(results[-1], told)
+            complete = True
+        interrupts.hold()
+        _finish(args, report, results, plan, complete=complete)
+    if not complete:
+        return common.INTERRUPTED
+    red = any(row.state == RED for result in results for row in result.rows)
+    return 1 if red or not results else 0
+
+
+def _finish(
+    args: argparse.Namespace,
+    report: dict[str, Any],
+    results: "list[Result]",
+    plan: Plan,
+    *,
+    complete: bool,
+) -> None:
+    """Print what concerns all cases, and write the files."""
+    from livetalk_kernels.bench.report import as_csv, geometric_means
+
+    from .bench_tables import print_end
+
+    means = geometric_means(results)
+    report["complete"] = complete
+    report["cases"] = [result.as_json() for result in results]
+    report["means"] = [dataclasses.asdict(mean) for mean in means]
+    report["skipped"] = [
+        {"op": op, "case": case, "reason": reason} for op, case, reason in plan.skipped
+    ]
+    if args.json == STDOUT:
+        common.print_json(report)
+    else:
+        print_end(report, results)
+    if args.json not in (None, STDOUT):
+        _write(Path(args.json), json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if args.csv is not None:
+        _write(args.csv, as_csv(results))
+
+
+def _write(path: Path, text: str) -> None:
+    from ..files import PartFile, output_error
+
+    file = PartFile(path)
+    try:
+        file.part.write_text(text, encoding="utf-8")
+        file.commit()
+    except OSError as error:
+        file.discard()
+        raise output_error(path, error) from None
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _capture(
+    args: argparse.Namespace, device: "torch.device", plan: Plan, settings: "Settings"
+) -> int:
+    """Call the backends in marked ranges, for the profiler that runs this."""
+    from livetalk_kernels.bench.capture import capture_case, command_line
+    from livetalk_kernels.bench.report import RED, TIMED
+    from livetalk_kernels.bench.roofline import Limits
+
+    print(f"to profile, run: {command_line(args.tool, args.argv)}")
+    red, limits = False, Limits(device)
+    with common.progress_line() as say:
+        for case in plan.cases:
+            tell = functools.partial(say, f"{case.op} {case.name}")
+            _, rough = limits.of(case)
+            rows = capture_case(case, settings, rough, args.tool, tell)
+            red |= any(row.state == RED for row in rows)
+            for row in rows:
+                state = "marked" if row.state == TIMED else f"{row.state}: {row.note}"
+                print(f"{case.op}/{case.name}/{row.backend}: {state}")
+    return 1 if red else 0

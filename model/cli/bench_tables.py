@@ -1,0 +1,121 @@
+"""What ``livetalk bench`` prints for people: a table per case, 80 columns wide, and the means."""
+
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
+
+from .common import console, plural
+
+
+def print_result(result: Result, told: set[str]) -> None:
+    """Print a case's table; why a backend is left out is said once, ``told`` remembers it."""
+    out = console()
+    out.print(_table(result))
+    for row in result.rows:
+        note = f"{row.backend}: {row.note}"
+        if row.state == RED:
+            out.print(f"[red]red[/]: {escape(note)}")
+        elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in told:
+            told.add(f"{result.case.op} {note}")
+            out.print(f"[yellow]left out[/]: {escape(note)}")
+    out.print()
+
+
+def _table(result: Result) -> Table:
+    case, cost = result.case, result.cost
+    dims = " ".join(f"{letter}={size}" for letter, size in case.dims.items())
+    dtype = str(case.dtype).removeprefix("torch.")
+    if result.roofline.bound(cost) == "memory":
+        why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
+    else:
+        why = f"{cost.flops / 1e9:.4g} GFLOP at {result.roofline.rate / 1e12:.3g} TFLOP/s"
+    table = Table(
+        title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
+        f"floor {_seconds(result.floor)}: {why}",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("backend", no_wrap=True)
+    for name in ("p50", "p20-p80", "GB/s", "TFLOP/s", "% floor", "x eager", "x compile"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.rows:
+        if row.state != LEFT_OUT:
+            table.add_row(f"{row.backend}{' *' if row.auto else ''}", *_cells(result, row))
+    return table
+
+
+def _cells(result: Result, row: Row) -> list[str]:
+    if row.time is None:
+        return ["[red]red[/]"]
+    rates = {name: value or 0.0 for name, value in result.rates(row).items()}
+    return [
+        _seconds(row.time.p50),
+        _span(row.time.p20, row.time.p80),
+        _number(rates["gb_per_s"]),
+        f"{rates['tflop_per_s']:.3f}"
+        if rates["tflop_per_s"] < 1
+        else _number(rates["tflop_per_s"]),
+        f"{rates['of_floor']:.0%}",
+        _times(row.vs_eager),
+        _times(row.vs_compile),
+    ]
+
+
+def print_end(report: dict[str, Any], results: list[Result]) -> None:
+    """Print what concerns all cases: those skipped, means over cases, and the machine."""
+    out = console()
+    for entry in report["skipped"]:
+        out.print(f"skipped: {entry['op']} {entry['case']}".rstrip() + f": {entry['reason']}")
+    for mean in report["means"]:
+        text = f"{mean['backend']}: geometric mean of {mean['cases']} cases: "
+        text += f"{mean['vs_eager']:.2f} x eager"
+        if mean["vs_compile"] is not None:
+            least, where = mean["least_vs_compile"]
+            text += f", {mean['vs_compile']:.2f} x compile (least {least:.2f} x, {where})"
+        out.print(text)
+    where = report["machine"]
+    if results:
+        out.print(
+            "* is what auto picks. % floor: the floor's time as a share of p50. x: how many times "
+            "faster, median of the rounds' ratios."
+        )
+    gpu = where["gpu"]
+    device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
+    out.print(
+        f"{device}{where['cpu']}, {plural(where['threads'], 'thread')}; torch "
+        f"{where['torch']}; commit {where['commit'] or 'unknown'}"
+    )
+
+
+def _seconds(value: float) -> str:
+    factor, unit = _unit(value)
+    return f"{_number(value * factor)} {unit}"
+
+
+def _span(low: float, high: float) -> str:
+    """Both in the unit of the median, which is near."""
+    factor, _ = _unit((low + high) / 2)
+    return f"{_number(low * factor)}-{_number(high * factor)}"
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _unit(value: float) -> tuple[float, str]:
+    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
+        if value * factor < 1000:
+            return factor, unit
+    return 1.0, "s"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,204 @@
+"""``livetalk diff``: how far two configurations of one model are apart, and where."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
+
+from . import common
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..diff import Configuration, Difference
+    from ..pipeline import Pipeline
+
+EXAMPLE = """\
+livetalk diff --preset mid --a precision=fp8 --b precision=exact
+livetalk diff --preset tiny --a backend=cpu,dtype=bf16 --b backend=reference \\
+    --chunks 5 --plot diff.png --output diff.json"""
+WORST = 12
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Declare the subcommand."""
+    parser = common.add_command(
+        subparsers,
+        "diff",
+        "Compare two configurations of one model: the error of every layer on equal inputs, of "
+        "every step, of the VAE, and of the video. A configuration is a list of KEY=VALUE with "
+        "commas: precision (exact, fp8), dtype (auto, fp32, bf16), reuse (yes, no), backend, or "
+        "OP=BACKEND.",
+        EXAMPLE,
+    )
+    for side, meaning in (("a", "the configuration in question"), ("b", "what it is held against")):
+        parser.add_argument(
+            f"--{side}", default="", metavar="CONFIG", help=f"{meaning} (default: the defaults)"
+        )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--preset", metavar="NAME", help="14b, small, mid or tiny: random weights (default: tiny)"
+    )
+    which.add_argument("--checkpoint", metavar="DIR", help="folder of the published DiT and VAE")
+    parser.add_argument("--audio-encoder", metavar="DIR", help="folder of wav2vec2")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N")
+    parser.add_argument("--avatar", metavar="FILE", help="made by 'livetalk prepare'")
+    parser.add_argument("--size", type=common.parse_size, metavar="HxW", help="picture size")
+    parser.add_argument(
+        "--chunks", type=int, default=3, metavar="N", help="chunks to generate (default: 3)"
+    )
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png or .svg")
+    common.add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load both, compare, report.
+
+    Raises:
+        UserError: A configuration cannot be had, or a file cannot be written.
+    """
+    from ..chunk import StreamOptions
+    from ..diff import Configuration, compare
+    from ..files import check_output
+
+    if args.chunks < 1:
+        raise UserError(f"--chunks {args.chunks}: must be 1 or more")
+    for path, suffixes in ((args.output, (".json",)), (args.plot, (".png", ".svg"))):
+        if path is not None:
+            check_output(path, suffixes, inputs=[args.avatar])
+    sides = [Configuration.parse(getattr(args, side), f"--{side}") for side in ("a", "b")]
+    options = StreamOptions(steps=args.steps)
+    a, b = (_load(args, side) for side in sides)
+    avatar = _avatar(args, b)
+    speech = [_speech(index) for index in range(args.chunks)]
+    difference = compare(a, b, avatar, speech, options)
+    report = _report(args, sides, [a, b], difference, avatar.size)
+    if args.output is not None:
+        _write_json(args.output, report)
+    if args.plot is not None:
+        from .diff_plot import draw
+
+        draw(report, args.plot)
+    if args.json:
+        common.print_json(report)
+    else:
+        _print(report, difference)
+    return 0
+
+
+def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
+    from ..loading import load_pipeline
+
+    return load_pipeline(
+        preset=args.preset,
+        checkpoint=args.checkpoint,
+        audio_encoder=args.audio_encoder,
+        device=args.device,
+        dtype=side.dtype,
+        precision=side.precision,
+        backend=side.backend,
+        reuse=side.reuse,
+    )
+
+
+def _avatar(args: argparse.Namespace, pipeline: "Pipeline") -> Any:
+    """The given avatar, or one of a smooth picture."""
+    import numpy as np
+    from PIL import Image
+
+    from ..avatar import Avatar
+
+    if args.avatar is not None:
+        if args.size is not None:
+            raise UserError("--size: the avatar file says it already")
+        return Avatar.load(args.avatar)
+    height, width = args.size or pipeline.preparer.size
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack((255 * x / width, 255 * y / height, 128 + 0 * x), axis=-1)
+    return pipeline.prepare(Image.fromarray(pixels.astype(np.uint8)), size=(height, width))
+
+
+def _speech(chunk: int) -> "np.ndarray":
+    """Deterministic noise with the rhythm of syllables, one chunk long, float32 at 16 kHz."""
+    import numpy as np
+
+    from ..config import NEW_FRAMES
+
+    count = NEW_FRAMES * 16000 // 25
+    t = (np.arange(count) + chunk * count) / 16000
+    noise = np.random.default_rng(chunk).normal(0, 0.1, count)
+    return (noise * np.sin(t * 9) ** 2).astype(np.float32)
+
+
+def _report(
+    args: argparse.Namespace,
+    sides: "list[Configuration]",
+    pipelines: "list[Pipeline]",
+    difference: "Difference",
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    from livetalk_kernels.bench.machine import machine
+
+    def describe(side: "Configuration", pipeline: "Pipeline") -> dict[str, Any]:
+        return {
+            "config": side.text,
+            "precision": side.precision,
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "reuse": side.reuse,
+            "backends": {part: ops.chosen for part, ops in pipeline.ops.items()},
+        }
+
+    return {
+        "a": describe(sides[0], pipelines[0]),
+        "b": describe(sides[1], pipelines[1]),
+        "model": args.checkpoint or args.preset or "tiny",
+        "random_weights": pipelines[0].random,
+        "size": list(size),
+        "denoising_steps": args.steps,
+        **difference.as_dict(),
+        "machine": machine(),
+    }
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    import json
+
+    from ..files import new_file
+
+    with new_file(path) as file:
+        file.write(json.dumps(report, indent=1).encode() + b"\n")
+
+
+def _print(report: dict[str, Any], difference: "Difference") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = common.console()
+    kind = "random weights" if report["random_weights"] else "checkpoint"
+    console.print(
+        f"{escape(str(report['model']))} ({kind}): {escape(report['a']['config'])} "
+        f"against {escape(report['b']['config'])}",
+        soft_wrap=True,
+    )
+    table = Table(title="Layers that lose most, on equal inputs", title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    for column in ("calls", "relative L2", "largest / RMS"):
+        table.add_column(column, justify="right")
+    for name, error in difference.worst(WORST):
+        table.add_row(name, str(error.calls), f"{error.relative:.2e}", f"{error.largest:.2e}")
+    console.print(table)
+    table = Table(title="Whole model", title_justify="left")
+    table.add_column("what", no_wrap=True)
+    table.add_column("error", justify="right")
+    for index, error in enumerate(difference.steps, 1):
+        table.add_row(f"DiT step {index}, equal inputs", f"{error.relative:.2e}")
+    for name, error in difference.vae.items():
+        table.add_row(f"VAE {name}, equal inputs", f"{error.relative:.2e}")
+    for index, psnr in enumerate(difference.psnr, 1):
+        value = "equal" if psnr is None else f"{psnr:.1f} dB"
+        table.add_row(f"frames of chunk {index}, free running", value)
+    console.print(table)

@@ -1,0 +1,55 @@
+"""The picture of ``livetalk diff``: the error of every layer, by depth."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ..files import new_file
+
+LABELS = {
+    "self_attn": "self-attention",
+    "cross_attn": "text and image",
+    "audio_cross_attn": "audio",
+    "ffn": "feed-forward",
+}
+
+
+def draw(report: dict[str, Any], target: Path) -> None:
+    """Draw the layers' errors and the chunks' PSNR.
+
+    Args:
+        report: As ``livetalk diff --json`` prints it.
+        target: File to write, .png or .svg.
+    """
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[float]] = {part: [] for part in LABELS}
+    for name, error in report["layers"].items():
+        lines[name.rpartition(".")[2]].append(error["relative"])
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes, side = figure.subplots(1, 2, width_ratios=(3, 1))
+    for part, values in lines.items():
+        axes.plot(range(len(values)), values, marker="o", markersize=3, label=LABELS[part])
+    positive = [value for values in lines.values() for value in values if value > 0]
+    if positive:
+        axes.set_yscale("log")
+    axes.set_xlabel("block")
+    axes.set_ylabel("relative L2 error of the layer, on equal inputs")
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, alpha=0.3)
+    psnr = report["psnr"]
+    side.bar(range(1, len(psnr) + 1), [0 if value is None else value for value in psnr])
+    side.set_xticks(range(1, len(psnr) + 1))
+    side.set_xlabel("chunk (0 dB: equal)" if None in psnr else "chunk")
+    side.set_ylabel("PSNR of the frames, dB")
+    where = report["machine"]
+    weights = ", random weights" if report["random_weights"] else ""
+    figure.suptitle(
+        f"{report['model']}{weights}: {report['a']['config']} against {report['b']['config']}\n"
+        f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
+        fontsize=9,
+    )
+    picture = BytesIO()
+    figure.savefig(picture, format=target.suffix.lstrip(".").lower(), dpi=130)
+    with new_file(target) as file:
+        file.write(picture.getvalue())

@@ -1,0 +1,180 @@
+"""``livetalk inspect``: what the compilers made of the GPU kernels, without a GPU."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from livetalk_kernels.inspection.baseline import load, regressions, save
+from livetalk_kernels.inspection.collect import BACKENDS, collect
+from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
+
+from .common import Subparsers, add_command, add_json_option, console, plural, print_json
+
+EXAMPLE = """\
+livetalk inspect chunk_attention add_norm
+livetalk inspect --backend triton --compare profiles/data
+"""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PLACE = (
+    "a folder means its file inspect_triton<version>.json, with the version of the Triton in use"
+)
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command's options."""
+    parser = add_command(
+        subparsers,
+        "inspect",
+        "Compile the Triton kernels for Hopper at the model's shapes, read the CUDA kernels, and "
+        "report registers, shared memory, occupancy, spills, tensor-core and TMA instructions, "
+        "widths of global accesses and compiler warnings. Needs no GPU; the first run takes "
+        "minutes, later ones use Triton's cache.",
+        EXAMPLE,
+    )
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops to inspect (default: all)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="only the kernels of this backend (default: both)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bf16",
+        help="of the activations, for the Triton kernels (default: bf16)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="compile each Triton kernel for one shape only"
+    )
+    parser.add_argument("--save", metavar="PATH", type=Path, help=f"write the report; {PLACE}")
+    parser.add_argument(
+        "--compare",
+        metavar="PATH",
+        type=Path,
+        help="list what is worse than in a saved report, and exit with 1 if anything is; "
+        "kernels that only one of both has are left out",
+    )
+    parser.add_argument(
+        "--sass", metavar="DIR", type=Path, help="keep PTX, machine code and disassembly there"
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        UserError: An op does not exist, a tool is missing, or a file cannot be used.
+    """
+    with _progress() as progress:
+        report = collect(
+            args.ops,
+            dtype=DTYPES[args.dtype],
+            backends=BACKENDS if args.backend is None else (args.backend,),
+            quick=args.quick,
+            keep=args.sass,
+            progress=progress,
+        )
+    worse = []
+    if args.compare is not None:
+        worse = regressions(load(args.compare, report), report)
+    if args.json:
+        print_json(as_json(report) | {"regressions": worse})
+    else:
+        _print(report)
+    if args.save is not None:
+        console(stderr=True).print(f"wrote {save(report, args.save)}", soft_wrap=True)
+    if worse:
+        lines = [f"worse than {args.compare}:", *(f"  {line}" for line in worse)]
+        console(stderr=True).print("\n".join(lines), markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    out = console(stderr=True)
+    if out.is_interactive:
+        with out.status("inspecting") as status:
+            yield lambda line: status.update(escape(line))
+    else:
+        yield lambda line: out.print(line, markup=False, soft_wrap=True)
+
+
+def _print(report: Report) -> None:
+    out = console()
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    title = f"Kernels for {TARGET}, {report.dtype}" + (f"; {versions}" if versions else "")
+    out.print(f"[italic]{title}[/]")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("kernel", "shape"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("regs", "smem", "warps", "MMA", "ld/st"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    order = sorted(report.kernels, key=lambda kernel: BACKENDS.index(kernel.backend))
+    for backend, kernels in groupby(order, key=lambda kernel: kernel.backend):
+        table.add_row(f"[bold]{backend}[/]")
+        for _, group in groupby(kernels, key=_row):
+            table.add_row(*_cells(list(group)))
+    out.print(table)
+    out.print(
+        "smem: KB of a block. warps: on an SM, of 64. MMA: tensor-core instructions in the code. "
+        "ld/st: bits of the widest access to global memory, or TMA."
+    )
+    for note in report.notes:
+        out.print(note, markup=False)
+    found = [f"{kernel}: {fault}" for kernel in report.kernels for fault in faults(kernel)]
+    seconds = sum(kernel.seconds or 0 for kernel in report.kernels)
+    count = plural(len(report.kernels), "kernel")
+    out.print(f"{count}, {seconds:.0f} s to compile; {plural(len(found), 'fault')}.")
+    for line in found:
+        out.print(f"  {line}", markup=False, style="yellow")
+
+
+def _row(kernel: Kernel) -> tuple[str, ...]:
+    """What makes two kernels one row: they are of one C++ template."""
+    name = kernel.name.partition("<")[0]
+    return (kernel.op, name) if kernel.backend == "cuda" else (kernel.op, name, *kernel.cases)
+
+
+def _cells(kernels: list[Kernel]) -> list[str]:
+    first = kernels[0]
+    name = first.name.partition("<")[0].removesuffix("_kernel") or first.op
+    if not name.startswith(first.op):
+        name = f"{first.op}: {name}"
+    shape = f"{len(kernels)} versions" if len(kernels) > 1 else ""
+    if first.cases:
+        more = len(first.cases) - 1
+        shape = first.cases[0] + (f" +{more}" if more else "")
+    codes = [kernel.code for kernel in kernels if kernel.code is not None]
+    if not codes:
+        return [escape(name), escape(shape), "[red]fails[/]"]
+    load = _least(code.widest_load for code in codes)
+    store = _least(code.widest_store for code in codes)
+    cores = sorted({core for code in codes for core in code.tensor_cores})
+    counts = {core: _range(code.tensor_cores.get(core, 0) for code in codes) for core in cores}
+    return [
+        escape(name),
+        escape(shape),
+        _range(code.registers for code in codes),
+        _range(round(kernel.shared / 1024) for kernel in kernels),
+        _range(kernel.warps for kernel in kernels if kernel.warps is not None),
+        "\n".join(f"{core} {count}" for core, count in counts.items()),
+        f"{load}/{store}",
+    ]
+
+
+def _range(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return "-".join(str(value) for value in dict.fromkeys((found[0], found[-1]))) if found else ""
+
+
+def _least(widths: Iterable[str]) -> str:
+    found = set(widths)
+    return min((width for width in found if width.isdecimal()), key=int, default="".join(found))

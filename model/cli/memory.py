@@ -1,0 +1,324 @@
+"""``livetalk doctor --memory``, and the part on memory of other reports."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
+
+from .common import console, parse_size, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..avatar import Avatar
+    from ..loading import ModelSource
+    from ..memory import Model, Prediction, Split
+    from ..memory.measure import Measured
+    from ..pipeline import Pipeline
+    from ..stream import Session
+
+# Option -> what argparse calls it; all of them need --memory.
+_OPTIONS = {
+    "--preset": "preset",
+    "--size": "size",
+    "--precision": "precision",
+    "--dtype": "dtype",
+    "--device": "device",
+    "--ranks": "ranks",
+    "--ulysses": "ulysses",
+    "--ring": "ring",
+    "--measure": "measure",
+}
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--memory`` and what it is asked for."""
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--memory",
+        action="store_true",
+        help="predict the memory of a model, of a preset or of --checkpoint, on every rank",
+    )
+    group.add_argument("--preset", metavar="NAME", help="14b, small, mid or tiny (default: 14b)")
+    group.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="picture size (default: the model's)"
+    )
+    group.add_argument("--precision", choices=("exact", "fp8"), help="default: exact")
+    group.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU"
+    )
+    group.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="what to predict for (default: cuda; with --measure what is here)",
+    )
+    for option, meaning in (
+        ("--ranks", "GPUs that share a stream (default: ulysses x ring)"),
+        ("--ulysses", "of them, those that exchange heads"),
+        ("--ring", "groups of them that pass keys and values around"),
+    ):
+        group.add_argument(option, type=int, metavar="N", help=meaning)
+    group.add_argument(
+        "--measure",
+        action="store_true",
+        help="run a chunk here as well, and show what it took beside the prediction",
+    )
+
+
+def check_memory_options(args: argparse.Namespace) -> None:
+    """Check that the options of the group are not given without ``--memory``.
+
+    Raises:
+        UserError: One is.
+    """
+    for option, name in _OPTIONS.items():
+        if not args.memory and getattr(args, name):
+            raise UserError(f"{option}: goes with --memory")
+
+
+def run_memory(args: argparse.Namespace) -> int:
+    """Predict, measure if asked to, and print.
+
+    Raises:
+        UserError: The choice is impossible, or a checkpoint cannot be read.
+    """
+    from ..memory import predict
+
+    measured = None
+    if args.measure:
+        model, measured = _measure(args)
+    else:
+        model = _model(args)
+    prediction = predict(model)
+    if args.json:
+        value: dict[str, Any] = {"settings": _settings(model), "predicted": prediction.as_json()}
+        if measured is not None:
+            value["measured"] = measured.as_json()
+            value["difference"] = prediction.total / measured.total - 1
+        print_json(value)
+    else:
+        _print(_title(args, model), prediction, measured, ranks=model.split.ranks)
+    return 0
+
+
+def memory_report(
+    source: "ModelSource", pipeline: "Pipeline", session: "Session", avatar: "Avatar"
+) -> dict[str, Any]:
+    """Measured weights and caches of an open session, beside the prediction; bytes.
+
+    The prediction is of the backends that ``auto`` prefers; it is None for the published schedule.
+    """
+    from ..memory import describe, predict
+    from ..memory.measure import cache_bytes, weight_bytes
+
+    weights = weight_bytes(pipeline)
+    report: dict[str, Any] = {
+        "measured": {
+            "weights": {**weights, "total": sum(weights.values())},
+            "caches": cache_bytes(pipeline, session),
+        },
+        "predicted": None,
+    }
+    if pipeline.reuse:
+        model = describe(
+            source,
+            pipeline.dit.config,
+            pipeline.vae.config,
+            size=avatar.size,
+            steps=session.options.steps,
+            text_rows=len(avatar.context),
+        )
+        report["predicted"] = predict(model).as_json()
+    return report
+
+
+def _model(args: argparse.Namespace) -> "Model":
+    """What the options ask for, without looking at this machine."""
+    from ..checkpoint import CheckpointFolder
+    from ..config import AudioEncoderConfig, get_preset
+    from ..loading import DTYPES
+    from ..memory import Model
+
+    if args.preset and args.checkpoint:
+        raise UserError("--preset and --checkpoint: give one of them, not both")
+    preset = get_preset(args.preset or "14b")
+    dit, vae, audio = preset.dit, preset.vae, preset.audio
+    if args.checkpoint:
+        folder = CheckpointFolder(args.checkpoint)
+        if args.audio_encoder:
+            audio = AudioEncoderConfig.from_json(Path(args.audio_encoder) / "config.json")
+            dit = folder.dit_config(audio.layers, audio.width)
+        else:
+            dit = folder.dit_config()
+        vae = folder.vae_config()
+    device = args.device or "cuda"
+    return Model(
+        dit=dit,
+        vae=vae,
+        audio=audio,
+        size=args.size or preset.size,
+        device=device,
+        dtype=DTYPES[args.dtype or ("bf16" if device == "cuda" else "fp32")],
+        fp8=args.precision == "fp8",
+        split=_split(args, dit.num_heads),
+    )
+
+
+def _split(args: argparse.Namespace, heads: int) -> "Split":
+    """The ranks asked for; what is not said is chosen so that as few as possible form the ring."""
+    from ..memory import Split
+
+    given = {"--ranks": args.ranks, "--ulysses": args.ulysses, "--ring": args.ring}
+    for option, value in given.items():
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+    if args.ranks is None:
+        return Split(ulysses=args.ulysses or 1, ring=args.ring or 1)
+    ulysses = args.ulysses or (
+        math.gcd(args.ranks, heads) if args.ring is None else args.ranks // args.ring
+    )
+    ring = args.ring or args.ranks // ulysses
+    if ulysses * ring != args.ranks:
+        raise UserError(
+            f"--ranks {args.ranks}: is not ulysses {ulysses} x ring {ring}; leave one of them out"
+        )
+    return Split(ulysses=ulysses, ring=ring)
+
+
+def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
+    from livetalk_kernels import KernelConfig
+
+    from ..chunk import StreamOptions
+    from ..loading import ModelSource
+    from ..memory import describe
+    from ..memory.measure import measure
+    from ..preparation import check_size
+
+    if any(option not in (None, 1) for option in (args.ranks, args.ulysses, args.ring)):
+        raise UserError("--measure: runs on one rank; leave --ranks, --ulysses and --ring out")
+    source = ModelSource.find(
+        preset=args.preset or (None if args.checkpoint else "14b"),
+        checkpoint=args.checkpoint,
+        audio_encoder=args.audio_encoder,
+        device=args.device or "auto",
+        dtype=args.dtype or "auto",
+        precision=args.precision or "exact",
+        backend=KernelConfig(),
+        reuse=True,
+    )
+    source.require_audio_encoder()
+    preparer = source.load_preparer()
+    size = check_size(args.size or preparer.size)
+    pipeline = source.load_pipeline(preparer)
+    options = StreamOptions()
+    config = pipeline.dit.config
+    model = describe(source, config, pipeline.vae.config, size=size, steps=options.steps)
+    return model, measure(pipeline, size, options)
+
+
+def _settings(model: "Model") -> dict[str, Any]:
+    return {
+        "device": model.device,
+        "dtype": {4: "fp32", 2: "bf16"}[model.dtype.itemsize],
+        "precision": "fp8" if model.fp8 else "exact",
+        "size": list(model.size),
+        "steps": model.steps,
+        "ulysses": model.split.ulysses,
+        "ring": model.split.ring,
+    }
+
+
+def _title(args: argparse.Namespace, model: "Model") -> str:
+    name = Path(args.checkpoint).name if args.checkpoint else args.preset or "14b"
+    height, width = model.size
+    parts = [name, f"{height}x{width}", _settings(model)["dtype"]]
+    if model.fp8:
+        parts.append("FP8 linears")
+    parts.append("GPU" if model.device == "cuda" else "CPU")
+    if model.split.ranks > 1:
+        parts.append(f"ulysses {model.split.ulysses} x ring {model.split.ring}, each rank")
+    return ", ".join(parts)
+
+
+def _print(
+    title: str, prediction: "Prediction", measured: "Measured | None", *, ranks: int
+) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..memory import ASSUMPTIONS
+
+    table = Table()
+    _add_columns(table, "what", measured)
+    seen = measured.weights if measured else {}
+    _add_sum(table, "weights", prediction.weights, seen, measured)
+    _add_sum(table, "caches", prediction.caches, {}, measured)
+    peak = prediction.peak
+    _add_row(table, f"activations in '{prediction.peak_phase}'", peak.activations)
+    _add_row(table, "workspace in it", peak.workspace)
+    if measured is not None:
+        _add_row(table, "both", peak.total, measured.peak)
+    if prediction.assumed is not None:
+        table.add_section()
+        for name, size in vars(prediction.assumed).items():
+            if size:
+                _add_row(table, f"{name} (assumed)", size)
+    table.add_section()
+    _add_row(table, "total", prediction.total, measured.total if measured else None)
+    phases = Table()
+    _add_columns(phases, "phase", measured)
+    kept = sum(prediction.caches.values())
+    for name, phase in prediction.phases.items():
+        found = measured.phases.get(name) if measured else None
+        had = None if measured is None or found is None else measured.caches + found
+        _add_row(phases, name, kept + phase.total, had)
+    out = console()
+    out.print(f"Memory: {escape(title)}")
+    out.print(table)
+    out.print("The most that a phase holds beside the weights:")
+    out.print(phases)
+    notes = []
+    if prediction.assumed is not None:
+        notes.append("Untested on a GPU; memory that the allocator cannot reuse comes on top.")
+    if ranks > 1:
+        notes.append(ASSUMPTIONS)
+    for note in notes:
+        out.print(note)
+
+
+def _add_columns(table: "Table", first: str, measured: "Measured | None") -> None:
+    table.add_column(first)
+    for name in ("predicted", "measured", "difference")[: 3 if measured else 1]:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _add_sum(
+    table: "Table",
+    name: str,
+    parts: Mapping[str, int],
+    seen: Mapping[str, int],
+    measured: "Measured | None",
+) -> None:
+    """A row of the sum, and one for each part."""
+    total = None
+    if measured is not None:
+        total = sum(seen.values()) if seen else measured.caches
+    _add_row(table, name, sum(parts.values()), total)
+    for part, size in parts.items():
+        _add_row(table, f"  {part}", size, seen.get(part))
+    table.add_section()
+
+
+def _add_row(table: "Table", name: str, predicted: int, measured: int | None = None) -> None:
+    row = [name, _bytes(predicted)]
+    if measured is not None:
+        row += [_bytes(measured), f"{100 * (predicted / measured - 1):+.1f} %"]
+    table.add_row(*row)
+
+
+def _bytes(count: int) -> str:
+    """Bytes for people, in decimal units."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

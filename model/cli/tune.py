@@ -1,0 +1,268 @@
+"""``livetalk tune``: find the fastest backend of every op on this machine, and write it down."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
+
+from . import common
+
+if TYPE_CHECKING:
+    import torch
+
+    from livetalk_kernels.bench.tune import Call, Outcome
+    from livetalk_kernels.tuning import MachineEntry, Tuning
+
+EXAMPLE = """\
+livetalk tune --preset tiny --output livetalk-tuning.json
+livetalk tune all --dtype bf16 --budget 600
+livetalk generate --config livetalk-tuning.json --portrait me.png \\
+    --audio speech.wav --output talking.mp4"""
+ALL = "all"
+DEFAULT_FILE = Path("livetalk-tuning.json")
+DEFAULT_BUDGET = 120.0
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Declare the subcommand."""
+    parser = common.add_command(
+        subparsers,
+        "tune",
+        "Time the backends of every op and shape in turns and write the fastest to a file, which "
+        "--config and LIVETALK_CONFIG read. Results are checked first: a backend whose results "
+        "are wrong is not timed. The file holds for this hardware, driver and version; elsewhere "
+        "it is noticed as stale. What it has for other machines stays in it.",
+        EXAMPLE,
+    )
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops, or 'all' (default)")
+    what = parser.add_argument_group("what is timed")
+    what.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="14b, small, mid or tiny: the shapes that this model calls (default: the cases of "
+        "'bench')",
+    )
+    what.add_argument(
+        "--size",
+        type=common.parse_size,
+        metavar="HxW",
+        help="picture size; goes with --preset (default: the preset's)",
+    )
+    what.add_argument(
+        "--precision",
+        choices=("exact", "fp8"),
+        help="of the preset's linear layers (default: exact)",
+    )
+    common.add_device_options(what)
+    what.add_argument(
+        "--approximate",
+        action="store_true",
+        help="let backends take part that are not exact; 'auto' then picks them by this file",
+    )
+    how = parser.add_argument_group("how it is timed")
+    how.add_argument(
+        "--budget",
+        type=float,
+        default=DEFAULT_BUDGET,
+        metavar="SECONDS",
+        help="for all shapes together, the most frequent first; what does not fit is left out "
+        f"(default: {DEFAULT_BUDGET:g})",
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=Path,
+        default=DEFAULT_FILE,
+        metavar="FILE",
+        help=f"a .json file; one that exists is updated (default: {DEFAULT_FILE})",
+    )
+    common.add_json_option(output)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the options, then measure call after call.
+
+    Returns:
+        0; 1 if nothing could be timed; 130 after Ctrl-C, which keeps what was found.
+
+    Raises:
+        UserError: An option or the file is no good.
+    """
+    from livetalk_kernels.bench.heap import keep_freed_memory
+    from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.tuning import Tuning, TuningKey
+
+    from ..loading import resolve_device, resolve_dtype
+    from .interrupts import Interrupts
+
+    _check(args)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    path: Path = args.output
+    before = Tuning.load(path) if path.exists() else Tuning(path=str(path))
+    calls = _calls(args, device, dtype)
+    outcomes: list[Outcome] = []
+    interrupted = True
+    with common.torch_threads(args.threads), Interrupts() as interrupts:
+        key = TuningKey.of(device)
+        keep_freed_memory()
+        with contextlib.suppress(KeyboardInterrupt), common.progress_line() as say:
+            tuner = Tuner(device, budget=args.budget, approximate=args.approximate, say=say)
+            for outcome in tuner.run(calls):
+                outcomes.append(outcome)  # one by one: Ctrl-C keeps them
+            interrupted = False
+        interrupts.hold()
+        entry = _entry(key, outcomes, complete=not interrupted)
+        if entry.choices:
+            _write(path, before.updated(entry))
+        if args.json:
+            common.print_json(_report(path, entry, outcomes))
+        else:
+            _print(entry, outcomes)
+        if entry.choices:
+            print(f"wrote {path}; use it by --config or LIVETALK_CONFIG", file=sys.stderr)
+    if interrupted:
+        return common.INTERRUPTED
+    return 0 if entry.choices else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    from livetalk_kernels.dispatch import op_names
+
+    from ..files import check_output
+
+    known = op_names()
+    for op in args.ops:
+        if op not in (*known, ALL):
+            raise UserError(f"{op}: there is no such op; ops are {', '.join(known)}, or {ALL}")
+    if not args.budget > 0:
+        raise UserError(f"--budget {args.budget:g}: use a number of seconds above 0")
+    if args.threads is not None and args.threads <= 0:
+        raise UserError(f"--threads {args.threads}: use a number above 0")
+    for option in ("size", "precision"):
+        if getattr(args, option) is not None and args.preset is None:
+            raise UserError(f"--{option}: is that of a model; goes with --preset")
+    check_output(args.output, (".json",))
+
+
+def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> "list[Call]":
+    """What is to be measured: the model's calls, or the ops' own cases."""
+    from livetalk_kernels.bench.cases import select_cases
+    from livetalk_kernels.bench.tune import Call
+    from livetalk_kernels.dispatch import load_op, op_names
+
+    ops = args.ops if args.ops and ALL not in args.ops else op_names()
+    if args.preset is None:
+        return [
+            Call(case=case)
+            for op in dict.fromkeys(ops)
+            if dtype in load_op(op).dtypes
+            for case in select_cases(op, device, dtype)
+        ]
+    from ..calls import model_calls
+    from ..config import get_preset
+    from ..preparation import check_size
+
+    preset = get_preset(args.preset)
+    size = check_size(args.size or preset.size)
+    fp8 = args.precision == "fp8"
+    calls = model_calls(preset, size=size, device=device, dtype=dtype, fp8=fp8)
+    return [call for call in calls if call.case.op in ops]
+
+
+def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEntry":
+    from livetalk_kernels.bench.machine import commit
+    from livetalk_kernels.tuning import MachineEntry
+
+    choices = tuple(outcome.choice for outcome in outcomes if outcome.choice is not None)
+    return MachineEntry(
+        key=key,
+        complete=complete and len(choices) == len(outcomes),
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit(),
+        choices=choices,
+    )
+
+
+def _write(path: Path, tuning: "Tuning") -> None:
+    from ..files import new_file
+
+    with new_file(path) as file:
+        text = json.dumps(tuning.as_json(), indent=1, allow_nan=False)
+        file.write(text.encode() + b"\n")
+
+
+def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dict[str, Any]:
+    def name(outcome: "Outcome") -> dict[str, Any]:
+        case = outcome.call.case
+        return {"op": case.op, "case": case.name, "dims": dict(case.dims)}
+
+    return {
+        "file": str(path),
+        **dataclasses.asdict(entry),
+        "red": [
+            name(outcome) | {"backend": backend, "reason": reason}
+            for outcome in outcomes
+            for backend, reason in outcome.red.items()
+        ],
+        "skipped": [
+            name(outcome) | {"reason": outcome.skipped} for outcome in outcomes if outcome.skipped
+        ],
+    }
+
+
+def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from livetalk_kernels.dispatch import load_backend
+
+    out = common.console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("op", "sizes", "fastest"):
+        table.add_column(title, no_wrap=title != "sizes")
+    for title in ("p50", "next"):
+        table.add_column(title, justify="right", no_wrap=True)
+    previous, approximate = "", False
+    for choice in sorted(entry.choices, key=lambda choice: choice.op):
+        best, *others = sorted(choice.p50.values())
+        inexact = load_backend(choice.op, choice.backend).approximate
+        approximate |= inexact
+        table.add_row(
+            choice.op if choice.op != previous else "",
+            " ".join(f"{letter}={size}" for letter, size in choice.dims.items()),
+            choice.backend + (" ~" if inexact else ""),
+            _seconds(best),
+            f"{others[0] / best:.1f}x" if others else "-",
+        )
+        previous = choice.op
+    if entry.choices:
+        out.print(table)
+        note = " ~: approximate." if approximate else ""
+        out.print(f"next: how many times longer the second fastest takes.{note}")
+    skipped: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        where = f"{outcome.call.case.op} {outcome.call.case.name}"
+        for backend, reason in outcome.red.items():
+            out.print(f"[red]red[/]: {escape(f'{where}, {backend}: {reason}')}")
+        if outcome.skipped:
+            skipped.setdefault(outcome.skipped, []).append(where)
+    for reason, places in skipped.items():
+        more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
+        out.print(f"[yellow]left out[/]: {escape(f'{places[0]}{more}: {reason}')}")
+
+
+def _seconds(value: float) -> str:
+    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
+        if value * factor < 1000:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value:.3g} s"

@@ -1,0 +1,90 @@
+"""FP8 linear layers: a quarter of fp32's bytes, and Hopper's fastest matrix products.
+
+Weights are e4m3 with one scale per output channel, made from the checkpoint while it is read.
+Activations have one scale per token (or per 1x128 block, between the two feed-forward layers) and
+are quantised by the kernel that produces them where there is one, else by ``quantize``.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.precision import FP8, FP8_BLOCK
+
+PRECISIONS = ("exact", "fp8")
+
+
+class Quantized(NamedTuple):
+    """Activations in FP8: ``values * scale`` are what they stand for.
+
+    values: float8_e4m3fn [..., K]; scale: fp32 [..., 1], or [..., K/128] for blocks.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+
+class Fp8Linear(nn.Module):
+    """x W^T + b with FP8 operands and fp32 accumulation.
+
+    ``weight`` float8_e4m3fn [N, K], ``weight_scale`` fp32 [N, 1], ``bias`` [N] in the model's
+    dtype, which is also the output's.
+    """
+
+    def __init__(self, inputs: int, outputs: int, ops: Ops) -> None:
+        """Parameters as said, on the device of the moment, not filled."""
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=FP8), requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty(outputs, 1), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False)
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[..., K] -> [..., N]; what is not quantised yet is quantised here, per token."""
+        values, scale = as_quantized(x, self.ops)
+        out = self.ops.fp8_gemm(
+            values.flatten(0, -2),
+            self.weight,
+            scale.flatten(0, -2),
+            self.weight_scale,
+            self.bias,
+            out_dtype=self.bias.dtype,
+        )
+        return out.unflatten(0, values.shape[:-1])
+
+
+def as_quantized(x: Tensor | Quantized, ops: Ops) -> Quantized:
+    """Quantise per token, unless that has been done."""
+    return x if isinstance(x, Quantized) else Quantized(*ops.quantize(x))
+
+
+class Fp8FeedForward(nn.ModuleDict):
+    """Linear, GELU (tanh), Linear; the hidden activations exist in FP8 only.
+
+    Parameter names are those of the published ``nn.Sequential``: layers ``0`` and ``2``.
+    """
+
+    def __init__(self, width: int, hidden: int, ops: Ops) -> None:
+        """``hidden`` that is no multiple of 128 is quantised per token, by a kernel of its own."""
+        super().__init__({"0": Fp8Linear(width, hidden, ops), "2": Fp8Linear(hidden, width, ops)})
+        self.ops = ops
+        self.blocks = hidden % FP8_BLOCK == 0
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[..., width] -> the same shape."""
+        first = self["0"]
+        if not self.blocks:
+            return self["2"](F.gelu(first(x), approximate="tanh"))
+        values, scale = as_quantized(x, self.ops)
+        hidden = self.ops.fp8_gemm_gelu_quant(
+            values.flatten(0, -2),
+            first.weight,
+            scale.flatten(0, -2),
+            first.weight_scale,
+            first.bias,
+        )
+        lead = values.shape[:-1]
+        return self["2"](Quantized(*(part.unflatten(0, lead) for part in hidden)))

@@ -1,0 +1,153 @@
+"""The compiled CPU kernels as a whole: without them, per instruction set, per thread count."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from livetalk_kernels import UserError, extension
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names, pick
+from livetalk_kernels.spec import Arguments, Case, as_tuple
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+
+# Sizes that give every one of three threads work of its own; other ops take their largest small
+# case.
+SIZES: dict[str, dict[str, int]] = {
+    "add_norm": {"B": 3, "L": 67, "D": 1000},
+    "add_norm_quant": {"B": 3, "L": 67, "D": 1000},
+    "rms_norm": {"B": 3, "L": 67, "D": 1000},
+    "rms_norm_rope": {"B": 3, "L": 67, "H": 5, "d": 64, "S": 67},
+    "quantize": {"M": 301, "K": 640},
+    "merge_lse": {"B": 3, "L": 67, "H": 5, "d": 200},
+    "rms_norm_silu": {"B": 2, "C": 96, "T": 3, "H": 19, "W": 23},
+}
+
+
+def compiled_ops() -> list[str]:
+    """Ops with a ``cpu`` backend."""
+    return [op for op in op_names() if "cpu" in backend_names(op)]
+
+
+def threaded_case(op: str, dtype: torch.dtype) -> Case:
+    spec = load_op(op)
+    small = [case for case in spec.cases(CPU, dtype) if not case.large]
+    if op in SIZES:
+        return small[0].at("threads", options={"channels_last": True}, **SIZES[op])
+    return max(small, key=lambda case: spec.cost(case).flops)
+
+
+def inputs(case: Case) -> Arguments:
+    return load_op(case.op).make_inputs(case, Generator().manual_seed(3))
+
+
+def raw(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def best_isa() -> Iterator[None]:
+    yield
+    torch.ops.livetalk.use_isa("best")
+
+
+def test_extension_is_built_here() -> None:
+    """Where tests run there is a compiler; without the kernels most of this suite says nothing."""
+    assert extension.missing() is None
+    assert extension.isa() in extension.ISAS
+
+
+def test_missing_kernels_give_their_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "FOLDER", tmp_path / "none")
+    assert extension.missing() == f"the compiled kernels were not built; {extension.MEND}"
+    noted = tmp_path / "noted"
+    noted.mkdir()
+    (noted / "_C.reason").write_text("no C++ compiler found; install g++\n")
+    monkeypatch.setattr(extension, "FOLDER", noted)
+    reason = "the compiled kernels were not built: no C++ compiler found; install g++"
+    assert extension.missing() == reason
+    case = Case(op="add_norm", device=CPU, dtype=torch.float32)
+    assert extension.supports(case) == reason
+    with pytest.raises(UserError, match="add_norm=cpu: cannot run: the compiled kernels were not"):
+        pick(case, "cpu", named=True)
+    choice = pick(case, "auto", named=True)
+    assert choice.name != "cpu" and reason in choice.reason
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "_C.so").write_text("no library")
+    monkeypatch.setattr(extension, "FOLDER", broken)
+    answer = extension.missing() or ""
+    assert answer.startswith("_C.so does not load: ") and answer.endswith(extension.MEND)
+    assert "\n" not in answer
+
+
+def test_everything_else_works_without_the_kernels(tmp_path: Path) -> None:
+    """In a fresh process, where nothing has loaded them before."""
+    program = (
+        "import pathlib, torch\n"
+        "from livetalk_kernels import extension\n"
+        f"extension.FOLDER = pathlib.Path({str(tmp_path)!r})\n"
+        "from livetalk_kernels.dispatch import support_table\n"
+        "from livetalk_kernels.ops import bind_ops\n"
+        "device, dtype = torch.device('cpu'), torch.float32\n"
+        "table = support_table(device=device, dtype=dtype)\n"
+        "reasons = [row['cpu'] for row in table.values() if 'cpu' in row]\n"
+        "ops = bind_ops(device=device, dtype=dtype)\n"
+        "x, one = torch.randn(3, 8), torch.ones(8)\n"
+        "out = ops.add_norm(x, x, None, one, one)\n"
+        "assert not hasattr(torch.ops.livetalk, 'add_norm_cpu')\n"
+        "assert reasons and all(reasons) and out[1].isfinite().all(), reasons\n"
+        "assert 'cpu' not in set(ops.chosen.values()), ops.chosen\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_dtypes_and_devices_are_refused() -> None:
+    half = Case(op="add_norm", device=CPU, dtype=torch.float16)
+    assert extension.supports(half) == "needs float32 or bfloat16, not float16"
+    gpu = Case(op="add_norm", device=torch.device("cuda"), dtype=torch.float32)
+    assert extension.supports(gpu) == "runs on cpu, not on cuda"
+
+
+@pytest.mark.usefixtures("best_isa")
+def test_instruction_set_is_chosen_by_name() -> None:
+    best = extension.isa()
+    torch.ops.livetalk.use_isa("scalar")
+    assert extension.isa() == "scalar"
+    with pytest.raises(RuntimeError, match="no instruction set sse9; choose scalar, avx2, avx512"):
+        torch.ops.livetalk.use_isa("sse9")
+    assert extension.isa() == "scalar"
+    torch.ops.livetalk.use_isa("best")
+    assert extension.isa() == best
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", compiled_ops())
+def test_results_do_not_depend_on_the_number_of_threads(op: str, dtype: torch.dtype) -> None:
+    case = threaded_case(op, dtype)
+    backend = load_backend(op, "cpu")
+    assert backend.supports(case) is None
+    positional, keywords = inputs(case)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(as_tuple(backend.run(*positional, **keywords)))
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            assert torch.equal(raw(first), raw(second))

@@ -1,0 +1,86 @@
+"""The calls that a model is said to make are those that it makes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from livetalk_kernels.bench.calls import case_of
+from livetalk_kernels.bench.runner import make_inputs
+from livetalk_kernels.dispatch import op_names
+from livetalk_kernels.spec import Case
+from livetalk_model import load_pipeline
+from livetalk_model.calls import model_calls
+from livetalk_model.chunk import StreamOptions
+from livetalk_model.config import NEW_FRAMES, get_preset
+
+CPU, META, FP32 = torch.device("cpu"), torch.device("meta"), torch.float32
+SIZE = (32, 48)
+
+
+def rows(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Shape as rows of the last dimension, which is how ops that work on rows see it."""
+    return tensor.reshape(-1, *tensor.shape[-1:]).shape, tensor.dtype
+
+
+def check_inputs(case: Case, arguments: tuple) -> None:
+    """The case's own inputs are like the call's."""
+    made, _ = make_inputs(dataclasses.replace(case, device=META))
+    assert len(made) == len(arguments)
+    for index, (own, given) in enumerate(zip(made, arguments, strict=True)):
+        if own is None or given is None:  # no history may be one of no frames
+            assert own is None or (given is None and not own.numel()), (case, index)
+        else:
+            assert rows(own) == rows(given), (case, index)
+
+
+def key(case: Case) -> tuple:
+    """The call, but for the memory format, in which a library may leave the contract."""
+    options = {name: value for name, value in case.options.items() if name != "channels_last"}
+    return case.op, *case.dims.items(), *sorted(options.items())
+
+
+@pytest.mark.parametrize("precision", ["exact", "fp8"])
+def test_the_calls_are_those_of_a_running_model(precision):
+    preset = get_preset("tiny")
+    fp8 = precision == "fp8"
+    calls = model_calls(preset, size=SIZE, device=CPU, dtype=FP32, fp8=fp8, steps=2)
+    assert all(call.case.device == CPU and call.case.dtype == FP32 for call in calls)
+    pipeline = load_pipeline(preset="tiny", device="cpu", dtype="fp32", precision=precision)
+    text = torch.zeros(preset.dit.text_len // 2, preset.dit.text_dim)
+    picture = Image.fromarray(np.zeros((*SIZE, 3), np.uint8))
+    avatar = pipeline.prepare(picture, size=SIZE, prompt_embeds=text)
+    seen: dict[tuple, int] = {}
+
+    def noting(op, run):
+        def noted(*arguments, **keywords):
+            case = case_of(op, CPU, FP32, arguments, keywords)
+            assert case is not None
+            check_inputs(case, arguments)
+            seen[key(case)] = seen.get(key(case), 0) + 1
+            return run(*arguments, **keywords)
+
+        return noted
+
+    for ops in pipeline.ops.values():
+        for op in op_names():
+            setattr(ops, op, noting(op, getattr(ops, op)))
+    with pipeline.session(avatar, options=StreamOptions(steps=2)) as session:
+        sound = np.zeros(NEW_FRAMES * 640, np.float32)
+        for _ in range(4):
+            if sum(map(len, session.push(sound))):
+                seen.clear()  # the first chunk, which starts from one motion latent
+                break
+        assert sum(map(len, session.push(sound))) == NEW_FRAMES
+    found = {key(call.case): call.count for call in calls}
+    assert set(seen) <= set(found), set(seen) - set(found)
+    layers = preset.dit.num_layers
+    attention = [call for call in calls if call.case.op == "context_attention"]
+    assert [call.count for call in attention] == [2 * layers]  # of each step
+
+
+def test_what_no_model_calls_has_no_case():
+    assert case_of("merge_lse", CPU, FP32, (), {}) is None

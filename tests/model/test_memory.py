@@ -1,0 +1,133 @@
+"""Predicted memory: counts that are exact, a chunk that is measured, what splits and sizes do."""
+
+import pytest
+import torch
+
+from livetalk_kernels.errors import UserError
+from livetalk_model.chunk import StreamOptions
+from livetalk_model.config import get_preset
+from livetalk_model.loading import DTYPES, load_pipeline
+from livetalk_model.memory import Model, Split, predict
+from livetalk_model.memory.ledger import Ledger, Peak
+from livetalk_model.memory.measure import measure, weight_bytes
+
+LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
+KINDS = [(dtype, precision) for dtype in DTYPES for precision in ("exact", "fp8")]
+
+
+def model_of(name: str, **given) -> Model:
+    preset = get_preset(name)
+    parts = {"dit": preset.dit, "vae": preset.vae, "audio": preset.audio, "size": preset.size}
+    return Model(**{**parts, "device": "cuda", "dtype": torch.bfloat16, **given})
+
+
+def test_the_ledger_keeps_its_fullest_moment():
+    ledger = Ledger(-5)
+    first = ledger.take(10)
+    ledger.use(4)
+    ledger.free(first)
+    ledger.take(8)
+    assert ledger.held == 3
+    assert ledger.peak == Peak(activations=5, workspace=4)
+    assert ledger.peak.total == 9
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_measured_on_tiny(dtype, precision):
+    """Weights and caches to the byte, the peak of every phase within 5 %."""
+    size, options = (64, 96), StreamOptions(steps=2)
+    pipeline = load_pipeline(preset="tiny", device="cpu", dtype=dtype, precision=precision)
+    measured = measure(pipeline, size, options)
+    predicted = predict(
+        model_of(
+            "tiny", size=size, device="cpu", dtype=DTYPES[dtype], fp8=precision == "fp8", steps=2
+        )
+    )
+    assert predicted.weights == measured.weights
+    caches = sum(predicted.caches.values())
+    assert caches == pytest.approx(measured.caches, rel=1e-3)
+    assert predicted.phases.keys() == measured.phases.keys()
+    for name, peak in predicted.phases.items():
+        held = measured.caches + measured.phases[name]
+        assert caches + peak.total == pytest.approx(held, rel=0.05), name
+        if name in LARGE:
+            assert peak.total == pytest.approx(measured.phases[name], rel=0.05), name
+    assert predicted.peak.total == pytest.approx(measured.peak, rel=0.05)
+    assert predicted.total == pytest.approx(measured.total, rel=0.05)
+    assert measured.phases[predicted.peak_phase] == measured.peak
+
+
+def test_one_row_stands_for_all_padding_of_a_prompt():
+    short, full = (predict(model_of("mid", text_rows=rows)) for rows in (20, None))
+    rows = get_preset("mid").dit.text_len
+    config = get_preset("mid").dit
+    bytes_per_row = 2 * config.num_layers * config.dim * 2
+    name = "K/V of text, image"
+    assert full.caches[name] - short.caches[name] == (rows - 21) * bytes_per_row
+
+
+def test_published_counts(facts):
+    """14 B: as many parameters as the checkpoints have, and half of the bytes in FP8."""
+    exact, fp8 = (predict(model_of("14b", fp8=fp8)) for fp8 in (False, True))
+    assert exact.weights["DiT"] == 2 * facts["dit"]["total_params"]
+    on_cpu = predict(model_of("14b", fp8=True, device="cpu"))
+    assert 0.5 < on_cpu.weights["DiT"] / exact.weights["DiT"] < 0.52
+    assert on_cpu.weights["DiT"] - fp8.weights["DiT"] > 40 * 4 * 5120**2  # on the host
+    assert fp8.total < 24 * 10**9
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_block_is_fullest_behind_self_attention(fp8):
+    """Ten tensors [12096, 5120]: x, y, h; q, k, v; q, k rotated; the result, its projection.
+
+    In FP8 h is half as large, and so is the quantised result, which comes in addition.
+    """
+    tokens, config = 9 * 48 * 28, get_preset("14b").dit
+    expected = 10 * tokens * config.dim * 2 + tokens * config.num_heads * 4
+    denoise = predict(model_of("14b", fp8=fp8)).phases["denoise"]
+    assert denoise.activations == pytest.approx(expected, rel=0.02)
+
+
+def test_a_larger_picture_takes_more_and_the_weights_stay():
+    small, large = (predict(model_of("14b", size=size)) for size in ((384, 224), (768, 448)))
+    assert small.weights == large.weights
+    for name, peak in large.phases.items():
+        if name != "audio encoder":
+            assert peak.total + sum(large.caches.values()) > small.phases[name].total + sum(
+                small.caches.values()
+            )
+
+
+def test_ranks_share_tokens_and_rows_but_no_weights():
+    one, eight = (
+        predict(model_of("14b", split=split)) for split in (Split(), Split(ulysses=4, ring=2))
+    )
+    assert one.weights == eight.weights
+    share = {name: eight.caches[name] / one.caches[name] for name in one.caches}
+    assert share["condition tokens"] == share["RoPE tables"] == 1 / 8
+    assert share["decoder state"] == pytest.approx(1 / 8, rel=0.01)
+    assert share["K/V of text, image"] == 1
+    assert 1 / 9 < share["K/V of audio"] < 1 / 2
+    assert eight.phases["denoise"].activations < one.phases["denoise"].activations / 6
+    assert eight.assumed.communication > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"split": Split(ulysses=3)}, "--ulysses 3"),
+        ({"split": Split(ulysses=8, ring=13)}, "--ranks 104"),
+        ({"size": (100, 448)}, "--size 100x448"),
+    ],
+)
+def test_what_cannot_run_is_refused(given, named):
+    with pytest.raises(UserError, match=named):
+        model_of("14b", **given)
+
+
+def test_weights_are_counted_once_and_in_all_parts():
+    pipeline = load_pipeline(preset="tiny", device="cpu", dtype="bf16")
+    weights = weight_bytes(pipeline)
+    dit = sum(p.numel() * p.element_size() for p in pipeline.dit.parameters())
+    assert weights["DiT"] == dit
+    assert weights.keys() == {"DiT", "VAE", "audio encoder"}
