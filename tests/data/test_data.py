@@ -1,7 +1,7 @@
 """The small golden tensors: small enough, and cut unchanged out of the whole set."""
 
 import torch
-from build import DATA, DOCUMENTS, small_tensors
+from cut_golden import DATA, DOCUMENTS, small_tensors
 from safetensors.torch import load_file
 
 MEBIBYTE = 2**20

@@ -1,4 +1,4 @@
-"""Cut the small golden tensors out of the whole set: ``python tests/data/build.py REFERENCE``.
+"""Cut the small golden tensors out of the whole set: ``python tests/data/cut_golden.py REFERENCE``.
 
 REFERENCE is the folder with the golden tensors of the published model. README.md says what is
 taken, and what has to stay there.
