@@ -35,7 +35,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
         axes.set_yscale("log")
     axes.set_xlabel("block")
     axes.set_ylabel("relative L2 error of the layer, on equal inputs")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axes.grid(visible=True, alpha=0.3)
     psnr = report["psnr"]
     side.bar(range(1, len(psnr) + 1), [0 if value is None else value for value in psnr])
