@@ -42,6 +42,13 @@ class Source:
         return tuple(sorted(types))
 
 
+    def constants(self) -> dict[str, int]:
+        """Its constants that are numbers, such as the sizes of its tiles."""
+        names = self.ast.fn.arg_names
+        values = {names[key[0]]: value for key, value in self.ast.constants.items()}
+        return {name: value for name, value in values.items() if type(value) is int}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """A compiled kernel.

@@ -1,7 +1,7 @@
 """What is known of every kernel, and what is wrong with it."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .occupancy import SHARED_BLOCK, WARPS, warps_per_sm
@@ -26,6 +26,8 @@ class Kernel:
         cases: The op's cases that run it; ``#2`` marks a case's second version of one kernel.
         error: Why there is no code; empty where there is.
         code: What its machine code says.
+        stages: Depth of its software pipelines; None where the launch does not say it.
+        constants: Its constants that are numbers, such as the sizes of its tiles.
         dynamic_shared: Bytes of dynamic shared memory of a block; None where the launch sets it.
         spills: Bytes of spill stores and spill loads; None where ptxas' log is not at hand.
         pointers: Dtypes of the arguments that are pointers, in Triton's names.
@@ -40,6 +42,8 @@ class Kernel:
     cases: tuple[str, ...] = ()
     error: str = ""
     code: Code | None = None
+    stages: int | None = None
+    constants: Mapping[str, int] = field(default_factory=dict)
     dynamic_shared: int | None = None
     spills: tuple[int, int] | None = None
     pointers: tuple[str, ...] = ()

@@ -126,6 +126,8 @@ def inspect_task(task: Task, keep: Path | None = None) -> Kernel:
     return replace(
         kernel,
         code=codes[compiled.entry],
+        stages=task.source.options["num_stages"],
+        constants=task.source.constants(),
         dynamic_shared=compiled.shared,
         spills=log.spilled(),
         pointers=task.source.pointers(),
