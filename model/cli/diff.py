@@ -155,7 +155,7 @@ def _report(
     return {
         "a": describe(sides[0], pipelines[0]),
         "b": describe(sides[1], pipelines[1]),
-        "model": args.checkpoint or args.preset or "tiny",
+        "model": Path(args.checkpoint).name if args.checkpoint else args.preset or "tiny",
         "random_weights": pipelines[0].random,
         "size": list(size),
         "denoising_steps": args.steps,
