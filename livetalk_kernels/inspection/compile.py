@@ -41,7 +41,6 @@ class Source:
         types = {kind[1:] for kind in self.ast.signature.values() if kind.startswith("*")}
         return tuple(sorted(types))
 
-
     def constants(self) -> dict[str, int]:
         """Its constants that are numbers, such as the sizes of its tiles."""
         names = self.ast.fn.arg_names
