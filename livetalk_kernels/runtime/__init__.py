@@ -1,0 +1,1 @@
+"""The parallel runtime: one stream over several ranks with the same result as on one."""

@@ -1,0 +1,237 @@
+"""How ranks talk: point-to-point exchanges and a few collectives, counted by purpose.
+
+``torch.distributed`` is the engine: NCCL between GPUs, gloo between CPUs. With one rank there is
+nothing to send, and `LocalCommunicator` does nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Reduction = Literal["sum", "min", "max"]
+_REDUCTIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+class CommError(RuntimeError):
+    """A message did not get through, most often because another rank is gone."""
+
+
+@dataclass
+class Traffic:
+    """What one rank has sent to others, by purpose (``all_to_all``, ``ring``, ``halo``, ...).
+
+    Attributes:
+        bytes: Purpose -> bytes. A reduction counts as one tensor to every other rank, a broadcast
+            as one to every other rank from its source.
+        messages: Purpose -> messages.
+    """
+
+    bytes: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, tensor: Tensor, peers: int = 1) -> None:
+        """Count a tensor that goes to so many ranks."""
+        self.bytes[kind] += tensor.nbytes * peers
+        self.messages[kind] += peers
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.bytes.clear()
+        self.messages.clear()
+
+
+class Pending:
+    """An exchange that is under way; it keeps its tensors alive until it is over."""
+
+    def __init__(self, works: Sequence[dist.Work] = (), tensors: Sequence[Tensor] = ()) -> None:
+        """Nothing to wait for by default."""
+        self._works, self._tensors = list(works), list(tensors)
+
+    def wait(self) -> None:
+        """What was received can be read, by what comes next on the current stream on a GPU.
+
+        Waiting again does nothing.
+
+        Raises:
+            CommError: A peer is lost.
+        """
+        works, self._works = self._works, []
+        try:
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        self._tensors = []
+
+
+Messages = Iterable[tuple[int, Tensor]]
+
+
+class Communicator(ABC):
+    """A group of ranks that call the same methods in the same order.
+
+    Attributes:
+        rank: Place of this process in the group.
+        size: Ranks in the group.
+        traffic: What this rank has sent, shared with the groups split off.
+    """
+
+    def __init__(self, rank: int, size: int, traffic: Traffic | None = None) -> None:
+        """Rank and size of the group."""
+        self.rank, self.size = rank, size
+        self.traffic = Traffic() if traffic is None else traffic
+
+    @abstractmethod
+    def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
+        """Start sending and receiving; several messages between two ranks keep their order.
+
+        Args:
+            send: (peer, contiguous tensor) pairs; not to be changed before the end of the wait.
+            receive: (peer, contiguous tensor to be filled) pairs, of the sender's size and dtype.
+                Empty tensors are left out, on both sides.
+            kind: Purpose, for `traffic`.
+        """
+
+    @abstractmethod
+    def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
+        """Sum, minimum or maximum over all ranks, in place; x is returned."""
+
+    @abstractmethod
+    def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
+        """Fill x with the source's, in place; x is returned."""
+
+    @abstractmethod
+    def split(self, groups: Sequence[Sequence[int]]) -> "Communicator":
+        """The group among ``groups`` that this rank is in; all ranks name the same groups."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    def all_gather(self, x: Tensor, sizes: Sequence[int], *, kind: str = "gather") -> Tensor:
+        """Join every rank's rows, in the order of the ranks.
+
+        Args:
+            x: [sizes[rank], ...], contiguous.
+            sizes: Rows of every rank.
+            kind: Purpose, for `traffic`.
+
+        Returns:
+            [sum(sizes), ...], fresh.
+        """
+        assert x.shape[0] == sizes[self.rank] and len(sizes) == self.size
+        out = x.new_empty((sum(sizes), *x.shape[1:]))
+        parts = out.split(list(sizes))
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        pending = self.exchange(
+            [(peer, x) for peer in others], [(peer, parts[peer]) for peer in others], kind=kind
+        )
+        parts[self.rank].copy_(x)
+        pending.wait()
+        return out
+
+
+class LocalCommunicator(Communicator):
+    """One rank alone: nothing is sent."""
+
+    def __init__(self) -> None:
+        """Rank 0 of 1."""
+        super().__init__(0, 1)
+
+    def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
+        """See `Communicator.exchange`; there is nobody to talk to."""
+        assert not list(send) and not list(receive)
+        return Pending()
+
+    def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
+        """X as it is."""
+        return x
+
+    def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
+        """X as it is."""
+        return x
+
+    def split(self, groups: Sequence[Sequence[int]]) -> Communicator:
+        """Itself."""
+        return self
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+class GroupCommunicator(Communicator):
+    """Ranks of a ``torch.distributed`` process group: NCCL between GPUs, gloo between CPUs."""
+
+    def __init__(self, group: dist.ProcessGroup, traffic: Traffic | None = None) -> None:
+        """``group``: one that this process is in."""
+        super().__init__(dist.get_rank(group), dist.get_world_size(group), traffic)
+        self._group = group
+        self._ranks = dist.get_process_group_ranks(group)
+
+    def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
+        """See `Communicator.exchange`."""
+        operations, tensors = [], []
+        for act, messages in ((dist.isend, send), (dist.irecv, receive)):
+            for peer, tensor in messages:
+                assert peer != self.rank and tensor.is_contiguous()
+                if not tensor.numel():
+                    continue
+                if act is dist.isend:
+                    self.traffic.add(kind, tensor)
+                tensors.append(tensor)
+                operations.append(dist.P2POp(act, _plain(tensor), self._ranks[peer], self._group))
+        if not operations:
+            return Pending()
+        try:
+            return Pending(dist.batch_isend_irecv(operations), tensors)
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+
+    def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
+        """See `Communicator.all_reduce`."""
+        self.traffic.add(kind, x, self.size - 1)
+        try:
+            dist.all_reduce(x, _REDUCTIONS[reduction], self._group)
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        return x
+
+    def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
+        """See `Communicator.broadcast`."""
+        if source == self.rank:
+            self.traffic.add(kind, x, self.size - 1)
+        try:
+            dist.broadcast(_plain(x), self._ranks[source], self._group)
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        return x
+
+    def split(self, groups: Sequence[Sequence[int]]) -> Communicator:
+        """See `Communicator.split`."""
+        own: Communicator | None = None
+        for ranks in groups:
+            group = dist.new_group([self._ranks[rank] for rank in ranks])
+            if self.rank in ranks:
+                own = GroupCommunicator(group, self.traffic)
+        assert own is not None, "every rank is in one of the groups"
+        return LocalCommunicator() if own.size == 1 else own
+
+    def barrier(self) -> None:
+        """See `Communicator.barrier`."""
+        self.all_reduce(torch.zeros(1, device=_device(self._group)), "sum", kind="barrier")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The bytes of a dtype that gloo does not know."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
+def _device(group: dist.ProcessGroup) -> torch.device:
+    """Where a group's tensors lie."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")

@@ -1,0 +1,200 @@
+"""Who has what: tokens and heads over a ulysses x ring mesh, rows and columns over a grid.
+
+Pure arithmetic, the same on every rank. Nothing is padded: where sizes do not divide, the first
+parts are larger by one, and every rank knows the sizes of all.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
+
+from ..errors import UserError
+
+
+def shares(total: int, parts: int) -> tuple[int, ...]:
+    """Sizes of ``parts`` parts of ``total``, as equal as can be, larger ones first."""
+    small, larger = divmod(total, parts)
+    return tuple(small + (index < larger) for index in range(parts))
+
+
+def starts(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where each part begins, and the total as one more entry."""
+    return tuple(accumulate(sizes, initial=0))
+
+
+def factor_pairs(number: int) -> list[tuple[int, int]]:
+    """All (a, b) with a * b = number, largest a first."""
+    return [(a, number // a) for a in range(number, 0, -1) if number % a == 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Ranks as ``ring`` groups of ``ulysses`` neighbours: rank = ring index * ulysses + its place.
+
+    Token shards are in the order of the ranks, so that a Ulysses group holds one contiguous block
+    of the sequence, and such blocks rotate among the rings.
+
+    Attributes:
+        ulysses: Ranks that share the heads of a block of tokens.
+        ring: Blocks of tokens.
+    """
+
+    ulysses: int
+    ring: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are no sizes."""
+        if self.ulysses < 1 or self.ring < 1:
+            raise UserError(f"--ulysses {self.ulysses} --ring {self.ring}: both must be 1 or more")
+
+    @classmethod
+    def choose(
+        cls,
+        world: int,
+        heads: int,
+        *,
+        ulysses: int | None = None,
+        ring: int | None = None,
+        ranks_per_node: int | None = None,
+    ) -> Self:
+        """The mesh that was asked for, or the best: only the ring crosses nodes.
+
+        Without ``ulysses`` and ``ring``, ulysses is the greatest common divisor of the ranks of a
+        node and the heads, so that every rank has the same number of heads.
+
+        Args:
+            world: Ranks in all.
+            heads: Attention heads of the model; ulysses may not be larger.
+            ulysses: Ranks that share heads; None: what ``ring`` leaves, or the best.
+            ring: Blocks of tokens; None: what ``ulysses`` leaves.
+            ranks_per_node: Ranks of one node; by default all are on one.
+
+        Raises:
+            UserError: The sizes do not make up the world, or there are too few heads; the message
+                lists those that work.
+        """
+        given = " ".join(
+            f"--{name} {value}"
+            for name, value in (("ulysses", ulysses), ("ring", ring))
+            if value is not None
+        )
+        if ulysses is None and ring is None:
+            ulysses = math.gcd(ranks_per_node or world, world, heads)
+        if ulysses is None:
+            ulysses = world // max(ring or 1, 1)
+        if ring is None:
+            ring = world // max(ulysses, 1)
+        if ulysses * ring != world or ulysses > heads:
+            work = ", ".join(f"{u} x {r}" for u, r in factor_pairs(world) if u <= heads)
+            ranks = f"{world} rank{'s' * (world != 1)}"
+            raise UserError(
+                f"{given}: does not fit {ranks} and {heads} heads; ulysses x ring can be {work}"
+            )
+        return cls(ulysses=ulysses, ring=ring)
+
+    @property
+    def world(self) -> int:
+        """Ranks in all."""
+        return self.ulysses * self.ring
+
+    def ulysses_groups(self) -> list[list[int]]:
+        """Ranks that share heads, group by group."""
+        return [
+            [index * self.ulysses + place for place in range(self.ulysses)]
+            for index in range(self.ring)
+        ]
+
+    def ring_groups(self) -> list[list[int]]:
+        """Ranks that hold the same heads of different blocks, group by group."""
+        return [
+            [index * self.ulysses + place for index in range(self.ring)]
+            for place in range(self.ulysses)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Ranks as rows and columns of a picture: rank = row * columns + column.
+
+    Attributes:
+        rows: Parts of the height.
+        columns: Parts of the width.
+    """
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are no sizes."""
+        if self.rows < 1 or self.columns < 1:
+            raise UserError(f"--vae-grid {self}: both must be 1 or more")
+
+    @classmethod
+    def choose(cls, world: int, size: tuple[int, int], given: "Grid | None" = None) -> "Grid":
+        """The grid that was asked for, or the one whose parts are smallest and then squarest.
+
+        Args:
+            world: Ranks in all.
+            size: Rows and columns to be divided (of a latent); every part needs at least one.
+            given: The user's choice.
+
+        Raises:
+            UserError: The choice does not make up the world, or a part would be empty.
+        """
+        height, width = size
+        fitting = [
+            cls(rows=rows, columns=columns)
+            for rows, columns in factor_pairs(world)
+            if rows <= height and columns <= width
+        ]
+        if given is not None:
+            if given not in fitting:
+                work = ", ".join(map(str, fitting)) or "none"
+                raise UserError(
+                    f"--vae-grid {given}: does not fit {world} ranks and {height}x{width} latents; "
+                    f"grids that do: {work}"
+                )
+            return given
+        if not fitting:
+            raise UserError(
+                f"{world} ranks: too many for {height}x{width} latents, each needs at least one"
+            )
+
+        def cost(grid: "Grid") -> tuple[int, int]:
+            rows, columns = -(-height // grid.rows), -(-width // grid.columns)
+            border = rows * min(2, grid.columns - 1) + columns * min(2, grid.rows - 1)
+            return rows * columns, border  # the slowest rank's work, then what it exchanges
+
+        return min(fitting, key=cost)
+
+    @classmethod
+    def parse(cls, text: str) -> "Grid":
+        """Read ``RxC``.
+
+        Raises:
+            UserError: The text is of another form.
+        """
+        rows, cross, columns = text.lower().partition("x")
+        if not (cross and rows.isdecimal() and columns.isdecimal()):
+            raise UserError(f"--vae-grid {text}: write rows x columns, for example 4x2")
+        return cls(rows=int(rows), columns=int(columns))
+
+    @property
+    def world(self) -> int:
+        """Ranks in all."""
+        return self.rows * self.columns
+
+    def position(self, rank: int) -> tuple[int, int]:
+        """Row and column of a rank."""
+        return divmod(rank, self.columns)
+
+    def rank(self, row: int, column: int) -> int | None:
+        """Rank at a place; None outside the grid."""
+        inside = 0 <= row < self.rows and 0 <= column < self.columns
+        return row * self.columns + column if inside else None
+
+    def __str__(self) -> str:
+        """As the command line has it."""
+        return f"{self.rows}x{self.columns}"

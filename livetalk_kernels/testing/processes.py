@@ -1,0 +1,101 @@
+"""Several ranks on one machine, for tests: each a process, talking by gloo."""
+
+import multiprocessing
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..runtime.comm import Communicator, GroupCommunicator
+
+# Imported once, in the server that ranks are forked from: a rank then starts in milliseconds.
+_PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops", "livetalk_model.dit"]
+
+
+def run_ranks(
+    function: Callable[..., Any], world: int, *args: Any, timeout: float = 60, threads: int = 1
+) -> list[Any]:
+    """Call ``function(communicator, *args)`` on every rank of a world.
+
+    Args:
+        function: A function of a module that can be imported.
+        world: Ranks.
+        *args: Passed on; small, and the same for all.
+        timeout: Seconds until all must be done.
+        threads: Torch's threads of a rank.
+
+    Returns:
+        What each rank returned: tensors, numbers, texts, or lists and dictionaries of them.
+
+    Raises:
+        RuntimeError: A rank raised, died or was too slow; with that rank's trace.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = []
+        for rank in range(world):
+            process = context.Process(
+                target=_rank,
+                args=(function, rank, world, folder, timeout, threads, args),
+                daemon=True,
+            )
+            process.start()
+            ranks.append(process)
+        try:
+            _join(ranks, Path(folder), time.monotonic() + timeout)
+            return [
+                torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(world)
+            ]
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+
+
+def _join(ranks: list[ForkServerProcess], folder: Path, deadline: float) -> None:
+    """Wait for all; the first that fails ends the wait."""
+    while any(process.exitcode is None for process in ranks) and time.monotonic() < deadline:
+        if any(process.exitcode for process in ranks):
+            time.sleep(0.2)  # whose error is the cause shows in the files
+            break
+        time.sleep(0.01)
+    states = [process.exitcode for process in ranks]
+    if any(state != 0 for state in states):
+        traces = "\n".join(file.read_text() for file in sorted(folder.glob("*.error")))
+        raise RuntimeError(f"exit codes of the ranks: {states} (None: too slow)\n{traces}")
+
+
+def _rank(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    folder: str,
+    timeout: float,
+    threads: int,
+    args: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(threads)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=timeout),
+        )
+        communicator: Communicator = GroupCommunicator(dist.group.WORLD)
+        result = function(communicator, *args)
+        torch.save(result, Path(folder, f"{rank}.pt"))
+        dist.barrier()  # a rank that leaves takes its connections with it
+        dist.destroy_process_group()
+    except BaseException:
+        Path(folder, f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        raise SystemExit(1) from None
