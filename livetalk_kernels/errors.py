@@ -1,4 +1,4 @@
-"""The two errors that livetalk raises on purpose."""
+"""The errors that livetalk raises on purpose."""
 
 
 class UserError(ValueError):
@@ -19,3 +19,7 @@ class NumericsError(RuntimeError):
         """Build the message from the stage and what was found there."""
         super().__init__(f"{stage}: {detail}")
         self.stage = stage
+
+
+class CommError(RuntimeError):
+    """A message between ranks did not get through, most often because one of them is gone."""

@@ -7,11 +7,11 @@ fitted portrait, so that generation needs neither the text nor the image encoder
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
@@ -21,6 +21,7 @@ from .files import new_file
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
+_TEXTS = ("model", "prompt", "note")
 LATENT_CHANNELS = 16
 
 
@@ -58,15 +59,21 @@ class Avatar:
         Raises:
             UserError: The folder cannot be made or written, or the disk is full.
         """
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
-        metadata = {
-            "format": FORMAT,
-            "model": self.model,
-            "prompt": self.prompt,
-            "note": self.note,
-        }
         with new_file(Path(path)) as file:
-            file.write(save(tensors, metadata))
+            file.write(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The contents of an avatar file."""
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        return save(tensors, {"format": FORMAT, **{name: getattr(self, name) for name in _TEXTS}})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` made, on another rank; it is not checked again."""
+        tensors: dict[str, Any] = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        return cls(**tensors, **{name: metadata[name] for name in _TEXTS})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -92,7 +99,7 @@ class Avatar:
             raise UserError(
                 f"{path}: damaged ({error}); make it again with 'livetalk prepare'"
             ) from None
-        text = {name: metadata.get(name, "") for name in ("model", "prompt", "note")}
+        text = {name: metadata.get(name, "") for name in _TEXTS}
         avatar = cls(**tensors, **text)
         avatar._check(path)
         return avatar

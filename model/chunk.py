@@ -7,7 +7,8 @@ A chunk is 33 video frames, of which the first 5 repeat the end of the chunk bef
 Source: SoulX-FlashTalk (arXiv 2512.23379), section 3.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.runtime.host_ring import HostRing, Transfer
+from livetalk_kernels.runtime.lanes import Lane
 
 from .avatar import Avatar
 from .color import match_color, reference_stats
 from .config import CHUNK_FRAMES, MOTION_FRAMES, NEW_FRAMES
 from .dit import DiT
-from .guard import FiniteGuard
-from .reuse import PublishedWork, WorkOnce
+from .graphs import StreamCalls
+from .guard import FiniteGuard, Verdict
+from .parallelize import Team
+from .reuse import PublishedWork, Work, WorkOnce
 from .sampler import denoise, timesteps
 from .stats import StageClock
 from .vae import VAE
@@ -79,6 +84,9 @@ class ChunkGenerator:
         *,
         reuse: bool = True,
         clock: StageClock | None = None,
+        lane: Lane | None = None,
+        team: Team | None = None,
+        calls: StreamCalls | None = None,
     ) -> None:
         """Prepare all that depends on the avatar only.
 
@@ -89,28 +97,44 @@ class ChunkGenerator:
             options: How.
             reuse: False: the published schedule (`PublishedWork`).
             clock: Where the stages' times go.
+            lane: Where the decoder is warmed up; by default inline.
+            team: The ranks that share the work: each has a generator and calls the same methods.
+                By default one alone.
+            calls: The models' own methods by default, or CUDA graphs of them; not for the
+                published schedule.
         """
+        team = Team() if team is None else team
         self.dit, self.vae, self.device = dit, vae, dit.device
         self.clock = clock or StageClock(self.device)
         self.strength = options.color_correction
         self.schedule = timesteps(options.steps, options.shift)
-        self.guard = FiniteGuard()
+        self.calls = calls or StreamCalls.of(dit, vae, cuda_graphs=False)
+        self.guard = FiniteGuard(team.world)
+        self.halo = team.halo(avatar.size)
+        self._ring = HostRing(self.device, timeline=self.clock.timeline)
         self._generator = torch.Generator(self.device).manual_seed(options.seed)
         with torch.inference_mode(), self.clock.stage("prepare"):
             portrait = from_uint8(avatar.portrait.to(self.device), dit.dtype)
             self._colors = reference_stats(portrait[None, :, None])
-            kind = WorkOnce if reuse else PublishedWork
-            self.work = kind(dit, vae, avatar, self.schedule, self.clock)
+            parts = dit, vae, avatar, self.schedule, self.clock
+            self.work: Work
+            if reuse:
+                decode_step = self.calls.decode_step
+                self.work = WorkOnce(*parts, lane=lane, halo=self.halo, decode_step=decode_step)
+            else:
+                self.work = PublishedWork(*parts)
             # The first frame of a causal encoding does not see the grey frames behind it.
             self.motion = self.work.portrait_latents[:, :1]
-            self.work.know_motion(self.motion)
+        with torch.inference_mode():
+            self.work.know_motion(self.motion, "prepare")
 
     @torch.inference_mode()
-    def latents(self, windows: Tensor) -> Tensor:
+    def latents(self, windows: Tensor, meanwhile: Callable[[], None] | None = None) -> Tensor:
         """Denoise one chunk.
 
         Args:
             windows: [1, 33, window, layers, channels] audio features of the chunk's frames.
+            meanwhile: See `chunk`.
 
         Returns:
             float32 [16, 9, h, w] normalised latents, the motion latents in front.
@@ -122,52 +146,71 @@ class ChunkGenerator:
         def model(latent: Tensor, index: int) -> Tensor:
             with self.clock.stage("denoise"):
                 inputs = self.work.inputs(index)
-                flow = self.dit(latent[None].to(self.dit.dtype), **vars(inputs))[0]
+                flow = self.calls.step(latent[None].to(self.dit.dtype), **vars(inputs))[0]
             self.guard.check(f"DiT step {index + 1}", flow)
+            if meanwhile is not None and index == 0:
+                meanwhile()
             return flow
 
         return denoise(model, self.schedule, self.motion, self._noise)
 
     def chunk(
-        self, windows: Tensor, *, frames: int = NEW_FRAMES, last: bool = False
+        self,
+        windows: Tensor,
+        *,
+        frames: int = NEW_FRAMES,
+        last: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Iterator[Frames]:
         """Generate one chunk; frames leave as they are decoded.
+
+        On a GPU they leave once the next ones have been launched, so that it never waits for
+        whoever takes them.
 
         Args:
             windows: [1, 33, window, layers, channels] audio features of the chunk's frames.
             frames: How many of the 28 new frames are wanted.
             last: No chunk follows: the motion latents for the next are not computed.
+            meanwhile: Called when the first step has been launched, to start what may run beside
+                the others.
 
         Yields:
-            uint8 [n, H, W, 3] frames, in order.
+            uint8 [n, H, W, 3] frames, in order; in a team on rank 0 alone.
 
         Raises:
-            NumericsError: NaN or Inf arose; the frames concerned are not yielded.
+            NumericsError: NaN or Inf arose, on any rank; the frames concerned are not yielded.
         """
-        latents = self.latents(windows)[None].to(self.dit.dtype)
+        latents = self.latents(windows, meanwhile)[None].to(self.dit.dtype)
         tail: Tensor | None = None
         left = frames
+        under_way: deque[tuple[Verdict, Transfer]] = deque()
         for decoded in self.work.decode(latents, frames):
             self.guard.check("VAE decoder", decoded)
             with torch.inference_mode(), self.clock.stage("colour"):
-                colored = match_color(decoded.clamp_(-1, 1), self._colors, self.strength)
+                colored = match_color(
+                    decoded.clamp_(-1, 1), self._colors, self.strength, halo=self.halo
+                )
                 joined = colored if tail is None else torch.cat((tail, colored), dim=2)
                 tail = joined[:, :, -MOTION_FRAMES:]
             with torch.inference_mode(), self.clock.stage("to host"):
-                pixels = to_uint8(colored[0]).cpu()[:left]
-            self.guard.raise_if_bad()
-            left -= len(pixels)
-            yield pixels.numpy()
+                slice_THWC = to_uint8(colored[0])[:left]
+                pixels = self.halo.collect(slice_THWC, (1, 2))
+                verdict = self.guard.collect()
+                sent = [verdict.finite] if pixels is None else [verdict.finite, pixels]
+                under_way.append((verdict, self._ring.send(*sent)))
+            left -= len(slice_THWC)
+            yield from _arrived(under_way, leave=self._ring.ahead)
         if last:
+            yield from _arrived(under_way)
             return
         assert tail is not None
         self.work.end_decoding()
         with torch.inference_mode():
             with self.clock.stage("encode"):
-                self.motion = self.vae.encode(tail)[0]
+                self.motion = self.halo.gather(self.calls.encode(tail, halo=self.halo))[0]
             self.guard.check("VAE encoder", self.motion)
-            with self.clock.stage("warm decoder"):
-                self.work.know_motion(self.motion)
+            self.work.know_motion(self.motion)
+        yield from _arrived(under_way)
         self.guard.raise_if_bad()
 
     def _noise(self, first: bool) -> Tensor:
@@ -178,6 +221,15 @@ class ChunkGenerator:
             device=self.device,
             generator=self._generator,
         )
+
+
+def _arrived(under_way: deque[tuple[Verdict, Transfer]], *, leave: int = 0) -> Iterator[Frames]:
+    """Wait for the oldest frames until ``leave`` groups are under way; yield what is finite."""
+    while len(under_way) > leave:
+        verdict, transfer = under_way.popleft()
+        finite, *frames = transfer.arrays()
+        verdict.raise_if_bad(finite)
+        yield from (pixels.astype(np.uint8, copy=False) for pixels in frames)
 
 
 def from_uint8(pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.runtime.halo import WHOLE, Whole
 
 # Linear sRGB -> XYZ, and back, with each XYZ axis divided by the D65 white (0.95047, 1, 1.08883).
 _WHITE = (0.95047, 1.0, 1.08883)
@@ -72,7 +73,9 @@ def reference_stats(image: torch.Tensor) -> ColorStats:
     return ColorStats(mean=mean_CT[:, 0], std=std_CT[:, 0])
 
 
-def match_color(frames: torch.Tensor, reference: ColorStats, strength: float) -> torch.Tensor:
+def match_color(
+    frames: torch.Tensor, reference: ColorStats, strength: float, *, halo: Whole = WHOLE
+) -> torch.Tensor:
     """Frames with the reference's colour statistics.
 
     For every frame and every channel of L*a*b*::
@@ -87,6 +90,7 @@ def match_color(frames: torch.Tensor, reference: ColorStats, strength: float) ->
         frames: [1, 3, T, H, W], sRGB in [-1, 1], any float dtype, any strides.
         reference: Statistics of the portrait, on the same device.
         strength: 0 (off: ``frames`` itself is returned) to 1 (full).
+        halo: Of which picture the frames are a slice; mean and std are those of all slices.
 
     Returns:
         A tensor of the shape, dtype and device of ``frames``.
@@ -101,7 +105,7 @@ def match_color(frames: torch.Tensor, reference: ColorStats, strength: float) ->
     if strength == 0.0:
         return frames
     lab_CTHW, scratch_CTHW = _lab(frames[0])
-    std_CT, mean_CT = _spread(lab_CTHW)
+    std_CT, mean_CT = halo.spread(*_spread(lab_CTHW))
     gain_CT = reference.std[:, None] / torch.where(std_CT < _FLAT, 1.0, std_CT)
     shift_CT = reference.mean[:, None] - mean_CT * gain_CT
     lab_CTHW.mul_(gain_CT[:, :, None, None]).add_(shift_CT[:, :, None, None])

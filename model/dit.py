@@ -1,13 +1,18 @@
 """The diffusion transformer: one step of denoising a chunk of latents.
 
+Tokens may be shared out by a `SequenceParallel`: all that is kept from token to token is then that
+of a part of them, and the result is gathered once, at the end of a step.
+
 Everything that does not change from step to step is made by a `prepare_*` method and handed to
 `DiT.forward`; how often it is made again is the caller's choice (`reuse.py`).
 
 Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 
 from .config import DiTConfig
 from .layers import (
@@ -40,7 +46,7 @@ class AudioContext:
     """What one chunk's audio gives the DiT.
 
     Attributes:
-        layers: Keys and values of every layer.
+        layers: Keys and values of every layer, of the frames that the tokens at hand lie in.
         regions: Where the persons are, with two; None with one.
     """
 
@@ -83,7 +89,13 @@ class DiT(nn.Module):
     """The whole transformer. Build it on the meta device and fill it with `weights.load_module`."""
 
     def __init__(
-        self, config: DiTConfig, ops: Ops, *, reuse: bool = True, fp8: bool = False
+        self,
+        config: DiTConfig,
+        ops: Ops,
+        *,
+        reuse: bool = True,
+        fp8: bool = False,
+        parallel: SequenceParallel | None = None,
     ) -> None:
         """Build the layers.
 
@@ -92,9 +104,12 @@ class DiT(nn.Module):
             ops: The bound ops.
             reuse: Fused QKV product and fp32 RoPE tables; False: as published.
             fp8: Linear layers of the blocks in FP8; needs ``reuse``.
+            parallel: How tokens are shared out; needs ``reuse``. By default they are not.
         """
         super().__init__()
+        self.parallel = parallel or SequenceParallel.alone(ops)
         assert reuse or not fp8, "the published schedule has no FP8"
+        assert reuse or self.parallel.mesh.world == 1, "the published schedule runs on one rank"
         self.config, self.ops, self.reuse, self.fp8 = config, ops, reuse, fp8
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
@@ -168,7 +183,10 @@ class DiT(nn.Module):
         if not self.reuse:
             return PublishedRope(grid, head_dim, self.ops, device)
         table = rope_table(grid, head_dim, device)
-        rms_norm_rope = self.ops.rms_norm_rope
+        sequence = self.parallel.sequence(math.prod(grid))
+        rms_norm_rope = partial(
+            self.ops.rms_norm_rope, row_offset=sequence.rows.start, layout=sequence.layout
+        )
 
         def norm_rope(
             q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, num_heads: int, eps: float
@@ -211,12 +229,17 @@ class DiT(nn.Module):
                 P = 1 or 2 persons, F = 1 + n * vae_scale frames.
             masks: [3, height, width] pixels above 0 where person 1, person 2, the rest are;
                 needed with two persons.
-            size: Token rows and columns of a frame; needed with two persons.
+            size: Token rows and columns of a frame; needed with two persons or several ranks.
 
         Returns:
             The audio context.
         """
         tokens = self.audio_proj(windows.to(self.dtype))
+        if self.parallel.mesh.world > 1:
+            assert size is not None, "where the tokens at hand lie depends on the size"
+            per_frame = size[0] * size[1]
+            rows = self.parallel.sequence(tokens.shape[1] * per_frame).rows
+            tokens = tokens[:, rows.start // per_frame : -(-rows.stop // per_frame)]
         regions = None
         if windows.shape[0] > 1:
             assert masks is not None and masks.shape[0] == REGIONS and size is not None
@@ -252,15 +275,24 @@ class DiT(nn.Module):
             condition_BCTHW: [1, 20, T, H, W] mask (4) and portrait latent (16).
 
         Returns:
-            [1, L, D] tokens.
+            [1, L, D], of the tokens at hand.
         """
         return self._patches(condition_BCTHW, slice(self.config.out_dim, None), bias=True)
 
     def _patches(self, x_BCTHW: Tensor, channels: slice, *, bias: bool) -> Tensor:
         weight = self.patch_embedding.weight[:, channels]
         offset = self.patch_embedding.bias if bias else None
-        out = F.conv3d(x_BCTHW.to(self.dtype), weight, offset, stride=self.config.patch_size)
-        return out.flatten(2).transpose(1, 2).contiguous()
+        x_BCTHW, patch = x_BCTHW.to(self.dtype), self.config.patch_size
+        if not self.reuse:
+            out = F.conv3d(x_BCTHW, weight, offset, stride=patch)
+            return out.flatten(2).transpose(1, 2).contiguous()
+        # Patches do not overlap: as rows of a matrix, each token's can be had alone.
+        split = x_BCTHW[0]
+        for dim, size in enumerate(patch):
+            split = split.unflatten(1 + 2 * dim, (-1, size))
+        patches_LC = split.permute(1, 3, 5, 0, 2, 4, 6).flatten(0, 2).flatten(1)
+        rows = self.parallel.sequence(len(patches_LC)).rows
+        return F.linear(patches_LC[rows], weight.flatten(1), offset)[None]
 
     # One step -----------------------------------------------------------------------------
 
@@ -278,7 +310,7 @@ class DiT(nn.Module):
 
         Args:
             latent_BCTHW: [1, 16, T, H, W] noisy latents.
-            condition: [1, L, D] from `prepare_condition`.
+            condition: From `prepare_condition`.
             step: The timestep's modulation, from `prepare_steps`.
             context: From `prepare_context`.
             audio: From `prepare_audio`.
@@ -290,6 +322,8 @@ class DiT(nn.Module):
         """
         grid = self.token_grid(latent_BCTHW)
         tokens_per_frame = grid[1] * grid[2]
+        sequence = self.parallel.sequence(math.prod(grid))
+        token_offset = sequence.rows.start % tokens_per_frame
         norm = self._norm
         # x is the residual stream, y what the layer before adds to it (times gate), h the normed
         # input of the next layer.
@@ -300,16 +334,16 @@ class DiT(nn.Module):
         ):
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation
             x, h = norm(x, y, gate, scale1, shift1)
-            y, positions = block.self_attn(h, norm_rope, audio.regions)
+            y, positions = block.self_attn(h, norm_rope, sequence, audio.regions)
             x, h = norm(x, y, gate1, block.norm3.weight, block.norm3.bias)
             y = block.cross_attn(h, context_kv)
             x, h = norm(x, y, None, block.norm_x.weight, block.norm_x.bias)
-            y = block.audio_cross_attn(h, audio_kv, positions, tokens_per_frame)
+            y = block.audio_cross_attn(h, audio_kv, positions, tokens_per_frame, token_offset)
             x, h = norm(x, y, None, scale2, shift2)
             y, gate = block.ffn(h), gate2
         shift, scale = step.head
         _, h = self.ops.add_norm(x, y, gate, scale, shift, eps=self.config.eps)
-        return self._unpatch(self.head(h), grid)
+        return self._unpatch(sequence.gather(self.head(h)), grid)
 
     def _norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor

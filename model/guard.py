@@ -1,9 +1,13 @@
 """Catches NaN and Inf in the chunk in which they arise, and says where."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from livetalk_kernels.errors import NumericsError
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 
 class FiniteGuard:
@@ -13,13 +17,23 @@ class FiniteGuard:
     and is called where the frames are copied to the host anyway.
     """
 
-    def __init__(self) -> None:
-        """Start with no notes."""
+    def __init__(self, world: Communicator | None = None) -> None:
+        """Start with no notes; ``world``: ranks that take the same notes and raise together."""
         self._notes: list[tuple[str, Tensor]] = []
+        self._world = LocalCommunicator() if world is None else world
 
     def check(self, stage: str, tensor: Tensor) -> None:
         """Note whether all values of a float tensor are finite."""
         self._notes.append((stage, torch.isfinite(tensor).all()))
+
+    def collect(self) -> "Verdict":
+        """Hand over the notes so far, agreed on by all ranks and still on the device."""
+        notes, self._notes = self._notes, []
+        if not notes:
+            return Verdict((), torch.ones(0, dtype=torch.int32))
+        finite = torch.stack([note for _, note in notes]).int()
+        agreed = self._world.all_reduce(finite, "min", kind="guard")
+        return Verdict(tuple(stage for stage, _ in notes), agreed)
 
     def raise_if_bad(self) -> None:
         """Forget the notes; raise for the first bad one.
@@ -27,9 +41,29 @@ class FiniteGuard:
         Raises:
             NumericsError: A noted tensor held NaN or Inf; the message names the stage.
         """
-        notes, self._notes = self._notes, []
-        for stage, finite in notes:
-            if not finite:
+        verdict = self.collect()
+        verdict.raise_if_bad(verdict.finite.tolist())
+
+
+class Verdict(NamedTuple):
+    """Notes that travel to the host beside the frames that they are about.
+
+    Attributes:
+        stages: Names, in order.
+        finite: int32, one per stage, on the device: 1 if all of its values are finite.
+    """
+
+    stages: tuple[str, ...]
+    finite: Tensor
+
+    def raise_if_bad(self, finite: Iterable[object]) -> None:
+        """Raise for the first stage whose entry in ``finite``, on the host, is false.
+
+        Raises:
+            NumericsError: The message names the stage.
+        """
+        for stage, good in zip(self.stages, finite, strict=True):
+            if not good:
                 raise NumericsError(
                     stage,
                     "NaN or Inf in its output; check the weights (livetalk doctor) "

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.sequence_parallel import LocalSequence
 
 from .config import DiTConfig
 from .persons import place_voices, region_map, token_positions
 from .quantize import Fp8FeedForward, Fp8Linear, Quantized
 from .rope import rotate_1d
 
-# q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k [B, L, H, d].
+# q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k, as
+# `LocalSequence.attention` takes them.
 NormRope = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 
@@ -91,18 +93,23 @@ class SelfAttention(nn.Module):
         return tuple(F.linear(x_BLD, weight, bias) for weight, bias in pairs)
 
     def forward(
-        self, x_BLD: Tensor | Quantized, norm_rope: NormRope, regions: "Regions | None"
+        self,
+        x_BLD: Tensor | Quantized,
+        norm_rope: NormRope,
+        sequence: LocalSequence,
+        regions: "Regions | None",
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; with two persons also return every token's position, float32 [L]."""
         heads, eps = self.config.num_heads, self.config.eps
         q_BLD, k_BLD, v_BLD = self.project(x_BLD)
-        q_BLHd, k_BLHd = norm_rope(q_BLD, k_BLD, self.norm_q.weight, self.norm_k.weight, heads, eps)
+        q, k = norm_rope(q_BLD, k_BLD, self.norm_q.weight, self.norm_k.weight, heads, eps)
         v_BLHd = v_BLD.unflatten(-1, (heads, -1))
-        out_BLHd, _ = self.ops.chunk_attention(q_BLHd, k_BLHd, v_BLHd)
+        out_BLHd = sequence.attention(q, k, v_BLHd)
         positions = None
         if regions is not None:
-            first = k_BLHd[0, : regions.tokens_per_frame]
-            positions = token_positions(region_map(q_BLHd[0], first, regions.weights))
+            first_SHd = sequence.first_rows(k, regions.tokens_per_frame)
+            map_RL = region_map(sequence.by_token(q), first_SHd, regions.weights)
+            positions = token_positions(map_RL, *sequence.extremes(map_RL))
         return self.o(out_BLHd.flatten(2)), positions
 
 
@@ -180,12 +187,18 @@ class AudioAttention(nn.Module):
         kv: AudioKV,
         positions_L: Tensor | None,
         tokens_per_frame: int,
+        token_offset: int,
     ) -> Tensor:
-        """Attend to the audio; with two persons the queries are rotated to their positions."""
+        """Attend to the audio; with two persons the queries are rotated to their positions.
+
+        ``token_offset``: of the first token from the start of the first frame of ``kv``.
+        """
         q_BLHd = self.q_linear(x_BLD).unflatten(-1, (self.config.num_heads, -1))
         if positions_L is not None:
             q_BLHd = rotate_1d(q_BLHd[0], positions_L)[None]
-        out_BLHd = self.ops.audio_attention(q_BLHd, kv.k, kv.v, tokens_per_frame=tokens_per_frame)
+        out_BLHd = self.ops.audio_attention(
+            q_BLHd, kv.k, kv.v, tokens_per_frame=tokens_per_frame, token_offset=token_offset
+        )
         return self.proj(out_BLHd.flatten(2))
 
 

@@ -16,6 +16,7 @@ from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset
 from .dit import DiT
 from .encoders.audio import AudioEncoder
+from .parallelize import Team
 from .pipeline import LoadTimes, Pipeline
 from .preparation import RANDOM_SEED, Preparer
 from .quantize import PRECISIONS
@@ -37,6 +38,8 @@ def load_pipeline(
     precision: str = "exact",
     backend: KernelConfig | None = None,
     reuse: bool = True,
+    team: Team | None = None,
+    cuda_graphs: bool = False,
 ) -> Pipeline:
     """Load a model.
 
@@ -51,6 +54,8 @@ def load_pipeline(
             in FP8, an approximation.
         backend: Kernel backends; by default the environment's, else the best for each op.
         reuse: False: the published schedule, for comparison.
+        team: The ranks that share the work, all of which load the model; one alone by default.
+        cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
 
     Returns:
         The pipeline.
@@ -67,9 +72,10 @@ def load_pipeline(
         precision=precision,
         backend=backend,
         reuse=reuse,
+        cuda_graphs=cuda_graphs,
     )
     source.require_audio_encoder()
-    return source.load_pipeline(source.load_preparer())
+    return source.load_pipeline(source.load_preparer(), team)
 
 
 def load_preparer(
@@ -113,6 +119,7 @@ class ModelSource:
         precision: Of the linear layers of the DiT's blocks: ``exact`` or ``fp8``.
         backend: Kernel backends.
         reuse: False: the published schedule.
+        cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
     """
 
     preset: str
@@ -123,6 +130,7 @@ class ModelSource:
     precision: str
     backend: KernelConfig
     reuse: bool
+    cuda_graphs: bool = False
 
     @classmethod
     def find(
@@ -136,6 +144,7 @@ class ModelSource:
         backend: KernelConfig | None,
         reuse: bool,
         precision: str = "exact",
+        cuda_graphs: bool = False,
     ) -> Self:
         """Resolve the arguments of `load_pipeline`.
 
@@ -153,6 +162,11 @@ class ModelSource:
             raise UserError(f"--precision {precision}: unknown; use {' or '.join(PRECISIONS)}")
         if precision == "fp8" and not reuse:
             raise UserError("--precision fp8: the published schedule (--no-reuse) has no FP8")
+        if cuda_graphs and not reuse:
+            raise UserError(
+                "--cuda-graphs: the published schedule (--no-reuse) makes new constants in every "
+                "step, which no graph can hold; leave one of them out"
+            )
         where = resolve_device(device)
         default = DEFAULT_PRESET if checkpoint is None else _PUBLISHED_PRESET
         return cls(
@@ -164,6 +178,7 @@ class ModelSource:
             precision=precision,
             backend=KernelConfig.from_sources() if backend is None else backend,
             reuse=reuse,
+            cuda_graphs=cuda_graphs,
         )
 
     @property
@@ -213,13 +228,21 @@ class ModelSource:
             load_seconds=time.perf_counter() - begin,
         )
 
-    def load_pipeline(self, preparer: Preparer) -> Pipeline:
+    def load_pipeline(self, preparer: Preparer, team: Team | None = None) -> Pipeline:
         """Load audio encoder and transformer beside the VAE of ``preparer``.
 
+        Args:
+            preparer: From `load_preparer`.
+            team: The ranks that share the work; one alone by default.
+
         Raises:
-            UserError: Weights are missing or damaged, or the audio encoder does not fit.
+            UserError: Weights are missing or damaged, the audio encoder does not fit, or the work
+                cannot be shared as asked for.
         """
         begin = time.perf_counter()
+        team = Team() if team is None else team
+        if team.size > 1 and not self.reuse:
+            raise UserError("--no-reuse: the published schedule runs on one rank; use --nproc 1")
         if self.audio_encoder is None:
             config = get_preset(self.preset).audio
             encoder = AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
@@ -229,13 +252,15 @@ class ModelSource:
         dit_config = preparer.config
         if self.folder is not None:
             dit_config = self.folder.dit_config(encoder.layers, encoder.width)
-        dit = self._build_dit(dit_config)
+        dit = self._build_dit(dit_config, team)
         host = dit.avatar_parameters() if self.spares_memory else frozenset()
         self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map(), host)
         return Pipeline(
             dit=dit,
             audio_encoder=encoder,
             preparer=preparer,
+            team=team,
+            cuda_graphs=self.cuda_graphs,
             load_times=LoadTimes(
                 dit=time.perf_counter() - encoder_done,
                 vae=preparer.load_seconds,
@@ -243,7 +268,7 @@ class ModelSource:
             ),
         )
 
-    def _build_dit(self, config: DiTConfig) -> DiT:
+    def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
         ops = bind_ops(
             self.backend,
             device=self.device,
@@ -252,8 +277,11 @@ class ModelSource:
             H=config.num_heads,
             d=config.head_dim,
         )
+        parallel = None if team is None else team.sequence(config, ops)
         with torch.device("meta"):
-            return DiT(config, ops, reuse=self.reuse, fp8=self.precision == "fp8")
+            return DiT(
+                config, ops, reuse=self.reuse, fp8=self.precision == "fp8", parallel=parallel
+            )
 
     def _fill(
         self,

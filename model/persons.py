@@ -19,6 +19,8 @@ REGIONS = 3
 PERSON_RANGE = ((0.0, 4.0), (20.0, 24.0))
 REST_POSITION = 12.0
 VOICE_POSITION = (2.0, 22.0)
+# Of a matrix product this wide, a CPU computes each row alike, however many there are.
+_WIDTH = 16
 
 
 def region_weights(masks: Tensor, rows: int, columns: int) -> Tensor:
@@ -43,7 +45,7 @@ def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
     ``map[r, l] = mean over heads of sum_s softmax_s(q_l . k_s / sqrt(d)) weights[r, s]``
 
     Args:
-        q_LHd: [L, H, d] queries of all tokens, after norm and RoPE.
+        q_LHd: [L, H, d] queries, after norm and RoPE.
         k_SHd: [S, H, d] keys of the first latent frame.
         weights_RS: float32 [3, S] from `region_weights`.
 
@@ -54,19 +56,31 @@ def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
     # The published map is the mean of two half-head means; an odd last head is left out there.
     used = heads if heads == 1 else heads - heads % 2
     scale = q_LHd.shape[-1] ** -0.5
-    total = q_LHd.new_zeros((weights_RS.shape[0], q_LHd.shape[0]), dtype=torch.float32)
+    regions = weights_RS.shape[0]
+    weights_SP = F.pad(weights_RS, (0, 0, 0, -regions % _WIDTH)).T
+    total = q_LHd.new_zeros((q_LHd.shape[0], weights_SP.shape[1]), dtype=torch.float32)
     for head in range(used):  # one head at a time bounds the memory to L*S floats
         scores = (q_LHd[:, head].float() * scale) @ k_SHd[:, head].float().T
-        total += weights_RS @ scores.softmax(dim=-1).T
-    return total / used
+        total += scores.softmax(dim=-1) @ weights_SP
+    return total[:, :regions].T / used
 
 
-def token_positions(map_RL: Tensor) -> Tensor:
-    """Position of every token on the line, float32 [L], from the map [3, L]."""
+def token_positions(map_RL: Tensor, lowest_R: Tensor, highest_R: Tensor) -> Tensor:
+    """Position of every token on the line.
+
+    Args:
+        map_RL: float32 [3, L] from `region_map`, of some tokens or all.
+        lowest_R: Each region's minimum over all tokens.
+        highest_R: Each region's maximum over all tokens.
+
+    Returns:
+        float32 [L].
+    """
     candidates = []
-    for row, (low, high) in zip(map_RL, PERSON_RANGE, strict=False):
-        span = row.max() - row.min()
-        candidates.append((row - row.min()) / (span + 1e-8) * (high - low) + low)
+    for region, (low, high) in enumerate(PERSON_RANGE):
+        span = highest_R[region] - lowest_R[region]
+        place = (map_RL[region] - lowest_R[region]) / (span + 1e-8)
+        candidates.append(place * (high - low) + low)
     candidates.append(torch.full_like(map_RL[2], REST_POSITION))
     winner = map_RL.argmax(dim=0, keepdim=True)
     return torch.stack(candidates).gather(0, winner)[0]

@@ -7,11 +7,15 @@ from PIL import Image
 from torch import Tensor
 
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.timeline import Timeline
 
 from .avatar import Avatar
 from .chunk import StreamOptions
 from .dit import DiT
 from .encoders.audio import AudioEncoder
+from .follow import follow
+from .graphs import StreamCalls
+from .parallelize import Team
 from .preparation import DEFAULT_PROMPT, Preparer
 from .stream import Session
 from .vae import VAE
@@ -43,6 +47,9 @@ class Pipeline:
         device: Where it runs.
         dtype: Of the transformer and the VAE.
         reuse: False: the published schedule, which computes constants again and again.
+        team: The ranks that share the work.
+        graphed: A stream replays CUDA graphs.
+        calls: What a stream calls: the models' methods, or CUDA graphs of them.
         random: The weights are random: the pictures mean nothing, the speed does.
         load_times: How long loading took.
     """
@@ -54,6 +61,8 @@ class Pipeline:
         audio_encoder: AudioEncoder,
         preparer: Preparer,
         load_times: LoadTimes,
+        team: Team | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Put loaded parts together."""
         self.dit, self.audio_encoder, self.preparer = dit, audio_encoder, preparer
@@ -61,6 +70,9 @@ class Pipeline:
         self.ops: dict[str, Ops] = {"dit": dit.ops, "vae": preparer.ops}
         self.device, self.dtype, self.reuse = dit.device, dit.dtype, dit.reuse
         self.random = preparer.random
+        self.team = Team() if team is None else team
+        self.graphed = cuda_graphs and dit.device.type == "cuda"
+        self.calls = StreamCalls.of(dit, self.vae, cuda_graphs=self.graphed)
         self.load_times = load_times
 
     def prepare(
@@ -81,15 +93,22 @@ class Pipeline:
             image_embeds=image_embeds,
         )
 
-    def session(self, avatar: Avatar, *, options: StreamOptions | None = None) -> Session:
-        """Open a stream.
+    def session(
+        self,
+        avatar: Avatar,
+        *,
+        options: StreamOptions | None = None,
+        timeline: Timeline | None = None,
+    ) -> Session:
+        """Open a stream; in a team on rank 0, while the others `follow`.
 
         Args:
             avatar: From `prepare`, or `Avatar.load`.
             options: Seed, steps, shift, colour correction and frame rate.
+            timeline: Where its stages are recorded.
 
         Raises:
-            UserError: The avatar was made by another model.
+            UserError: The avatar was made by another model, or is too small for the team.
         """
         self.preparer.check_avatar(avatar)
         return Session(
@@ -99,4 +118,23 @@ class Pipeline:
             avatar,
             options or StreamOptions(),
             reuse=self.reuse,
+            timeline=timeline,
+            team=self.team,
+            calls=self.calls,
         )
+
+    def follow(self, timeline: Timeline | None = None) -> None:
+        """What the other ranks of a team do until rank 0 calls `end`.
+
+        Args:
+            timeline: Where the stages are recorded.
+
+        Raises:
+            NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
+            CommError: A rank is lost.
+        """
+        follow(self.dit, self.vae, self.team, timeline=timeline, calls=self.calls)
+
+    def end(self) -> None:
+        """Rank 0: let the others go. One rank alone has nobody to tell."""
+        self.team.tell({"what": "end"})

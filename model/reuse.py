@@ -12,7 +12,7 @@ patch embedding of the 20 constant channels           session
 RoPE table (float32 pairs)                            session
 time embedding and all modulations                    session
 audio tokens, their K and V in all layers             chunk
-decoder state of the motion latents                   chunk, before it is denoised
+decoder state of the motion latents                   chunk, beside denoising it
 ====================================================  =================================
 
 `PublishedWork` makes all of it again in every step, and decodes every chunk from its first latent.
@@ -21,11 +21,14 @@ What lies in the weights' layout goes with the model itself, built with the same
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from livetalk_kernels.runtime.halo import WHOLE, Whole
+from livetalk_kernels.runtime.lanes import Handle, InlineLane, Lane
 
 from .avatar import Avatar
 from .config import FRAMES_PER_LATENT, MOTION_FRAMES, MOTION_LATENTS
@@ -55,6 +58,7 @@ class Work(ABC):
         dit: The transformer.
         vae: The VAE.
         clock: Where the stages' times go.
+        lane: Where the decoder is brought to the end of the motion latents.
         schedule: [steps + 1] timesteps.
         portrait_latents: [16, T, h, w] latents of the portrait and grey frames.
         constant: [1, 20, T, h, w] mask and portrait latents, in the transformer's dtype.
@@ -63,10 +67,23 @@ class Work(ABC):
     """
 
     def __init__(
-        self, dit: DiT, vae: VAE, avatar: Avatar, schedule: Tensor, clock: StageClock
+        self,
+        dit: DiT,
+        vae: VAE,
+        avatar: Avatar,
+        schedule: Tensor,
+        clock: StageClock,
+        *,
+        lane: Lane | None = None,
+        halo: Whole = WHOLE,
     ) -> None:
-        """Take the avatar's tensors to the model's device."""
+        """Take the avatar's tensors to the model's device; without ``lane`` all is done inline.
+
+        ``halo``: the VAE's part in a picture that several ranks share.
+        """
+        self.halo = halo
         self.dit, self.vae, self.clock, self.schedule = dit, vae, clock, schedule
+        self.lane = lane or InlineLane()
         self.portrait_latents = avatar.condition.to(dit.device, dit.dtype)
         mask = torch.zeros_like(self.portrait_latents[:MASK_CHANNELS])
         mask[:, 0] = 1
@@ -76,8 +93,11 @@ class Work(ABC):
         self.grid = dit.token_grid(self.portrait_latents)
 
     @abstractmethod
-    def know_motion(self, motion: Tensor) -> None:
-        """The motion latents [16, 1 or 2, h, w] of the next chunk are known."""
+    def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
+        """The motion latents [16, 1 or 2, h, w] of the next chunk are known.
+
+        What this allows to compute is timed as ``stage``; it may still run when this returns.
+        """
 
     @abstractmethod
     def begin_chunk(self, windows: Tensor) -> None:
@@ -92,8 +112,8 @@ class Work(ABC):
         """Decode the chunk's latents [1, 16, 9, h, w], piece by piece.
 
         Yields:
-            Pixels [1, 3, n, H, W], not clamped, from the chunk's first frame that is not dropped
-            until at least ``count`` have come or all are out.
+            Pixels [1, 3, n, H, W] of the slice at hand, not clamped, from the chunk's first frame
+            that is not dropped until at least ``count`` have come or all are out.
         """
 
     @abstractmethod
@@ -105,28 +125,49 @@ class WorkOnce(Work):
     """Compute everything as soon as it is known, and keep it."""
 
     def __init__(
-        self, dit: DiT, vae: VAE, avatar: Avatar, schedule: Tensor, clock: StageClock
+        self,
+        dit: DiT,
+        vae: VAE,
+        avatar: Avatar,
+        schedule: Tensor,
+        clock: StageClock,
+        *,
+        lane: Lane | None = None,
+        halo: Whole = WHOLE,
+        decode_step: Callable[..., Tensor] | None = None,
     ) -> None:
-        """Compute what depends on avatar, size and schedule."""
-        super().__init__(dit, vae, avatar, schedule, clock)
+        """Compute what depends on avatar, size and schedule.
+
+        ``decode_step``: `VAE.decode_step`, or what stands for it.
+        """
+        self._decode_step = decode_step or vae.decode_step
+        super().__init__(dit, vae, avatar, schedule, clock, lane=lane, halo=halo)
         self._steps = dit.prepare_steps(schedule[:-1])
         self._norm_rope = dit.prepare_rope(self.grid)
         self._condition = dit.prepare_condition(self.constant)
         self._context = dit.prepare_context(self.text, self.image)
         self._audio: AudioContext | None = None
-        self._decoder = DecoderCache()
+        self._decoder = DecoderCache(halo=halo)
+        self._warm: Handle[DecoderCache] | None = None
         self._known = 0
 
-    def know_motion(self, motion: Tensor) -> None:
-        """Bring the decoder to the end of the motion latents."""
-        self._decoder = DecoderCache()
+    def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
+        """Bring the decoder to the end of the motion latents, on the lane."""
         self._known = motion.shape[1]
-        self.vae.warm(motion[None].to(self.dit.dtype), self._decoder)
+        latents = self.halo.take(motion[None].to(self.dit.dtype))
+        cache = self._decoder = DecoderCache(halo=self.halo)
+
+        def warm() -> DecoderCache:
+            with self.clock.stage(stage, self.lane.name):
+                self.vae.warm(latents, cache)
+            return cache
+
+        self._warm = self.lane.submit(warm, latents)
 
     def begin_chunk(self, windows: Tensor) -> None:
         """Make the audio's keys and values."""
         with self.clock.stage("audio K/V"):
-            self._audio = self.dit.prepare_audio(windows)
+            self._audio = self.dit.prepare_audio(windows, size=self.grid[1:])
 
     def inputs(self, index: int) -> StepInputs:
         """Only the modulation differs from step to step."""
@@ -141,19 +182,22 @@ class WorkOnce(Work):
 
     def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
         """Go on from the motion latents, one latent at a time."""
-        first = MOTION_LATENTS
+        assert self._warm is not None
+        self._warm.result()
+        self._warm = None
+        first, latents = MOTION_LATENTS, self.halo.take(latents)
         if self._known < first:  # the first chunk: what else is dropped still makes state
             with torch.inference_mode(), self.clock.stage("decode"):
                 self.vae.warm(latents[:, :, self._known : first], self._decoder)
         for index in range(first, min(latents.shape[2], first - (-count // FRAMES_PER_LATENT))):
             with torch.inference_mode(), self.clock.stage("decode"):
                 latent = latents[:, :, index : index + 1]
-                frames = self.vae.decode_step(latent, self._decoder, clamp=False)
+                frames = self._decode_step(latent, self._decoder, clamp=False)
             yield frames
 
     def end_decoding(self) -> None:
         """Make room for the encoder's state."""
-        self._decoder = DecoderCache()
+        self._decoder = DecoderCache(halo=self.halo)
 
 
 class PublishedWork(Work):
@@ -161,7 +205,7 @@ class PublishedWork(Work):
 
     _windows: Tensor
 
-    def know_motion(self, motion: Tensor) -> None:
+    def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
         """Nothing is kept."""
 
     def begin_chunk(self, windows: Tensor) -> None:

@@ -1,53 +1,81 @@
 """What a stream measures of itself: stages, chunks, start-up, underruns.
 
 Times are seconds of the wall clock. On a GPU the stages are timed by events on the stream and
-read once the frames have reached the host, so that measuring adds no wait.
+read once the frames have reached the host, so that measuring adds no wait. A stage that runs on
+another lane than the main one, beside other stages, is told apart by its name: the others' sum
+stays the time that a chunk takes.
 """
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
+from livetalk_kernels.runtime.timeline import MAIN, Range, Timeline
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Marks what a rank is doing, for a watchdog: name of a stage -> context."""
+
 _KEPT_CHUNKS = 4096  # bounds the memory of an endless stream
 
 
-class StageClock:
-    """Adds up how long each named stage of a chunk takes."""
+def no_phase(name: str) -> AbstractContextManager[None]:
+    """Nobody watches."""
+    return nullcontext()
 
-    def __init__(self, device: torch.device) -> None:
-        """Time on ``device``: CUDA events there, the CPU's clock elsewhere."""
-        self._device = device
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._seconds: dict[str, float] = defaultdict(float)
+
+class StageClock:
+    """Adds up how long each named stage of a chunk takes.
+
+    Attributes:
+        timeline: Where every stage is recorded as well.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        timeline: Timeline | None = None,
+        *,
+        phase: Phase = no_phase,
+    ) -> None:
+        """Time on ``device``, by CUDA events or the CPU's clock; by default nothing is recorded.
+
+        ``phase`` is entered with the name of every stage of the main lane, for a watchdog.
+        """
+        self.timeline = timeline or Timeline(device)
+        self._phase = phase
+        self._ended: deque[Range] = deque()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside under ``name``; stages do not nest."""
-        if self._device.type == "cuda":
-            stream = torch.cuda.current_stream(self._device)
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record(stream)
+    def stage(self, name: str, lane: str = MAIN) -> Iterator[None]:
+        """Time what runs inside under ``name``; stages of a lane do not nest."""
+        with (
+            self._phase(name) if lane == MAIN else nullcontext(),
+            self.timeline.range(name, lane) as measured,
+        ):
             yield
-            end.record(stream)
-            self._events.append((name, begin, end))
-        else:
-            begin_s = time.perf_counter()
-            yield
-            self._seconds[name] += time.perf_counter() - begin_s
+        self._ended.append(measured)
 
     def collect(self) -> dict[str, float]:
-        """Seconds per stage since the last call; waits for the stages' own events only."""
-        for name, begin, end in self._events:
-            end.synchronize()
-            self._seconds[name] += begin.elapsed_time(end) / 1000
-        seconds = dict(self._seconds)
-        self._events.clear()
-        self._seconds.clear()
-        return seconds
+        """Seconds per stage since the last call; waits for the stages' own events only.
+
+        Stages of other lanes are named ``<name> (beside)``, and counted once they have ended.
+        """
+        seconds: dict[str, float] = defaultdict(float)
+        under_way = []
+        while self._ended:
+            measured = self._ended.popleft()
+            if measured.lane == MAIN:
+                seconds[measured.name] += measured.seconds()
+            elif measured.happened:
+                seconds[f"{measured.name} (beside)"] += measured.seconds()
+            else:
+                under_way.append(measured)
+        self._ended.extend(under_way)
+        return dict(seconds)
 
 
 @dataclass

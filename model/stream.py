@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -11,11 +12,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from livetalk_kernels.runtime.lanes import Handle, InlineLane, Lane, open_lane
+from livetalk_kernels.runtime.timeline import MAIN, Timeline
+
 from .avatar import Avatar
 from .chunk import ChunkGenerator, Frames, StreamOptions
 from .config import NEW_FRAMES
 from .dit import DiT
 from .encoders.audio import AudioEncoder, AudioStream, as_samples
+from .graphs import StreamCalls
+from .parallelize import Team
 from .stats import StageClock, StreamStats
 from .vae import VAE
 
@@ -25,7 +31,8 @@ class Session:
 
     Use it as a context manager. `push` and `finish` accept the audio at once and return an
     iterator that computes as it is consumed; frames that were not consumed come with the next
-    call.
+    call. Where there is a lane beside the main one, the audio of the next chunk is encoded there if
+    it is pushed before this chunk is begun.
     """
 
     def __init__(
@@ -37,16 +44,56 @@ class Session:
         options: StreamOptions,
         *,
         reuse: bool = True,
+        lane: Lane | None = None,
+        decoder_lane: Lane | None = None,
+        timeline: Timeline | None = None,
+        team: Team | None = None,
+        calls: StreamCalls | None = None,
     ) -> None:
-        """Prepare the stream; the clock of the start-up latency starts here."""
+        """Prepare the stream; the clock of the start-up latency starts here.
+
+        Args:
+            dit: The transformer.
+            vae: The VAE.
+            audio_encoder: The audio encoder.
+            avatar: Whom to animate.
+            options: How.
+            reuse: False: the published schedule.
+            lane: Where the next chunk's audio is encoded, closed with the session; by default what
+                is worth it on the device.
+            decoder_lane: Where the decoder is warmed up, closed with the session; by default
+                ``lane``, or inline in a team, where it communicates with other ranks.
+            timeline: Where the stages are recorded.
+            team: The ranks that share the work, of which this is rank 0; one alone by default.
+            calls: CUDA graphs of the models' methods; by default the methods.
+
+        Raises:
+            UserError: The picture cannot be shared among so many ranks.
+        """
+        self._team = Team() if team is None else team
+        assert self._team.leads, "the other ranks follow"
+        self._team.grid(avatar.size)  # refused before the others hear of it
+        self._team.tell({"what": "session", "options": vars(options)}, avatar.to_bytes)
         self.options = options
         self.stats = StreamStats(fps=options.fps)
         self._rate = audio_encoder.sample_rate
-        self._clock = StageClock(dit.device)
+        self._clock = StageClock(dit.device, timeline, phase=self._team.phase)
         self._audio: AudioStream | None = AudioStream(audio_encoder, fps=options.fps)
+        self._lane = lane or open_lane(dit.device)
+        inline = InlineLane() if self._team.size > 1 else self._lane
+        self._decoder_lane = decoder_lane or inline
         self._chunks: ChunkGenerator | None = ChunkGenerator(
-            dit, vae, avatar, options, reuse=reuse, clock=self._clock
+            dit,
+            vae,
+            avatar,
+            options,
+            reuse=reuse,
+            clock=self._clock,
+            lane=self._decoder_lane,
+            team=self._team,
+            calls=calls,
         )
+        self._ahead: Handle[Tensor] | None = None  # the next chunk's audio windows
         self._pending: deque[NDArray[np.float32]] = deque()
         self._waiting = 0  # samples in _pending
         self._received = 0  # samples in all
@@ -72,7 +119,12 @@ class Session:
     def close(self) -> None:
         """Drop all state; frames not taken are lost. Closing twice does no harm."""
         self._closed = True
-        self._running = None
+        if self._team.size > 1 and self._running is not None:
+            for _ in self._running:
+                pass  # the other ranks are in the middle of this chunk
+        self._lane.close()
+        self._decoder_lane.close()
+        self._running = self._ahead = None
         self._pending.clear()
         self._waiting = 0
         self._chunks = self._audio = None
@@ -119,6 +171,14 @@ class Session:
         """Frames that the audio received so far asks for."""
         return math.ceil(self._received * self.options.fps / self._rate - 1e-6)
 
+    @property
+    def wants_audio(self) -> bool:
+        """Whether to push more audio, where it is at hand, before the next frames are taken.
+
+        It would be encoded beside the next chunk. Never where nothing runs beside.
+        """
+        return self._lane.concurrent and self._received < self._boundary(self._started + 2)
+
     def _require_open(self) -> None:
         if self._closed or self._finished:
             raise RuntimeError("the session is over; open a new one with pipeline.session(avatar)")
@@ -133,6 +193,7 @@ class Session:
             try:
                 frames = next(self._running, None)
             except BaseException:
+                self._running = None
                 self.close()  # the state of a broken chunk is of no use
                 raise
             self._computing += self.stats.elapsed - before
@@ -147,9 +208,8 @@ class Session:
 
     def _next_chunk(self) -> Iterator[Frames] | None:
         """Start the next chunk if its audio is there, or the audio has ended."""
-        start, end = (self._boundary(self._started + offset) for offset in (0, 1))
-        frames, need = NEW_FRAMES, end - start
-        if self._waiting < need:
+        frames, need = NEW_FRAMES, self._need()
+        if self._ahead is None and self._waiting < need:
             frames = self.total_frames - self._started * NEW_FRAMES
             if not self._finished or frames <= 0:
                 return None
@@ -157,24 +217,49 @@ class Session:
             frames = min(NEW_FRAMES, self.total_frames - self._started * NEW_FRAMES)
             if frames <= 0:
                 return None
-        samples = self._take(need)
+        ahead, self._ahead = self._ahead, None
+        encode = ahead.result if ahead else partial(self._encode, self._take(need))
         self._started += 1
         last = self._finished and self.total_frames <= self._started * NEW_FRAMES
         self._whole = not last
-        return self._chunk(samples, frames, last)
+        return self._chunk(encode, frames, last)
 
-    def _chunk(self, samples: NDArray[np.float32], frames: int, last: bool) -> Iterator[Frames]:
-        assert self._audio is not None and self._chunks is not None
-        with torch.inference_mode(), self._clock.stage("audio encoder"):
-            windows = self._audio.push(samples)[None]
-        yield from self._chunks.chunk(windows, frames=frames, last=last)
+    def _chunk(self, encode: Callable[[], Tensor], frames: int, last: bool) -> Iterator[Frames]:
+        assert self._chunks is not None
+        windows = encode()
+        self._team.tell(
+            {"what": "chunk", "frames": frames, "last": last, "windows": list(windows.shape)}
+        )
+        yield from self._chunks.chunk(
+            self._team.share(windows), frames=frames, last=last, meanwhile=self._look_ahead
+        )
+
+    def _encode(self, samples: NDArray[np.float32], lane: str = MAIN) -> Tensor:
+        """The next chunk's audio windows."""
+        assert self._audio is not None
+        with torch.inference_mode(), self._clock.stage("audio encoder", lane):
+            return self._audio.push(samples)[None]
+
+    def _look_ahead(self) -> None:
+        """Send the next chunk's audio to the lane, if all of it is known and anything is gained."""
+        need = self._need()
+        known = self._waiting >= need
+        if self._finished:  # what is missing is silence
+            known = self.total_frames > self._started * NEW_FRAMES
+        if known and self._lane.concurrent:
+            lane = self._lane.name
+            self._ahead = self._lane.submit(partial(self._encode, self._take(need), lane))
+
+    def _need(self) -> int:
+        """Samples of the next chunk."""
+        return self._boundary(self._started + 1) - self._boundary(self._started)
 
     def _end_chunk(self) -> None:
         self._running = None
         stages: dict[str, float] = self._clock.collect()
         if self._started == 1:  # the first chunk's stages up to the first frame were collected
             for name, seconds in self.stats.startup.items():
-                if name != "prepare":
+                if not name.startswith("prepare"):
                     stages[name] = stages.get(name, 0.0) + seconds
         self.stats.chunk_done(stages, self._computing, whole=self._whole)
         self._computing = 0.0

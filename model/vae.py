@@ -1,7 +1,8 @@
 """The causal video VAE of Wan2.1: 8 x 8 pixels and 4 frames to one latent of 16 channels.
 
 A video is coded in pieces of 1, 4, 4, ... frames, one latent each. A stream of pieces is continued
-by a cache that the caller holds; the modules keep no state. Source: Wan et al. 2025
+by a cache that the caller holds; the modules keep no state. Frames and latents may be slices of a
+larger picture, if the stream's cache knows who has the others. Source: Wan et al. 2025
 (arXiv 2503.20314); arithmetic and key names are those of the published checkpoint.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.halo import WHOLE, Whole
 
 from .config import VAEConfig
 from .vae_layers import (
@@ -158,12 +160,13 @@ class VAE(nn.Module):
                 module.prepare()
 
     @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
+    def encode(self, video_BCTHW: Tensor, *, halo: Whole = WHOLE) -> Tensor:
         """Code a whole video.
 
         Args:
             video_BCTHW: Pixels in [-1, 1], [B, 3, T, H, W], H and W multiples of 8. Frames beyond
                 the last full piece (1 + 4 * k frames) are ignored, as published.
+            halo: Whose slice the video is, and the latents will be (see `StreamCache`).
 
         Returns:
             Latents [B, 16, 1 + k, H/8, W/8] of the model's dtype, normalised.
@@ -173,7 +176,7 @@ class VAE(nn.Module):
         """
         if video_BCTHW.shape[2] == 0:
             raise UserError("video to encode: it has no frames; pass at least one")
-        cache = EncoderCache()
+        cache = EncoderCache(halo=halo)
         latents = [self.encode_step(video_BCTHW[:, :, :1], cache)]
         for start in range(1, video_BCTHW.shape[2] - TEMPORAL + 1, TEMPORAL):
             latents.append(self.encode_step(video_BCTHW[:, :, start : start + TEMPORAL], cache))
@@ -209,12 +212,13 @@ class VAE(nn.Module):
         return ((latent_BCTHW - mean) / std).to(moments.dtype)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor, *, clamp: bool = True) -> Tensor:
+    def decode(self, latents_BCTHW: Tensor, *, clamp: bool = True, halo: Whole = WHOLE) -> Tensor:
         """Decode all latents of a video.
 
         Args:
             latents_BCTHW: [B, 16, T, h, w], normalised.
             clamp: To [-1, 1], as published; False leaves that, and Inf, to the caller.
+            halo: Whose slice the latents are, and the frames will be (see `StreamCache`).
 
         Returns:
             Pixels [B, 3, 1 + 4 * (T - 1), 8h, 8w] of the model's dtype.
@@ -224,7 +228,7 @@ class VAE(nn.Module):
         """
         if latents_BCTHW.shape[2] == 0:
             raise UserError("latents to decode: there are none; pass at least one")
-        cache = DecoderCache()
+        cache = DecoderCache(halo=halo)
         pieces = latents_BCTHW.split(1, dim=2)
         return torch.cat([self.decode_step(piece, cache, clamp=clamp) for piece in pieces], dim=2)
 
@@ -309,4 +313,4 @@ def _middle(channels: int, ops: Ops, *, reuse: bool) -> nn.ModuleList:
 
 def _run_middle(middle: nn.ModuleList, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
     before, attention, after = middle
-    return after(attention(before(x_BCTHW, cache)), cache)
+    return after(attention(before(x_BCTHW, cache), cache), cache)

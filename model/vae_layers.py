@@ -3,7 +3,8 @@
 Norms, convolutions over video and attention are ops.
 
 Shape suffixes: B batch, C channels, T frames, H rows, W columns. Parameter names are those of the
-published checkpoint. What a stream must remember lies in a `StreamCache` that is handed in.
+published checkpoint. What a stream must remember lies in a `StreamCache` that is handed in, and
+with it an object that knows what lies beyond the edges of the frames.
 
 Every layer knows two schedules. ``reuse=False`` is the published one: planar memory, history and
 zeros joined to the input of each convolution, upsampling before convolving. ``reuse=True`` gives
@@ -19,6 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.halo import WHOLE, Whole
+from livetalk_kernels.runtime.slices import Padding
+
+DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 
 
 class StreamCache:
@@ -27,18 +32,27 @@ class StreamCache:
     Entries are replaced, never changed in place, so a fork costs nothing and stays as it was.
 
     Attributes:
-        frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W].
+        frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W]; those of a slice with
+            its halo.
         pieces: Pieces taken so far.
+        halo: What the frames are a part of: a picture of which other ranks have the other slices,
+            or by default nothing.
     """
 
-    def __init__(self, frames: Mapping[str, Tensor] | None = None, pieces: int = 0) -> None:
+    def __init__(
+        self,
+        frames: Mapping[str, Tensor] | None = None,
+        pieces: int = 0,
+        *,
+        halo: Whole = WHOLE,
+    ) -> None:
         """An empty cache, before the first piece, by default."""
         self.frames: dict[str, Tensor] = dict(frames or {})
-        self.pieces = pieces
+        self.pieces, self.halo = pieces, halo
 
     def fork(self) -> Self:
         """A copy that goes its own way; the tensors are shared until they are replaced."""
-        return type(self)(self.frames, self.pieces)
+        return type(self)(self.frames, self.pieces, halo=self.halo)
 
     def remember(self, name: str, x_BCTHW: Tensor, count: int) -> None:
         """Store the last ``count`` of the stored frames and the new ones, where there are so many.
@@ -94,6 +108,7 @@ class CausalConv(nn.Module):
         self.name = ""
         self.context = kernel[0] - stride
         self.stride = (stride, 1, 1)
+        self.taps = kernel[1:]
         rows, columns = kernel[1] // 2, kernel[2] // 2
         self.padding = (rows, rows, columns, columns)
 
@@ -121,20 +136,32 @@ class CausalConv(nn.Module):
             assert cache is not None, f"{self.name} needs a stream"
             history = cache.frames.get(self.name)
             zero_frames = self.context - (0 if history is None else history.shape[2])
-            cache.remember(self.name, x_BCTHW, self.context)
         if keep is not None and keep + self.context <= x_BCTHW.shape[2]:
             x_BCTHW = x_BCTHW[:, :, -(keep + self.context) :]
             history, zero_frames = None, 0
-        if self.reuse:
-            y = self.ops.causal_conv3d(
-                x_BCTHW, history, self.weight, self.bias, packed=self.packed,
-                zero_frames=zero_frames, stride=self.stride, padding=self.padding,
-            )  # fmt: skip
-        else:
-            x = x_BCTHW if history is None else torch.cat([history, x_BCTHW], dim=2)
-            top, bottom, left, right = self.padding
+
+        def run(x: Tensor, history: Tensor | None, padding: Padding) -> Tensor:
+            if self.reuse:
+                return self.ops.causal_conv3d(
+                    x, history, self.weight, self.bias, packed=self.packed,
+                    zero_frames=zero_frames, stride=self.stride, padding=padding,
+                )  # fmt: skip
+            x = x if history is None else torch.cat([history, x], dim=2)
+            top, bottom, left, right = padding
             x = F.pad(x, (left, right, top, bottom, zero_frames, 0))
-            y = self.ops.causal_conv3d(x, None, self.weight, self.bias, stride=self.stride)
+            return self.ops.causal_conv3d(x, None, self.weight, self.bias, stride=self.stride)
+
+        if not any(self.padding):  # pixels do not see each other
+            y, seen = run(x_BCTHW, history, self.padding), x_BCTHW
+        else:
+            assert cache is not None, f"{self.name} needs a stream"
+            y, seen = cache.halo.convolve(
+                run, x_BCTHW, history, taps=self.taps, stride=(1, 1), padding=self.padding,
+                remember=self.context,
+            )  # fmt: skip
+        if self.context:
+            assert cache is not None
+            cache.remember(self.name, seen, self.context)
         return y if keep is None else y[:, :, -keep:]
 
 
@@ -190,7 +217,8 @@ def _remember(layers: nn.ModuleDict, x_BCTHW: Tensor, cache: StreamCache) -> Non
     """Store what convolution ``2`` behind norm ``0`` will want to see of these frames."""
     conv = layers["2"]
     assert isinstance(conv, CausalConv)
-    cache.remember(conv.name, layers["0"](x_BCTHW[:, :, -conv.context :]), conv.context)
+    seen = cache.halo.join(layers["0"](x_BCTHW[:, :, -conv.context :]), conv.padding)
+    cache.remember(conv.name, seen, conv.context)
 
 
 class _ChannelGamma(nn.Module):
@@ -212,15 +240,17 @@ class AttentionBlock(nn.Module):
         self.to_qkv = ConvWeights(channels, 3 * channels, 1)
         self.proj = ConvWeights(channels, channels, 1)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """Frames of the same number and size."""
         batch, channels, frames, height, width = x_BCTHW.shape
         x_NLC = x_BCTHW.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, channels)
         unit_NLC = F.normalize(x_NLC.float(), dim=-1)
         h_NLC = (unit_NLC * channels**0.5 * self.norm.gamma.float().flatten()).to(x_NLC.dtype)
         qkv = F.linear(h_NLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
-        # One head as wide as the image: [N, L, 1, C] each.
-        q, k, v = qkv.unsqueeze(2).chunk(3, dim=-1)
+        # One head as wide as the image: [N, L, 1, C] each. Keys are the pixels of all slices.
+        q, kv_NLC = qkv[..., :channels].unsqueeze(2), qkv[..., channels:]
+        kv_NLC = cache.halo.gather(kv_NLC.unflatten(1, (height, width)), (1, 2)).flatten(1, 2)
+        k, v = kv_NLC.unsqueeze(2).chunk(2, dim=-1)
         out, _ = self.ops.chunk_attention(q, k, v)
         y_NLC = x_NLC + F.linear(out.squeeze(2), self.proj.weight.flatten(1), self.proj.bias)
         y_BTHWC = y_NLC.view(batch, frames, height, width, channels)
@@ -251,10 +281,16 @@ class Downsample(nn.Module):
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
         conv = _weights(self.resample)
-        y = self.ops.causal_conv3d(
-            x_BCTHW, None, conv.weight.unsqueeze(2), conv.bias,
-            stride=(1, 2, 2), padding=(0, 1, 0, 1),
-        )  # fmt: skip
+
+        def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
+            weight = conv.weight.unsqueeze(2)
+            return self.ops.causal_conv3d(
+                x, None, weight, conv.bias, stride=(1, 2, 2), padding=padding
+            )
+
+        y, _ = cache.halo.convolve(
+            run, x_BCTHW, None, taps=(3, 3), stride=(2, 2), padding=DOWNSAMPLE_PADDING
+        )
         if self.time_conv is None:
             return y
         if cache.pieces == 0:
@@ -298,20 +334,22 @@ class Upsample(nn.Module):
         if self.time_conv is not None and cache.pieces > 0:
             y = self.time_conv(x, cache)
             x = interleave_frames(y) if self.reuse else torch.stack(y.chunk(2, 1), 3).flatten(2, 3)
-        conv = _weights(self.resample)
         if self.reuse:
-            assert self.folded_weight is not None, "prepare() comes after loading"
-            phases = self.ops.causal_conv3d(
-                x, None, self.folded_weight, self.folded_bias, padding=(1, 1, 1, 1)
-            )
-            return interleave_pixels(phases)
-        batch = x.shape[0]
-        images = x.transpose(1, 2).flatten(0, 1)
-        images = F.interpolate(images.float(), scale_factor=2.0, mode="nearest-exact").to(x.dtype)
-        frames = images.unflatten(0, (batch, -1)).transpose(1, 2)
-        return self.ops.causal_conv3d(
-            frames, None, conv.weight.unsqueeze(2), conv.bias, padding=(1, 1, 1, 1)
-        )
+            weight, bias = self.folded_weight, self.folded_bias
+            assert weight is not None, "prepare() comes after loading"
+        else:
+            conv = _weights(self.resample)
+            weight, bias = conv.weight.unsqueeze(2), conv.bias
+            images = x.transpose(1, 2).flatten(0, 1).float()
+            images = F.interpolate(images, scale_factor=2.0, mode="nearest-exact").to(x.dtype)
+            x = images.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+        def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
+            return self.ops.causal_conv3d(x, None, weight, bias, padding=padding)
+
+        taps = weight.shape[3], weight.shape[4]
+        y, _ = cache.halo.convolve(run, x, None, taps=taps, stride=(1, 1), padding=(1, 1, 1, 1))
+        return interleave_pixels(y) if self.reuse else y
 
 
 class Head(nn.ModuleDict):

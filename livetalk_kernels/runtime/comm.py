@@ -14,12 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import CommError
+
 Reduction = Literal["sum", "min", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
-
-
-class CommError(RuntimeError):
-    """A message did not get through, most often because another rank is gone."""
 
 
 @dataclass

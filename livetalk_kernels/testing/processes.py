@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..runtime.comm import Communicator, GroupCommunicator
+from ..runtime.comm import GroupCommunicator
 
 # Imported once, in the server that ranks are forked from: a rank then starts in milliseconds.
 _PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops", "livetalk_model.dit"]
@@ -91,8 +91,8 @@ def _rank(
             world_size=world,
             timeout=timedelta(seconds=timeout),
         )
-        communicator: Communicator = GroupCommunicator(dist.group.WORLD)
-        result = function(communicator, *args)
+        assert dist.group.WORLD is not None
+        result = function(GroupCommunicator(dist.group.WORLD), *args)
         torch.save(result, Path(folder, f"{rank}.pt"))
         dist.barrier()  # a rank that leaves takes its connections with it
         dist.destroy_process_group()

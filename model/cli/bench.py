@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common
+from . import bench_comm, common
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ EXAMPLE = """\
 livetalk bench rms_norm_rope add_norm rms_norm_silu merge_lse --threads 2
 livetalk bench add_norm --shape L=512:4096:512,D=5120 --csv sweep.csv
 livetalk bench all --case model --json results.json
-livetalk bench chunk_attention --device cuda --backend triton --ncu"""
+livetalk bench chunk_attention --device cuda --backend triton --ncu
+livetalk bench comm --nproc 8 --ulysses 4 --ring 2"""
 ALL = "all"
 STDOUT = "-"
 TOOLS = ("ncu", "nsys")
@@ -40,10 +41,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "Time every backend of an op that can run here, in turns, beside PyTorch eager and "
         "torch.compile of the plain formula. Results are checked first; a backend whose results "
         "are wrong is red and not timed (exit code 1). The floor is what the op's least bytes "
-        "and operations take at the bandwidth and matrix rate measured in the same rounds.",
+        "and operations take at the bandwidth and matrix rate measured in the same rounds. 'bench "
+        "comm' starts several ranks and times what they send each other, against their links.",
         EXAMPLE,
     )
-    parser.add_argument("ops", nargs="+", metavar="OP", help="ops, or 'all'; see 'backends'")
+    parser.add_argument(
+        "ops", nargs="+", metavar="OP", help="ops, or 'all'; see 'backends'; or 'comm'"
+    )
     what = parser.add_argument_group("what is timed")
     what.add_argument(
         "--backend",
@@ -89,6 +93,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
             const=tool,
             help=f"mark each backend's calls for {name} and print its command; times nothing",
         )
+    bench_comm.add_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a line per backend")
     output.add_argument(
@@ -115,7 +120,7 @@ class Plan:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the options, then time case after case.
+    """Check the options, then time case after case; or what ranks send each other.
 
     Returns:
         0; 1 if a backend is red or no case could be timed; 130 after Ctrl-C.
@@ -125,6 +130,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..loading import resolve_device, resolve_dtype
 
+    if bench_comm.NAME in args.ops:
+        return bench_comm.run(args)
+    bench_comm.refuse_with_ops(args)
     device = resolve_device(args.device)
     settings = _settings(args, device)
     _check_files(args)

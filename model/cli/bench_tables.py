@@ -35,7 +35,7 @@ def _table(result: Result) -> Table:
         why = f"{cost.flops / 1e9:.4g} GFLOP at {result.roofline.rate / 1e12:.3g} TFLOP/s"
     table = Table(
         title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
-        f"floor {_seconds(result.floor)}: {why}",
+        f"floor {seconds(result.floor)}: {why}",
         title_justify="left",
         title_style="",
         box=box.SIMPLE_HEAD,
@@ -56,12 +56,10 @@ def _cells(result: Result, row: Row) -> list[str]:
         return ["[red]red[/]"]
     rates = {name: value or 0.0 for name, value in result.rates(row).items()}
     return [
-        _seconds(row.time.p50),
+        seconds(row.time.p50),
         _span(row.time.p20, row.time.p80),
-        _number(rates["gb_per_s"]),
-        f"{rates['tflop_per_s']:.3f}"
-        if rates["tflop_per_s"] < 1
-        else _number(rates["tflop_per_s"]),
+        number(rates["gb_per_s"]),
+        f"{rates['tflop_per_s']:.3f}" if rates["tflop_per_s"] < 1 else number(rates["tflop_per_s"]),
         f"{rates['of_floor']:.0%}",
         _times(row.vs_eager),
         _times(row.vs_compile),
@@ -94,18 +92,19 @@ def print_end(report: dict[str, Any], results: list[Result]) -> None:
     )
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A time with its unit."""
     factor, unit = _unit(value)
-    return f"{_number(value * factor)} {unit}"
+    return f"{number(value * factor)} {unit}"
 
 
 def _span(low: float, high: float) -> str:
     """Both in the unit of the median, which is near."""
     factor, _ = _unit((low + high) / 2)
-    return f"{_number(low * factor)}-{_number(high * factor)}"
+    return f"{number(low * factor)}-{number(high * factor)}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 

@@ -103,6 +103,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
             choices=("exact", "fp8"),
             help="fp8: linear layers of the transformer in FP8, an approximation",
         )
+        group.add_argument(
+            "--cuda-graphs",
+            action="store_true",
+            help="on a GPU, replay captured steps instead of launching each kernel",
+        )
     group.add_argument(
         "--backend",
         action="append",
@@ -207,6 +212,7 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
         precision=getattr(args, "precision", "exact"),
         backend=KernelConfig.from_sources(args.backend, tuning=args.config),
         reuse=not args.no_reuse,
+        cuda_graphs=getattr(args, "cuda_graphs", False),
     )
 
 

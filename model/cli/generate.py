@@ -1,26 +1,37 @@
 """``livetalk generate``: portrait and speech in, talking video out."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from livetalk_kernels.errors import NumericsError, UserError
+from livetalk_kernels.errors import CommError, NumericsError, UserError
 
-from . import common
+from . import common, ranks
 
 if TYPE_CHECKING:
+    from livetalk_kernels.runtime.timeline import Timeline
+    from livetalk_kernels.runtime.watchdog import Watchdog
+
     from ..audio_io import AudioReader
+    from ..background import BackgroundWriter
     from ..chunk import Frames
+    from ..parallelize import Team
+    from ..pipeline import Pipeline
     from ..stream import Session
-    from ..video_io import FrameWriter
+    from .interrupts import Interrupts
 
 EXAMPLE = """\
 livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
 livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
-    --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base"""
+    --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base
+livetalk generate --avatar me.avatar --audio speech.wav --output talk.mp4 --timeline talk.json"""
+
+RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog gives 2
+_KEPT_RANGES = 1 << 17  # of a lane, in a timeline: hours of a stream
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -46,43 +57,122 @@ def add_parser(subparsers: common.Subparsers) -> None:
         metavar="FILE",
         help=".mp4 with sound, or .npy of uint8 frames [T,H,W,3]",
     )
+    parser.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE.json",
+        help="write what ran when and beside what, to be opened at ui.perfetto.dev",
+    )
     common.add_json_option(parser)
     common.add_avatar_options(parser)
     common.add_model_options(parser)
     common.add_stream_options(parser)
+    ranks.add_rank_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Start ranks where several are asked for; be one of them, or the only one."""
+    code = ranks.run_ranks(args, left=_left(args.output))
+    if code is not None:
+        return code
+    with ranks.joined_team(args) as (team, watchdog):
+        if team.leads:
+            code = _lead(args, team, watchdog)
+            if code == common.INTERRUPTED and team.size > 1:
+                raise KeyboardInterrupt  # the others are in the middle of a chunk
+        else:
+            code = _follow(args, team)
+    return code
+
+
+def _left(output: Path) -> str:
+    """What a process that is killed leaves behind."""
+    name = f"{output}.part"
+    return f"{name} is playable" if output.suffix == ".mp4" else f"{name} is incomplete"
+
+
+def _follow(args: argparse.Namespace, team: "Team") -> int:
+    """Compute what rank 0 does not; it reports."""
+    from livetalk_kernels.bench.machine import machine
+
+    with team.phase("load"):
+        source = common.model_source(args)
+        pipeline = source.load_pipeline(source.load_preparer(), team)
+    timeline = _timeline(args, pipeline, team)
+    try:
+        pipeline.follow(timeline)
+    except NumericsError:  # rank 0 has the same
+        return 1
+    if args.timeline:
+        path = args.timeline.with_stem(f"{args.timeline.stem}.rank{team.world.rank}")
+        facts = {"command": ["livetalk", *args.argv], "machine": machine()}
+        _write_timeline(path, timeline, facts)
+    return 0
+
+
+def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "Timeline":
+    from livetalk_kernels.runtime.timeline import Timeline
+
+    kept = _KEPT_RANGES if args.timeline else 0
+    nvtx = bool(kept) and pipeline.device.type == "cuda"
+    return Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
+
+
+def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
+    from livetalk_kernels.bench.machine import machine
+
     from ..audio_io import AudioReader
+    from ..background import BackgroundWriter
+    from ..files import check_output
     from ..video_io import SUFFIXES, open_writer
+    from .interrupts import Interrupts
     from .latency import latency_report
     from .memory import memory_report
 
     common.check_output(args, SUFFIXES)
+    facts: dict[str, Any] = {}
+    if args.timeline:
+        check_output(args.timeline, (".json",), inputs=[args.config, args.audio])
+        facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     options = common.stream_options(args)
     with AudioReader(args.audio) as reader:
         make_avatar = common.avatar_source(args)
         source = common.model_source(args)
         source.require_audio_encoder()
-        preparer = source.load_preparer()
+        with team.phase("load"):
+            preparer = source.load_preparer()
         begin = time.perf_counter()
-        avatar = make_avatar(preparer)
+        with team.phase("prepare"):
+            avatar = make_avatar(preparer)
+            team.grid(avatar.size)
         avatar_seconds = time.perf_counter() - begin
-        pipeline = source.load_pipeline(preparer)
-        with pipeline.session(avatar, options=options) as session:
+        with team.phase("load"):
+            pipeline = source.load_pipeline(preparer, team)
+        timeline = _timeline(args, pipeline, team)
+        with pipeline.session(avatar, options=options, timeline=timeline) as session:
 
-            def open_output() -> "FrameWriter":
-                return open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
+            def open_output() -> BackgroundWriter:
+                writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
+                background = BackgroundWriter(writer, timeline=timeline)
+                if watchdog is not None:
+                    watchdog.on_failure = lambda: background.rescue(RESCUE)
+                return background
 
-            outcome, writer = _stream(reader, session, open_output)
+            interrupts = Interrupts(
+                left=_left(args.output), stopping=None if watchdog is None else watchdog.stopping
+            )
+            lost = None if watchdog is None else watchdog.await_verdict
+            outcome, writer = _stream(reader, session, open_output, interrupts, team, lost)
             memory = memory_report(source, pipeline, session, avatar) if args.json else None
+        if outcome == 0:
+            pipeline.end()
     for warning in reader.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not writer.frames:
         return _nothing_written(args, outcome)
-    report = latency_report(pipeline, session, avatar_seconds=avatar_seconds)
+    report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
     report["output"] = {
         "path": str(args.output),
         "frames": writer.frames,
@@ -90,6 +180,8 @@ def run(args: argparse.Namespace) -> int:
         "complete": outcome == 0,
     }
     report["warnings"] = list(reader.warnings)
+    if args.timeline:
+        _write_timeline(args.timeline, timeline, facts)
     if args.json:
         report["memory"] = memory
         common.print_json(report)
@@ -99,14 +191,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stream(
-    reader: "AudioReader", session: "Session", open_output: "Callable[[], FrameWriter]"
-) -> "tuple[int, FrameWriter]":
-    """Push the sound through the session into a file; the exit code and the finished file."""
-    from .interrupts import Interrupts
+    reader: "AudioReader",
+    session: "Session",
+    open_output: "Callable[[], BackgroundWriter]",
+    interrupts: "Interrupts",
+    team: "Team",
+    lost: "Callable[[], None] | None",
+) -> "tuple[int, BackgroundWriter]":
+    """Push the sound through the session into a file; the exit code and the finished file.
+
+    The progress counts frames that are made; a few of them may still wait to be written. ``lost``
+    is called when a message did not get through, while the file is still open: where another rank
+    is lost it finishes the file and ends this process.
+    """
     from .progress import progress
 
     outcome = 0
-    with Interrupts() as interrupts:
+    with interrupts:
         # Whatever comes between these two calls would leave the file open.
         interrupts.hold()
         writer = open_output()
@@ -117,13 +218,20 @@ def _stream(
                     with progress(reader.declared_seconds, session) as advance:
                         for frames in _frames(reader, session):
                             interrupts.hold()
-                            writer.write(frames)
+                            with team.phase("write"):
+                                writer.write(frames)
                             interrupts.release()
                             advance(len(frames))
                 except NumericsError as error:
                     print(f"error: {error}", file=sys.stderr)
                     outcome = 1
+                except CommError:
+                    if lost is not None:
+                        lost()
+                    raise
                 interrupts.hold()  # the end of the file is written undisturbed
+                with team.phase("finish"):
+                    writer.close()
         except KeyboardInterrupt:
             outcome = common.INTERRUPTED
     return outcome, writer
@@ -131,8 +239,18 @@ def _stream(
 
 def _frames(reader: "AudioReader", session: "Session") -> "Iterator[Frames]":
     for block in reader:
-        yield from session.push(block)
+        made = session.push(block)
+        while not session.wants_audio and (frames := next(made, None)) is not None:
+            yield frames
     yield from session.finish()
+
+
+def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:
+    """Write the trace, whole or not at all."""
+    from ..files import new_file
+
+    with new_file(path) as stream:
+        stream.write(json.dumps(timeline.trace(facts), allow_nan=False).encode())
 
 
 def _nothing_written(args: argparse.Namespace, outcome: int) -> int:

@@ -1,24 +1,38 @@
 """Ctrl-C that stops a run cleanly: at once while computing, after the write while writing."""
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from livetalk_kernels.runtime.signals import SignalThread, say
+
+from . import common
 
 
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into KeyboardInterrupt, but never in held code.
 
-    Later ones do nothing, so that the clean-up behind the first can end. A signal that was ignored
-    before (``nohup``, a job in the background) stays ignored.
+    The second one ends the process at once, with exit code 130, wherever it is. A signal that was
+    ignored before (``nohup``, a job in the background) stays ignored.
     """
 
-    def __init__(self) -> None:
-        """Nothing is caught until the object is entered."""
+    def __init__(self, *, left: str = "", stopping: Callable[[], None] | None = None) -> None:
+        """Nothing is caught until the object is entered, in the main thread.
+
+        Args:
+            left: Told at the second signal: which file is left, in which state.
+            stopping: Called in the main thread at the first signal, `Watchdog.stopping`.
+        """
+        self._left, self._stopping = left, stopping
         self._held = self._waiting = self._raised = False
+        self._heard = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Catch the signals."""
+        self._thread = SignalThread(self._count).__enter__()
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._caught)
@@ -33,6 +47,7 @@ class Interrupts:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._thread.__exit__(kind, error, trace)
 
     def hold(self) -> None:
         """From here on a signal waits."""
@@ -46,8 +61,17 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping is not None and not (self._waiting or self._raised):
+            self._stopping()
         if self._held:
             self._waiting = True
         elif not self._raised:
             self._raised = True
             raise KeyboardInterrupt
+
+    def _count(self) -> None:
+        """In a thread of its own, also while the main thread is blocked in C++."""
+        self._heard += 1
+        if self._heard > 1:
+            say(f"killed{self._left and '; '}{self._left}")
+            os._exit(common.INTERRUPTED)

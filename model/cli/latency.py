@@ -22,13 +22,14 @@ _LOAD_LABELS = {
 
 
 def latency_report(
-    pipeline: Pipeline, session: Session, *, avatar_seconds: float
+    pipeline: Pipeline, session: Session, *, size: tuple[int, int], avatar_seconds: float
 ) -> dict[str, Any]:
     """Everything that was measured, with the settings it was measured under; times in seconds.
 
     Args:
         pipeline: The model.
         session: The stream, at its end.
+        size: Height and width of its frames.
         avatar_seconds: How long making the avatar took, text and image encoder included.
     """
     stats = session.stats
@@ -41,18 +42,17 @@ def latency_report(
             "device": str(pipeline.device),
             "dtype": str(pipeline.dtype).removeprefix("torch."),
             "precision": "fp8" if pipeline.dit.fp8 else "exact",
-            "approximate": sorted(
-                {
-                    f"{op}={choice.name}"
-                    for ops in pipeline.ops.values()
-                    for op, choice in ops.choices.items()
-                    if choice.approximate
-                }
-            ),
+            "approximate": _approximate(pipeline),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "random_weights": pipeline.random,
             "reuse": pipeline.reuse,
+            "cuda_graphs": pipeline.graphed,
+            "ranks": {
+                "world": pipeline.team.size,
+                **vars(pipeline.dit.parallel.mesh),
+                "vae_grid": str(pipeline.team.grid(size)),
+            },
             "backends": {
                 part: {op: {"name": c.name, "reason": c.reason} for op, c in ops.choices.items()}
                 for part, ops in pipeline.ops.items()
@@ -75,6 +75,19 @@ def latency_report(
         "underrun": stats.underrun,
         "peak_memory": {"host": _peak_host_bytes(), "gpu": peak_gpu},
     }
+
+
+def _approximate(pipeline: Pipeline) -> list[str]:
+    """What of the run is not exact."""
+    found = {
+        f"{op}={choice.name}"
+        for ops in pipeline.ops.values()
+        for op, choice in ops.choices.items()
+        if choice.approximate
+    }
+    if pipeline.dit.parallel.approximate:
+        found.add("FP8 exchange")
+    return sorted(found)
 
 
 def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
@@ -112,6 +125,12 @@ def _title(settings: dict[str, Any]) -> str:
     if settings["device"] == "cpu":
         parts.append(plural(settings["threads"], "thread"))
     parts.append(plural(settings["steps"], "step"))
+    ranks = settings["ranks"]
+    if ranks["world"] > 1:
+        split = f"ulysses {ranks['ulysses']} x ring {ranks['ring']}, VAE {ranks['vae_grid']}"
+        parts.append(f"{ranks['world']} ranks ({split})")
+    if settings["cuda_graphs"]:
+        parts.append("CUDA graphs")
     if not settings["reuse"]:
         parts.append("published schedule")
     if settings["random_weights"]:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
-    from livetalk_kernels.errors import NumericsError, UserError  # slow: imports torch
+    from livetalk_kernels.errors import CommError, NumericsError, UserError  # slow: imports torch
 
     from .common import INTERRUPTED
 
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, f"error: {error}")
     except NumericsError as error:
         return _fail(1, f"error: {error}")
+    except CommError as error:  # the watchdog has said more, if it knows
+        return _fail(1, f"error: another rank was lost: {error}")
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
     except BrokenPipeError:

@@ -105,17 +105,20 @@ class Assumed:
         cublas: cuBLAS's workspace as PyTorch sets it on Hopper.
         convolution: Workspace of the convolution library.
         communication: NCCL's buffers, with several ranks.
+        beside: What the allocator keeps for the side stream, whose memory is its own: the decoder's
+            warm-up with the state it leaves, or the audio encoder (see `runtime.lanes`).
     """
 
     context: int = 500 * 10**6
     cublas: int = 32 << 20
     convolution: int = 250 * 10**6
     communication: int = 0
+    beside: int = 0
 
     @property
     def total(self) -> int:
         """Together."""
-        return self.context + self.cublas + self.convolution + self.communication
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +190,12 @@ def predict(model: Model) -> Prediction:
     }
     ranks = model.split.ranks
     communication = 250 * 10**6 if ranks > 1 else 0
+    assumed = Assumed(communication=communication, beside=session.beside)
     return Prediction(
         weights=weights,
         caches=session.caches,
         phases=session.phases(),
-        assumed=None if machine.is_cpu else Assumed(communication=communication),
+        assumed=None if machine.is_cpu else assumed,
     )
 
 
@@ -295,6 +299,14 @@ class _Session:
             "encode": self._encode(),
             "warm decoder": self._warm(),
         }
+
+    @property
+    def beside(self) -> int:
+        """The most that the side stream holds; over several ranks it warms up no decoder."""
+        ledger = Ledger()
+        if self.model.split.ranks == 1:
+            self._stream(ledger).warm(MOTION_LATENTS, self.rows, self.columns)
+        return max(ledger.peak.total, self._audio_encoder().total)
 
     def _stream(self, ledger: Ledger) -> VaeLedger:
         return VaeLedger(self.vae, self.machine, ledger, ranks=self.model.split.ranks)

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from livetalk_kernels.runtime.timeline import MAIN
+
 from ..chunk import ChunkGenerator, StreamOptions
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
@@ -137,11 +139,11 @@ class _PhaseClock(StageClock):
         self._before = 0 if self._cuda is None else torch.cuda.memory_allocated(self._cuda)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, lane: str = MAIN) -> Iterator[None]:
         """See the base class."""
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
-        with record_function(_MARK + name), super().stage(name):
+        with record_function(_MARK + name), super().stage(name, lane):
             yield
         if self._cuda is not None:
             peak = torch.cuda.max_memory_allocated(self._cuda) - self._before

@@ -261,25 +261,20 @@ class VaeLedger:
         history = self.stored.get(layer.name)
         stored = 0 if history is None else history.frames
         zeros = layer.context - stored
+        if keep is not None and keep + layer.context <= x.frames:
+            x, stored, zeros = replace(x, frames=keep + layer.context), 0, 0
+        out = self._convolve(layer, x, stored, zeros)
         if layer.context:
-            self._store(layer, x, free=False)
-        frames = x.frames
-        if keep is not None and keep + layer.context <= frames:
-            self.ledger.free(0 if history is None else self.size(history))
-            history, stored, zeros = None, 0, 0
-            frames = keep + layer.context
-        out = self._convolve(layer, replace(x, frames=frames), stored, zeros)
-        if history is not None:
-            self.ledger.free(self.size(history))
+            self._store(layer, x)
         return out
 
-    def _store(self, layer: CausalConv, x: Video, *, free: bool = True) -> None:
-        """`StreamCache.remember`: the new history is held, the old one until it is freed."""
+    def _store(self, layer: CausalConv, x: Video) -> None:
+        """`StreamCache.remember`: the new history is held, then the old one is let go."""
         old = self.stored.get(layer.name)
         count = min(layer.context, x.frames + (0 if old is None else old.frames))
         new = replace(x, frames=count)
         self.ledger.take(self.size(new))
-        if free and old is not None:
+        if old is not None:
             self.ledger.free(self.size(old))
         self.stored[layer.name] = new
 

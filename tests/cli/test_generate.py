@@ -19,6 +19,7 @@ from cli_tools import FAST, generate, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 from livetalk_model import preparation
 from livetalk_model.cli import common
 from livetalk_model.cli.main import main
@@ -81,6 +82,29 @@ def test_every_backend_gives_the_frames_of_the_reference(backend, portrait, spee
         frames.append(np.load(target).astype(float))
     error = np.mean((frames[0] - frames[1]) ** 2)
     assert error == 0 or 10 * np.log10(255**2 / error) >= 60
+
+
+def test_timeline_shows_what_ran_beside(portrait, speech, out, capsys):
+    timeline = out / "talk.json"
+    code = generate("--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4",
+                    "--timeline", timeline, *FAST)  # fmt: skip
+    assert code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["talk.json", "talk.mp4"]
+    trace = json.loads(timeline.read_text())
+    assert not trace_problems(trace)
+    names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    assert names >= {"prepare", "audio encoder", "denoise", "decode", "write frames", "encode"}
+    assert overlap_seconds(trace, "write frames", "decode") > 0
+    facts = trace["otherData"]
+    assert facts["command"][:2] == ["livetalk", "generate"] and facts["machine"]["cpu"]
+    assert "commit" in facts["machine"]
+
+
+def test_a_timeline_that_cannot_be_written_is_refused_at_once(portrait, speech, out, capsys):
+    command = ("--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4", *FAST)
+    for name in ("talk.txt", out):
+        refused(capsys, generate(*command, "--timeline", name), str(name))
+    assert not list(out.iterdir())
 
 
 def test_avatar_file_gives_the_same_video(portrait, speech, out):

@@ -1,23 +1,37 @@
-"""Signals: the first one stops, held code ends first, later ones do not disturb the clean-up."""
+"""Signals: the first one stops, held code ends first, the second one kills."""
 
 import os
 import signal
+import time
+from collections.abc import Callable
 
 import pytest
 
+from livetalk_kernels.runtime.signals import SignalThread
 from livetalk_model.cli.interrupts import Interrupts
 
 
-def send() -> None:
+def send(number: signal.Signals = signal.SIGINT) -> None:
     """Ctrl-C to ourselves; the handler has run when this returns."""
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
 
 
-def test_first_signal_raises_and_later_ones_do_not():
-    with Interrupts():
-        with pytest.raises(KeyboardInterrupt):
-            send()
-        send()
+def in_a_process(function: Callable[[], None]) -> tuple[int, str]:
+    """Exit code of a forked process that runs a function, and what it wrote on stderr."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writer, 2)
+        function()
+        os._exit(99)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        text = file.read()  # until the process is gone
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+
+def test_first_signal_raises():
+    with Interrupts(), pytest.raises(KeyboardInterrupt):
         send()
 
 
@@ -46,5 +60,51 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with Interrupts():
             send()
+            send()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_kills(second: signal.Signals):
+    def run() -> None:
+        with Interrupts(left="talk.mp4.part is left") as interrupts:
+            interrupts.hold()
+            send()
+            time.sleep(0.2)
+            send(second)
+            time.sleep(10)
+
+    begin = time.monotonic()
+    assert in_a_process(run) == (130, "killed; talk.mp4.part is left\n")
+    assert time.monotonic() - begin < 5
+
+
+def test_an_echo_of_the_first_signal_is_no_second_one():
+    def run() -> None:
+        with Interrupts() as interrupts:
+            interrupts.hold()
+            send()
+            send(signal.SIGTERM)
+            time.sleep(0.3)
+        os._exit(7)
+
+    assert in_a_process(run) == (7, "")
+
+
+def test_a_watchdog_outside_hears_the_signals_too():
+    heard = []
+    with SignalThread(lambda: heard.append("outer")):
+        stopped: list[str] = []
+        with (
+            Interrupts(stopping=lambda: stopped.append("asked")) as interrupts,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            interrupts.hold()
+            send()
+            interrupts.release()
+        end = time.monotonic() + 5
+        while not heard and time.monotonic() < end:
+            time.sleep(0.01)
+    assert heard == ["outer"] and stopped == ["asked"]
+    assert signal.set_wakeup_fd(-1) == -1

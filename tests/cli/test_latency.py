@@ -16,7 +16,7 @@ def test_report_before_the_first_chunk_is_complete(capsys):
     avatar = pipeline.prepare(Image.new("RGB", (64, 64), (90, 120, 80)), size=(32, 48))
     with pipeline.session(avatar) as session:
         next(session.push(np.zeros(17920, np.float32)))
-        report = latency_report(pipeline, session, avatar_seconds=0.25)
+        report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=0.25)
     assert report["frames"] > 0 and report["chunks"]["count"] == 0
     assert report["chunks"]["p50"] is report["chunks"]["p95"] is None
     assert report["load"]["avatar"] == 0.25

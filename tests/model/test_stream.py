@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,17 +12,23 @@ from PIL import Image
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.ops import bind_ops
+from livetalk_kernels.runtime.host_ring import HostRing
+from livetalk_kernels.runtime.lanes import ThreadLane
+from livetalk_kernels.runtime.timeline import Timeline
+from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 from livetalk_model import load_pipeline
 from livetalk_model.avatar import Avatar
 from livetalk_model.checkpoint import CheckpointFolder
 from livetalk_model.chunk import ChunkGenerator, StreamOptions
 from livetalk_model.config import NEW_FRAMES
 from livetalk_model.dit import DiT
-from livetalk_model.encoders.audio import audio_windows
+from livetalk_model.encoders.audio import AudioStream, audio_windows
+from livetalk_model.graphs import StreamCalls
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.preparation import Preparer
 from livetalk_model.sampler import timesteps
 from livetalk_model.stats import StreamStats
+from livetalk_model.stream import Session
 from livetalk_model.vae import VAE
 from livetalk_model.weights import load_module, open_weights
 
@@ -210,6 +218,121 @@ def test_no_reuse_gives_the_same_frames(pipeline, avatar):
     once = collect(pipeline, avatar, samples, [9000], options)
     again = collect(published, avatar, samples, [9000], options)
     assert psnr(once, again) >= 60
+
+
+# What runs beside ------------------------------------------------------------------------
+
+
+def beside(pipeline, avatar, options=FAST, timeline=None) -> Session:
+    """A session that encodes audio and warms the decoder in a thread."""
+    parts = (pipeline.dit, pipeline.vae, pipeline.audio_encoder)
+    return Session(*parts, avatar, options, lane=ThreadLane(), timeline=timeline)
+
+
+def ranges(timeline: Timeline, name: str) -> dict[str, int]:
+    """Lane -> how many ranges of that name it has."""
+    trace = timeline.trace({})
+    assert not trace_problems(trace)
+    lanes = {event["tid"]: event["args"]["name"] for event in trace["traceEvents"]
+             if event["name"] == "thread_name"}  # fmt: skip
+    return Counter(lanes[event["tid"]] for event in trace["traceEvents"] if event["name"] == name)
+
+
+@pytest.mark.parametrize("blocks", [[10**6], [1000, 0, 333, 17920]])
+def test_what_runs_beside_gives_the_same_frames(pipeline, avatar, blocks):
+    samples, timeline = speech(3.0), Timeline(torch.device("cpu"), capacity=1000)
+    expected = collect(pipeline, avatar, samples, [len(samples)])
+    before, out, start, index = threading.active_count(), [], 0, 0
+    with beside(pipeline, avatar, timeline=timeline) as session:
+        while start < len(samples):
+            step = blocks[index % len(blocks)]
+            out += session.push(samples[start : start + step])
+            start, index = start + step, index + 1
+        out += session.finish()
+        assert session.stats.stage_means()["warm decoder (beside)"] > 0
+    assert np.array_equal(np.concatenate(out), expected)
+    assert threading.active_count() == before
+    assert ranges(timeline, "prepare") == {"main": 1, "beside": 1}
+    assert ranges(timeline, "warm decoder") == {"beside": 2}
+    # The first chunk's audio is waited for anyway; the other two are there in time, or are not.
+    whole = len(blocks) == 1
+    assert ranges(timeline, "audio encoder").get("beside", 0) == (1 if whole else 0)
+
+
+def test_all_audio_is_encoded_beside_where_it_is_pushed_ahead(pipeline, avatar):
+    samples, timeline = speech(4.0), Timeline(torch.device("cpu"), capacity=1000)
+    expected, out = collect(pipeline, avatar, samples, [RATE]), []
+    with beside(pipeline, avatar, timeline=timeline) as session:
+        for start in range(0, len(samples), 4000):
+            made = session.push(samples[start : start + 4000])
+            while not session.wants_audio and (frames := next(made, None)) is not None:
+                out.append(frames)
+        out += session.finish()
+    assert np.array_equal(np.concatenate(out), expected)
+    assert ranges(timeline, "audio encoder") == {"main": 1, "beside": 3}
+    trace = timeline.trace({})
+    assert overlap_seconds(trace, "audio encoder", "decode") > 0
+
+
+def test_leaving_midway_leaves_no_thread(pipeline, avatar):
+    before = threading.active_count()
+    with beside(pipeline, avatar) as session:
+        next(session.push(speech(2.3)))
+        session.close()
+    assert threading.active_count() == before
+    with pytest.raises(ValueError, match="stop"), beside(pipeline, avatar) as session:
+        for _ in session.push(speech(2.3)):
+            raise ValueError("stop")
+    assert threading.active_count() == before
+
+
+def test_what_fails_beside_is_raised_where_it_is_needed(pipeline, avatar, monkeypatch):
+    calls, push = [], AudioStream.push
+
+    def fail(self, samples):
+        calls.append(threading.current_thread())
+        if len(calls) == 2:
+            raise UserError("audio: broken")
+        return push(self, samples)
+
+    monkeypatch.setattr(AudioStream, "push", fail)
+    got = 0
+    with pytest.raises(UserError, match="broken"), beside(pipeline, avatar) as session:
+        for frames in session.push(speech(3.0)):
+            got += len(frames)
+    assert got == NEW_FRAMES and calls[0] is not calls[1]
+    assert session._closed
+
+
+def test_frames_that_leave_one_group_late_are_the_same(pipeline, avatar):
+    """As on a GPU, but with plain memory."""
+    windows = torch.randn(2, 1, 33, 5, pipeline.audio_encoder.layers, pipeline.audio_encoder.width)
+    runs = []
+    for ahead in (0, 1):
+        generator = ChunkGenerator(pipeline.dit, pipeline.vae, avatar, FAST)
+        generator._ring = HostRing(torch.device("cpu"), ahead=ahead)
+        frames = [list(generator.chunk(windows[0])), list(generator.chunk(windows[1], frames=10))]
+        assert [len(group) for group in frames[1]] == [4, 4, 2]
+        runs.append(np.concatenate([group for chunk in frames for group in chunk]))
+    assert np.array_equal(*runs)
+
+
+def test_frames_one_group_late_are_still_checked_first(pipeline, avatar):
+    windows = torch.randn(1, 33, 5, pipeline.audio_encoder.layers, pipeline.audio_encoder.width)
+    count = []
+
+    def poisoned(*given, **named):
+        count.append(1)
+        return pipeline.vae.decode_step(*given, **named) * (math.nan if len(count) == 3 else 1)
+
+    calls = StreamCalls(step=pipeline.dit, decode_step=poisoned, encode=pipeline.vae.encode)
+    generator = ChunkGenerator(pipeline.dit, pipeline.vae, avatar, FAST, calls=calls)
+    generator._ring = HostRing(torch.device("cpu"), ahead=1)
+    got = 0
+    with pytest.raises(NumericsError, match="VAE decoder"):
+        for frames in generator.chunk(windows):
+            got += len(frames)
+    assert got == 8
 
 
 def test_seed_and_audio_matter(pipeline, avatar):

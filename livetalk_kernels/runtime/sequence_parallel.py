@@ -1,0 +1,282 @@
+"""Sequence parallelism: every rank works on its own rows of the tokens; attention sees all.
+
+A model asks `SequenceParallel.sequence` for its part of a number of tokens, and the result for all
+that concerns more rows than its own. On one rank that is the plain thing, and nothing is copied.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import Ops
+from ..ops.quantize import dequantize
+from .comm import Communicator, LocalCommunicator
+from .mesh import Mesh, shares, starts
+from .ring import KIND as RING
+from .ring import ring_attention
+from .ulysses import KIND as ALL_TO_ALL
+from .ulysses import Ulysses
+
+GATHER, FIRST_ROWS, EXTREMES = "gather", "first_rows", "extremes"
+OVERLAP_HEADS = 4  # from so many heads a rank on, a GPU has work enough in half of them
+SCALE_BYTES = 4  # of a token and head in FP8
+
+Layout = Literal["token", "head"]  # of q and k, as `rms_norm_rope` gives them
+# q, k, v of this rank's rows, [1, L, H, d] each -> attention to all ranks' rows, the same shape.
+MeshAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class LocalSequence:
+    """All tokens on one rank: nothing is divided, nothing is sent.
+
+    Attributes:
+        rows: This rank's rows of all tokens.
+        layout: How q and k come to `attention` (`rms_norm_rope`): ``token``: [1, L, H, d];
+            ``head``: [H, 1, L, d].
+    """
+
+    layout: Layout = "token"
+
+    def __init__(self, tokens: int, ops: Ops) -> None:
+        """A sequence of so many tokens."""
+        self.rows = slice(0, tokens)
+        self.ops = ops
+
+    def attention(self, q: Tensor, k: Tensor, v_BLHd: Tensor) -> Tensor:
+        """Attention of this rank's rows to those of all ranks.
+
+        Args:
+            q: Queries of this rank's rows, contiguous, in the layout of ``self.layout``.
+            k: Keys, likewise.
+            v_BLHd: Values [1, L, H, d], a view or not.
+
+        Returns:
+            [1, L, H, d], contiguous, fresh.
+        """
+        out_BLHd: Tensor = self.ops.chunk_attention(q, k, v_BLHd)[0]
+        return out_BLHd
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """Q or k of this rank's rows as [L, H, d], a view."""
+        return x[0] if self.layout == "token" else x[:, 0].transpose(0, 1)
+
+    def first_rows(self, k: Tensor, count: int) -> Tensor:
+        """Keys of the first tokens of all, [count, H, d], from the ranks that have them."""
+        return self.by_token(k)[:count]
+
+    def extremes(self, x_RL: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum of each line over all ranks' rows, [R] each."""
+        return x_RL.amin(dim=1), x_RL.amax(dim=1)
+
+    def gather(self, x_BLC: Tensor) -> Tensor:
+        """All ranks' rows, [1, tokens, C]."""
+        return x_BLC
+
+
+class ShardedSequence(LocalSequence):
+    """One rank's rows of a sequence that a mesh of ranks shares."""
+
+    layout: Layout = "head"
+
+    def __init__(self, tokens: int, parallel: "SequenceParallel") -> None:
+        """Divide so many tokens."""
+        super().__init__(tokens, parallel.ops)
+        self._parallel, rank = parallel, parallel.communicator.rank
+        mesh = parallel.mesh
+        self._sizes = shares(tokens, mesh.world)
+        self._starts = starts(self._sizes)
+        self.rows = slice(self._starts[rank], self._starts[rank + 1])
+        blocks = [self._sizes[first : first + mesh.ulysses] for first in _block_starts(mesh)]
+        self._block = blocks[rank // mesh.ulysses]
+        self._lengths = [sum(block) for block in blocks]
+
+    def attention(self, q: Tensor, k: Tensor, v_BLHd: Tensor) -> Tensor:
+        """See `LocalSequence.attention`."""
+        q_HLd, k_HLd, v_HLd = q[:, 0], k[:, 0], v_BLHd[0].transpose(0, 1).contiguous()
+        parallel = self._parallel
+        if parallel.ulysses.size == 1:
+            return self._ring(q_HLd, k_HLd, v_HLd)
+        ulysses = Ulysses(
+            parallel.ulysses, self._block, len(q_HLd), groups=parallel.head_groups(q_HLd)
+        )
+        if not parallel.fp8:
+            return ulysses.attention((q_HLd, k_HLd, v_HLd), self._ring)
+
+        def attend(*parts: Tensor) -> Tensor:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            return self._ring(*(dequantize(values, scale, q.dtype) for values, scale in pairs))
+
+        quantized = (self.ops.quantize(x_HLd) for x_HLd in (q_HLd, k_HLd, v_HLd))
+        return ulysses.attention([part for pair in quantized for part in pair], attend)
+
+    def _ring(self, q_HLd: Tensor, k_HLd: Tensor, v_HLd: Tensor) -> Tensor:
+        return ring_attention(self._parallel.ring, self.ops, q_HLd, k_HLd, v_HLd, self._lengths)
+
+    def first_rows(self, k: Tensor, count: int) -> Tensor:
+        """See `LocalSequence.first_rows`."""
+        communicator, k_LHd = self._parallel.communicator, self.by_token(k)
+        out_SHd = k.new_empty(count, *k_LHd.shape[1:])
+        parts = out_SHd.split(_first_sizes(self._starts, count))
+        for source, part in enumerate(parts):
+            if source == communicator.rank:
+                part.copy_(k_LHd[: len(part)])
+            if len(part):
+                communicator.broadcast(part, source, kind=FIRST_ROWS)
+        return out_SHd
+
+    def extremes(self, x_RL: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LocalSequence.extremes`; one reduction for both, of the minimum and -maximum."""
+        if x_RL.shape[1] == 0:
+            both = x_RL.new_full((2, x_RL.shape[0]), torch.inf)
+        else:
+            both = torch.stack((x_RL.amin(dim=1), -x_RL.amax(dim=1)))
+        low, high = self._parallel.communicator.all_reduce(both, "min", kind=EXTREMES)
+        return low, -high
+
+    def gather(self, x_BLC: Tensor) -> Tensor:
+        """See `LocalSequence.gather`."""
+        communicator = self._parallel.communicator
+        return communicator.all_gather(x_BLC[0].contiguous(), self._sizes, kind=GATHER)[None]
+
+
+class ForeignSequence(ShardedSequence):
+    """As `ShardedSequence`, with another library's attention."""
+
+    layout: Layout = "token"
+
+    def attention(self, q: Tensor, k: Tensor, v_BLHd: Tensor) -> Tensor:
+        """See `LocalSequence.attention`."""
+        assert self._parallel.foreign is not None
+        return self._parallel.foreign(q, k, v_BLHd)
+
+
+class SequenceParallel:
+    """How the ranks of a mesh share the tokens of a model; handed to the model on every rank.
+
+    Attributes:
+        mesh: Who exchanges heads, and who passes blocks around.
+        communicator: All ranks of the mesh.
+        ops: The bound ops.
+        ulysses: The ranks that share heads with this one.
+        ring: The ranks that hold the same heads of other blocks.
+        fp8: q, k and v travel in FP8.
+        foreign: Another library's attention over the mesh; None: ours.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        communicator: Communicator,
+        ops: Ops,
+        *,
+        groups: int | None = None,
+        fp8: bool = False,
+        foreign: MeshAttention | None = None,
+    ) -> None:
+        """Make the groups of ranks; every rank of the communicator must do so.
+
+        Args:
+            mesh: As large as the communicator.
+            communicator: All ranks, in the order of the mesh.
+            ops: The bound ops.
+            groups: In how many groups a rank's heads are exchanged, so that one is attended to
+                while the next is under way. By default 2 on a GPU where a rank has 4 heads or
+                more, else 1.
+            fp8: Quantise q, k and v per token and head for the all-to-all: half of its bytes in
+                16 bits, a quarter in 32, and no longer exact.
+            foreign: Another attention over the same mesh (`xfuser_attention`).
+        """
+        assert communicator.size == mesh.world and not (fp8 and foreign)
+        self.mesh, self.communicator, self.ops = mesh, communicator, ops
+        self.fp8, self.foreign, self._groups = fp8, foreign, groups
+        self.ulysses = communicator.split(mesh.ulysses_groups())
+        self.ring = communicator.split(mesh.ring_groups())
+
+    @classmethod
+    def alone(cls, ops: Ops) -> "SequenceParallel":
+        """One rank."""
+        return cls(Mesh(ulysses=1, ring=1), LocalCommunicator(), ops)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the result is not that of one rank up to rounding."""
+        return self.fp8 and self.mesh.ulysses > 1
+
+    def sequence(self, tokens: int) -> LocalSequence:
+        """This rank's part of so many tokens."""
+        if self.mesh.world == 1:
+            return LocalSequence(tokens, self.ops)
+        kind = ShardedSequence if self.foreign is None else ForeignSequence
+        return kind(tokens, self)
+
+    def head_groups(self, q_HLd: Tensor) -> int:
+        """In how many groups a rank's heads are exchanged."""
+        if self._groups is not None:
+            return self._groups
+        many = len(q_HLd) >= OVERLAP_HEADS * self.mesh.ulysses
+        return 2 if q_HLd.is_cuda and many else 1
+
+
+def volume(
+    mesh: Mesh,
+    rank: int,
+    *,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    itemsize: int,
+    layers: int,
+    outputs: int,
+    first_rows: int = 0,
+    regions: int = 0,
+    fp8: bool = False,
+) -> dict[str, int]:
+    """Bytes that a rank sends in one step of a model, by kind; see ``README.md``.
+
+    Args:
+        mesh: The ranks.
+        rank: Which of them.
+        tokens: Tokens of the whole sequence.
+        heads: Attention heads.
+        head_dim: Channels of a head.
+        itemsize: Bytes of an element of q, k and v.
+        layers: Self-attentions of a step.
+        outputs: Numbers (fp32) that a step gives per token.
+        first_rows: Tokens whose keys all ranks need, with two persons; else 0.
+        regions: Lines whose extremes all ranks need, with two persons; else 0.
+        fp8: q, k and v travel in FP8.
+
+    Returns:
+        Kind -> bytes, without the kinds of which nothing is sent.
+    """
+    sizes, others = shares(tokens, mesh.world), mesh.world - 1
+    blocks = [sum(sizes[first : first + mesh.ulysses]) for first in _block_starts(mesh)]
+    block, place = divmod(rank, mesh.ulysses)
+    own_rows, own_heads = sizes[rank], shares(heads, mesh.ulysses)[place]
+    row = head_dim * itemsize  # of one head
+    sent = head_dim + SCALE_BYTES if fp8 else row
+    foreign_rows = blocks[block] - own_rows
+    to_and_fro = 3 * own_rows * (heads - own_heads) * sent + foreign_rows * own_heads * row
+    passed_on = tokens - blocks[(block + 1) % mesh.ring]  # every block but the next rank's own
+    first = _first_sizes(starts(sizes), first_rows)[rank]
+    found = {
+        ALL_TO_ALL: layers * to_and_fro,
+        RING: layers * 2 * own_heads * passed_on * row if mesh.ring > 1 else 0,
+        FIRST_ROWS: layers * others * first * heads * row,
+        EXTREMES: layers * others * 2 * regions * 4,
+        GATHER: others * own_rows * outputs * 4,
+    }
+    return {kind: count for kind, count in found.items() if count}
+
+
+def _block_starts(mesh: Mesh) -> range:
+    """First rank of every block of tokens."""
+    return range(0, mesh.world, mesh.ulysses)
+
+
+def _first_sizes(first: Sequence[int], count: int) -> list[int]:
+    """How many of the first ``count`` rows lie in each part; ``first``: where the parts begin."""
+    return [min(max(count - a, 0), b - a) for a, b in pairwise(first)]

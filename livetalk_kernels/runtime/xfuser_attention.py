@@ -1,0 +1,79 @@
+"""Attention over the mesh by xfuser (xDiT) instead of ours, for comparison on CUDA.
+
+Thin: `XFuserAttention` is handed to `SequenceParallel` as ``foreign``. xfuser needs tokens and
+heads that divide, and its traffic is not counted. Its mesh is ours: Ulysses groups are neighbours.
+Untested on a GPU.
+
+Source: xDiT, Fang et al. 2024, arXiv 2411.01738; ``xFuserLongContextAttention``, read at 0.4.0 to
+0.4.5.
+"""
+
+import importlib
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .mesh import Mesh
+
+INSTALL = "pip install 'livetalk[xfuser]'"
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def reason(
+    mesh: Mesh, device: torch.device, dtype: torch.dtype, *, tokens: int, heads: int
+) -> str | None:
+    """None where xfuser's attention can run, else why it cannot.
+
+    Args:
+        mesh: The ranks.
+        device: Where the model runs.
+        dtype: Dtype of q, k and v.
+        tokens: Tokens of the whole sequence.
+        heads: Attention heads.
+    """
+    if device.type != "cuda":
+        return f"runs on cuda, not on {device.type}"
+    if dtype not in HALF_DTYPES:
+        return f"needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if heads % mesh.ulysses:
+        return f"{heads} heads do not divide by {mesh.ulysses} Ulysses ranks"
+    if tokens % mesh.world:
+        return f"{tokens} tokens do not divide by {mesh.world} ranks"
+    try:
+        importlib.import_module("xfuser.core.long_ctx_attention")
+    except ImportError as error:
+        return f"xfuser cannot be imported ({str(error).splitlines()[0]}); {INSTALL}"
+    return None
+
+
+class XFuserAttention:
+    """A `MeshAttention`: q, k, v of this rank's rows -> attention to all ranks' rows."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Make xfuser's groups; every rank of the process group must do so.
+
+        Args:
+            mesh: All ranks of the initialised default process group.
+        """
+        distributed = importlib.import_module("xfuser.core.distributed")
+        layers = importlib.import_module("xfuser.core.long_ctx_attention")
+        assert dist.get_world_size() == mesh.world
+        if not distributed.model_parallel_is_initialized():
+            distributed.init_distributed_environment(
+                world_size=mesh.world,
+                rank=dist.get_rank(),
+                local_rank=torch.cuda.current_device(),
+            )
+            distributed.initialize_model_parallel(
+                sequence_parallel_degree=mesh.world,
+                ulysses_degree=mesh.ulysses,
+                ring_degree=mesh.ring,
+            )
+        self._attention = layers.xFuserLongContextAttention()
+
+    def __call__(self, q_BLHd: Tensor, k_BLHd: Tensor, v_BLHd: Tensor) -> Tensor:
+        """See `SequenceParallel`; contiguous inputs and output."""
+        query, key, value = (x.contiguous() for x in (q_BLHd, k_BLHd, v_BLHd))
+        out_BLHd: Tensor = self._attention(None, query=query, key=key, value=value)
+        return out_BLHd.contiguous()

@@ -1,0 +1,234 @@
+"""Kill or stop a rank of a real run in a chosen phase, and time how long the rest takes to end."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from ..config import Ranks
+from ..runtime.beat import Beat, Board
+
+LIMITS = {signal.SIGKILL: 5.0, signal.SIGSTOP: 20.0}
+"""Seconds within which all processes have to be gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What came of a fault.
+
+    Attributes:
+        phase: Phase that the rank was in, as it had told the others.
+        signal: Name of the signal.
+        rank: Which rank got it.
+        seconds: From the signal until no process of the run was left; infinity if some were.
+        code: Exit code of the command.
+        message: The first line on stderr that begins with ``error:``, or else the last one.
+        stderr: All that was written there.
+        named: That is the only error, and it names the rank, its host and the phase.
+        orphans: Command lines of what was left, and was then killed.
+    """
+
+    phase: str
+    signal: str
+    rank: int
+    seconds: float
+    code: int
+    message: str
+    stderr: str
+    named: bool
+    orphans: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all were gone in time, with an error that names the rank, its host and phase."""
+        limit = LIMITS[signal.Signals[self.signal]]
+        return self.seconds <= limit and self.code != 0 and self.named and not self.orphans
+
+
+class Run:
+    """A command that starts ranks, watched from outside. As a context manager it leaves nothing.
+
+    Attributes:
+        process: The command's process.
+        ranks: Rank -> process, as far as seen.
+        seen: Every process of the run, also those that have ended.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the command; its output goes to files, so that nothing waits for a reader."""
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, stdout=self._out, stderr=self._err, cwd=cwd, env=env
+        )
+        self.seen: set[psutil.Process] = {psutil.Process(self.process.pid)}
+        self.ranks: dict[int, psutil.Process] = {}
+        self._board: Board | None = None
+        self._run = ""
+
+    def __enter__(self) -> "Run":
+        """Return the run itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what is left."""
+        for process in self.alive():
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait(30)
+        self._out.close()
+        self._err.close()
+
+    def look(self) -> None:
+        """Find the processes that there are now."""
+        for process in list(self.seen):
+            with suppress(psutil.Error):
+                self.seen.update(process.children(recursive=True))
+        known = set(self.ranks.values())
+        for process in self.seen - known:
+            with suppress(psutil.Error):
+                ranks = Ranks.from_environ(process.environ())
+                # A rank's own children have the same environment.
+                if ranks and process.parent() not in known:
+                    self.ranks.setdefault(ranks.rank, process)
+                    self._run = ranks.run
+
+    def beats(self) -> dict[int, Beat]:
+        """What the ranks have told each other last."""
+        if self._board is None:
+            self.look()
+            for process in self.ranks.values():
+                ranks = Ranks.from_environ(process.environ())
+                assert ranks is not None
+                self._board = Board(ranks)
+                break
+        return self._board.beats() if self._board is not None else {}
+
+    def wait_for(self, condition: Callable[[dict[int, Beat]], bool], timeout: float) -> None:
+        """Wait until the beats are as wanted.
+
+        Raises:
+            TimeoutError: They never were, or the command ended before.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and self.process.poll() is None:
+            with suppress(psutil.Error, RuntimeError):
+                if condition(self.beats()):
+                    self.look()
+                    return
+            time.sleep(0.01)
+        raise TimeoutError(f"the run did not get there: {self.stderr()[-2000:]}")
+
+    def alive(self) -> list[psutil.Process]:
+        """The processes of the run that are not gone; a zombie is."""
+        self.look()
+        self.process.poll()
+        found = []
+        for process in self.seen:
+            with suppress(psutil.Error):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def seconds_to_end(self, timeout: float) -> float:
+        """Wait until all are gone; seconds from now, infinity if some are left."""
+        begin = time.monotonic()
+        while self.alive():
+            if time.monotonic() > begin + timeout:
+                return float("inf")
+            time.sleep(0.02)
+        return time.monotonic() - begin
+
+    def stdout(self) -> str:
+        """What was written there so far."""
+        return _text(self._out)
+
+    def stderr(self) -> str:
+        """What was written there so far."""
+        return _text(self._err)
+
+
+def run_fault(
+    command: Sequence[str],
+    phase: str,
+    number: signal.Signals,
+    rank: int,
+    *,
+    world: int,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    settle: float = 0.0,
+    start: float = 120.0,
+    end: float = 40.0,
+) -> Fault:
+    """Run a command, send one of its ranks a signal in a phase, see what comes of it.
+
+    Args:
+        command: Starts the ranks, by itself or by torchrun.
+        phase: Of the watchdog's phases.
+        number: SIGKILL or SIGSTOP.
+        rank: Who gets it; below 0 from the end.
+        world: Ranks.
+        cwd: Where the command runs.
+        env: Its environment, by default this process's.
+        settle: Seconds to wait after the phase has come for the first time; the signal is sent when
+            it has come again.
+        start: Seconds that it may take to reach the phase.
+        end: Seconds to wait for the end, before what is left is killed.
+
+    Raises:
+        TimeoutError: The phase never came.
+    """
+    rank %= world
+    with Run(command, cwd=cwd, env=env) as run:
+        run.wait_for(lambda beats: rank in beats and beats[rank].phase == phase, start)
+        if settle:
+            time.sleep(settle)
+            run.wait_for(lambda beats: beats[rank].phase == phase, start)
+        run.ranks[rank].send_signal(number)
+        seconds = run.seconds_to_end(end)
+        orphans = tuple(" ".join(_command(process)) for process in run.alive())
+        stderr = run.stderr()
+        code = run.process.returncode if run.process.poll() is not None else 0
+    lines = stderr.strip().splitlines() or [""]
+    errors = [line for line in lines if line.startswith("error:")]
+    message = errors[0] if errors else lines[-1]
+    named = re.search(rf"^error: rank {rank} on \S+ .*in phase {phase}\b", message)
+    return Fault(
+        phase=phase,
+        signal=number.name,
+        rank=rank,
+        seconds=seconds,
+        code=code,
+        message=message,
+        stderr=stderr,
+        named=named is not None and len(errors) == 1,
+        orphans=orphans,
+    )
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _text(file: IO[bytes]) -> str:
+    # Not by seek: the place is shared with the processes that write.
+    return os.pread(file.fileno(), 1 << 24, 0).decode(errors="replace")

@@ -1,0 +1,201 @@
+"""A command on several ranks: start them, be one of them, and watch over them."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from livetalk_kernels.errors import UserError
+
+if TYPE_CHECKING:
+    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.runtime.beat import Deadlines
+    from livetalk_kernels.runtime.watchdog import Watchdog
+
+    from ..parallelize import Split, Team
+
+PROGRAM = ("-m", f"{__package__}.main")
+CPU_PATIENCE = 20.0  # how many times slower than a GPU a CPU may be before it counts as hung
+MAX_RANKS = 1024
+
+# Stage of a stream -> phase of the watchdog, whose deadline it has.
+PHASES: Mapping[str, str] = MappingProxyType(
+    {
+        "load": "load",
+        "prepare": "prepare",
+        "wait": "wait",
+        "audio encoder": "audio",
+        "audio K/V": "audio",
+        "denoise": "denoise",
+        "decode": "decode",
+        "warm decoder": "decode",
+        "colour": "decode",
+        "to host": "decode",
+        "encode": "encode",
+        "write": "write",
+        "finish": "finish",
+    }
+)
+
+
+def add_rank_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options that say how many ranks run, and how they share the work."""
+    group = parser.add_argument_group("ranks")
+    group.add_argument(
+        "--nproc",
+        type=int,
+        metavar="N",
+        help="ranks to start on this machine, a GPU each; for several machines use torchrun",
+    )
+    add_split_options(group)
+    group.add_argument(
+        "--fp8-exchange",
+        action="store_true",
+        help="queries, keys and values travel between ranks in FP8, an approximation",
+    )
+    group.add_argument(
+        "--deadline",
+        action="append",
+        default=[],
+        metavar="PHASE=S",
+        help="seconds after which a rank counts as hung in a phase (load, prepare, denoise, "
+        "decode, write, ...); may be repeated",
+    )
+
+
+def add_split_options(group: argparse._ActionsContainer) -> None:
+    """Add ``--ulysses``, ``--ring`` and ``--vae-grid``."""
+    group.add_argument(
+        "--ulysses", type=int, metavar="U", help="ranks that share the heads of a block of tokens"
+    )
+    group.add_argument(
+        "--ring", type=int, metavar="R", help="blocks of tokens (default: U x R = ranks, U large)"
+    )
+    group.add_argument(
+        "--vae-grid", metavar="RxC", help="rows x columns of slices of the picture, a rank each"
+    )
+
+
+def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
+    """Start ranks that run the same command line, where ``--nproc`` asks for several.
+
+    Args:
+        args: With the options of `add_rank_options`, and ``argv``.
+        left: What a second Ctrl-C leaves behind, for the user.
+
+    Returns:
+        Exit code of the run; None if this process itself is to do the work.
+
+    Raises:
+        UserError: ``--nproc`` makes no sense here.
+    """
+    from livetalk_kernels.config import Ranks
+
+    ranks = Ranks.from_environ()
+    nproc = args.nproc
+    if nproc is not None and not 1 <= nproc <= MAX_RANKS:
+        raise UserError(f"--nproc {nproc}: must be from 1 to {MAX_RANKS}")
+    if ranks is not None:
+        if nproc not in (None, ranks.local_world):
+            raise UserError(
+                f"--nproc {nproc}: torchrun has started {ranks.local_world} on this machine; "
+                "leave --nproc out"
+            )
+        return None
+    if nproc in (None, 1):
+        return None
+    from livetalk_kernels.runtime.launch import launch
+
+    _place(args.device, nproc, 0)
+    return launch([*PROGRAM, *args.argv], nproc=nproc, left=left)
+
+
+@contextmanager
+def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | None]]":
+    """Be one of the ranks, or the only one.
+
+    ``args.device`` becomes this rank's own.
+
+    Yields:
+        The team, and the watchdog where there are several ranks.
+
+    Raises:
+        UserError: The options do not fit.
+    """
+    from livetalk_kernels.config import Ranks
+
+    from ..parallelize import Team
+
+    split = _split(args)
+    ranks = Ranks.from_environ()
+    if ranks is None or ranks.world == 1:
+        yield Team(split=split), None
+        return
+    from livetalk_kernels.runtime.process_group import joined
+    from livetalk_kernels.runtime.watchdog import Watchdog
+
+    from ..loading import resolve_device
+
+    args.device = _place(args.device, ranks.local_world, ranks.local_rank)
+    device = resolve_device(args.device)
+    with (
+        Watchdog(ranks, deadlines=_deadlines(args, cpu=device.type == "cpu")) as watchdog,
+        joined(device) as (world, control),
+    ):
+
+        def phase(stage: str) -> AbstractContextManager[None]:
+            return watchdog.phase(PHASES.get(stage, "other"))
+
+        yield (
+            Team(world, control, split=split, ranks_per_node=_ranks_per_node(ranks), phase=phase),
+            watchdog,
+        )
+
+
+def _split(args: argparse.Namespace) -> "Split":
+    from livetalk_kernels.runtime.mesh import Grid
+
+    from ..parallelize import Split
+
+    return Split(
+        ulysses=args.ulysses,
+        ring=args.ring,
+        vae_grid=None if args.vae_grid is None else Grid.parse(args.vae_grid),
+        fp8_exchange=args.fp8_exchange,
+    )
+
+
+def _deadlines(args: argparse.Namespace, *, cpu: bool) -> "Deadlines":
+    from livetalk_kernels.runtime.beat import Deadlines
+
+    usual = Deadlines().scaled(CPU_PATIENCE) if cpu else Deadlines()
+    return usual.with_choices(args.deadline)
+
+
+def _ranks_per_node(ranks: "Ranks") -> int | None:
+    """Ranks of a node, where all nodes have as many."""
+    return ranks.local_world if ranks.world % ranks.local_world == 0 else None
+
+
+def _place(device: str, ranks: int, rank: int) -> str:
+    """The device of one of this machine's ranks.
+
+    Raises:
+        UserError: There are too few GPUs, or one was named for all.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise UserError(f"--device {device}: every rank needs a GPU of its own; use --device cuda")
+    count = torch.cuda.device_count()
+    if ranks > count:
+        raise UserError(
+            f"--nproc {ranks}: there are {count} GPUs here, and every rank needs one; "
+            "use fewer ranks, or --device cpu"
+        )
+    return f"cuda:{rank}"

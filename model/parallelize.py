@@ -1,0 +1,152 @@
+"""One stream on several ranks: who does what, and how rank 0 leads the others.
+
+Rank 0 reads the sound, runs the audio encoder, holds the session and takes the frames. The others
+follow: they hear of each session and chunk, run the same `ChunkGenerator`, and hold no frames.
+Tokens of the transformer are spread over all ranks (`SequenceParallel`), rows and columns of the
+picture as well (`HaloExchange`); latents are small and lie on every rank.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+from livetalk_kernels.runtime.halo import WHOLE, HaloExchange, Whole
+from livetalk_kernels.runtime.mesh import Grid, Mesh
+from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+
+from .config import DiTConfig
+from .stats import Phase, no_phase
+from .vae import SPATIAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a stream is to be spread; None: the best.
+
+    Attributes:
+        ulysses: Ranks that share the heads of a block of tokens.
+        ring: Blocks of tokens, whose keys and values rotate.
+        vae_grid: Rows and columns of slices of the picture.
+        fp8_exchange: Queries, keys and values travel in FP8: an approximation.
+    """
+
+    ulysses: int | None = None
+    ring: int | None = None
+    vae_grid: Grid | None = None
+    fp8_exchange: bool = False
+
+
+class Team:
+    """The ranks that make one stream together; by default one rank alone.
+
+    Attributes:
+        world: All ranks, for tensors on the device.
+        split: How the work is to be spread.
+        phase: Marks what this rank is doing.
+    """
+
+    def __init__(
+        self,
+        world: Communicator | None = None,
+        control: Communicator | None = None,
+        *,
+        split: Split | None = None,
+        ranks_per_node: int | None = None,
+        phase: Phase = no_phase,
+    ) -> None:
+        """Put the ranks together.
+
+        Args:
+            world: All ranks, for tensors on the device.
+            control: All ranks, for tensors on the CPU; by default ``world``.
+            split: How the work is to be spread.
+            ranks_per_node: Ranks of one node; by default all are on one.
+            phase: Called with the name of each stage.
+        """
+        self.world = LocalCommunicator() if world is None else world
+        self.split, self.phase = split or Split(), phase
+        self._control = self.world if control is None else control
+        self._ranks_per_node = ranks_per_node
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.world.size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.world.rank == 0
+
+    def mesh(self, config: DiTConfig) -> Mesh:
+        """How the transformer's tokens and heads are spread.
+
+        Raises:
+            UserError: The split does not fit the ranks or the model.
+        """
+        return Mesh.choose(
+            self.size,
+            config.num_heads,
+            ulysses=self.split.ulysses,
+            ring=self.split.ring,
+            ranks_per_node=self._ranks_per_node,
+        )
+
+    def sequence(self, config: DiTConfig, ops: Ops) -> SequenceParallel:
+        """What the transformer asks about the tokens of this rank; all ranks call it together.
+
+        Raises:
+            UserError: As `mesh`.
+        """
+        return SequenceParallel(self.mesh(config), self.world, ops, fp8=self.split.fp8_exchange)
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """How a picture of so many pixels is spread.
+
+        Raises:
+            UserError: The split does not fit the ranks or the picture.
+        """
+        height, width = (side // SPATIAL for side in size)
+        return Grid.choose(self.size, (height, width), self.split.vae_grid)
+
+    def halo(self, size: tuple[int, int]) -> Whole:
+        """What the VAE asks about the slice of this rank, for a picture of so many pixels.
+
+        Raises:
+            UserError: As `grid`.
+        """
+        if self.size == 1:
+            return WHOLE
+        height, width = (side // SPATIAL for side in size)
+        return HaloExchange(self.world, self.grid(size), (height, width))
+
+    def tell(self, message: Mapping[str, Any], data: Callable[[], bytes] = bytes) -> None:
+        """Rank 0: tell the others something; each of them calls `hear`. Alone, nothing is done."""
+        if self.size > 1:
+            self._tell(json.dumps(message).encode(), data())
+
+    def _tell(self, text: bytes, data: bytes) -> None:
+        self._control.broadcast(torch.tensor([len(text), len(data)]), 0, kind="control")
+        self._control.broadcast(_bytes(text + data), 0, kind="control")
+
+    def hear(self) -> tuple[dict[str, Any], bytes]:
+        """Another rank: wait for what rank 0 tells."""
+        lengths = torch.empty(2, dtype=torch.int64)
+        text, data = self._control.broadcast(lengths, 0).tolist()
+        received = torch.empty(text + data, dtype=torch.uint8)
+        both = self._control.broadcast(received, 0).numpy().tobytes()
+        return json.loads(both[:text]), both[text:]
+
+    def share(self, x: Tensor) -> Tensor:
+        """A float32 tensor of rank 0 on all of them; others give one of its shape."""
+        return self.world.broadcast(x.contiguous(), 0, kind="windows")
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -1,0 +1,92 @@
+"""Ranks with the phases of a real run: ``toy_ranks.py FOLDER FAULT SECONDS WORLD``.
+
+Started alone it launches the ranks of itself; under torchrun it is one of them. FAULT is empty or
+KIND:RANK:PHASE with KIND error, user, hang or child, and RANK -1 for all; each phase lasts SECONDS.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from livetalk_kernels.config import Ranks
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.runtime.launch import launch
+
+PHASES = ("load", "prepare", "denoise", "decode", "write")
+
+
+def rank_main(ranks: Ranks, folder: Path, fault: str, seconds: float) -> None:
+    """Walk through the phases; in each, ranks add numbers up until the time is over."""
+    import torch
+
+    from livetalk_kernels.runtime.beat import Deadlines
+    from livetalk_kernels.runtime.process_group import joined
+    from livetalk_kernels.runtime.watchdog import Watchdog
+
+    kind, victim, place = (fault or "::").split(":")
+    part, whole = folder / "video.part", folder / "video"
+    file = part.open("w") if ranks.rank == 0 else None
+    deadlines = Deadlines(decode=2.0)
+
+    def keep() -> None:
+        if file is not None:
+            file.close()
+            part.rename(folder / "kept")
+
+    with (
+        Watchdog(ranks, deadlines=deadlines, on_failure=keep) as watchdog,
+        joined(torch.device("cpu")) as (world, _),
+    ):
+        for phase in PHASES:
+            with watchdog.phase(phase):
+                end = time.monotonic() + seconds
+                while True:
+                    if place == phase and victim in (str(ranks.rank), "-1"):
+                        fail(kind)
+                    done = torch.tensor([float(ranks.rank == 0 and time.monotonic() > end)])
+                    world.all_reduce(done, "max")
+                    try:
+                        if file is not None:
+                            print(phase, file=file, flush=True)
+                        time.sleep(0.01)
+                    except KeyboardInterrupt:
+                        keep()
+                        raise
+                    if done.item():
+                        break
+    if file is not None:
+        file.close()
+        part.rename(whole)
+
+
+def fail(kind: str) -> None:
+    if kind == "error":
+        raise RuntimeError("a bug")
+    if kind == "user":
+        raise UserError("bad file; take another one")
+    if kind == "hang":
+        time.sleep(1000)
+    if kind == "child":  # one that would outlive a rank that is killed
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        time.sleep(1000)
+
+
+def main() -> int:
+    folder, fault, seconds, world = sys.argv[1:]
+    ranks = Ranks.from_environ()
+    if ranks is None:
+        return launch([__file__, *sys.argv[1:]], nproc=int(world), left="video.part is left")
+    try:
+        rank_main(ranks, Path(folder), fault, float(seconds))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
