@@ -96,7 +96,7 @@ Tensor context_attention_cpu(
     Tensor v_text_BSHd, int64_t text_repeats) {
   Attention args{};
   args.contexts[0] = keys_of(q_BLHd, k_image_BSHd, v_image_BSHd);
-  const float bias = std::log(static_cast<float>(text_repeats));
+  const float bias = std::log2(static_cast<float>(text_repeats));
   args.contexts[1] = keys_of(q_BLHd, k_text_BSHd, v_text_BSHd, bias);
   args.context_count = 2;
   args.frame_tokens = std::max<int64_t>(q_BLHd.size(1), 1);

@@ -148,7 +148,7 @@ Softmax<T, vectors> attend(
     }
     if (last) {
       float* bias = work.scores + (count - 1) * N;
-      for (int64_t i = 0; i < vectors * W; ++i) bias[i] += keys.last_bias * log2_e;
+      for (int64_t i = 0; i < vectors * W; ++i) bias[i] += keys.last_bias;
     }
     softmax.add(work.scores, count, work.weights);
 

@@ -16,7 +16,7 @@ struct Keys {
   const void* v;
   HeadStrides k_strides, v_strides;
   int64_t count;
-  float last_bias;        // added to the last key's score
+  float last_bias;        // added to the last key's score, as a binary logarithm
   int64_t blocks, block;  // keys are packed in so many blocks, each but the last of `block` keys
 };
 

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from ..config import omp_threads
+from .signals import Echo, leave_quickly, say
 
 GRACE = 10.0
 """Seconds that the ranks have to end after Ctrl-C; 14 B write their last frames within one."""

@@ -104,7 +104,7 @@ def test_every_split_gives_the_frames_of_one_rank(world: int, alone: np.ndarray)
 
 
 def two_sessions(comm: Communicator) -> dict:
-    """A session that is left in the middle of a chunk, and another; on a grid that was asked for."""
+    """A session that is left in the middle of a chunk, and another; on a grid of our own."""
     split = Split(vae_grid=Grid(rows=1, columns=comm.size))
     pipeline = source().load_pipeline(source().load_preparer(), Team(comm, split=split))
     if comm.rank:
