@@ -36,3 +36,16 @@ def test_variants_of_a_chunk_and_their_picture(compare: str, tmp_path: Path) -> 
     run(tmp_path, "plot.py", "chunk", "chunk.json", "chunk.png")
     assert (tmp_path / "chunk.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["chunk.json", "chunk.png"]
+
+
+def test_slices_of_the_vae(tmp_path: Path) -> None:
+    sizes = ("--sizes", "48x32", "--grids", "2x1", "--dim", "8", "--rounds", "1")
+    run(tmp_path, "vae_sliced.py", "--preset", "tiny", *sizes, "--output", "vae.json")
+    result = json.loads((tmp_path / "vae.json").read_text())
+    assert result["summary"]["joined decode"]["seconds"] > 0
+
+
+def test_steps_of_a_sharded_transformer(tmp_path: Path) -> None:
+    run(tmp_path, "dit_sharded.py", "--preset", "tiny", "--rounds", "1", "--output", "dit.json")
+    step = json.loads((tmp_path / "dit.json").read_text())["step"]
+    assert step["2x1"]["difference"] == 0 and step["1x2"]["speedup"] > 0

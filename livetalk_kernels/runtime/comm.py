@@ -1,7 +1,8 @@
 """How ranks talk: point-to-point exchanges and a few collectives, counted by purpose.
 
-``torch.distributed`` is the engine: NCCL between GPUs, gloo between CPUs. With one rank there is
-nothing to send, and `LocalCommunicator` does nothing.
+``torch.distributed`` is the engine: NCCL between GPUs, gloo between CPUs, where small messages on
+one machine take a shorter way (`shared_memory`). With one rank there is nothing to send, and
+`LocalCommunicator` does nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import CommError
+from .shared_memory import LARGEST, Delivery, Mailboxes
 
 Reduction = Literal["sum", "min", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
@@ -47,7 +49,9 @@ class Traffic:
 class Pending:
     """An exchange that is under way; it keeps its tensors alive until it is over."""
 
-    def __init__(self, works: Sequence[dist.Work] = (), tensors: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, works: Sequence[dist.Work | Delivery] = (), tensors: Sequence[Tensor] = ()
+    ) -> None:
         """Nothing to wait for by default."""
         self._works, self._tensors = list(works), list(tensors)
 
@@ -63,6 +67,8 @@ class Pending:
         try:
             for work in works:
                 work.wait()
+        except CommError:
+            raise
         except RuntimeError as error:
             raise CommError(str(error)) from error
         self._tensors = []
@@ -171,25 +177,31 @@ class GroupCommunicator(Communicator):
         super().__init__(dist.get_rank(group), dist.get_world_size(group), traffic)
         self._group = group
         self._ranks = dist.get_process_group_ranks(group)
+        gloo = dist.get_backend(group) == "gloo"
+        self._mailboxes = Mailboxes.open(group) if gloo and self.size > 1 else None
 
     def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
         """See `Communicator.exchange`."""
-        operations, tensors = [], []
-        for act, messages in ((dist.isend, send), (dist.irecv, receive)):
-            for peer, tensor in messages:
-                assert peer != self.rank and tensor.is_contiguous()
-                if not tensor.numel():
-                    continue
-                if act is dist.isend:
-                    self.traffic.add(kind, tensor)
-                tensors.append(tensor)
-                operations.append(dist.P2POp(act, _plain(tensor), self._ranks[peer], self._group))
-        if not operations:
-            return Pending()
+        send, receive = ([m for m in messages if m[1].numel()] for messages in (send, receive))
+        for peer, tensor in (*send, *receive):
+            assert peer != self.rank and tensor.is_contiguous()
+        for _, tensor in send:
+            self.traffic.add(kind, tensor)
+        works: list[dist.Work | Delivery] = []
+        if self._mailboxes is not None:  # both ends see the same sizes, and so choose alike
+            small = [[m for m in ms if m[1].nbytes <= LARGEST] for ms in (send, receive)]
+            works.append(self._mailboxes.exchange(*small))
+            send, receive = ([m for m in ms if m[1].nbytes > LARGEST] for ms in (send, receive))
+        operations = [
+            dist.P2POp(act, _plain(tensor), self._ranks[peer], self._group)
+            for act, messages in ((dist.isend, send), (dist.irecv, receive))
+            for peer, tensor in messages
+        ]
         try:
-            return Pending(dist.batch_isend_irecv(operations), tensors)
+            works += dist.batch_isend_irecv(operations) if operations else []
         except RuntimeError as error:
             raise CommError(str(error)) from error
+        return Pending(works, [tensor for _, tensor in (*send, *receive)])
 
     def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
         """See `Communicator.all_reduce`."""

@@ -1,0 +1,127 @@
+"""A DiT step on several ranks against the same step on one: difference, traffic, speed.
+
+    python benchmarks/dit_sharded.py --preset mid --output profiles/data/dit_sharded.json
+
+All ranks run on this machine, with one thread each and random weights. One rank and every mesh take
+turns in the same processes; nothing is timed that differs from one rank by more than 1e-5.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.runtime.comm import Communicator
+from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
+from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+from livetalk_kernels.testing.processes import run_ranks
+from livetalk_model.config import LATENT_FRAMES, Preset, get_preset
+from livetalk_model.dit import DiT
+from livetalk_model.weights import random_module
+
+BOUND = 1e-5
+TIMEOUT = 3600.0
+
+
+def prepared_step(preset: Preset, parallel: SequenceParallel) -> partial[Tensor]:
+    """One step of the preset's size, with all its inputs made; equal on all ranks."""
+    config, random = preset.dit, torch.Generator().manual_seed(3)
+    with torch.device("meta"):
+        dit = DiT(config, parallel.ops, parallel=parallel)
+    random_module(dit, seed=5, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+    size = (LATENT_FRAMES, preset.size[0] // 8, preset.size[1] // 8)
+    grid = dit.token_grid(size)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    window = config.audio_window, config.audio_layers, config.audio_dim
+    windows = draw(1, 1 + config.vae_scale * (LATENT_FRAMES - 1), *window)
+    return partial(
+        dit,
+        draw(1, config.out_dim, *size),
+        step=dit.prepare_steps(torch.tensor([600.0]))[0],
+        condition=dit.prepare_condition(draw(1, config.in_dim - config.out_dim, *size)),
+        context=dit.prepare_context(
+            draw(60, config.text_dim), draw(1, config.image_len, config.image_dim)
+        ),
+        audio=dit.prepare_audio(windows, size=grid[1:]),
+        norm_rope=dit.prepare_rope(grid),
+    )
+
+
+@torch.inference_mode()
+def measure(comm: Communicator, preset_name: str, rounds: int) -> dict[str, Any]:
+    """Every mesh of this world against one rank: relative difference, bytes, seconds."""
+    preset = get_preset(preset_name)
+    config = preset.dit
+    dims = {"D": config.dim, "H": config.num_heads, "d": config.head_dim}
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, **dims)
+    alone = prepared_step(preset, SequenceParallel.alone(ops))
+    expected = alone()
+    steps: dict[str, partial[Tensor]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for ulysses, ring in factor_pairs(comm.size):
+        if ulysses > config.num_heads:
+            continue
+        name = f"{ulysses}x{ring}"
+        step = prepared_step(preset, SequenceParallel(Mesh(ulysses=ulysses, ring=ring), comm, ops))
+        comm.traffic.clear()
+        difference = float((step() - expected).norm() / expected.norm())
+        found[name] = {"difference": difference, "sent": dict(comm.traffic.bytes), "seconds": []}
+        if difference > BOUND:
+            raise SystemExit(f"{name} differs from one rank by {difference:.1e}; nothing is timed")
+        steps[name] = step
+    found["alone"] = {"seconds": []}
+    for _ in range(rounds + 1):  # the first is a warm-up
+        for name, step in {"alone": alone, **steps}.items():
+            comm.barrier()
+            begin = time.perf_counter()
+            if name != "alone" or comm.rank == 0:
+                step()
+            comm.barrier()
+            found[name]["seconds"].append(time.perf_counter() - begin)
+    for entry in found.values():
+        del entry["seconds"][0]
+    return found
+
+
+def main() -> None:
+    """Compare, time, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="mid", help="whose DiT and size are timed")
+    parser.add_argument("--world", type=int, default=2, help="ranks")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    where = machine() | {"preset": args.preset, "world": args.world, "threads_per_rank": 1}
+    results = run_ranks(measure, args.world, args.preset, args.rounds, timeout=TIMEOUT)
+    found = results[0]
+    for name, entry in found.items():
+        pairs = zip(found["alone"]["seconds"], entry["seconds"], strict=True)
+        entry["speedup"] = median(one / many for one, many in pairs)
+        print(
+            f"{name:8s} {median(entry['seconds']):7.3f} s  {entry['speedup']:5.2f} x"
+            + (
+                f"  differs by {entry['difference']:.1e}, rank 0 sends "
+                f"{sum(entry['sent'].values()) / 1e6:.2f} MB"
+                if "sent" in entry
+                else ""
+            )
+        )
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps({"machine": where, "step": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
