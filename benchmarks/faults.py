@@ -50,7 +50,15 @@ def fault(
         with tempfile.TemporaryDirectory() as folder:
             words = [word.replace("{folder}", folder) for word in command]
             try:
-                found = run_fault(words, phase, SIGNALS[name], rank, world=world, settle=settle)
+                found = run_fault(
+                    words,
+                    phase,
+                    SIGNALS[name],
+                    rank,
+                    world=world,
+                    folder=Path(folder),
+                    settle=settle,
+                )
             except TimeoutError:
                 if attempt == TRIES - 1:
                     raise
@@ -111,10 +119,13 @@ def main() -> int:
     if not command:
         parser.error("name the command after --")
     where = machine()
-    runs = []
+    runs: list[dict[str, Any]] = []
     for number in range(args.clean):
         runs.append(clean(command, args.timeout))
-        print(f"clean {number + 1}: {runs[-1]['seconds']:.1f} s, code {runs[-1]['code']}")
+        print(
+            f"clean {number + 1}: {runs[-1]['seconds']:.1f} s, code {runs[-1]['code']}", flush=True
+        )
+        save(args, where, runs)
     places = [(p, s, r) for p in args.phases for s in args.signals for r in args.ranks]
     for phase, name, rank in places * (0 if args.clean else args.repeats):
         record = fault(command, phase, name, rank, args.world, args.settle)
@@ -125,24 +136,33 @@ def main() -> int:
         print(
             f"{phase} {name} rank {record['rank']}: {record['seconds']:.2f} s {state}", flush=True
         )
-    slowest = {
+        save(args, where, runs)
+    failed = sum(not run["passed"] for run in runs)
+    print(f"{len(runs)} runs, {failed} failed; slowest {slowest(args, runs)}")
+    return 1 if failed else 0
+
+
+def slowest(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Signal -> the longest time until all were gone."""
+    return {
         name: max(
             (run["seconds"] for run in runs if run.get("signal") == f"SIG{name}"), default=None
         )
         for name in args.signals
     }
-    failed = sum(not run["passed"] for run in runs)
-    print(f"{len(runs)} runs, {failed} failed; slowest {slowest}")
+
+
+def save(args: argparse.Namespace, where: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """Write what there is so far."""
     if args.output:
         result = {
             "command": shlex.join(["python", *sys.argv]),
             "machine": where,
-            "slowest": slowest,
-            "failed": failed,
+            "slowest": slowest(args, runs),
+            "failed": sum(not run["passed"] for run in runs),
             "runs": runs,
         }
         args.output.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from ..runtime.beat import Beat, Board
 LIMITS = {signal.SIGKILL: 5.0, signal.SIGSTOP: 20.0}
 """Seconds within which all processes have to be gone."""
 
+WRITE = "write"
+LEADING = ("prepare", WRITE)
+"""Phases that rank 0 goes through alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
@@ -172,6 +176,7 @@ def run_fault(
     world: int,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     settle: float = 0.0,
     start: float = 120.0,
     end: float = 40.0,
@@ -180,12 +185,15 @@ def run_fault(
 
     Args:
         command: Starts the ranks, by itself or by torchrun.
-        phase: Of the watchdog's phases.
+        phase: Of the watchdog's phases. For those that are rank 0's alone (`LEADING`), rank 0 is
+            looked at whoever gets the signal.
         number: SIGKILL or SIGSTOP.
         rank: Who gets it; below 0 from the end.
         world: Ranks.
         cwd: Where the command runs.
         env: Its environment, by default this process's.
+        folder: Where the video is written, by a thread beside all phases: the signal for ``write``
+            is sent when its file has grown.
         settle: Seconds to wait after the phase has come for the first time; the signal is sent when
             it has come again.
         start: Seconds that it may take to reach the phase.
@@ -195,20 +203,33 @@ def run_fault(
         TimeoutError: The phase never came.
     """
     rank %= world
+    looked_at = 0 if phase in LEADING else rank
+    watched = phase == WRITE and folder is not None
+    written = 0
+
+    def there(beats: dict[int, Beat]) -> bool:
+        if not watched:
+            return looked_at in beats and beats[looked_at].phase == phase
+        assert folder is not None
+        nonlocal written
+        before, written = written, sum(file.stat().st_size for file in folder.glob("*.part"))
+        return 0 < before < written
+
     with Run(command, cwd=cwd, env=env) as run:
-        run.wait_for(lambda beats: rank in beats and beats[rank].phase == phase, start)
+        run.wait_for(there, start)
         if settle:
             time.sleep(settle)
-            run.wait_for(lambda beats: beats[rank].phase == phase, start)
+            run.wait_for(there, start)
         run.ranks[rank].send_signal(number)
         seconds = run.seconds_to_end(end)
         orphans = tuple(" ".join(_command(process)) for process in run.alive())
         stderr = run.stderr()
-        code = run.process.returncode if run.process.poll() is not None else 0
+        code = 0 if orphans else run.process.wait(end)
     lines = stderr.strip().splitlines() or [""]
     errors = [line for line in lines if line.startswith("error:")]
     message = errors[0] if errors else lines[-1]
-    named = re.search(rf"^error: rank {rank} on \S+ .*in phase {phase}\b", message)
+    where = phase if rank == looked_at and not watched else r"\w+"
+    named = re.search(rf"^error: rank {rank} on \S+ .*in phase {where}\b", message)
     return Fault(
         phase=phase,
         signal=number.name,
