@@ -8,6 +8,8 @@ turns in the same processes; nothing is timed that differs from one rank by more
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -103,7 +105,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    where = machine() | {"preset": args.preset, "world": args.world, "threads_per_rank": 1}
+    settings = {"preset": args.preset, "world": args.world, "threads_per_rank": 1}
+    where = machine() | {"command": shlex.join(["python", *sys.argv]), **settings}
     results = run_ranks(measure, args.world, args.preset, args.rounds, timeout=TIMEOUT)
     found = results[0]
     for name, entry in found.items():

@@ -9,6 +9,7 @@ whose error is too large. All ranks run on this machine.
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -164,7 +165,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    where = machine() | {"preset": args.preset, "dim": args.dim}
+    settings = {"preset": args.preset, "dim": args.dim}
+    where = machine() | {"command": shlex.join(["python", *sys.argv]), **settings}
     result: dict[str, Any] = {"machine": where, "errors": {}}
     for size in args.sizes:
         for grid in args.grids:

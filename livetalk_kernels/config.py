@@ -1,4 +1,4 @@
-"""What is read from the environment: the choice of backends, and torchrun's word on the ranks."""
+"""The environment, read and set: the choice of backends, and torchrun's word on the ranks."""
 
 import functools
 import os
@@ -181,6 +181,14 @@ class Ranks:
             agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             run=f"{run}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         )
+
+
+def leave_nccl_errors_to_us() -> None:
+    """Keep NCCL's own watchdog from aborting the process when another rank is lost.
+
+    Ours names the rank and lets the video be finished first. What the user has set stays.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
 
 def omp_threads(environ: Mapping[str, str] | None = None) -> str | None:

@@ -43,6 +43,7 @@ def follow(
         if message["what"] == "end":
             return
         if message["what"] == "session":
+            chunks = None  # its memory is free before the next one takes as much
             avatar = Avatar.from_bytes(data)
             options = StreamOptions(**message["options"])
             chunks = ChunkGenerator(dit, vae, avatar, options, clock=clock, team=team, calls=calls)

@@ -229,7 +229,7 @@ class ModelSource:
         )
 
     def load_pipeline(self, preparer: Preparer, team: Team | None = None) -> Pipeline:
-        """Load audio encoder and transformer beside the VAE of ``preparer``.
+        """Load transformer and, on rank 0, audio encoder beside the VAE of ``preparer``.
 
         Args:
             preparer: From `load_preparer`.
@@ -243,15 +243,12 @@ class ModelSource:
         team = Team() if team is None else team
         if team.size > 1 and not self.reuse:
             raise UserError("--no-reuse: the published schedule runs on one rank; use --nproc 1")
-        if self.audio_encoder is None:
-            config = get_preset(self.preset).audio
-            encoder = AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
-        else:
-            encoder = AudioEncoder.from_folder(self.audio_encoder, device=self.device)
+        encoder = self._load_audio_encoder() if team.leads else None
         encoder_done = time.perf_counter()
         dit_config = preparer.config
         if self.folder is not None:
-            dit_config = self.folder.dit_config(encoder.layers, encoder.width)
+            shape = team.agree([encoder.layers, encoder.width] if encoder else [0, 0])
+            dit_config = self.folder.dit_config(*shape)
         dit = self._build_dit(dit_config, team)
         host = dit.avatar_parameters() if self.spares_memory else frozenset()
         self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map(), host)
@@ -268,6 +265,12 @@ class ModelSource:
             ),
         )
 
+    def _load_audio_encoder(self) -> AudioEncoder:
+        if self.audio_encoder is not None:
+            return AudioEncoder.from_folder(self.audio_encoder, device=self.device)
+        config = get_preset(self.preset).audio
+        return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
+
     def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
         ops = bind_ops(
             self.backend,
@@ -277,7 +280,9 @@ class ModelSource:
             H=config.num_heads,
             d=config.head_dim,
         )
-        parallel = None if team is None else team.sequence(config, ops)
+        parallel = None
+        if team is not None:
+            parallel = team.sequence(config, ops, self.device, self.dtype)
         with torch.device("meta"):
             return DiT(
                 config, ops, reuse=self.reuse, fp8=self.precision == "fp8", parallel=parallel

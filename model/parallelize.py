@@ -7,18 +7,20 @@ picture as well (`HaloExchange`); latents are small and lie on every rank.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange, Whole
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+from livetalk_kernels.runtime.xfuser_attention import XFuserAttention, reason
 
 from .config import DiTConfig
 from .stats import Phase, no_phase
@@ -34,12 +36,16 @@ class Split:
         ring: Blocks of tokens, whose keys and values rotate.
         vae_grid: Rows and columns of slices of the picture.
         fp8_exchange: Queries, keys and values travel in FP8: an approximation.
+        halo_overlap: Convolve slices while their halos are under way.
+        xfuser: Self-attention by xfuser instead of ours.
     """
 
     ulysses: int | None = None
     ring: int | None = None
     vae_grid: Grid | None = None
     fp8_exchange: bool = False
+    halo_overlap: bool = False
+    xfuser: bool = False
 
 
 class Team:
@@ -98,13 +104,25 @@ class Team:
             ranks_per_node=self._ranks_per_node,
         )
 
-    def sequence(self, config: DiTConfig, ops: Ops) -> SequenceParallel:
+    def sequence(
+        self, config: DiTConfig, ops: Ops, device: torch.device, dtype: torch.dtype
+    ) -> SequenceParallel:
         """What the transformer asks about the tokens of this rank; all ranks call it together.
 
         Raises:
-            UserError: As `mesh`.
+            UserError: As `mesh`; or what was asked for does nothing with it, or cannot run.
         """
-        return SequenceParallel(self.mesh(config), self.world, ops, fp8=self.split.fp8_exchange)
+        mesh, split = self.mesh(config), self.split
+        if split.fp8_exchange and mesh.ulysses == 1:
+            raise UserError("--fp8-exchange: needs --ulysses 2 or more, whose exchange it is")
+        if not split.xfuser:
+            return SequenceParallel(mesh, self.world, ops, fp8=split.fp8_exchange)
+        if split.fp8_exchange:
+            raise UserError("--xfuser: has an exchange of its own; leave out --fp8-exchange")
+        why = reason(mesh, device, dtype, heads=config.num_heads)
+        if why is not None:
+            raise UserError(f"--xfuser: {why}")
+        return SequenceParallel(mesh, self.world, ops, foreign=XFuserAttention(mesh))
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """How a picture of so many pixels is spread.
@@ -124,7 +142,8 @@ class Team:
         if self.size == 1:
             return WHOLE
         height, width = (side // SPATIAL for side in size)
-        return HaloExchange(self.world, self.grid(size), (height, width))
+        grid, overlap = self.grid(size), self.split.halo_overlap
+        return HaloExchange(self.world, grid, (height, width), overlap=overlap)
 
     def tell(self, message: Mapping[str, Any], data: Callable[[], bytes] = bytes) -> None:
         """Rank 0: tell the others something; each of them calls `hear`. Alone, nothing is done."""
@@ -142,6 +161,10 @@ class Team:
         received = torch.empty(text + data, dtype=torch.uint8)
         both = self._control.broadcast(received, 0).numpy().tobytes()
         return json.loads(both[:text]), both[text:]
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        """Rank 0's whole numbers, on all ranks; others give as many of any value."""
+        return self._control.broadcast(torch.tensor(numbers), 0, kind="control").tolist()
 
     def share(self, x: Tensor) -> Tensor:
         """A float32 tensor of rank 0 on all of them; others give one of its shape."""

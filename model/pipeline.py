@@ -41,7 +41,7 @@ class Pipeline:
     Attributes:
         dit: The transformer.
         vae: The VAE.
-        audio_encoder: The audio encoder.
+        audio_encoder: The audio encoder; None on ranks that follow.
         preparer: Makes avatars for it.
         ops: The bound ops of ``"dit"`` and ``"vae"``; their ``choices`` say which and why.
         device: Where it runs.
@@ -58,7 +58,7 @@ class Pipeline:
         self,
         *,
         dit: DiT,
-        audio_encoder: AudioEncoder,
+        audio_encoder: AudioEncoder | None,
         preparer: Preparer,
         load_times: LoadTimes,
         team: Team | None = None,
@@ -110,6 +110,7 @@ class Pipeline:
         Raises:
             UserError: The avatar was made by another model, or is too small for the team.
         """
+        assert self.audio_encoder is not None, "ranks other than 0 follow"
         self.preparer.check_avatar(avatar)
         return Session(
             self.dit,

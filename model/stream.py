@@ -45,7 +45,6 @@ class Session:
         *,
         reuse: bool = True,
         lane: Lane | None = None,
-        decoder_lane: Lane | None = None,
         timeline: Timeline | None = None,
         team: Team | None = None,
         calls: StreamCalls | None = None,
@@ -59,10 +58,9 @@ class Session:
             avatar: Whom to animate.
             options: How.
             reuse: False: the published schedule.
-            lane: Where the next chunk's audio is encoded, closed with the session; by default what
-                is worth it on the device.
-            decoder_lane: Where the decoder is warmed up, closed with the session; by default
-                ``lane``, or inline in a team, where it communicates with other ranks.
+            lane: Where the next chunk's audio is encoded and the decoder warmed up, closed with the
+                session; by default what is worth it on the device. In a team the decoder is warmed
+                up inline, since that communicates with other ranks.
             timeline: Where the stages are recorded.
             team: The ranks that share the work, of which this is rank 0; one alone by default.
             calls: CUDA graphs of the models' methods; by default the methods.
@@ -80,8 +78,6 @@ class Session:
         self._clock = StageClock(dit.device, timeline, phase=self._team.phase)
         self._audio: AudioStream | None = AudioStream(audio_encoder, fps=options.fps)
         self._lane = lane or open_lane(dit.device)
-        inline = InlineLane() if self._team.size > 1 else self._lane
-        self._decoder_lane = decoder_lane or inline
         self._chunks: ChunkGenerator | None = ChunkGenerator(
             dit,
             vae,
@@ -89,7 +85,7 @@ class Session:
             options,
             reuse=reuse,
             clock=self._clock,
-            lane=self._decoder_lane,
+            lane=InlineLane() if self._team.size > 1 else self._lane,
             team=self._team,
             calls=calls,
         )
@@ -113,21 +109,28 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close."""
-        self.close()
+        """Close; after Ctrl-C the other ranks of a team are not waited for."""
+        self.close(finish_chunk=not isinstance(error, KeyboardInterrupt))
 
-    def close(self) -> None:
-        """Drop all state; frames not taken are lost. Closing twice does no harm."""
+    def close(self, *, finish_chunk: bool = True) -> None:
+        """Drop all state; frames not taken are lost. Closing twice does no harm.
+
+        Args:
+            finish_chunk: In a team, compute the running chunk to its end, since the other ranks are
+                in the middle of it too; False where they are gone.
+        """
         self._closed = True
-        if self._team.size > 1 and self._running is not None:
-            for _ in self._running:
-                pass  # the other ranks are in the middle of this chunk
-        self._lane.close()
-        self._decoder_lane.close()
-        self._running = self._ahead = None
-        self._pending.clear()
-        self._waiting = 0
-        self._chunks = self._audio = None
+        running, self._running = self._running, None
+        try:
+            if finish_chunk and running is not None and self._team.size > 1:
+                for _ in running:
+                    pass
+        finally:
+            self._lane.close()
+            self._ahead = None
+            self._pending.clear()
+            self._waiting = 0
+            self._chunks = self._audio = None
 
     def push(self, samples: ArrayLike | Tensor) -> Iterator[Frames]:
         """Give audio; take the frames that it completes.

@@ -26,10 +26,11 @@ class Deadlines:
     Attributes:
         start: From the first rank's start until all have arrived, and until the first phase.
         load: Reading the weights.
-        prepare: Everything about the avatar; compiling kernels and capturing graphs.
+        prepare: Everything about the avatar.
         wait: For sound, which may come live.
         audio: Encoding the sound of a chunk.
-        denoise: One step of the sampler.
+        denoise: One step of the sampler; the first one compiles kernels and captures a graph, as
+            do the first of ``decode`` and ``encode``.
         decode: One step of the VAE's decoder.
         encode: The motion frames of a chunk.
         write: Frames of a chunk into the video.
@@ -45,9 +46,9 @@ class Deadlines:
     prepare: float = 900.0
     wait: float = float("inf")
     audio: float = 60.0
-    denoise: float = 60.0
-    decode: float = 60.0
-    encode: float = 60.0
+    denoise: float = 300.0
+    decode: float = 300.0
+    encode: float = 300.0
     write: float = 60.0
     finish: float = 120.0
     other: float = 300.0

@@ -7,8 +7,10 @@ one machine take a shorter way (`shared_memory`). With one rank there is nothing
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -18,8 +20,22 @@ from torch import Tensor
 from ..errors import CommError
 from .shared_memory import LARGEST, Delivery, Mailboxes
 
+# A live stream may wait for speech for hours; who hangs is found by the watchdog, not by this.
+FOREVER = timedelta(days=365)
+
 Reduction = Literal["sum", "min", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+@contextmanager
+def comm_errors() -> Iterator[None]:
+    """What torch raises where a rank is lost becomes a `CommError`."""
+    try:
+        yield
+    except CommError:
+        raise
+    except RuntimeError as error:
+        raise CommError(str(error)) from error
 
 
 @dataclass
@@ -64,13 +80,9 @@ class Pending:
             CommError: A peer is lost.
         """
         works, self._works = self._works, []
-        try:
+        with comm_errors():
             for work in works:
                 work.wait()
-        except CommError:
-            raise
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
         self._tensors = []
 
 
@@ -178,7 +190,8 @@ class GroupCommunicator(Communicator):
         self._group = group
         self._ranks = dist.get_process_group_ranks(group)
         gloo = dist.get_backend(group) == "gloo"
-        self._mailboxes = Mailboxes.open(group) if gloo and self.size > 1 else None
+        with comm_errors():
+            self._mailboxes = Mailboxes.open(group) if gloo and self.size > 1 else None
 
     def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
         """See `Communicator.exchange`."""
@@ -197,36 +210,36 @@ class GroupCommunicator(Communicator):
             for act, messages in ((dist.isend, send), (dist.irecv, receive))
             for peer, tensor in messages
         ]
-        try:
+        with comm_errors():
             works += dist.batch_isend_irecv(operations) if operations else []
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
         return Pending(works, [tensor for _, tensor in (*send, *receive)])
 
     def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
         """See `Communicator.all_reduce`."""
         self.traffic.add(kind, x, self.size - 1)
-        try:
+        with comm_errors():
             dist.all_reduce(x, _REDUCTIONS[reduction], self._group)
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
         return x
 
     def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
         """See `Communicator.broadcast`."""
         if source == self.rank:
             self.traffic.add(kind, x, self.size - 1)
-        try:
+        with comm_errors():
             dist.broadcast(_plain(x), self._ranks[source], self._group)
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
         return x
 
     def split(self, groups: Sequence[Sequence[int]]) -> Communicator:
         """See `Communicator.split`."""
+        if all(len(ranks) == 1 for ranks in groups):
+            return LocalCommunicator()
+        if [list(ranks) for ranks in groups] == [list(range(self.size))]:
+            return self
         own: Communicator | None = None
         for ranks in groups:
-            group = dist.new_group([self._ranks[rank] for rank in ranks])
+            with comm_errors():
+                members = [self._ranks[rank] for rank in ranks]
+                group = dist.new_group(members, timeout=FOREVER)
             if self.rank in ranks:
                 own = GroupCommunicator(group, self.traffic)
         assert own is not None, "every rank is in one of the groups"

@@ -138,6 +138,7 @@ class HaloExchange(Whole):
         self.slices = Slices(grid=grid, size=size)
         self._comm, self._rank, self._overlap = communicator, communicator.rank, overlap
         self._neighbours = list(self.slices.neighbours(self._rank))
+        self._shares: Tensor | None = None  # each rank's part of all pixels
 
     def take(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor:
         """See `Whole.take`."""
@@ -171,8 +172,10 @@ class HaloExchange(Whole):
         own = torch.stack((std, mean))[None]
         everyone = self._comm.all_gather(own, [1] * ranks, kind="statistics")
         stds, means = everyone.double().unbind(1)
-        pixels = [box.pixels for box in self.slices.boxes]
-        share = stds.new_tensor(pixels).view(-1, *[1] * std.ndim) / sum(pixels)
+        if self._shares is None:  # once: a copy from the host waits for a GPU
+            pixels = stds.new_tensor([box.pixels for box in self.slices.boxes])
+            self._shares = pixels / pixels.sum()
+        share = self._shares.view(-1, *[1] * std.ndim)
         joint = (share * means).sum(0)
         variance = (share * (stds.square() + (means - joint).square())).sum(0)
         return variance.sqrt().to(std.dtype), joint.to(mean.dtype)

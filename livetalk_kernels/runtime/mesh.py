@@ -158,8 +158,15 @@ class Grid:
                 )
             return given
         if not fitting:
+            numbers = [
+                count
+                for count in range(1, height * width + 1)
+                if any(r <= height and c <= width for r, c in factor_pairs(count))
+            ]
+            near = [n for n in numbers if n < world][-3:] + [n for n in numbers if n > world][:2]
             raise UserError(
-                f"{world} ranks: too many for {height}x{width} latents, each needs at least one"
+                f"{world} ranks: no grid of them divides {height}x{width} latents; numbers that "
+                f"do: {', '.join(map(str, near))}"
             )
 
         def cost(grid: "Grid") -> tuple[int, int]:

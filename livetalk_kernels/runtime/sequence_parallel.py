@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..ops import Ops
 from ..ops.quantize import dequantize
 from .comm import Communicator, LocalCommunicator
@@ -206,7 +207,16 @@ class SequenceParallel:
         return self.fp8 and self.mesh.ulysses > 1
 
     def sequence(self, tokens: int) -> LocalSequence:
-        """This rank's part of so many tokens."""
+        """This rank's part of so many tokens.
+
+        Raises:
+            UserError: Another library's attention needs a number that the ranks divide.
+        """
+        if self.foreign is not None and tokens % self.mesh.world:
+            raise UserError(
+                f"--xfuser: {tokens} tokens do not divide by {self.mesh.world} ranks; choose "
+                "another --size or leave it out"
+            )
         if self.mesh.world == 1:
             return LocalSequence(tokens, self.ops)
         kind = ShardedSequence if self.foreign is None else ForeignSequence
@@ -217,7 +227,8 @@ class SequenceParallel:
         if self._groups is not None:
             return self._groups
         many = len(q_HLd) >= OVERLAP_HEADS * self.mesh.ulysses
-        return 2 if q_HLd.is_cuda and many else 1
+        # NCCL wants one communicator at a time, and the ring has another than Ulysses.
+        return 2 if q_HLd.is_cuda and many and self.mesh.ring == 1 else 1
 
 
 def volume(

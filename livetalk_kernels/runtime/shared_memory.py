@@ -46,9 +46,10 @@ class _Ring:
         start = slot * _SLOT
         counters = np.frombuffer(memory, np.int64, _HEADER // 8, start)
         self._written, self._read = counters[:1], counters[_HEADER // 16 :][:1]
-        self._bytes = torch.frombuffer(
-            memory, dtype=torch.uint8, count=CAPACITY, offset=start + _HEADER
-        )
+        with torch.inference_mode(False):  # it is written in and outside of that mode
+            self._bytes = torch.frombuffer(
+                memory, dtype=torch.uint8, count=CAPACITY, offset=start + _HEADER
+            )
 
     def write(self, message: Tensor) -> bool:
         """Take a whole message, if there is room."""
@@ -115,7 +116,8 @@ class Mailboxes:
             os.close(file)
             self._incoming[peer] = (_Ring(own, peer), deque())
             self._outgoing[peer] = (_Ring(theirs, self._rank), deque())
-        self._spin = _SPIN if size <= (os.cpu_count() or 1) else 0.0
+        cores = len(os.sched_getaffinity(0))
+        self._spin = _SPIN if dist.get_world_size() <= cores else 0.0
 
     @classmethod
     def open(cls, group: dist.ProcessGroup) -> "Mailboxes | None":

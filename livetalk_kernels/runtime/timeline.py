@@ -8,6 +8,7 @@ through one event whose time is known.
 The GPU part is untested on a GPU.
 """
 
+import copy
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -228,9 +229,10 @@ class Timeline:
             events.append(_meta("thread_name", self.rank, thread, {"name": name}))
             events.append(_meta("thread_sort_index", self.rank, thread, {"sort_index": thread}))
             kept = [entry for entry in list(lane.ranges) if entry.happened]
+            anchor = copy.copy(self._anchor)  # it moves along with the lane
             for entry in kept:
-                if self._anchor is not None:
-                    entry.place(self._anchor)
+                if anchor is not None:
+                    entry.place(anchor)
             kept.sort(key=lambda entry: (entry.begin_ns, -entry.end_ns))
             events += [
                 {

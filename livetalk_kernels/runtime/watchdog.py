@@ -176,11 +176,6 @@ class Watchdog:
             self._wake()
             time.sleep(0.1)
 
-    @property
-    def stop_asked(self) -> bool:
-        """Whether a signal has asked rank 0 to stop."""
-        return self._stopping
-
     # In the main thread. It takes no lock: a signal handler may run within any line.
 
     def _enter(self, name: str) -> None:
@@ -303,7 +298,9 @@ class Watchdog:
         frame = sys._current_frames().get(self._main or 0)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
-            if name.startswith(("torch.distributed", f"{__package__}.comm")):
+            # On a GPU it is where frames reach the host that other ranks are waited for.
+            ours = (f"{__package__}.comm", f"{__package__}.host_ring")
+            if name.startswith(("torch.distributed", *ours)):
                 return True
             frame = frame.f_back
         return False
@@ -349,7 +346,8 @@ class Watchdog:
             self._asked += 1
             if self._asked == 3:  # our own signal may be on its way
                 os.kill(os.getpid(), signal.SIGINT)
-        stuck = self._signals and not self._stopping and self._clock > self._signalled + _STUCK
+        patience = _LEAVE if self._stopping else _STUCK
+        stuck = self._signals and self._clock > self._signalled + patience
         if self._stopping or stuck or finish:
             self._board.stop()
         if stuck:

@@ -20,16 +20,13 @@ INSTALL = "pip install 'livetalk[xfuser]'"
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def reason(
-    mesh: Mesh, device: torch.device, dtype: torch.dtype, *, tokens: int, heads: int
-) -> str | None:
+def reason(mesh: Mesh, device: torch.device, dtype: torch.dtype, *, heads: int) -> str | None:
     """None where xfuser's attention can run, else why it cannot.
 
     Args:
         mesh: The ranks.
         device: Where the model runs.
         dtype: Dtype of q, k and v.
-        tokens: Tokens of the whole sequence.
         heads: Attention heads.
     """
     if device.type != "cuda":
@@ -38,8 +35,6 @@ def reason(
         return f"needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
     if heads % mesh.ulysses:
         return f"{heads} heads do not divide by {mesh.ulysses} Ulysses ranks"
-    if tokens % mesh.world:
-        return f"{tokens} tokens do not divide by {mesh.world} ranks"
     try:
         importlib.import_module("xfuser.core.long_ctx_attention")
     except ImportError as error:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ..runtime.comm import GroupCommunicator
 
 # Imported once, in the server that ranks are forked from: a rank then starts in milliseconds.
-_PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops", "livetalk_model.dit"]
+_PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops"]
 
 
 def run_ranks(

@@ -61,7 +61,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--timeline",
         type=Path,
         metavar="FILE.json",
-        help="write what ran when and beside what, to be opened at ui.perfetto.dev",
+        help="write what ran when and beside what, to be opened at ui.perfetto.dev; of other ranks "
+        "than 0 as FILE.rankN.json",
     )
     common.add_json_option(parser)
     common.add_avatar_options(parser)
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
                 raise KeyboardInterrupt  # the others are in the middle of a chunk
         else:
             code = _follow(args, team)
+        if watchdog is not None:
+            watchdog.code = code
     return code
 
 
@@ -166,6 +169,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             lost = None if watchdog is None else watchdog.await_verdict
             outcome, writer = _stream(reader, session, open_output, interrupts, team, lost)
             memory = memory_report(source, pipeline, session, avatar) if args.json else None
+            session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome == 0:
             pipeline.end()
     for warning in reader.warnings:
@@ -216,7 +220,7 @@ def _stream(
                 interrupts.release()
                 try:
                     with progress(reader.declared_seconds, session) as advance:
-                        for frames in _frames(reader, session):
+                        for frames in _frames(reader, session, team):
                             interrupts.hold()
                             with team.phase("write"):
                                 writer.write(frames)
@@ -237,8 +241,13 @@ def _stream(
     return outcome, writer
 
 
-def _frames(reader: "AudioReader", session: "Session") -> "Iterator[Frames]":
-    for block in reader:
+def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterator[Frames]":
+    blocks = iter(reader)
+    while True:
+        with team.phase("wait"):  # the sound may come live
+            block = next(blocks, None)
+        if block is None:
+            break
         made = session.push(block)
         while not session.wants_audio and (frames := next(made, None)) is not None:
             yield frames

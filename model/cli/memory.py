@@ -109,7 +109,8 @@ def memory_report(
 ) -> dict[str, Any]:
     """Measured weights and caches of an open session, beside the prediction; bytes.
 
-    The prediction is of the backends that ``auto`` prefers; it is None for the published schedule.
+    The prediction is of the backends that ``auto`` prefers; it is None for the published schedule,
+    on several ranks, and with CUDA graphs.
     """
     from ..memory import describe, predict
     from ..memory.measure import cache_bytes, weight_bytes
@@ -122,7 +123,7 @@ def memory_report(
         },
         "predicted": None,
     }
-    if pipeline.reuse:
+    if pipeline.reuse and pipeline.team.size == 1 and not pipeline.graphed:
         model = describe(
             source,
             pipeline.dit.config,

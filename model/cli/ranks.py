@@ -1,6 +1,7 @@
 """A command on several ranks: start them, be one of them, and watch over them."""
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from livetalk_kernels.errors import UserError
 if TYPE_CHECKING:
     from livetalk_kernels.config import Ranks
     from livetalk_kernels.runtime.beat import Deadlines
+    from livetalk_kernels.runtime.comm import Communicator
     from livetalk_kernels.runtime.watchdog import Watchdog
 
     from ..parallelize import Split, Team
@@ -53,6 +55,14 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
         "--fp8-exchange",
         action="store_true",
         help="queries, keys and values travel between ranks in FP8, an approximation",
+    )
+    group.add_argument(
+        "--halo-overlap",
+        action="store_true",
+        help="convolve slices of the picture while their halos are under way",
+    )
+    group.add_argument(
+        "--xfuser", action="store_true", help="self-attention by xfuser, where it is installed"
     )
     group.add_argument(
         "--deadline",
@@ -107,6 +117,8 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
         return None
     from livetalk_kernels.runtime.launch import launch
 
+    _split(args)  # what is no good is told once, and not by every rank
+    _deadlines(args, cpu=True)
     _place(args.device, nproc, 0)
     return launch([*PROGRAM, *args.argv], nproc=nproc, left=left)
 
@@ -128,6 +140,7 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
     from ..parallelize import Team
 
     split = _split(args)
+    _deadlines(args, cpu=False)
     ranks = Ranks.from_environ()
     if ranks is None or ranks.world == 1:
         yield Team(split=split), None
@@ -147,10 +160,8 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
         def phase(stage: str) -> AbstractContextManager[None]:
             return watchdog.phase(PHASES.get(stage, "other"))
 
-        yield (
-            Team(world, control, split=split, ranks_per_node=_ranks_per_node(ranks), phase=phase),
-            watchdog,
-        )
+        per_node = _ranks_per_node(ranks, control)
+        yield Team(world, control, split=split, ranks_per_node=per_node, phase=phase), watchdog
 
 
 def _split(args: argparse.Namespace) -> "Split":
@@ -163,6 +174,8 @@ def _split(args: argparse.Namespace) -> "Split":
         ring=args.ring,
         vae_grid=None if args.vae_grid is None else Grid.parse(args.vae_grid),
         fp8_exchange=args.fp8_exchange,
+        halo_overlap=args.halo_overlap,
+        xfuser=args.xfuser,
     )
 
 
@@ -173,9 +186,12 @@ def _deadlines(args: argparse.Namespace, *, cpu: bool) -> "Deadlines":
     return usual.with_choices(args.deadline)
 
 
-def _ranks_per_node(ranks: "Ranks") -> int | None:
-    """Ranks of a node, where all nodes have as many."""
-    return ranks.local_world if ranks.world % ranks.local_world == 0 else None
+def _ranks_per_node(ranks: "Ranks", control: "Communicator") -> int:
+    """The most neighbours that never cross nodes, whatever the nodes' sizes; equal on all ranks."""
+    import torch
+
+    own = torch.tensor([ranks.local_world])
+    return math.gcd(*control.all_gather(own, [1] * ranks.world, kind="control").tolist())
 
 
 def _place(device: str, ranks: int, rank: int) -> str:

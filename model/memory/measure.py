@@ -76,7 +76,7 @@ def weight_bytes(pipeline: Pipeline) -> dict[str, int]:
 
 def cache_bytes(pipeline: Pipeline, session: Session | ChunkGenerator) -> int:
     """Bytes of the tensors that an open session keeps between two chunks."""
-    model = _storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder])
+    model = _storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
     kept = _storages([session])
     return sum(size for address, size in kept.items() if address not in model)
 
@@ -165,6 +165,7 @@ def _run(
             image_embeds=torch.zeros(1, config.image_len, config.image_dim),
         )
     generator = ChunkGenerator(pipeline.dit, pipeline.vae, avatar, options, clock=clock)
+    assert pipeline.audio_encoder is not None, "one rank is measured"
     audio = AudioStream(pipeline.audio_encoder, fps=options.fps)
     noise = draw.uniform(-0.1, 0.1, pipeline.audio_encoder.sample_rate).astype(np.float32)
 

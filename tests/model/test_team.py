@@ -12,7 +12,7 @@ from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Grid, factor_pairs
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.avatar import Avatar
-from livetalk_model.chunk import StreamOptions
+from livetalk_model.chunk import ChunkGenerator, StreamOptions
 from livetalk_model.loading import ModelSource, load_pipeline
 from livetalk_model.parallelize import Split, Team
 from livetalk_model.pipeline import Pipeline
@@ -21,6 +21,7 @@ RATE = 16000
 SIZE = (96, 80)  # latents of 12 x 10: rows and columns that most worlds do not divide
 SECONDS = 3.3  # three chunks, the last one cut
 HEADS = 4
+LIMIT = 280.0
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -92,7 +93,7 @@ def alone() -> np.ndarray:
 
 @pytest.mark.parametrize("world", [2, 3, 4, 5, 6, 8])
 def test_every_split_gives_the_frames_of_one_rank(world: int, alone: np.ndarray) -> None:
-    results = run_ranks(stream_every_split, world, timeout=240)
+    results = run_ranks(stream_every_split, world, timeout=LIMIT)
     assert alone.shape == (math.ceil(SECONDS * 25), *SIZE, 3)
     for (ulysses, ring), result in zip(splits(world), results[0], strict=True):
         frames = result["frames"].numpy()
@@ -100,7 +101,23 @@ def test_every_split_gives_the_frames_of_one_rank(world: int, alone: np.ndarray)
         for start in range(0, len(alone), 28):
             chunk = slice(start, start + 28)
             assert psnr(frames[chunk], alone[chunk]) >= 60, (ulysses, ring, start)
-    assert results[1] == [{}] * len(splits(world))
+
+
+def generate_directly(comm: Communicator) -> list[int]:
+    """Frames that each rank's generator yields of a chunk, and the bytes of pixels it sends."""
+    pipeline = source().load_pipeline(source().load_preparer(), Team(comm))
+    avatar = pipeline.prepare(picture(), size=SIZE)  # the same on all ranks
+    chunks = ChunkGenerator(pipeline.dit, pipeline.vae, avatar, StreamOptions(), team=pipeline.team)
+    config = pipeline.dit.config
+    windows = torch.zeros(1, 33, config.audio_window, config.audio_layers, config.audio_dim)
+    comm.traffic.clear()
+    yielded = list(chunks.chunk(windows))
+    return [sum(map(len, yielded)), comm.traffic.bytes["collect"]]
+
+
+def test_rank_0_alone_has_frames() -> None:
+    pixels = 28 * SIZE[0] * SIZE[1] * 3
+    assert run_ranks(generate_directly, 2, timeout=LIMIT) == [[28, 0], [0, pixels // 2]]
 
 
 def two_sessions(comm: Communicator) -> dict:
@@ -119,7 +136,7 @@ def two_sessions(comm: Communicator) -> dict:
 
 
 def test_a_session_may_be_left_and_another_opened(alone: np.ndarray) -> None:
-    result = run_ranks(two_sessions, 2)[0]
+    result = run_ranks(two_sessions, 2, timeout=LIMIT)[0]
     assert psnr(result["first"].numpy(), alone[: len(result["first"])]) >= 60
     assert psnr(result["frames"].numpy(), alone) >= 60
 
@@ -141,14 +158,19 @@ def broken(comm: Communicator) -> str:
 
 
 def test_a_nan_on_one_rank_is_an_error_on_all() -> None:
-    messages = run_ranks(broken, 2)
+    messages = run_ranks(broken, 2, timeout=LIMIT)
     assert messages[0] == messages[1] and "VAE decoder" in messages[0]
 
 
 def refused(comm: Communicator) -> list[str]:
     """What cannot be is said on every rank, before anything is shared."""
     messages = []
-    for split, reuse in ((Split(ulysses=3), True), (Split(), False)):
+    for split, reuse in (
+        (Split(ulysses=3), True),
+        (Split(), False),
+        (Split(ring=2, fp8_exchange=True), True),
+        (Split(xfuser=True), True),
+    ):
         loaded = ModelSource.find(
             preset="tiny", checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32",
             backend=None, reuse=reuse,
@@ -161,6 +183,8 @@ def refused(comm: Communicator) -> list[str]:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    for messages in run_ranks(refused, 2):
+    for messages in run_ranks(refused, 2, timeout=LIMIT):
         assert "--ulysses 3" in messages[0] and "2 x 1, 1 x 2" in messages[0]
         assert "--no-reuse" in messages[1]
+        assert "--fp8-exchange" in messages[2]
+        assert "--xfuser: runs on cuda" in messages[3]

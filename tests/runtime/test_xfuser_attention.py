@@ -111,18 +111,17 @@ def test_takes_the_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": CPU}, "runs on cuda, not on cpu"),
         ({"dtype": torch.float32}, "needs float16 or bfloat16, not float32"),
         ({"heads": 3}, "3 heads do not divide by 2 Ulysses ranks"),
-        ({"tokens": 10}, "10 tokens do not divide by 4 ranks"),
     ],
 )
 def test_reasons(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], text: str) -> None:
     Library(monkeypatch)
-    given: dict[str, Any] = {"device": GPU, "dtype": BF16, "tokens": 8, "heads": 4}
+    given: dict[str, Any] = {"device": GPU, "dtype": BF16, "heads": 4}
     assert reason(MESH, **given) is None
     assert reason(MESH, **(given | changes)) == text
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xfuser", None)
-    text = reason(MESH, GPU, BF16, tokens=8, heads=4)
+    text = reason(MESH, GPU, BF16, heads=4)
     assert text is not None and text.endswith("; pip install 'livetalk[xfuser]'")
     assert "\n" not in text
