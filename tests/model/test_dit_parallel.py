@@ -11,6 +11,7 @@ from livetalk_kernels.ops import bind_ops
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel, volume
+from livetalk_kernels.testing.memory import peak_bytes
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
@@ -155,3 +156,22 @@ def test_fp8_layers() -> None:
     """Scales are per token, so a rank's rows are quantised as they are on one."""
     (out, _), *_ = run_ranks(solve, 3, [(3, 1)], FP8_PROBLEMS, True)[0]
     assert out.equal(expected(fp8=True)[0])
+
+
+@torch.inference_mode()
+def count_bytes(comm: Communicator, ulysses: int, ring: int) -> int:
+    """The most bytes allocated at a time within a step, of many tokens and little conditioning."""
+    ops = bind_ops(device="cpu", dtype=torch.float32)
+    parallel = SequenceParallel(Mesh(ulysses=ulysses, ring=ring), comm, ops)
+    dit = model(CONFIGS["heads"], parallel, fp8=False)
+    step(dit, (9, 16, 16), 1)  # whatever is allocated once
+    return peak_bytes(lambda: step(dit, (9, 16, 16), 1))
+
+
+def test_ranks_share_the_memory_of_a_step() -> None:
+    whole = run_ranks(count_bytes, 1, 1, 1)[0]
+    for ulysses, ring in ((2, 1), (1, 2), (4, 1), (2, 2)):
+        most = max(run_ranks(count_bytes, ulysses * ring, ulysses, ring))
+        print(f"{ulysses} x {ring}: {most / whole:.3f} of one rank's peak")
+        # Keys of the text are on every rank; what is exchanged lies in two places for a moment.
+        assert most < (0.15 + 1.3 / (ulysses * ring)) * whole, (ulysses, ring)

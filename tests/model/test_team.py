@@ -21,6 +21,7 @@ RATE = 16000
 SIZE = (96, 80)  # latents of 12 x 10: rows and columns that most worlds do not divide
 SECONDS = 3.3  # three chunks, the last one cut
 HEADS = 4
+KINDS = {"all_to_all", "ring", "gather", "halo", "statistics", "collect", "guard"}
 LIMIT = 280.0
 
 
@@ -112,6 +113,7 @@ def generate_directly(comm: Communicator) -> list[int]:
     windows = torch.zeros(1, 33, config.audio_window, config.audio_layers, config.audio_dim)
     comm.traffic.clear()
     yielded = list(chunks.chunk(windows))
+    assert set(comm.traffic.bytes) <= KINDS  # nothing else is sent, by anybody
     return [sum(map(len, yielded)), comm.traffic.bytes["collect"]]
 
 

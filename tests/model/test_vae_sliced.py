@@ -4,13 +4,13 @@ import pytest
 import torch
 from crop_overlap import decode_tiles, encode_tiles
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange, Whole
 from livetalk_kernels.runtime.mesh import Grid
 from livetalk_kernels.runtime.slices import Slices
+from livetalk_kernels.testing.memory import peak_bytes
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.color import match_color, reference_stats
 from livetalk_model.config import VAEConfig
@@ -196,7 +196,6 @@ def count_bytes(comm: Communicator, grid: str) -> list[int]:
     """The most bytes allocated at a time while decoding and encoding, and the cache's."""
     vae, size = random_vae(8), latent_size(SIZE)
     halo = HaloExchange(comm, Grid.parse(grid), size)
-    peaks = []
     z, cache = halo.take(noise(1, 16, 2, *size)), DecoderCache(halo=halo)
 
     def decode() -> Tensor:
@@ -204,17 +203,7 @@ def count_bytes(comm: Communicator, grid: str) -> list[int]:
 
     video = halo.take(noise(1, 3, 5, *SIZE)).clone()
     vae.encode(video, halo=halo)  # whatever is allocated once
-    for work in (decode, lambda: vae.encode(video, halo=halo)):
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            result = work()
-        del result
-        events = record.profiler.kineto_results.events()
-        memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-        held = peak = 0
-        for _, count in memory:
-            held += count
-            peak = max(peak, held)
-        peaks.append(peak)
+    peaks = [peak_bytes(work) for work in (decode, lambda: vae.encode(video, halo=halo))]
     return [*peaks, sum(frames.nbytes for frames in cache.frames.values())]
 
 
