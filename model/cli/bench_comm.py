@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 from . import common
+from .ranks import PROGRAM, add_split_options, joined_team
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--nproc", type=int, metavar="N", help="ranks to start on this machine (or use torchrun)"
     )
-    group.add_argument(
-        "--ulysses", type=int, metavar="U", help="ranks that share the heads of a block of tokens"
-    )
-    group.add_argument("--ring", type=int, metavar="R", help="blocks of tokens")
-    group.add_argument(
-        "--vae-grid", metavar="RxC", help="parts of the picture: rows x columns of ranks"
-    )
+    add_split_options(group)
+    parser.set_defaults(fp8_exchange=False, halo_overlap=False, xfuser=False, deadline=[])
     group.add_argument(
         "--preset",
         metavar="NAME",
@@ -151,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             return 2  # rank 0 says why
         raise
     if ranks is None:
-        return launch(["-m", "livetalk_model.cli.main", *args.argv], nproc=args.nproc)
+        return launch([*PROGRAM, *args.argv], nproc=args.nproc)
     return _measure(args, setup, ranks, device)
 
 
@@ -222,12 +218,11 @@ def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "to
     import torch
 
     from livetalk_kernels.bench.report import RED
-    from livetalk_kernels.runtime.process_group import joined
 
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank)
-    with joined(device) as (comm, _):
-        report, rows, link = _bench(args, setup, comm, device)
+    with joined_team(args) as (team, _), team.phase("wait"):  # who is lost or stopped is found
+        report, rows, link = _bench(args, setup, team.world, device)
     report["settings"]["ranks_per_node"] = ranks.local_world
     if ranks.rank == 0:
         if args.json == STDOUT:
@@ -245,6 +240,7 @@ def _bench(
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
     from livetalk_kernels.bench.comm_patterns import link_patterns, model_patterns
     from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.runtime.shared_memory import LARGEST
 
     report: dict[str, Any] = {
         "machine": machine() | {"time": time.strftime("%H:%M:%S%z")} if comm.rank == 0 else {},
@@ -269,6 +265,7 @@ def _bench(
     report["settings"] = {
         "device": device.type,
         "engine": "NCCL" if device.type == "cuda" else "gloo",
+        "shared_memory_up_to": 0 if device.type == "cuda" else LARGEST,  # bytes, on one machine
         **setup.as_json(),
     }
     report["link"] = link.as_json()
