@@ -28,7 +28,7 @@ EXAMPLE = """\
 livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
 livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
     --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base
-livetalk generate --avatar me.avatar --audio speech.wav --output talk.mp4 --timeline talk.json"""
+livetalk generate --nproc 8 --avatar me.avatar --audio a.wav --output talk.mp4"""
 
 RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog gives 2
 _KEPT_RANGES = 1 << 17  # of a lane, in a timeline: hours of a stream

@@ -34,7 +34,7 @@ def reach(run: Run, phase: str, world: int = 2) -> None:
 
 def test_deadlines_are_chosen_by_phase():
     deadlines = Deadlines().scaled(2).with_choices(["denoise=7", "wait=90", "load=inf"])
-    assert (deadlines.of("denoise"), deadlines.wait, deadlines.decode) == (7.0, 90.0, 120.0)
+    assert (deadlines.of("denoise"), deadlines.wait, deadlines.decode) == (7.0, 90.0, 600.0)
     assert deadlines.load == float("inf")
 
 
