@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .reasons import device_reason, dtype_reason
 from .spec import Case
 
 FOLDER = Path(__file__).resolve().parent
@@ -31,20 +32,21 @@ def load(folder: Path) -> str | None:
         if note.is_file():
             return f"the compiled kernels were not built: {note.read_text('utf-8').strip()}"
         return f"the compiled kernels were not built; {MEND}"
+    return load_library(library, MEND)
+
+
+def load_library(library: Path, mend: str) -> str | None:
+    """Load torch operators; None, or why they cannot be loaded, with the command that mends it."""
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        return f"{library.name} does not load: {str(error).splitlines()[0]}; {MEND}"
+        return f"{library.name} does not load: {str(error).splitlines()[0]}; {mend}"
     return None
 
 
 def supports(case: Case) -> str | None:
     """What every ``cpu`` backend asks: a CPU, fp32 or bf16, and the compiled kernels."""
-    if case.device.type != "cpu":
-        return f"runs on cpu, not on {case.device.type}"
-    if case.dtype not in DTYPES:
-        return f"needs float32 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
-    reason = missing()
+    reason = device_reason(case.device, "cpu") or dtype_reason(case.dtype, DTYPES) or missing()
     if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):
         return "the compiled kernels are older than this code; build them again (`make build`)"
     return reason

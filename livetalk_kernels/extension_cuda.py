@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .extension import FOLDER
+from .extension import FOLDER, load_library
+from .reasons import capability_reason, cuda_reason, device_reason, dtype_reason
 from .spec import Case
 from .torch_ops import register_fake
 
@@ -33,13 +34,7 @@ def missing() -> str | None:
     library = FOLDER / "_C_cuda.so"
     if not library.is_file():
         return f"the CUDA kernels were not built; {MEND}"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device, or this torch is not built for CUDA"
-    try:
-        torch.ops.load_library(library)
-    except OSError as error:
-        return f"{library.name} does not load: {str(error).splitlines()[0]}; {MEND}"
-    return None
+    return cuda_reason() or load_library(library, MEND)
 
 
 def register(op: str, fake: Callable[..., Any]) -> None:
@@ -60,17 +55,10 @@ def supports_rows(case: Case, letter: str) -> str | None:
         case: What will be run.
         letter: Letter of the size that consists of whole packs.
     """
-    if case.device.type != "cuda":
-        return f"runs on cuda, not on {case.device.type}"
-    if case.dtype not in MAX_CHANNELS:
-        return f"needs float32 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, MAX_CHANNELS)
+    if reason is not None:
+        return reason
     count = PACK_BYTES // case.dtype.itemsize
     if case.dims.get(letter, 0) % count:
         return f"needs {letter} in multiples of {count}, not {case.dims[letter]}"
-    reason = missing()
-    if reason is not None:
-        return reason
-    capability = torch.cuda.get_device_capability(case.device)
-    if capability < MIN_CAPABILITY:
-        return f"needs compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
-    return None
+    return missing() or capability_reason(case.device, MIN_CAPABILITY)

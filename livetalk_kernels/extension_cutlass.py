@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from . import extension_cuda
+from .reasons import device_reason, dtype_reason, hopper_reason
 from .spec import Case
 from .torch_ops import register_fake
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
-CAPABILITY = (9, 0)  # the code is Hopper's own: neither older nor newer GPUs run it
 TMA_VALUES = 16  # FP8 values in the 16 bytes that rows are multiples of
 
 
@@ -44,22 +44,11 @@ def supports_linear(case: Case, multiple: int) -> str | None:
         case: What will be run.
         multiple: What N is a multiple of.
     """
-    if case.device.type != "cuda":
-        return f"runs on cuda, not on {case.device.type}"
-    if case.dtype != torch.bfloat16:
-        return f"needs bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, (torch.bfloat16,))
+    if reason is not None:
+        return reason
     for letter, count in {"K": TMA_VALUES, "N": multiple}.items():
         size = case.dims.get(letter, count)
         if size == 0 or size % count:
             return f"needs {letter} in multiples of {count}, not {size}"
-    reason = missing()
-    if reason is not None:
-        return reason
-    return other_capability(torch.cuda.get_device_capability(case.device))
-
-
-def other_capability(capability: tuple[int, int]) -> str | None:
-    """Why a GPU of this compute capability cannot run the kernels; None if it can."""
-    if capability != CAPABILITY:
-        return f"needs a Hopper, compute capability 9.0, not {capability[0]}.{capability[1]}"
-    return None
+    return missing() or hopper_reason(torch.cuda.get_device_capability(case.device))

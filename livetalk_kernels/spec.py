@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from .precision import dtype_name
+
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of an op."""
 
@@ -58,7 +60,7 @@ class Case:
 
     def __str__(self) -> str:
         """Short form for test names and tables."""
-        return f"{self.op}-{self.name or 'case'}-{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.op}-{self.name or 'case'}-{dtype_name(self.dtype)}"
 
 
 @dataclass(frozen=True, kw_only=True)

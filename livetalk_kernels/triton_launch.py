@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
 from .spec import Case, as_tuple
 from .torch_ops import register_python
 
@@ -25,20 +26,25 @@ def supports(case: Case) -> str | None:
     """What every Triton backend asks: an NVIDIA GPU, or the interpreter on a CPU."""
     if importlib.util.find_spec("triton") is None:
         return f"needs triton; {INSTALL}"
-    if case.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, not {str(case.dtype).removeprefix('torch.')}"
+    if (reason := dtype_reason(case.dtype, DTYPES)) is not None:
+        return reason
     if case.device.type == "cpu":
         if interpreted():
             return None
         return "needs a GPU; on a CPU set TRITON_INTERPRET=1 to run it in Triton's interpreter"
-    if case.device.type != "cuda":
-        return f"runs on cuda, not on {case.device.type}"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device, or this torch is not built for CUDA"
-    capability = torch.cuda.get_device_capability(case.device)
-    if capability < MIN_CAPABILITY:
-        return f"needs compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
-    return None
+    return (
+        device_reason(case.device, "cuda")
+        or cuda_reason()
+        or capability_reason(case.device, MIN_CAPABILITY)
+    )
+
+
+def supports_tma(case: Case) -> str | None:
+    """The same for kernels that use TMA, or multiply FP8 on a GPU."""
+    reason = supports(case)
+    if reason is None and case.device.type == "cuda":
+        return capability_reason(case.device, HOPPER)
+    return reason
 
 
 def supports_dot(case: Case) -> str | None:

@@ -26,6 +26,7 @@ from . import extension
 from .dispatch import backend_names, op_names
 from .errors import UserError
 from .hardware import cpu_name, gpu_entry, version
+from .precision import dtype_name
 from .spec import Case
 
 FORMAT, FORMAT_VERSION = "livetalk-tuning", 1
@@ -247,7 +248,7 @@ class Tuning:
         if isinstance(entry, str):
             _warn_once(f"{self.path}: is stale, so it is not used: {entry}; {AGAIN}")
             return None, f"{self.path} is stale: {entry}"
-        dtype = str(case.dtype).removeprefix("torch.")
+        dtype = dtype_name(case.dtype)
         own = [c for c in entry.choices if c.op == case.op and c.dtype == dtype]
         if not own:
             return None, f"{self.path} has nothing for {dtype}"

@@ -13,6 +13,7 @@ import torch
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.precision import dtype_name
 
 from .checkpoint import (
     DIT_CONFIG,
@@ -171,7 +172,7 @@ def _inspect(
 
 
 def _count(specs: Collection[TensorSpec]) -> dict[str, Any]:
-    dtypes = Counter(str(dtype).removeprefix("torch.") for _, dtype in specs)
+    dtypes = Counter(dtype_name(dtype) for _, dtype in specs)
     return {
         "tensors": len(specs),
         "parameters": sum(math.prod(shape) for shape, _ in specs),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..precision import dtype_name
 from ..spec import Case, Cost
 from .baseline import COMPILE, EAGER
 from .roofline import Roofline
@@ -88,7 +89,7 @@ class Result:
             "dims": dict(case.dims),
             "options": dict(case.options),
             "device": str(case.device),
-            "dtype": str(case.dtype).removeprefix("torch."),
+            "dtype": dtype_name(case.dtype),
             **dataclasses.asdict(self.cost),
             "bandwidth": self.roofline.bandwidth,
             "rate": self.roofline.rate,
@@ -205,7 +206,7 @@ def _csv_line(result: Result, row: Row) -> dict[str, Any]:
         "case": case.name,
         "dims": " ".join(f"{letter}={size}" for letter, size in case.dims.items()),
         "device": str(case.device),
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": dtype_name(case.dtype),
         "backend": row.backend,
         "auto": int(row.auto),
         "state": row.state,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..dispatch import backend_names, load_backend, load_op
+from ..precision import dtype_name
 from ..spec import Arguments, Case
 from ..tuning import Choice
 from .baseline import EAGER
@@ -140,7 +141,7 @@ class Tuner:
         p50 = {name: Summary.of(own).p50 for name, own in samples.items()}
         choice = Choice(
             op=case.op,
-            dtype=str(case.dtype).removeprefix("torch."),
+            dtype=dtype_name(case.dtype),
             dims=dict(case.dims),
             variant=dict(case.options),
             calls=call.count,

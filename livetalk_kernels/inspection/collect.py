@@ -11,6 +11,7 @@ import torch
 from ..bench.machine import commit
 from ..dispatch import op_names
 from ..errors import UserError
+from ..precision import dtype_name
 from . import cuda_kernels, triton_kernels
 from .compile import ptxas_path
 from .report import Kernel, Report
@@ -64,7 +65,7 @@ def collect(
     if cuda_kernels.BACKEND in backends:
         kernels += _cuda(ops, keep, versions, notes, progress)
     return Report(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         date=time.strftime("%Y-%m-%d"),
         commit=commit(),
         versions=versions,

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..precision import math_dtype
+from ..precision import HALF_DTYPES, math_dtype
 from ..spec import Case
 
 SCORES = 2**26  # scores that the plain formula holds at a time, so that long sequences fit
-HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 
 
 def plain_attention(
@@ -98,6 +97,6 @@ def sdpa_supports(case: Case) -> str | None:
     """Whether torch's fused attention runs a case."""
     if case.device.type not in {"cpu", "cuda"}:
         return f"torch's fused attention runs on cpu and cuda, not on {case.device.type}"
-    if case.dtype not in HALF_DTYPES | {torch.float32, torch.float64}:
+    if case.dtype not in (*HALF_DTYPES, torch.float32, torch.float64):
         return f"needs float16, bfloat16, float32 or float64, not {case.dtype}"
     return None

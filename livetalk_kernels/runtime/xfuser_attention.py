@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..precision import HALF_DTYPES
+from ..reasons import device_reason, dtype_reason
 from .mesh import Mesh
 
 INSTALL = "pip install 'livetalk[xfuser]'"
-HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def reason(mesh: Mesh, device: torch.device, dtype: torch.dtype, *, heads: int) -> str | None:
@@ -29,10 +30,9 @@ def reason(mesh: Mesh, device: torch.device, dtype: torch.dtype, *, heads: int) 
         dtype: Dtype of q, k and v.
         heads: Attention heads.
     """
-    if device.type != "cuda":
-        return f"runs on cuda, not on {device.type}"
-    if dtype not in HALF_DTYPES:
-        return f"needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+    why = device_reason(device, "cuda") or dtype_reason(dtype, HALF_DTYPES)
+    if why is not None:
+        return why
     if heads % mesh.ulysses:
         return f"{heads} heads do not divide by {mesh.ulysses} Ulysses ranks"
     try:

@@ -9,6 +9,7 @@ from rich.table import Table
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import load_backend, support_table
+from livetalk_kernels.precision import dtype_name
 
 from ..loading import resolve_device, resolve_dtype
 from .common import (
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"device": str(device), "dtype": str(dtype), "backends": rows})
         return 0
-    title = f"Backends on {device.type}, {str(dtype).removeprefix('torch.')}"
+    title = f"Backends on {device.type}, {dtype_name(dtype)}"
     table = Table("op", "backend", "runs", "why not", title=title, title_justify="left")
     previous = None
     for row in rows:

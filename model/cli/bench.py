@@ -174,6 +174,7 @@ def _check_files(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Plan:
     from livetalk_kernels.bench.cases import check_names, select_cases, too_large
     from livetalk_kernels.dispatch import load_op, op_names
+    from livetalk_kernels.precision import dtype_name
 
     known = op_names()
     for op in args.ops:
@@ -185,7 +186,7 @@ def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
     cases, skipped = [], []
     for op in ops:
         if dtype not in load_op(op).dtypes:
-            name = str(dtype).removeprefix("torch.")
+            name = dtype_name(dtype)
             skipped.append((op, "", f"has no {name}; see --dtype"))
             continue
         selected = select_cases(op, device, dtype, names=args.case, shapes=args.shape)

@@ -106,10 +106,12 @@ class Setup:
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
+        from livetalk_kernels.precision import dtype_name
+
         return {
             "preset": self.preset.name,
             "size": list(self.size),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "world": self.mesh.world,
             "ulysses": self.mesh.ulysses,
             "ring": self.mesh.ring,

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
+from livetalk_kernels.precision import dtype_name
 
 from .common import console, plural
 
@@ -28,7 +29,7 @@ def print_result(result: Result, told: set[str]) -> None:
 def _table(result: Result) -> Table:
     case, cost = result.case, result.cost
     dims = " ".join(f"{letter}={size}" for letter, size in case.dims.items())
-    dtype = str(case.dtype).removeprefix("torch.")
+    dtype = dtype_name(case.dtype)
     if result.roofline.bound(cost) == "memory":
         why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
     else:

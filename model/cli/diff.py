@@ -142,12 +142,13 @@ def _report(
     size: tuple[int, int],
 ) -> dict[str, Any]:
     from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.precision import dtype_name
 
     def describe(side: "Configuration", pipeline: "Pipeline") -> dict[str, Any]:
         return {
             "config": side.text,
             "precision": side.precision,
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "dtype": dtype_name(pipeline.dtype),
             "reuse": side.reuse,
             "backends": {part: ops.chosen for part, ops in pipeline.ops.items()},
         }

@@ -7,6 +7,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from livetalk_kernels.precision import dtype_name
+
 from ..pipeline import Pipeline
 from ..stats import StreamStats
 from ..stream import Session
@@ -40,7 +42,7 @@ def latency_report(
     return {
         "settings": {
             "device": str(pipeline.device),
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "dtype": dtype_name(pipeline.dtype),
             "precision": "fp8" if pipeline.dit.fp8 else "exact",
             "approximate": _approximate(pipeline),
             "threads": torch.get_num_threads(),

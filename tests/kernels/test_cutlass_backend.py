@@ -17,11 +17,12 @@ from torch.nn import functional
 from livetalk_kernels import extension_cuda, extension_cutlass
 from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.extension_cutlass import other_capability, supports_linear
+from livetalk_kernels.extension_cutlass import supports_linear
 from livetalk_kernels.inspection.cuda_kernels import readable
 from livetalk_kernels.ops.fp8_gemm import cutlass as gemm
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import cutlass as gemm_gelu_quant
 from livetalk_kernels.ops.quantize import reference as quantize
+from livetalk_kernels.reasons import hopper_reason
 from livetalk_kernels.spec import Case
 
 HERE = Path(__file__).resolve().parent
@@ -138,10 +139,10 @@ def test_reasons_against_a_case() -> None:
 
 
 def test_reasons_against_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert other_capability((9, 0)) is None
+    assert hopper_reason((9, 0)) is None
     for older_or_newer in ((8, 9), (10, 0), (12, 0)):
         text = ".".join(map(str, older_or_newer))
-        assert other_capability(older_or_newer) == (
+        assert hopper_reason(older_or_newer) == (
             f"needs a Hopper, compute capability 9.0, not {text}"
         )
     monkeypatch.setattr(extension_cuda, "missing", lambda: "not built; do this")

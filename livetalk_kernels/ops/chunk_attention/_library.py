@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ...precision import math_dtype
+from ...precision import HALF_DTYPES, math_dtype
+from ...reasons import capability_reason, cuda_reason, device_reason, dtype_reason
 from ...spec import Case
-from .._attention import HALF_DTYPES
 
 ALIGNMENT = 8  # 16-bit elements: the kernels read 16 bytes at a time
 MAX_HEAD = 256  # channels
@@ -14,21 +14,15 @@ MIN_CAPABILITY = (8, 0)
 
 def gpu_supports(case: Case, *, max_head: int = MAX_HEAD) -> str | None:
     """None where 16-bit attention kernels for NVIDIA GPUs take a case, else why they do not."""
-    if case.device.type != "cuda":
-        return f"runs on cuda, not on {case.device.type}"
-    if case.dtype not in HALF_DTYPES:
-        return f"needs float16 or bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+    reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, HALF_DTYPES)
+    if reason is not None:
+        return reason
     head = case.dims.get("d", ALIGNMENT)
     if head % ALIGNMENT or head > max_head:
         return (
             f"needs heads of at most {max_head} channels, in multiples of {ALIGNMENT}; not {head}"
         )
-    if not torch.cuda.is_available():
-        return "there is no CUDA device, or this torch is not built for CUDA"
-    capability = torch.cuda.get_device_capability(case.device)
-    if capability < MIN_CAPABILITY:
-        return f"needs compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
-    return None
+    return cuda_reason() or capability_reason(case.device, MIN_CAPABILITY)
 
 
 def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:

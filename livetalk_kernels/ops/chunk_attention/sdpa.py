@@ -8,8 +8,9 @@ bfloat16 and heads of up to 256 channels, else the memory-efficient one. ``sdpa_
 import torch
 from torch import Tensor
 
+from ...precision import HALF_DTYPES
 from ...spec import Case
-from .._attention import HALF_DTYPES, sdpa_supports
+from .._attention import sdpa_supports
 from ._sdpa import attend, efficient, flash
 
 FLASH_HEAD = 256  # channels

@@ -22,13 +22,11 @@ from torch import Tensor
 
 from ...precision import FP8, FP8_BLOCK
 from ...spec import Case
-from ...triton_launch import Launch, interpreted, register
-from ...triton_launch import supports as triton_supports
+from ...triton_launch import Launch, interpreted, register, supports_tma
 from .._attention_launch import LOG2_E, strides
 from . import empty_outputs, triton
 
 APPROXIMATE = True
-MIN_CAPABILITY = (9, 0)
 MAX_WIDTH = 128  # channels of a head; 256 would not leave registers for sums in two levels
 MIN_WIDTH = 32  # of an FP8 product
 ROWS = 128  # queries of a program: two groups of four warps have 64 each
@@ -36,14 +34,9 @@ STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # what a warp loads at a time
 
 
 def supports(case: Case) -> str | None:
-    """What Triton's backends ask, and a GPU with TMA and FP8."""
-    wide = case.dims.get("d", 0) > MAX_WIDTH
-    reason = triton.supports(case) if wide else triton_supports(case)
-    if reason is None and case.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(case.device)
-        if capability < MIN_CAPABILITY:
-            return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
-    return reason
+    """What Triton's backends ask, and a GPU with TMA and FP8; for wide heads the exact kernel's."""
+    exact = triton.supports(case) if case.dims.get("d", 0) > MAX_WIDTH else None
+    return exact or supports_tma(case)
 
 
 def launches(

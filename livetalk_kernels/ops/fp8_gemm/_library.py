@@ -24,13 +24,6 @@ def may_have_blocks(case: Case) -> bool:
     return "K" not in case.dims or case.options.get("block") is not None
 
 
-def dtype_reason(case: Case) -> str | None:
-    """Why results cannot have the case's dtype; None if they can."""
-    if case.dtype in DTYPES:
-        return None
-    return f"needs float32, bfloat16 or float16, not {str(case.dtype).removeprefix('torch.')}"
-
-
 def trivial(
     a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor | None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...precision import FP8_BLOCK
+from ...reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks
-from ._library import ALIGNMENT, dtype_reason, may_have_blocks, padded, trivial
+from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
 
 INSTALL = "pip install 'livetalk[quack]'"
-MIN_CAPABILITY = (9, 0)
 
 
 def supports(case: Case) -> str | None:
@@ -29,17 +29,14 @@ def supports(case: Case) -> str | None:
 
 def reason_against(case: Case, *, blocks: bool) -> str | None:
     """Why quack cannot run a case, with scales per block or without; None if it can."""
-    if case.device.type != "cuda":
-        return f"runs on cuda, not on {case.device.type}"
-    if (reason := dtype_reason(case)) is not None:
+    reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, DTYPES)
+    if reason is not None:
         return reason
     if blocks:
         return "takes scales per row only, not per 1x128 block"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device, or this torch is not built for CUDA"
-    capability = torch.cuda.get_device_capability(case.device)
-    if capability < MIN_CAPABILITY:
-        return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
+    reason = cuda_reason() or capability_reason(case.device, HOPPER)
+    if reason is not None:
+        return reason
     try:
         importlib.import_module(f"{__package__}._quack")
     except ImportError as error:

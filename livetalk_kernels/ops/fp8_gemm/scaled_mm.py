@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from ...errors import UserError
 from ...precision import FP8_BLOCK
+from ...reasons import cuda_reason, dtype_reason, hopper_reason
 from ...spec import Case
 from ..quantize import count_blocks
-from ._library import ALIGNMENT, dtype_reason, may_have_blocks, padded, trivial
+from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
 
-HOPPER = (9, 0)
 MIN_CUDA = (12, 9)  # whose cuBLAS has both recipes
 BLOCK_ROWS = 8  # what cuBLAS wants the rows of blocks to be multiples of
 OPERATOR = "aten::_scaled_mm_v2"
@@ -29,7 +29,7 @@ def supports(case: Case) -> str | None:
 
 def reason_against(case: Case, *, blocks: bool) -> str | None:
     """Why ``scaled_mm`` cannot run a case, with scales per block or without; None if it can."""
-    if (reason := dtype_reason(case)) is not None:
+    if (reason := dtype_reason(case.dtype, DTYPES)) is not None:
         return reason
     if case.device.type == "cpu":
         if not torch._C._dispatch_has_kernel_for_dispatch_key(OPERATOR, "CPU"):
@@ -37,11 +37,11 @@ def reason_against(case: Case, *, blocks: bool) -> str | None:
         return "takes scales per row only on a CPU, not per 1x128 block" if blocks else None
     if case.device.type != "cuda":
         return f"runs on cuda and cpu, not on {case.device.type}"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device, or this torch is not built for CUDA"
-    capability = torch.cuda.get_device_capability(case.device)
-    if capability != HOPPER:
-        return f"needs a Hopper, compute capability 9.0, not {capability[0]}.{capability[1]}"
+    if (reason := cuda_reason()) is not None:
+        return reason
+    reason = hopper_reason(torch.cuda.get_device_capability(case.device))
+    if reason is not None:
+        return reason
     if cuda_version() < MIN_CUDA:
         return f"needs a torch built for CUDA 12.9 or newer, not {torch.version.cuda}"
     return None

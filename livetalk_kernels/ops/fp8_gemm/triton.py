@@ -6,27 +6,17 @@ import torch
 from torch import Tensor
 
 from ...precision import FP8_BLOCK
-from ...spec import Case
 from ...triton_launch import Launch, interpreted, register
-from ...triton_launch import supports as triton_supports
+from ...triton_launch import supports_tma as supports
 from ..quantize import count_blocks
 from . import empty_outputs
+
+__all__ = ["launches", "run", "supports"]
 
 TMA_BYTES = 16  # what rows and addresses must be multiples of
 BLOCK_M = 128  # rows of a tile
 GROUP = 16  # rows of tiles: 16 x 128 rows by 8 x 256 columns run at the same time
 PROCESSORS = {"meta": 132, "cpu": 4}  # of an H200; few in the interpreter, so that programs loop
-MIN_CAPABILITY = (9, 0)
-
-
-def supports(case: Case) -> str | None:
-    """What Triton's backends ask, and a GPU with TMA."""
-    reason = triton_supports(case)
-    if reason is None and case.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(case.device)
-        if capability < MIN_CAPABILITY:
-            return f"needs compute capability 9.0 or newer, not {capability[0]}.{capability[1]}"
-    return reason
 
 
 def gemm_arguments(
