@@ -82,8 +82,8 @@ class Run:
         )
         self.seen: set[psutil.Process] = {psutil.Process(self.process.pid)}
         self.ranks: dict[int, psutil.Process] = {}
+        self._one: Ranks | None = None  # any of them: how to reach their store
         self._board: Board | None = None
-        self._run = ""
 
     def __enter__(self) -> "Run":
         """Return the run itself."""
@@ -103,24 +103,19 @@ class Run:
         for process in list(self.seen):
             with suppress(psutil.Error):
                 self.seen.update(process.children(recursive=True))
-        known = set(self.ranks.values())
-        for process in self.seen - known:
+        for process in self.seen - set(self.ranks.values()):
             with suppress(psutil.Error):
-                ranks = Ranks.from_environ(process.environ())
-                # A rank's own children have the same environment.
-                if ranks and process.parent() not in known:
+                ranks, parent = Ranks.from_environ(process.environ()), process.parent()
+                # A rank's own children have the same environment, and so does their parent.
+                if ranks and not (parent and Ranks.from_environ(parent.environ())):
                     self.ranks.setdefault(ranks.rank, process)
-                    self._run = ranks.run
+                    self._one = ranks
 
     def beats(self) -> dict[int, Beat]:
         """What the ranks have told each other last."""
         if self._board is None:
             self.look()
-            for process in self.ranks.values():
-                ranks = Ranks.from_environ(process.environ())
-                assert ranks is not None
-                self._board = Board(ranks)
-                break
+            self._board = Board(self._one) if self._one is not None else None
         return self._board.beats() if self._board is not None else {}
 
     def wait_for(self, condition: Callable[[dict[int, Beat]], bool], timeout: float) -> None:
