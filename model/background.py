@@ -85,7 +85,14 @@ class BackgroundWriter:
             Exception: What `FrameWriter.write` raised, of these frames or earlier ones.
             RuntimeError: `rescue` has finished the file.
         """
-        self._send(len(frames_NHWC), lambda: self._writer.write(frames_NHWC))
+        with self._timeline.host_range("write"):
+            passed = self._timeline.flow("frames")
+
+            def write() -> None:
+                passed.arrive(LANE)
+                self._writer.write(frames_NHWC)
+
+            self._send(len(frames_NHWC), write)
 
     def write_sound(self, samples_N: np.ndarray) -> None:
         """Append live sound; see `FrameWriter.write_sound`. It counts as no frame.
@@ -153,7 +160,7 @@ class BackgroundWriter:
         assert not self._closed, "the writer is closed"
         with self._changed:
             if not self._has_room(count):
-                with self._timeline.host_range("wait for the video", "waiting"):
+                with self._timeline.host_range("wait for the video"):
                     self._changed.wait_for(lambda: self._has_room(count))
             self._raise_once()
             if self._ended or self._order is not _Order.WRITE:
@@ -179,7 +186,7 @@ class BackgroundWriter:
             return
         with self._changed:
             self._tell(order)
-        with self._timeline.host_range("wait for the video", "waiting"):
+        with self._timeline.host_range("wait for the video"):
             self._thread.join()
         self._closed = True
 

@@ -9,7 +9,7 @@ from .chunk import ChunkGenerator, StreamOptions
 from .dit import DiT
 from .graphs import StreamCalls
 from .parallelize import Team
-from .stats import StageClock
+from .stats import CHUNK, StageClock
 from .vae import VAE
 
 
@@ -49,7 +49,8 @@ def follow(
             chunks = ChunkGenerator(dit, vae, avatar, options, clock=clock, team=team, calls=calls)
             continue
         assert message["what"] == "chunk" and chunks is not None
-        windows = team.share(torch.empty(message["windows"], device=dit.device))
-        for _ in chunks.chunk(windows, frames=message["frames"], last=message["last"]):
-            pass  # rank 0 has the frames
+        with clock.timeline.range(CHUNK):
+            windows = team.share(torch.empty(message["windows"], device=dit.device))
+            for _ in chunks.chunk(windows, frames=message["frames"], last=message["last"]):
+                pass  # rank 0 has the frames
         clock.collect()

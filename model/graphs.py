@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from livetalk_kernels.runtime.cuda_graph import CudaEngine, Engine, GraphedFunction
@@ -47,8 +48,14 @@ class StreamCalls:
     encode: Callable[..., Tensor]
 
     @classmethod
-    def of(cls, dit: DiT, vae: VAE, *, cuda_graphs: bool) -> "StreamCalls":
-        """Graphs where they are wanted and the models are on a GPU, else the models' own."""
+    def of(cls, dit: DiT, vae: VAE, *, cuda_graphs: bool, compiled: bool = False) -> "StreamCalls":
+        """Graphs where they are wanted and the models are on a GPU, else the models' own.
+
+        ``compiled``: steps by torch.compile, instead of graphs; the first one takes long.
+        """
+        if compiled:
+            step = torch.compile(dit, dynamic=False)
+            return cls(step=step, decode_step=vae.decode_step, encode=vae.encode)
         if cuda_graphs and dit.device.type == "cuda":
             return cls.graphed(dit, vae, CudaEngine(dit.device))
         return cls(step=dit, decode_step=vae.decode_step, encode=vae.encode)

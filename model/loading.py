@@ -1,7 +1,7 @@
 """Load a model: from a published checkpoint, or a preset with random weights."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,7 @@ from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
 
 from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset
@@ -120,6 +121,8 @@ class ModelSource:
         backend: Kernel backends.
         reuse: False: the published schedule.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
+        compiled: The transformer runs by torch.compile.
+        wrap: What is put around the bound ops of DiT and VAE, for example to time them.
     """
 
     preset: str
@@ -131,6 +134,8 @@ class ModelSource:
     backend: KernelConfig
     reuse: bool
     cuda_graphs: bool = False
+    compiled: bool = False
+    wrap: Callable[[Ops], Ops] | None = None
 
     @classmethod
     def find(
@@ -213,7 +218,7 @@ class ModelSource:
             with open_weights(folder.dit) as files:
                 check_module(dit, files, key_map=dit.key_map())
         channels = 4 * preset.vae.dim  # of the attention in the middle
-        ops = bind_ops(self.backend, device=self.device, dtype=self.dtype, H=1, d=channels)
+        ops = self._bind(H=1, d=channels)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
             vae = VAE(shape, ops, reuse=self.reuse)
@@ -258,6 +263,7 @@ class ModelSource:
             preparer=preparer,
             team=team,
             cuda_graphs=self.cuda_graphs,
+            compiled=self.compiled,
             load_times=LoadTimes(
                 dit=time.perf_counter() - encoder_done,
                 vae=preparer.load_seconds,
@@ -272,14 +278,7 @@ class ModelSource:
         return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
 
     def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
-        ops = bind_ops(
-            self.backend,
-            device=self.device,
-            dtype=self.dtype,
-            D=config.dim,
-            H=config.num_heads,
-            d=config.head_dim,
-        )
+        ops = self._bind(D=config.dim, H=config.num_heads, d=config.head_dim)
         parallel = None
         if team is not None:
             parallel = team.sequence(config, ops, self.device, self.dtype)
@@ -287,6 +286,10 @@ class ModelSource:
             return DiT(
                 config, ops, reuse=self.reuse, fp8=self.precision == "fp8", parallel=parallel
             )
+
+    def _bind(self, **dims: int) -> Ops:
+        ops = bind_ops(self.backend, device=self.device, dtype=self.dtype, **dims)
+        return ops if self.wrap is None else self.wrap(ops)
 
     def _fill(
         self,

@@ -6,6 +6,7 @@ Tokens of the transformer are spread over all ranks (`SequenceParallel`), rows a
 picture as well (`HaloExchange`); latents are small and lie on every rank.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange, Whole
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+from livetalk_kernels.runtime.timed_comm import TimedCommunicator
+from livetalk_kernels.runtime.timeline import Timeline
 from livetalk_kernels.runtime.xfuser_attention import XFuserAttention, reason
 
 from .config import DiTConfig
@@ -79,6 +82,21 @@ class Team:
         self.split, self.phase = split or Split(), phase
         self._control = self.world if control is None else control
         self._ranks_per_node = ranks_per_node
+
+    def timed(self, timeline: Timeline) -> "Team":
+        """The same ranks, whose exchanges are recorded; to be made before a model is loaded.
+
+        What rank 0 tells the others is not recorded.
+        """
+        if self.size == 1:
+            return self
+        return Team(
+            TimedCommunicator(self.world, timeline),
+            self._control,
+            split=self.split,
+            ranks_per_node=self._ranks_per_node,
+            phase=self.phase,
+        )
 
     @property
     def size(self) -> int:
@@ -165,6 +183,16 @@ class Team:
     def agree(self, numbers: Sequence[int]) -> list[int]:
         """Rank 0's whole numbers, on all ranks; others give as many of any value."""
         return self._control.broadcast(torch.tensor(numbers), 0, kind="control").tolist()
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """What every rank gives, in their order, on all ranks; all of them call it together."""
+        if self.size == 1:
+            return [data]
+        own = torch.tensor([len(data)])
+        sizes = self._control.all_gather(own, [1] * self.size, kind="control").tolist()
+        joined = self._control.all_gather(_bytes(data), sizes, kind="control").numpy().tobytes()
+        ends = list(itertools.accumulate(sizes))
+        return [joined[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def share(self, x: Tensor) -> Tensor:
         """A float32 tensor of rank 0 on all of them; others give one of its shape."""

@@ -49,7 +49,8 @@ class Pipeline:
         reuse: False: the published schedule, which computes constants again and again.
         team: The ranks that share the work.
         graphed: A stream replays CUDA graphs.
-        calls: What a stream calls: the models' methods, or CUDA graphs of them.
+        compiled: The transformer runs by torch.compile.
+        calls: What a stream calls: the models' methods, or what stands for them.
         random: The weights are random: the pictures mean nothing, the speed does.
         load_times: How long loading took.
     """
@@ -63,6 +64,7 @@ class Pipeline:
         load_times: LoadTimes,
         team: Team | None = None,
         cuda_graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Put loaded parts together."""
         self.dit, self.audio_encoder, self.preparer = dit, audio_encoder, preparer
@@ -72,7 +74,8 @@ class Pipeline:
         self.random = preparer.random
         self.team = Team() if team is None else team
         self.graphed = cuda_graphs and dit.device.type == "cuda"
-        self.calls = StreamCalls.of(dit, self.vae, cuda_graphs=self.graphed)
+        self.compiled = compiled
+        self.calls = StreamCalls.of(dit, self.vae, cuda_graphs=self.graphed, compiled=compiled)
         self.load_times = load_times
 
     def prepare(

@@ -19,6 +19,8 @@ from livetalk_kernels.runtime.timeline import MAIN, Range, Timeline
 Phase = Callable[[str], AbstractContextManager[None]]
 """Marks what a rank is doing, for a watchdog: name of a stage -> context."""
 
+CHUNK = "chunk"
+"""Range around a whole chunk in the timeline, on the main lane; the stages lie within it."""
 _KEPT_CHUNKS = 4096  # bounds the memory of an endless stream
 
 

@@ -22,7 +22,7 @@ from .dit import DiT
 from .encoders.audio import AudioEncoder, AudioStream, as_samples
 from .graphs import StreamCalls
 from .parallelize import Team
-from .stats import StageClock, StreamStats
+from .stats import CHUNK, StageClock, StreamStats
 from .vae import VAE
 
 
@@ -229,13 +229,14 @@ class Session:
 
     def _chunk(self, encode: Callable[[], Tensor], frames: int, last: bool) -> Iterator[Frames]:
         assert self._chunks is not None
-        windows = encode()
-        self._team.tell(
-            {"what": "chunk", "frames": frames, "last": last, "windows": list(windows.shape)}
-        )
-        yield from self._chunks.chunk(
-            self._team.share(windows), frames=frames, last=last, meanwhile=self._look_ahead
-        )
+        with self._clock.timeline.range(CHUNK, MAIN):
+            windows = encode()
+            self._team.tell(
+                {"what": "chunk", "frames": frames, "last": last, "windows": list(windows.shape)}
+            )
+            yield from self._chunks.chunk(
+                self._team.share(windows), frames=frames, last=last, meanwhile=self._look_ahead
+            )
 
     def _encode(self, samples: NDArray[np.float32], lane: str = MAIN) -> Tensor:
         """The next chunk's audio windows."""

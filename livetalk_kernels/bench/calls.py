@@ -30,7 +30,7 @@ def case_of(
         keywords: Its other arguments.
 
     Returns:
-        The case, named by its sizes; None for an op that no model calls.
+        The case, named by its sizes; None for an op whose calls are not read here.
     """
     read = _READERS.get(op)
     if read is None:
@@ -96,6 +96,10 @@ def _audio_attention(
     return dims | {"H": H, "d": d}, options
 
 
+def _merge_lse(out: Tensor, lse: Tensor, *others: Tensor) -> Sizes:
+    return dict(zip("BLHd", out.shape, strict=True)), {}
+
+
 def _quantize(x: Tensor, *, block: int | None = None) -> Sizes:
     return {"M": x[..., 0].numel(), "K": x.shape[-1]}, {} if block is None else {"block": block}
 
@@ -137,6 +141,7 @@ _READERS: Mapping[str, Callable[..., Sizes]] = MappingProxyType(
         "context_attention": _context_attention,
         "fp8_gemm": _gemm,
         "fp8_gemm_gelu_quant": _gemm,
+        "merge_lse": _merge_lse,
         "quantize": _quantize,
         "rms_norm": _rms_norm,
         "rms_norm_rope": _rms_norm_rope,

@@ -9,6 +9,7 @@ The GPU part is untested on a GPU.
 """
 
 import copy
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -19,8 +20,13 @@ import torch
 
 MAIN = "main"
 """The lane of whatever was not sent to another one."""
+HOST = "host"
+"""The lane of what the CPU does where another device works on the main one."""
 
 _ANCHOR_MS = 1000.0  # CUDA gives the time between events as float32: near ones are exact to 0.1 us
+
+
+About = Mapping[str, Any] | None
 
 
 class Range:
@@ -29,19 +35,24 @@ class Range:
     Attributes:
         name: What ran.
         lane: Where.
+        about: What else is known of it, JSON, for the trace.
         begin_ns: ``time.perf_counter_ns`` at its begin.
         end_ns: The same at its end.
     """
 
-    __slots__ = ("_timeline", "begin_ns", "end_ns", "lane", "name")
+    __slots__ = ("_around", "_timeline", "about", "begin_ns", "end_ns", "lane", "name")
 
-    def __init__(self, name: str, lane: str, timeline: "Timeline") -> None:
+    _around: "list[Range]"  # open ranges of the thread that it began in, itself among them
+
+    def __init__(self, name: str, lane: str, timeline: "Timeline", about: About) -> None:
         """A range that has not begun."""
-        self.name, self.lane, self._timeline = name, lane, timeline
+        self.name, self.lane, self._timeline, self.about = name, lane, timeline, about
         self.begin_ns = self.end_ns = 0
 
     def __enter__(self) -> Self:
         """Begin."""
+        self._around = self._timeline.open_ranges()
+        self._around.append(self)
         if self._timeline.nvtx:
             torch.cuda.nvtx.range_push(self.name)
         self.begin_ns = time.perf_counter_ns()
@@ -57,6 +68,7 @@ class Range:
         self.end_ns = time.perf_counter_ns()
         if self._timeline.nvtx:
             torch.cuda.nvtx.range_pop()
+        self._around.remove(self)
         if kind is None:
             self._timeline.record(self)
 
@@ -146,6 +158,26 @@ class Anchor:
         return ns
 
 
+class Flow:
+    """An arrow from one range to a later one, of another lane; shown once both ends are known.
+
+    Attributes:
+        name: What passes.
+        ends: (lane, ns) of the start, and of the end once it is there.
+    """
+
+    __slots__ = ("ends", "name")
+
+    def __init__(self, name: str, lane: str) -> None:
+        """Start now, within the range that is open on the lane."""
+        self.name = name
+        self.ends = [(lane, time.perf_counter_ns())]
+
+    def arrive(self, lane: str) -> None:
+        """End now, within the range that is open on the lane."""
+        self.ends.append((lane, time.perf_counter_ns()))
+
+
 class _Lane:
     """The newest ranges of a lane, and how many there were."""
 
@@ -161,6 +193,7 @@ class Timeline:
         device: Where `range` measures.
         rank: Number of the process in the trace.
         nvtx: Ranges are shown to NVIDIA's profilers as well.
+        origin_ns: ``time.perf_counter_ns`` where it begins.
     """
 
     def __init__(
@@ -177,24 +210,82 @@ class Timeline:
         self.device, self.rank, self.nvtx = device, rank, nvtx
         self._capacity = capacity
         self._lanes: dict[str, _Lane] = {}
+        self._flows: deque[Flow] = deque(maxlen=capacity)
+        self._open = threading.local()  # .ranges: of this thread, the innermost last
         self._anchor = Anchor(device) if capacity and device.type == "cuda" else None
-        self._origin_ns = time.perf_counter_ns()
+        self.origin_ns = time.perf_counter_ns()
         self._started = time.time()
 
-    def range(self, name: str, lane: str = MAIN) -> Range:
+    def range(self, name: str, lane: str | None = None, about: About = None) -> Range:
         """A range, for ``with``, measured where the device works.
 
         Args:
             name: What runs; not empty.
-            lane: Where; a stage that is not sent anywhere runs in `MAIN`.
+            lane: Where; by default that of the range around it in this thread, else `MAIN`.
+            about: What else is known of it, JSON; kept as it is, so it may serve many ranges.
         """
+        if lane is None:
+            around = self.open_ranges()
+            lane = around[-1].lane if around else MAIN
         if self.device.type == "cuda":
-            return DeviceRange(name, lane, self)
-        return Range(name, lane, self)
+            return DeviceRange(name, lane, self, about)
+        return Range(name, lane, self, about)
 
-    def host_range(self, name: str, lane: str) -> Range:
-        """A range, for ``with``, of what the CPU does, on whatever device; arguments as `range`."""
-        return Range(name, lane, self)
+    def host_range(self, name: str, lane: str | None = None) -> Range:
+        """A range, for ``with``, of what the CPU does, on whatever device.
+
+        Args:
+            name: What runs; not empty.
+            lane: By default `host_lane`.
+        """
+        return Range(name, lane or self.host_lane, self, None)
+
+    @property
+    def host_lane(self) -> str:
+        """The lane of what the program does on the CPU itself: `MAIN` if it computes there."""
+        return HOST if self.device.type == "cuda" else MAIN
+
+    def flow(self, name: str, lane: str | None = None) -> Flow:
+        """Start an arrow, now; arguments as `host_range`."""
+        flow = Flow(name, lane or self.host_lane)
+        if self._capacity:
+            self._flows.append(flow)
+        return flow
+
+    def open_ranges(self) -> list[Range]:
+        """Those that this thread is in, the innermost last; the list itself."""
+        try:
+            found: list[Range] = self._open.ranges
+        except AttributeError:
+            found = self._open.ranges = []
+        return found
+
+    def ranges(self, *, wait: bool = False) -> dict[str, list[Range]]:
+        """Lane -> the kept ranges that have happened, in the order of time.
+
+        A range comes before those within it.
+
+        Args:
+            wait: For those that are under way; else they are left out.
+        """
+        found = {}
+        for name, lane in list(self._lanes.items()):
+            kept = list(lane.ranges)
+            if wait and kept:
+                kept[-1].seconds()  # a lane does one thing after the other
+            kept = [entry for entry in kept if entry.happened]
+            anchor = copy.copy(self._anchor)  # it moves along with the lane
+            for entry in kept:
+                if anchor is not None:
+                    entry.place(anchor)
+            found[name] = sorted(kept, key=lambda entry: (entry.begin_ns, -entry.end_ns))
+        return found
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        for lane in list(self._lanes.values()):
+            lane.ranges.clear()
+        self._flows.clear()
 
     def record(self, measured: Range) -> None:
         """Keep a range that has ended (`Range` calls it)."""
@@ -224,30 +315,32 @@ class Timeline:
         events: list[dict[str, Any]] = [
             _meta("process_name", self.rank, 0, {"name": f"rank {self.rank}"})
         ]
-        lost = 0
-        for thread, (name, lane) in enumerate(list(self._lanes.items())):
+        ranges = self.ranges()
+        threads = {name: thread for thread, name in enumerate(ranges)}
+        for name, kept in ranges.items():
+            thread = threads[name]
             events.append(_meta("thread_name", self.rank, thread, {"name": name}))
             events.append(_meta("thread_sort_index", self.rank, thread, {"sort_index": thread}))
-            kept = [entry for entry in list(lane.ranges) if entry.happened]
-            anchor = copy.copy(self._anchor)  # it moves along with the lane
             for entry in kept:
-                if anchor is not None:
-                    entry.place(anchor)
-            kept.sort(key=lambda entry: (entry.begin_ns, -entry.end_ns))
-            events += [
-                {
-                    "name": entry.name,
-                    "ph": "X",
-                    "pid": self.rank,
-                    "tid": thread,
-                    "ts": (entry.begin_ns - self._origin_ns) / 1e3,
-                    "dur": (entry.end_ns - entry.begin_ns) / 1e3,
-                }
-                for entry in kept
-            ]
-            lost += lane.count - len(kept)
+                event = self._event("X", entry.name, thread, entry.begin_ns)
+                event["dur"] = (entry.end_ns - entry.begin_ns) / 1e3
+                if entry.about:
+                    event["args"] = dict(entry.about)
+                events.append(event)
+        for number, flow in enumerate(list(self._flows)):
+            lanes = [lane for lane, _ in flow.ends if lane in threads]
+            if len(lanes) < 2:  # under way, or a range at one end did not end well
+                continue
+            for kind, (lane, ns) in zip("sf", flow.ends, strict=True):
+                event = self._event(kind, flow.name, threads[lane], ns)
+                events.append(event | {"id": number, "cat": "flow", "bp": "e"})
+        lost = sum(lane.count for lane in self._lanes.values()) - sum(map(len, ranges.values()))
         about = {**facts, "started": self._started, "ranges_left_out": lost}
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+    def _event(self, kind: str, name: str, thread: int, ns: int) -> dict[str, Any]:
+        when = (ns - self.origin_ns) / 1e3
+        return {"name": name, "ph": kind, "pid": self.rank, "tid": thread, "ts": when}
 
 
 def _meta(kind: str, process: int, thread: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from livetalk_kernels.errors import UserError
 from . import common
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..diff import Configuration, Difference
     from ..pipeline import Pipeline
 
@@ -64,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from ..chunk import StreamOptions
     from ..diff import Configuration, compare
     from ..files import check_output
+    from ..synthetic import speech
 
     if args.chunks < 1:
         raise UserError(f"--chunks {args.chunks}: must be 1 or more")
@@ -74,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     options = StreamOptions(steps=args.steps)
     a, b = (_load(args, side) for side in sides)
     avatar = _avatar(args, b)
-    speech = [_speech(index) for index in range(args.chunks)]
-    difference = compare(a, b, avatar, speech, options)
+    sound = [speech(index) for index in range(args.chunks)]
+    difference = compare(a, b, avatar, sound, options)
     report = _report(args, sides, [a, b], difference, avatar.size)
     if args.output is not None:
         _write_json(args.output, report)
@@ -107,31 +106,15 @@ def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
 
 def _avatar(args: argparse.Namespace, pipeline: "Pipeline") -> Any:
     """The given avatar, or one of a smooth picture."""
-    import numpy as np
-    from PIL import Image
-
     from ..avatar import Avatar
+    from ..synthetic import picture
 
     if args.avatar is not None:
         if args.size is not None:
             raise UserError("--size: the avatar file says it already")
         return Avatar.load(args.avatar)
-    height, width = args.size or pipeline.preparer.size
-    y, x = np.mgrid[:height, :width]
-    pixels = np.stack((255 * x / width, 255 * y / height, 128 + 0 * x), axis=-1)
-    return pipeline.prepare(Image.fromarray(pixels.astype(np.uint8)), size=(height, width))
-
-
-def _speech(chunk: int) -> "np.ndarray":
-    """Deterministic noise with the rhythm of syllables, one chunk long, float32 at 16 kHz."""
-    import numpy as np
-
-    from ..config import NEW_FRAMES
-
-    count = NEW_FRAMES * 16000 // 25
-    t = (np.arange(count) + chunk * count) / 16000
-    noise = np.random.default_rng(chunk).normal(0, 0.1, count)
-    return (noise * np.sin(t * 9) ** 2).astype(np.float32)
+    size = args.size or pipeline.preparer.size
+    return pipeline.prepare(picture(size), size=size)
 
 
 def _report(

@@ -129,10 +129,10 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     from ..audio_io import AudioReader
     from ..background import BackgroundWriter
     from ..files import check_output
+    from ..memory.report import memory_report
     from ..video_io import SUFFIXES, open_writer
     from .interrupts import Interrupts
     from .latency import latency_report
-    from .memory import memory_report
 
     common.check_output(args, SUFFIXES)
     facts: dict[str, Any] = {}

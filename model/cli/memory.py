@@ -13,12 +13,8 @@ from .common import console, parse_size, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..avatar import Avatar
-    from ..loading import ModelSource
     from ..memory import Model, Prediction, Split
     from ..memory.measure import Measured
-    from ..pipeline import Pipeline
-    from ..stream import Session
 
 # Option -> what argparse calls it; all of them need --memory.
 _OPTIONS = {
@@ -102,38 +98,6 @@ def run_memory(args: argparse.Namespace) -> int:
     else:
         _print(_title(args, model), prediction, measured, ranks=model.split.ranks)
     return 0
-
-
-def memory_report(
-    source: "ModelSource", pipeline: "Pipeline", session: "Session", avatar: "Avatar"
-) -> dict[str, Any]:
-    """Measured weights and caches of an open session, beside the prediction; bytes.
-
-    The prediction is of the backends that ``auto`` prefers; it is None for the published schedule,
-    on several ranks, and with CUDA graphs.
-    """
-    from ..memory import describe, predict
-    from ..memory.measure import cache_bytes, weight_bytes
-
-    weights = weight_bytes(pipeline)
-    report: dict[str, Any] = {
-        "measured": {
-            "weights": {**weights, "total": sum(weights.values())},
-            "caches": cache_bytes(pipeline, session),
-        },
-        "predicted": None,
-    }
-    if pipeline.reuse and pipeline.team.size == 1 and not pipeline.graphed:
-        model = describe(
-            source,
-            pipeline.dit.config,
-            pipeline.vae.config,
-            size=avatar.size,
-            steps=session.options.steps,
-            text_rows=len(avatar.context),
-        )
-        report["predicted"] = predict(model).as_json()
-    return report
 
 
 def _model(args: argparse.Namespace) -> "Model":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.bench.runner import make_inputs
-from livetalk_kernels.dispatch import op_names
+from livetalk_kernels.dispatch import load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_model import load_pipeline
 from livetalk_model.calls import model_calls
@@ -82,5 +82,11 @@ def test_the_calls_are_those_of_a_running_model(precision):
     assert [call.count for call in attention] == [2 * layers]  # of each step
 
 
-def test_what_no_model_calls_has_no_case():
-    assert case_of("merge_lse", CPU, FP32, (), {}) is None
+def test_an_op_whose_calls_are_not_read_has_no_case():
+    assert case_of("no_such_op", CPU, FP32, (), {}) is None
+
+
+def test_what_only_several_ranks_call_has_a_case():
+    case = next(case for case in load_op("merge_lse").cases(CPU, FP32) if case.name == "odd")
+    arguments, keywords = load_op("merge_lse").make_inputs(case, torch.Generator())
+    assert case_of("merge_lse", CPU, FP32, arguments, keywords).dims == case.dims

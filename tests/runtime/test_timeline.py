@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from livetalk_kernels.runtime.timeline import Timeline
+from livetalk_kernels.runtime.timeline import MAIN, Timeline
 from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 
 CPU = torch.device("cpu")
@@ -154,3 +154,57 @@ def test_begins_and_ends_and_arrows_that_fit_are_fine():
             add(**event)(events)
 
     assert not broken(fine)
+
+
+def test_a_range_without_a_lane_is_in_that_of_the_range_around_it():
+    timeline = Timeline(CPU, capacity=100)
+    with timeline.range("outer", "beside"):
+        with timeline.range("inner", about={"part": "linears"}):
+            pass
+        with timeline.range("elsewhere", MAIN):
+            pass
+    with timeline.range("after"):
+        pass
+    ranges = timeline.ranges()
+    assert [entry.name for entry in ranges["beside"]] == ["outer", "inner"]
+    assert [entry.name for entry in ranges[MAIN]] == ["elsewhere", "after"]
+    (inner,) = spans(timeline.trace({}), "inner")
+    assert inner["args"] == {"part": "linears"}
+
+
+def test_arrows_lead_from_lane_to_lane_and_are_shown_whole_or_not_at_all():
+    timeline = Timeline(CPU, capacity=100)
+    with timeline.host_range("send"):
+        passed, lost, nowhere = (timeline.flow("frames") for _ in range(3))
+    with timeline.host_range("take", "video"):
+        passed.arrive("video")
+    nowhere.arrive("no such lane")
+    assert len(lost.ends) == 1
+    trace = timeline.trace({})
+    assert not trace_problems(trace)
+    start, end = (event for event in trace["traceEvents"] if event["ph"] in "sf")
+    (send,), (take,) = spans(trace, "send"), spans(trace, "take")
+    assert start["tid"] == send["tid"] and end["tid"] == take["tid"] and start["id"] == end["id"]
+    assert send["ts"] <= start["ts"] <= send["ts"] + send["dur"]
+    assert take["ts"] <= end["ts"] <= take["ts"] + take["dur"]
+
+
+def test_a_range_may_end_in_another_thread_than_it_began_in():
+    timeline = Timeline(CPU, capacity=100)
+    outer = timeline.range("outer", "beside")
+    outer.__enter__()
+    thread = threading.Thread(target=outer.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert [entry.name for entry in timeline.ranges()["beside"]] == ["outer"]
+    with timeline.range("after"):
+        pass
+    assert [entry.name for entry in timeline.ranges()[MAIN]] == ["after"]
+
+
+def test_what_was_recorded_can_be_forgotten():
+    timeline = Timeline(CPU, capacity=100)
+    with timeline.range("stage"):
+        timeline.flow("frames")
+    timeline.clear()
+    assert timeline.ranges() == {MAIN: []}
