@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from cli_tools import write_wav
 
@@ -72,6 +74,57 @@ def test_plain_torchrun_works_as_well(inputs: list[str], alone: np.ndarray, tmp_
     done = generate([*inputs, "--output", str(output), "--ring", "1"], torchrun)
     assert done.returncode == 0, done.stderr
     assert psnr(np.load(output), alone) >= 60
+
+
+def two_agents(options: Sequence[str], port: int) -> list["subprocess.Popen[str]"]:
+    """Torchrun twice, as on two machines, with two ranks each."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node,
+             "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port),
+             *PROGRAM, *options],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for node in "01"
+    ]  # fmt: skip
+
+
+def test_the_ring_alone_crosses_nodes(inputs: list[str], alone: np.ndarray, tmp_path: Path) -> None:
+    output = tmp_path / "frames.npy"
+    agents = two_agents([*inputs, "--output", str(output), "--json"], free_port())
+    said = [agent.communicate(timeout=LIMIT) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    ranks = json.loads(said[0][0])["settings"]["ranks"]
+    assert (ranks["world"], ranks["ulysses"], ranks["ring"]) == (4, 2, 2)
+    assert not said[1][0]  # rank 0 alone reports
+    assert psnr(np.load(output), alone) >= 60
+
+
+def test_a_rank_lost_on_one_node_ends_both(inputs: list[str], tmp_path: Path) -> None:
+    audio = write_wav(tmp_path / "long.wav", 60.0)
+    video = tmp_path / "out/talk.mp4"
+    options = [*inputs[:2], "--audio", str(audio), "--output", str(video)]
+    agents = two_agents(options, free_port())
+    part, end = video.with_name("talk.mp4.part"), time.monotonic() + LIMIT
+    while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < end:
+        time.sleep(0.05)
+    victim = psutil.Process(agents[1].pid).children()[-1]
+    victim.kill()
+    begin = time.monotonic()
+    said = [agent.communicate(timeout=60) for agent in agents]
+    assert time.monotonic() - begin < 35  # torchrun's own agents wait for each other
+    assert all(agent.returncode for agent in agents), said
+    assert any("error: rank 3 on" in error for _, error in said), said
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 0
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_a_killed_rank_leaves_a_video(inputs: list[str], tmp_path: Path) -> None:
