@@ -319,7 +319,9 @@ def progress_line() -> Iterator[Callable[[str, str], None]]:
     out = console(stderr=True)
     if out.is_interactive:
         with out.status("starting") as status:
-            yield lambda head, text: status.update(f"{head}: {text}".replace("[", r"\["))
+            yield lambda head, text: status.update(
+                (f"{head}: {text}" if text else head).replace("[", r"\[")
+            )
         return
     shown: set[str] = set()
 

@@ -19,6 +19,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "prepare": "portrait and prompt -> avatar file",
         "generate": "avatar or portrait, and speech -> talking video",
+        "profile": "where a stream's time goes, with traces, telemetry and plots",
+        "plan": "what a number of GPUs would give: time, memory, the best split",
         "diff": "how far two configurations of a model are apart, layer by layer",
         "doctor": "what this machine offers, and whether a checkpoint is complete",
         "backends": "which kernel backends can run here, and why not",

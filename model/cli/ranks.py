@@ -36,6 +36,7 @@ PHASES: Mapping[str, str] = MappingProxyType(
         "to host": "decode",
         "encode": "encode",
         "write": "write",
+        "measure": "other",
         "finish": "finish",
     }
 )

@@ -5,6 +5,9 @@ allocator's events are recorded by PyTorch's profiler, so that what kernels allo
 is seen too; on CUDA the allocator counts by itself. The CUDA part is untested on a GPU.
 """
 
+import os
+import sys
+import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +32,7 @@ from ..stream import Session
 PORTRAIT = "portrait"
 _MARK = "livetalk: "  # of a phase among the profiler's events
 _MEMORY_EVENT = "[memory]"
+_CHATTER = b"USDT:"  # how those lines begin
 _SEED = 0
 _PACKAGE = __name__.partition(".")[0]
 
@@ -122,11 +126,33 @@ def measure(pipeline: Pipeline, size: tuple[int, int], options: StreamOptions) -
         caches = _run(pipeline, size, options, clock)
         peaks = clock.peaks
     else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            caches = _run(pipeline, size, options, clock)
+        record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        with _quiet():
+            record.start()
+        caches = _run(pipeline, size, options, clock)
+        with _quiet():
+            record.stop()
         peaks = _peaks(record)
     phases = {name: peak - caches for name, peak in peaks.items()}
     return Measured(weights=weight_bytes(pipeline), caches=caches, phases=phases)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the profiler's library says of its own start and end from stderr."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(_CHATTER):
+                    os.write(2, line)
 
 
 class _PhaseClock(StageClock):

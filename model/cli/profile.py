@@ -1,0 +1,228 @@
+"""``livetalk profile``: where the milliseconds of a stream go, with evidence."""
+
+import argparse
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import NumericsError, UserError
+
+from . import common, ranks
+
+if TYPE_CHECKING:
+    from ..avatar import Avatar
+    from ..parallelize import Team
+    from ..profile.engine import Profiler
+    from ..profile.run import Length
+
+EXAMPLE = """\
+livetalk profile --preset mid --chunks 10 --output mid-profile
+livetalk profile --preset 14b --precision fp8 --nproc 8 --output 14b-fp8
+livetalk profile --compare "--preset mid --backend cpu" \\
+    "--preset mid --backend reference"
+livetalk profile --compare before-folder after-folder"""
+FOLDER = Path("livetalk-profile")
+REPORT, TEXT = "report.json", "report.md"
+TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Declare the subcommand."""
+    parser = common.add_command(
+        subparsers,
+        "profile",
+        "Run a stream of made-up speech and say where its time goes: stages and their parts on the "
+        "critical path, what runs beside it, what every op reached, memory, telemetry. Writes "
+        "report.json, report.md, a trace for ui.perfetto.dev and plots. With --compare: what "
+        "changed between two commands or two such folders, and whether it is noise.",
+        EXAMPLE,
+    )
+    parser.add_argument(
+        "--chunks", type=int, default=10, metavar="N", help="chunks to measure (default: 10)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, metavar="N", help="chunks before them (default: 2)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"folder to write (default: {FOLDER})"
+    )
+    parser.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
+    parser.add_argument(
+        "--size", type=common.parse_size, metavar="HxW", help="picture size (default: the model's)"
+    )
+    parser.add_argument(
+        "--no-video", action="store_true", help="drop the frames instead of encoding them"
+    )
+    parser.add_argument(
+        "--no-ops", action="store_true", help="record stages only, not the ops within them"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="run the transformer by torch.compile"
+    )
+    for tool, name in TOOLS.items():
+        parser.add_argument(
+            f"--{tool}",
+            action="store_true",
+            help=f"run under {name}, which sees the measured chunks alone; times then say little",
+        )
+    common.add_json_option(parser)
+    compare = parser.add_argument_group("comparison")
+    compare.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two folders, or two commands (options of this one, in quotes), which take turns",
+    )
+    compare.add_argument(
+        "--pairs", type=int, default=20, metavar="N", help="pairs of chunks (default: 20)"
+    )
+    common.add_model_options(parser)
+    common.add_stream_options(parser)
+    ranks.add_rank_options(parser)
+    # For the processes that --compare and the tools start.
+    parser.add_argument("--paced", type=Path, metavar="SOCKET", help=argparse.SUPPRESS)
+    parser.add_argument("--captured", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, or profile, perhaps as one of several ranks."""
+    if args.compare is not None:
+        from . import profile_compare
+
+        return profile_compare.run(args)
+    length = _checked(args)
+    tool = next((name for name in TOOLS if getattr(args, name)), None)
+    if tool is not None:
+        from .profile_tools import run_under
+
+        return run_under(tool, args)
+    code = ranks.run_ranks(args)
+    if code is not None:
+        return code
+    with ranks.joined_team(args) as (team, watchdog):
+        code = _profile(args, team, length)
+        if watchdog is not None:
+            watchdog.code = code
+    return code
+
+
+def _checked(args: argparse.Namespace) -> "Length":
+    """What can be checked before anything is loaded.
+
+    Raises:
+        UserError: Options are out of range or do not go together.
+    """
+    from ..files import check_output
+    from ..preparation import check_size
+    from ..profile.run import Length
+
+    length = Length(warmup=args.warmup, chunks=args.chunks)
+    if args.size is not None:
+        check_size(args.size)
+    if args.avatar is not None and args.size is not None:
+        raise UserError("--size: the avatar file says it already")
+    if args.compile and args.cuda_graphs:
+        raise UserError("--compile and --cuda-graphs: give one of them, not both")
+    if args.compile and args.no_reuse and args.precision == "fp8":
+        raise UserError("--precision fp8: the published schedule (--no-reuse) has no FP8")
+    if args.nsys and args.ncu:
+        raise UserError("--nsys and --ncu: give one of them, not both")
+    if args.paced is None:
+        args.output = args.output or FOLDER
+        check_output(args.output / REPORT, (".json",), inputs=[args.avatar])
+    return length
+
+
+def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
+    """Be one of the ranks, or the only one; exit code."""
+    from livetalk_kernels.bench.machine import machine
+
+    from ..profile.engine import Plan, Profiler
+
+    facts = {"command": ["livetalk", *args.argv], "machine": machine()}
+    source = common.model_source(args)
+    source.require_audio_encoder()
+    plan = Plan(
+        model=Path(args.checkpoint).name if args.checkpoint else source.preset,
+        length=length,
+        options=common.stream_options(args),
+        ops=not args.no_ops,
+        compiled=args.compile,
+        video=not args.no_video,
+        captured=args.captured,
+    )
+    with common.progress_line() if team.leads else nullcontext(_silent) as say:
+        profiler = Profiler(source, team, plan, say)
+        if not team.leads:
+            return _follow(args, profiler, team, facts)
+        avatar = _avatar(args)
+        if args.paced is not None:
+            from ..profile.paced import Pacer
+
+            with Pacer(args.paced) as pacer:
+                profiler.pace(avatar, args.size, pacer)
+            return 0
+        report, trace = profiler.lead(avatar, args.size, facts)
+    _write(args.output, report, trace)
+    if args.json:
+        common.print_json(report)
+    else:
+        from .profile_tables import print_profile
+
+        print_profile(report, args.output)
+    return 0 if report["complete"] else common.INTERRUPTED
+
+
+def _silent(head: str, text: str) -> None:
+    """Rank 0 says it."""
+
+
+def _avatar(args: argparse.Namespace) -> "Avatar | None":
+    """The avatar given.
+
+    Raises:
+        UserError: Its file is no good.
+    """
+    from ..avatar import Avatar
+
+    return None if args.avatar is None else Avatar.load(args.avatar)
+
+
+def _follow(
+    args: argparse.Namespace, profiler: "Profiler", team: "Team", facts: dict[str, Any]
+) -> int:
+    def keep(trace: dict[str, Any]) -> None:
+        if args.paced is None:
+            _write_json(args.output / f"trace.rank{team.world.rank}.json", trace)
+
+    try:
+        profiler.follow(facts, keep)
+    except NumericsError:  # rank 0 has the same
+        return 1
+    return 0
+
+
+def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
+    """Write all files, the report last: a folder that has one is complete."""
+    from ..files import new_file
+    from ..profile.markdown import report_markdown
+    from ..profile.plots import draw_all
+
+    names = [f"trace.rank{entry['rank']}.json" for entry in report["ranks"]]
+    _write_json(folder / names[0], trace)
+    here = [name for name in names[1:] if (folder / name).is_file()]  # others' machines keep theirs
+    traces = [trace, *(json.loads((folder / name).read_text("utf-8")) for name in here)]
+    pictures = draw_all(report, traces, folder)
+    report["files"] = [names[0], *here, *pictures, TEXT, REPORT]
+    with new_file(folder / TEXT) as file:
+        file.write(report_markdown(report).encode())
+    _write_json(folder / REPORT, report)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    from ..files import new_file
+
+    with new_file(path) as file:
+        file.write(json.dumps(value, allow_nan=False).encode())

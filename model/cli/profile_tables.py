@@ -1,0 +1,131 @@
+"""A profile for people: tables that fit 80 columns."""
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from .common import console, human_bytes, plural
+
+LEAST_SHARE = 0.001
+MOST_OPS = 12
+
+
+def print_profile(report: dict[str, Any], folder: Path) -> None:
+    """Print the report in brief; all of it is in the folder."""
+    out = console()
+    out.print(f"[bold]Profile:[/] {escape(title(report))}")
+    _print_headline(report)
+    out.print(_stages(report))
+    if report["summary"]["beside"]:
+        out.print(_beside(report))
+    if report["ops"]:
+        out.print(_ops(report))
+    out.print(f"wrote {escape(str(folder))}: {', '.join(report['files'])}", soft_wrap=True)
+    if not report["complete"]:
+        out.print("Stopped early: the report is of the chunks that were done.")
+
+
+def title(report: dict[str, Any]) -> str:
+    """What ran, in a line."""
+    settings = report["settings"]
+    height, width = settings["size"]
+    world = settings["ranks"]["world"]
+    parts = [
+        settings["model"],
+        f"{height}x{width}",
+        settings["device"] if world == 1 else f"{world} ranks",
+        settings["dtype"],
+        *settings["approximate"],
+    ]
+    if settings["device"] == "cpu":
+        parts.append(plural(settings["threads"], "thread"))
+    for name, text in (("compiled", "torch.compile"), ("cuda_graphs", "CUDA graphs")):
+        if settings[name]:
+            parts.append(text)
+    if not settings["reuse"]:
+        parts.append("published schedule")
+    if settings["random_weights"]:
+        parts.append("random weights")
+    return ", ".join(parts)
+
+
+def _print_headline(report: dict[str, Any]) -> None:
+    summary, memory = report["summary"], report["memory"]
+    chunk, steps = summary["chunk"], summary["step"]
+    out, count = console(), chunk["count"]
+    out.print(
+        f"{plural(count, 'chunk')} of {summary['frames'] // count} frames: "
+        f"{summary['fps']:.2f} frames/s, {summary['realtime_factor']:.2f} x real time"
+    )
+    out.print(
+        f"chunk p50 {milliseconds(chunk['p50'])}, p95 {milliseconds(chunk['p95'])}, "
+        f"p99 {milliseconds(chunk['p99'])}"
+        + (f"; step p50 {milliseconds(steps['p50'])}" if steps else "")
+    )
+    first = report["startup"]["first_frame"]
+    out.print(
+        f"start-up {milliseconds(first)}, underrun {milliseconds(summary['underrun'])}, "
+        f"loading {milliseconds(report['load']['total'])}"
+    )
+    kinds = {"weights": memory["weights"]["total"]} | {
+        name: memory[name] for name in ("caches", "activations", "peak")
+    }
+    known = [f"{name} {human_bytes(size)}" for name, size in kinds.items() if size is not None]
+    out.print(f"memory: {', '.join(known)}")
+    tracing = report["tracing"]
+    out.print(
+        f"recording: {plural(tracing['events'], 'range')}, {tracing['share']:.2%} of the time"
+    )
+
+
+def _table(name: str, *columns: str) -> Table:
+    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index))
+    return table
+
+
+def _stages(report: dict[str, Any]) -> Table:
+    table = _table("Critical path, ms of a chunk", "stage", "p50", "p95", "p99", "share")
+    for row in report["summary"]["stages"]:
+        if row["share"] < LEAST_SHARE:
+            continue
+        name = f"  {row['part']}" if row["part"] else f"[bold]{escape(row['stage'])}[/]"
+        times = (f"{row[p] * 1e3:.1f}" for p in ("p50", "p95", "p99"))
+        table.add_row(name, *times, f"{row['share']:.1%}")
+    table.add_row("unattributed", "", "", "", f"{report['summary']['unattributed']:.1%}")
+    return table
+
+
+def _beside(report: dict[str, Any]) -> Table:
+    table = _table("Beside it, ms of a chunk", "lane: what", "p50", "p95", "p99")
+    for row in report["summary"]["beside"]:
+        table.add_row(escape(row["name"]), *(f"{row[p] * 1e3:.1f}" for p in ("p50", "p95", "p99")))
+    return table
+
+
+def _ops(report: dict[str, Any]) -> Table:
+    name = f"The {MOST_OPS} most expensive ops of {len(report['ops'])}, by time in a chunk"
+    table = _table(name, "op, in stage", "backend", "calls", "ms", "GFLOP/s", "GB/s", "of floor")
+    for row in report["ops"][:MOST_OPS]:
+        dims = " ".join(f"{letter}={size}" for letter, size in row["dims"].items() if size != 1)
+        table.add_row(
+            f"{row['op']}, {escape(row['stage'])}\n[dim]{dims}[/]",
+            row["backend"],
+            f"{row['calls']:.3g}",
+            f"{row['calls'] * row['seconds'] * 1e3:.1f}",
+            f"{row['rate'] / 1e9:.4g}",
+            f"{row['bandwidth'] / 1e9:.3g}",
+            f"{row['of_floor']:.0%}",
+        )
+    return table
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For people: ``12.3 ms``, ``4.56 s``."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,345 @@
+"""A profile on one rank: load with all recorded, run the stream, say what was seen.
+
+Rank 0 leads and reports; the others follow, and tell it what they saw at the end.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from livetalk_kernels.bench.telemetry import Telemetry
+from livetalk_kernels.runtime.timeline import Timeline
+
+from ..avatar import Avatar
+from ..chunk import Frames, StreamOptions
+from ..loading import ModelSource
+from ..memory.measure import measure
+from ..memory.report import memory_report
+from ..parallelize import Team
+from ..pipeline import Pipeline
+from ..stream import Session
+from ..synthetic import picture
+from .breakdown import chunk_times
+from .ops import limits_json, measure_limits, op_rows, operand_dtypes
+from .report import (
+    SCHEMA,
+    Recording,
+    memory_facts,
+    rank_entry,
+    settings,
+    stream_facts,
+    tracing_cost,
+)
+from .run import Length, Pace, run_stream
+from .tracer import Tracer
+
+KEPT_RANGES = 1 << 22  # of a lane: hundreds of chunks
+Say = Callable[[str, str], None]
+"""Told what is going on: a headline, and what of it."""
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be recorded.
+
+    Attributes:
+        model: Name of the preset or checkpoint, for the report.
+        length: Chunks.
+        options: Of the stream.
+        ops: Record the ops within the stages.
+        compiled: The transformer runs by torch.compile.
+        video: Encode the frames into a video, which is thrown away.
+        captured: A profiler of NVIDIA's looks on: show it ranges, and the measured chunks alone.
+    """
+
+    model: str
+    length: Length
+    options: StreamOptions
+    ops: bool = True
+    compiled: bool = False
+    video: bool = True
+    captured: bool = False
+
+
+class Pacer(Pace, Protocol):
+    """Somebody else says when a chunk begins, and hears what it took (`paced.Pacer`)."""
+
+    def ready(self, settings: Mapping[str, Any]) -> None:
+        """The warm-up is over."""
+
+    def report(self, chunk: Mapping[str, Any]) -> None:
+        """A measured chunk is done."""
+
+
+class Profiler:
+    """One rank's part of a profile.
+
+    Attributes:
+        timeline: What was recorded.
+        team: The ranks.
+        plan: What is to be recorded.
+        source: The model.
+        say: Told what is going on.
+    """
+
+    def __init__(self, source: ModelSource, team: Team, plan: Plan, say: Say) -> None:
+        """Load nothing yet; all ranks make one together."""
+        device = source.device
+        self.timeline = Timeline(
+            device,
+            rank=team.world.rank,
+            capacity=KEPT_RANGES,
+            nvtx=plan.captured and device.type == "cuda",
+        )
+        self.team, self.plan, self.say = team.timed(self.timeline), plan, say
+        # What a replay or a compiler runs does not come past us.
+        hidden = not plan.ops or plan.compiled or source.cuda_graphs
+        self._tracer = None if hidden else Tracer(self.timeline)
+        wrap = None if self._tracer is None else self._tracer.wrap
+        self.source = replace(source, compiled=plan.compiled, wrap=wrap)
+
+    def follow(self, facts: Facts, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Another rank than 0: compute what rank 0 does not.
+
+        Args:
+            facts: For the trace: command and machine.
+            keep: Takes the trace, before rank 0 goes on to its report.
+
+        Raises:
+            NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
+            CommError: A rank is lost.
+        """
+        pipeline = self._load()
+        pipeline.follow(self.timeline)
+        entry = rank_entry(pipeline, self.recording())
+        keep(self.timeline.trace(facts))
+        self._gather(entry)
+
+    def pace(self, avatar: Avatar | None, size: tuple[int, int] | None, pacer: Pacer) -> None:
+        """Rank 0: make chunks when told to, for a comparison; arguments as `lead`."""
+        pipeline, avatar, _ = self._prepare(avatar, size)
+        self._run(pipeline, avatar, _Paced(self, pipeline, avatar, pacer), pacer)
+        self._gather({})
+
+    def lead(
+        self, avatar: Avatar | None, size: tuple[int, int] | None, facts: Facts
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Rank 0: run and report.
+
+        Args:
+            avatar: Whom to animate; by default a smooth picture.
+            size: Of that picture, height and width; by default the model's.
+            facts: Command and machine.
+
+        Returns:
+            The report, whose ``files`` are for the caller to fill in, and the trace.
+
+        Raises:
+            UserError: The avatar or the size does not fit the model or the ranks.
+            NumericsError: NaN or Inf arose.
+        """
+        pipeline, avatar, avatar_seconds = self._prepare(avatar, size)
+        watcher = _Watcher(self, pipeline, avatar)
+        origin = self.timeline.origin_ns
+        with Telemetry(self._devices()) as telemetry:
+            self._run(pipeline, avatar, watcher)
+        recording = self.recording()
+        entries = self._gather(rank_entry(pipeline, recording))
+        trace = self.timeline.trace(facts)
+        trace["traceEvents"] += telemetry.counters(origin, self.team.world.rank)
+        self.say("measuring memory and the machine's limits", "")
+        with self.team.phase("measure"):
+            memory = memory_facts(watcher.memory, watcher.peak, self._activations(pipeline, avatar))
+            limits = measure_limits(pipeline.device, operand_dtypes(recording.chunks))
+        stats = watcher.session.stats
+        body = recording.as_json()
+        body["summary"] |= {
+            "realtime_factor": body["summary"]["fps"] / stats.fps,
+            "underrun": stats.underrun,
+        }
+        report = {
+            "schema": SCHEMA,
+            **facts,
+            "complete": len(recording.chunks) == self.plan.length.chunks,
+            "settings": watcher.settings,
+            **stream_facts(stats, vars(pipeline.load_times) | {"avatar": avatar_seconds}),
+            **body,
+            "ops": op_rows(recording.chunks, limits),
+            "limits": limits_json(limits),
+            "ranks": entries,
+            "memory": memory,
+            "telemetry": telemetry.as_json(origin),
+            "tracing": tracing_cost(self.timeline, recording),
+            "files": [],
+        }
+        return report, trace
+
+    def recording(self) -> Recording:
+        """What has been recorded so far."""
+        found, warm = chunk_times(self.timeline.ranges(wait=True)), self.plan.length.warmup
+        return Recording(
+            warmup=found[:warm], chunks=found[warm:], origin_ns=self.timeline.origin_ns
+        )
+
+    def _gather(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every rank's entry."""
+        with self.team.phase("finish"):
+            return list(map(json.loads, self.team.gather(json.dumps(entry).encode())))
+
+    def _devices(self) -> list[torch.device]:
+        """The GPUs of this machine that the ranks use; none on a CPU."""
+        device = self.source.device
+        if device.type != "cuda" or self.team.size == 1:
+            return [device]
+        count = min(self.team.size, torch.cuda.device_count())
+        return [torch.device("cuda", index) for index in range(count)]
+
+    def _load(self) -> Pipeline:
+        with self.team.phase("load"):
+            pipeline = self.source.load_pipeline(self.source.load_preparer(), self.team)
+        if self._tracer is not None:
+            self._tracer.watch(pipeline.dit)
+        return pipeline
+
+    def _prepare(
+        self, avatar: Avatar | None, size: tuple[int, int] | None
+    ) -> tuple[Pipeline, Avatar, float]:
+        """The model, whom to animate, and how long it took to make that one."""
+        self.say("loading", self.plan.model)
+        pipeline = self._load()
+        with self.team.phase("prepare"):
+            begin = time.perf_counter()
+            if avatar is None:
+                size = size or pipeline.preparer.size
+                avatar = pipeline.prepare(picture(size), size=size)
+            seconds = time.perf_counter() - begin
+            self.team.grid(avatar.size)
+        return pipeline, avatar, seconds
+
+    def _run(
+        self, pipeline: Pipeline, avatar: Avatar, watcher: "_Watcher", pace: Pace | None = None
+    ) -> None:
+        with self._frames_taken(avatar.size) as write:
+            run_stream(
+                pipeline,
+                avatar,
+                self.plan.options,
+                self.timeline,
+                self.plan.length,
+                write=write,
+                observer=watcher,
+                pace=pace,
+            )
+        pipeline.end()
+
+    @contextmanager
+    def _frames_taken(self, size: tuple[int, int]) -> Iterator[Callable[[Frames], None]]:
+        """Who takes the frames: a video that is thrown away, or nobody."""
+        if not self.plan.video:
+            yield lambda frames: None
+            return
+        from ..background import BackgroundWriter
+        from ..video_io import open_writer
+
+        with tempfile.TemporaryDirectory() as folder:
+            writer = open_writer(Path(folder, "video.mp4"), *size, self.plan.options.fps)
+            with BackgroundWriter(writer, timeline=self.timeline) as background:
+                yield background.write
+
+    def _activations(self, pipeline: Pipeline, avatar: Avatar) -> int | None:
+        """Bytes held beside weights and caches at the most, measured on a CPU by one more chunk."""
+        if pipeline.device.type != "cpu" or self.team.size > 1 or not pipeline.reuse:
+            return None
+        return measure(pipeline, avatar.size, self.plan.options).peak
+
+
+class _Watcher:
+    """Looks on while the stream runs (`run.Observer`).
+
+    Attributes:
+        session: The stream.
+        settings: What runs.
+        memory: Weights and caches, and the prediction.
+        peak: The most that CUDA's allocator gave to the measured chunks; None on a CPU.
+    """
+
+    session: Session
+    memory: dict[str, Any]
+    peak: int | None = None
+
+    def __init__(self, profiler: Profiler, pipeline: Pipeline, avatar: Avatar) -> None:
+        self.profiler, self.pipeline, self.avatar = profiler, pipeline, avatar
+        plan = profiler.plan
+        self.settings = settings(pipeline, plan.options, model=plan.model, size=avatar.size)
+        self._cuda = pipeline.device if pipeline.device.type == "cuda" else None
+        self._measured = 0
+
+    def opened(self, session: Session) -> None:
+        self.session = session
+
+    def chunk(self, index: int) -> None:
+        length = self.profiler.plan.length
+        number = index + 1 - length.warmup
+        if number == 0:
+            self.warm()
+        elif number > 0:
+            self.done(number)
+        seconds = self.session.stats.chunk_seconds[-1]
+        of = f"{index + 1} of {length.warmup}" if number <= 0 else f"{number} of {length.chunks}"
+        self.profiler.say(f"{'warm-up' if number <= 0 else 'chunk'} {of}: {seconds:.2f} s", "")
+
+    def warm(self) -> None:
+        """The warm-up is over."""
+        if self._cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            if self.profiler.plan.captured:
+                torch.cuda.profiler.start()
+
+    def done(self, number: int) -> None:
+        """So many measured chunks are done."""
+        self._measured = number
+
+    def interrupted(self) -> bool:
+        """Keep what one rank has measured so far; several are in the middle of a chunk."""
+        return self._measured > 0 and self.profiler.team.size == 1
+
+    def closing(self) -> None:
+        if self._cuda is not None:
+            if self.profiler.plan.captured:
+                torch.cuda.profiler.stop()
+            self.peak = torch.cuda.max_memory_allocated(self._cuda)
+        self.memory = memory_report(self.profiler.source, self.pipeline, self.session, self.avatar)
+
+
+class _Paced(_Watcher):
+    """Tells a pacer of every measured chunk."""
+
+    def __init__(
+        self, profiler: Profiler, pipeline: Pipeline, avatar: Avatar, pacer: Pacer
+    ) -> None:
+        super().__init__(profiler, pipeline, avatar)
+        self._pacer = pacer
+
+    def warm(self) -> None:
+        self.profiler.timeline.clear()
+        self._pacer.ready(self.settings)
+
+    def done(self, number: int) -> None:
+        timeline = self.profiler.timeline
+        (chunk,) = chunk_times(timeline.ranges(wait=True))
+        timeline.clear()
+        self._pacer.report(chunk.as_json(timeline.origin_ns))
+
+    def interrupted(self) -> bool:
+        return False
+
+    def closing(self) -> None:
+        """Nothing is reported."""

@@ -1,0 +1,202 @@
+"""``report.json``: all that a profile says, as ``report.schema.json`` describes it."""
+
+import resource
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from livetalk_kernels.dispatch import Choice
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.runtime.timeline import Timeline
+
+from ..chunk import StreamOptions
+from ..config import LATENT_FRAMES, NEW_FRAMES
+from ..pipeline import Pipeline
+from ..stats import StreamStats
+from ..vae import SPATIAL
+from .breakdown import ChunkTimes, Row, beside_rows, stage_rows, summarise
+from .tracer import Tracer
+
+SCHEMA = "livetalk/profile/1"
+_COST_CALLS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a rank saw of a run.
+
+    Attributes:
+        warmup: Chunks that do not count.
+        chunks: Those that do.
+        origin_ns: Where the timeline begins.
+    """
+
+    warmup: Sequence[ChunkTimes]
+    chunks: Sequence[ChunkTimes]
+    origin_ns: int
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first chunk that counts to the end of the last."""
+        return (self.chunks[-1].end_ns - self.chunks[0].begin_ns) / 1e9
+
+    @property
+    def unattributed(self) -> float:
+        """Share of the wall time that lies in no stage."""
+        inside = sum(sum(parts.values()) for c in self.chunks for parts in c.stages.values())
+        return 1 - inside / self.wall
+
+    def as_json(self) -> dict[str, Any]:
+        """Warm-up, chunks and what they have in common, without what the stream says."""
+        chunks = self.chunks
+        steps = [seconds for chunk in chunks for seconds in chunk.steps]
+        return {
+            "warmup": [chunk.as_json(self.origin_ns) for chunk in self.warmup],
+            "chunks": [chunk.as_json(self.origin_ns) for chunk in chunks],
+            "summary": {
+                "wall": self.wall,
+                "frames": len(chunks) * NEW_FRAMES,
+                "fps": len(chunks) * NEW_FRAMES / self.wall,
+                "chunk": summarise([chunk.seconds for chunk in chunks]),
+                "step": summarise(steps) if steps else None,
+                "unattributed": self.unattributed,
+                "stages": stage_rows(chunks, self.wall),
+                "beside": beside_rows(chunks),
+            },
+        }
+
+
+def settings(
+    pipeline: Pipeline, options: StreamOptions, *, model: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What ran, and how.
+
+    Args:
+        pipeline: The model.
+        options: Of the stream.
+        model: Name of the preset or checkpoint.
+        size: Height and width in pixels.
+    """
+    height, width = (side // SPATIAL for side in size)
+    grid = pipeline.dit.token_grid((LATENT_FRAMES, height, width))
+    approximate = {
+        f"{op}={choice.name}"
+        for ops in pipeline.ops.values()
+        for op, choice in ops.choices.items()
+        if choice.approximate
+    }
+    if pipeline.dit.parallel.approximate:
+        approximate.add("FP8 exchange")
+    if pipeline.dit.fp8:
+        approximate.add("FP8 linears")
+    return {
+        "model": model,
+        "size": list(size),
+        "tokens": grid[0] * grid[1] * grid[2],
+        "device": str(pipeline.device),
+        "dtype": dtype_name(pipeline.dtype),
+        "precision": "fp8" if pipeline.dit.fp8 else "exact",
+        "approximate": sorted(approximate),
+        "threads": torch.get_num_threads(),
+        "reuse": pipeline.reuse,
+        "cuda_graphs": pipeline.graphed,
+        "compiled": pipeline.compiled,
+        "random_weights": pipeline.random,
+        **vars(options),
+        "ranks": {
+            "world": pipeline.team.size,
+            **vars(pipeline.dit.parallel.mesh),
+            "vae_grid": str(pipeline.team.grid(size)),
+        },
+        "backends": {part: ops.chosen for part, ops in pipeline.ops.items()},
+    }
+
+
+def stream_facts(stats: StreamStats, load: Mapping[str, float]) -> dict[str, Any]:
+    """Loading and start-up, in seconds.
+
+    Args:
+        stats: Of the session.
+        load: Seconds that each part took to load.
+    """
+    return {
+        "load": {**load, "total": sum(load.values())},
+        "startup": {"first_frame": stats.first_frame, "stages": stats.startup},
+    }
+
+
+def rank_entry(pipeline: Pipeline, recording: Recording) -> Row:
+    """What one of the ranks says of itself."""
+    summary = recording.as_json()["summary"]
+    traffic = pipeline.team.world.traffic
+    count = len(recording.warmup) + len(recording.chunks)
+    peak = None
+    if pipeline.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(pipeline.device)
+    return {
+        "rank": pipeline.team.world.rank,
+        "host": socket.gethostname(),
+        "device": str(pipeline.device),
+        "chunk": summary["chunk"],
+        "stages": summary["stages"],
+        "traffic": {
+            kind: {"bytes": total / count, "messages": traffic.messages[kind] / count}
+            for kind, total in traffic.bytes.items()
+        },
+        "peak_memory": peak,
+    }
+
+
+def memory_facts(
+    report: Mapping[str, Any], peak: int | None, activations: int | None
+) -> dict[str, Any]:
+    """Memory by kind, in bytes.
+
+    Args:
+        report: From the command line's memory report: measured weights and caches, and the
+            prediction.
+        peak: The most that the allocator gave; None where it does not count.
+        activations: The most that was held beside weights and caches, measured; None: what is left
+            of the peak.
+    """
+    measured = report["measured"]
+    kept = measured["weights"]["total"] + measured["caches"]
+    if peak is not None:
+        activations = peak - kept
+    elif activations is not None:
+        peak = kept + activations
+    return {
+        "weights": measured["weights"],
+        "caches": measured["caches"],
+        "activations": activations,
+        "peak": peak,
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "predicted": report["predicted"],
+    }
+
+
+def tracing_cost(timeline: Timeline, recording: Recording) -> dict[str, Any]:
+    """What recording itself cost: ranges, seconds of one of an op, and their share of the time."""
+    other = Timeline(timeline.device, capacity=_COST_CALLS, nvtx=timeline.nvtx)
+    x = torch.empty(1, 8, 8)
+    nothing = Choice(
+        name="", run=lambda *_, **__: None, pack=lambda _: None, approximate=False, reason=""
+    )
+    run = Tracer(other).wrap(Ops({"rms_norm": nothing})).rms_norm
+    run(x, x[0, 0], eps=1e-6)  # what is said of the op is found out once
+    begin = time.perf_counter()
+    for _ in range(_COST_CALLS):
+        run(x, x[0, 0], eps=1e-6)
+    each = (time.perf_counter() - begin) / _COST_CALLS
+    events = sum(chunk.events for chunk in recording.chunks)
+    return {
+        "events": events,
+        "seconds_per_event": each,
+        "share": events * each / recording.wall,
+    }
+

@@ -1,0 +1,91 @@
+"""A report in words: the lines above its tables and pictures, and numbers with their units."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+UNATTRIBUTED = "unattributed"
+"""What lies in no stage."""
+
+
+def settings_line(report: Json) -> str:
+    """Model, size, dtype, ranks and what else changes the times; random weights are said."""
+    settings = report["settings"]
+    height, width = settings["size"]
+    parts = [f"{settings['model']} at {height}x{width}", settings["dtype"]]
+    if settings["precision"] != "exact":
+        parts.append(f"{settings['precision'].upper()} linears (approximate)")
+    ranks = settings["ranks"]
+    if ranks["world"] > 1:
+        split = f"ulysses {ranks['ulysses']} x ring {ranks['ring']}, VAE {ranks['vae_grid']}"
+        parts.append(f"{ranks['world']} ranks ({split})")
+    else:
+        parts.append("1 rank")
+    parts.append(f"{settings['steps']} steps" if settings["steps"] != 1 else "1 step")
+    if settings["cuda_graphs"]:
+        parts.append("CUDA graphs")
+    if settings["compiled"]:
+        parts.append("torch.compile")
+    if not settings["reuse"]:
+        parts.append("published schedule")
+    if settings["random_weights"]:
+        parts.append("random weights")
+    return ", ".join(parts)
+
+
+def hardware_line(report: Json) -> str:
+    """Hardware, torch, commit and date."""
+    where, settings = report["machine"], report["settings"]
+    gpu = where["gpu"]
+    if gpu is not None and settings["device"].startswith("cuda"):
+        count = settings["ranks"]["world"]
+        parts = [f"{count} x {gpu['name']}" if count > 1 else gpu["name"]]
+        parts += [f"driver {gpu['driver']}"] if gpu.get("driver") else []
+        parts += [f"CUDA {gpu['cuda']}"] if gpu.get("cuda") else []
+    else:
+        threads = settings["threads"]
+        parts = [where["cpu"], f"{where['cores']} cores"]
+        each = " a rank" if settings["ranks"]["world"] > 1 else ""
+        parts.append(("1 thread" if threads == 1 else f"{threads} threads") + each)
+    commit = where["commit"] or "unknown"
+    return ", ".join([*parts, f"torch {where['torch']}", f"commit {commit}", where["date"]])
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds, three digits or whole ones: ``14,717 ms``."""
+    value = seconds * 1e3
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in per cent: ``61 %``, ``0.7 %``."""
+    return f"{100 * share:.0f} %" if abs(share) >= 0.0995 else f"{100 * share:.2g} %"
+
+
+def short(value: float) -> str:
+    """Three digits and a decimal prefix, to be followed by a unit: ``140 G``."""
+    power = min(5, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
+
+
+def amount(size: float) -> str:
+    """Bytes in binary units: ``1.50 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def op_name(op: Json, *, options: bool = True) -> str:
+    """An op's case: its name, sizes, options and backend."""
+    sizes = " ".join(f"{letter}{size}" for letter, size in op["dims"].items())
+    chosen = " ".join(f"{name}={value}" for name, value in op["options"].items() if options)
+    return ", ".join(filter(None, (op["op"], sizes, chosen, op["backend"])))
+
+
+def op_time(op: Json) -> float:
+    """Seconds of all calls of a chunk."""
+    return float(op["calls"] * op["seconds"])
