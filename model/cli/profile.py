@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 livetalk profile --preset mid --chunks 10 --output mid-profile
 livetalk profile --preset 14b --precision fp8 --nproc 8 --output 14b-fp8
-livetalk profile --compare "--preset mid --backend cpu" \\
-    "--preset mid --backend reference"
+livetalk profile --compare "profile --preset mid --backend cpu" \\
+    "profile --preset mid --backend reference"
 livetalk profile --compare before-folder after-folder"""
 FOLDER = Path("livetalk-profile")
 REPORT, TEXT = "report.json", "report.md"
@@ -72,7 +72,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="two folders, or two commands (options of this one, in quotes), which take turns",
+        help="two folders, or two commands, which take turns: options of this one in quotes, with "
+        "a blank or 'profile' in front",
     )
     compare.add_argument(
         "--pairs", type=int, default=20, metavar="N", help="pairs of chunks (default: 20)"
@@ -161,7 +162,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
         if args.paced is not None:
             from ..profile.paced import Pacer
 
-            with Pacer(args.paced) as pacer:
+            with Pacer(args.paced, phase=team.phase) as pacer:
                 profiler.pace(avatar, args.size, pacer)
             return 0
         report, trace = profiler.lead(avatar, args.size, facts)

@@ -1,0 +1,204 @@
+"""A saved run of these suites, and what has become slower since."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from livetalk_kernels.bench.compare import ALARM, MIN_SAMPLES, Change, unpaired
+from livetalk_kernels.errors import UserError
+
+HARDWARE = ("cpu", "cores", "memory_bytes", "threads", "gpu")  # what times depend on
+GPU = ("name", "count")  # of a GPU; its clock and temperature pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One benchmark's samples.
+
+    Attributes:
+        name: File and test.
+        seconds: One a round.
+        probe: Seconds of the probe before each round.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    probe: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One benchmark against the baseline's.
+
+    Attributes:
+        name: File and test.
+        before: The baseline's median, seconds; None where it has no such benchmark.
+        now: The median now.
+        change: Of the times.
+        relative: Of the times in units of the probe's.
+    """
+
+    name: str
+    before: float | None
+    now: float
+    change: Change | None = None
+    relative: Change | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``slower`` or ``faster`` where both say so; else ``no change``, or ``new``."""
+        if self.change is None or self.relative is None:
+            return "new"
+        if self.change.verdict == self.relative.verdict:
+            return self.change.verdict
+        return "no change"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What ``--benchmark-json`` has written.
+
+    Attributes:
+        path: The file.
+        runs: Name -> samples.
+        settings: What ran.
+        machine: On what.
+        remarks: What a reader of the comparison should know.
+    """
+
+    path: Path
+    runs: Mapping[str, Run]
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    remarks: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: Path) -> "Baseline":
+        """Read a file.
+
+        Raises:
+            UserError: It is missing, or was not written by these suites.
+        """
+        try:
+            entries = json.loads(path.read_bytes())["benchmarks"]
+            runs = {}
+            for entry in entries:
+                name, info = entry["fullname"].rpartition("/")[2], entry["extra_info"]
+                runs[name] = Run(
+                    name=name,
+                    seconds=tuple(map(float, entry["stats"]["data"])),
+                    probe=tuple(map(float, info["probe"])),
+                )
+            facts = {name: entries[0]["extra_info"][name] for name in ("settings", "machine")}
+        except OSError as error:
+            raise UserError(
+                f"--baseline {path}: cannot be read ({error.strerror}); write one with "
+                "--benchmark-json"
+            ) from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"--baseline {path}: was not written by these suites; write one with "
+                "'pytest benchmarks/e2e --benchmark-json FILE'"
+            ) from None
+        for run in runs.values():
+            samples = np.array([*run.seconds, *run.probe])
+            few = min(len(run.seconds), len(run.probe)) < MIN_SAMPLES
+            if few or len(run.seconds) != len(run.probe) or not (samples > 0).all():
+                raise UserError(
+                    f"--baseline {path}: {run.name} has no {MIN_SAMPLES} samples with their "
+                    "probes; write another one"
+                )
+        return cls(path=path, runs=runs, **facts)
+
+    def require(
+        self, settings: Mapping[str, Any], machine: Mapping[str, Any], *, any_machine: bool
+    ) -> None:
+        """Check that what runs now can be compared.
+
+        Raises:
+            UserError: Something else was measured; or on other hardware, and that is not allowed.
+        """
+        if dict(self.settings) != dict(settings):
+            raise UserError(
+                f"--baseline {self.path}: is of {_words(self.settings)}, this session of "
+                f"{_words(settings)}; compare like with like"
+            )
+        before, now = (hardware(facts) for facts in (self.machine, machine))
+        if before == now:
+            return
+        differ = ", ".join(
+            f"{name} {before[name]} there and {now[name]} here"
+            for name in HARDWARE
+            if before[name] != now[name]
+        )
+        if not any_machine:
+            raise UserError(
+                f"--baseline {self.path}: is of another machine: {differ}; save a baseline here, "
+                "or compare all the same with --baseline-any-machine"
+            )
+        self.remarks.append(f"ANOTHER MACHINE: {differ}")
+
+    def compare(self, runs: Sequence[Run], tolerance: float) -> list[Comparison]:
+        """Hold what was timed now against the baseline.
+
+        Args:
+            runs: What was timed now.
+            tolerance: Change that is not called one.
+        """
+        found = []
+        for run in runs:
+            now, base = float(np.median(run.seconds)), self.runs.get(run.name)
+            if base is None:
+                found.append(Comparison(name=run.name, before=None, now=now))
+                continue
+            compare = partial(unpaired, alarm=ALARM / len(runs), tolerance=tolerance)
+            own, then = (np.divide(x.seconds, x.probe) for x in (run, base))
+            found.append(
+                Comparison(
+                    name=run.name,
+                    before=float(np.median(base.seconds)),
+                    now=now,
+                    change=compare(base.seconds, run.seconds),
+                    relative=compare(then, own),
+                )
+            )
+        return found
+
+
+def hardware(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a machine's facts those that times depend on."""
+    found = {name: machine.get(name) for name in HARDWARE}
+    if isinstance(found["gpu"], dict):
+        found["gpu"] = " x ".join(str(found["gpu"].get(name)) for name in GPU)
+    return found
+
+
+def sentence(entry: Comparison) -> str:
+    """A benchmark in a line."""
+    if entry.change is None or entry.relative is None or entry.before is None:
+        return f"{entry.name}: {_ms(entry.now)}, not in the baseline"
+    change, relative = entry.change, entry.relative
+    head = "REGRESSION " if entry.verdict == "slower" else ""
+    return (
+        f"{head}{entry.name}: {entry.verdict}, {_ms(entry.before)} -> {_ms(entry.now)}: "
+        f"{_percent(change.ratio)} % ({_percent(change.low)} to {_percent(change.high)}), "
+        f"relative to the probe {_percent(relative.ratio)} % ({_percent(relative.low)} to "
+        f"{_percent(relative.high)})"
+    )
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g} ms"
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in settings.items())

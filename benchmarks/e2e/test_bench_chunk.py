@@ -1,0 +1,62 @@
+"""Speed of a whole chunk, from its sound to its last frame on the host, and of the first frame."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from livetalk_model.config import NEW_FRAMES
+from livetalk_model.stream import Session
+from livetalk_model.synthetic import speech
+
+CHECKED = 2  # chunks
+
+
+def stream(setup: Any, chunks: int) -> np.ndarray:
+    """Frames of a new session."""
+    with setup.pipeline.session(setup.avatar) as session:
+        frames = [x for index in range(chunks) for x in session.push(speech(index))]
+    return np.concatenate(frames)
+
+
+def check(setup: Any) -> None:
+    """Two runs of a seed give the same frames, of the right shape. NaN and Inf raise by themselves.
+
+    The picture must not be of one colour either, which a clamp would make of a broken decoder.
+    """
+    first, second = (stream(setup, CHECKED) for _ in range(2))
+    assert first.dtype == np.uint8
+    assert first.shape == (CHECKED * NEW_FRAMES, *setup.avatar.size, 3)
+    assert np.array_equal(first, second), "two runs of one seed differ"
+    assert first.std() > 1, "the frames are empty"
+
+
+def test_chunk(setup: Any, measure: Callable[..., None]) -> None:
+    """One chunk of a stream that goes on."""
+    check(setup)
+    with setup.pipeline.session(setup.avatar) as session:
+        sounds = iter(range(1_000_000))
+
+        def chunk() -> None:
+            for _ in session.push(speech(next(sounds))):
+                pass
+
+        measure(chunk, group="chunk")
+
+
+def test_first_frame(setup: Any, measure: Callable[..., None]) -> None:
+    """From the request of a stream, the model loaded and the avatar at hand, to its first frame."""
+    check(setup)
+    sound, opened = speech(0), list[Session]()
+
+    def close() -> None:
+        while opened:
+            opened.pop().close()
+
+    def first_frame() -> None:
+        session = setup.pipeline.session(setup.avatar)
+        opened.append(session)
+        next(session.push(sound))
+
+    measure(first_frame, group="start-up", prepare=close)
+    close()
