@@ -1,0 +1,473 @@
+"""``livetalk plan``: what a number of GPUs would give: time, memory, the best split."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livetalk_kernels.errors import UserError
+
+from . import common
+
+if TYPE_CHECKING:
+    from ..plan.forecast import Job
+    from ..plan.hardware import Gpu
+    from ..plan.machine import CpuMachine, GpuMachine
+    from ..plan.recorded import Evidence
+    from ..plan.search import Choice, Plan
+
+EXAMPLE = """\
+livetalk plan --gpu h800 --gpus 8 --size 768x448 --precision fp8
+livetalk plan --gpu h200 --gpus 16 --nodes 2 --plot scaling.png
+livetalk plan --gpu cpu --preset mid --fit profiles/data --size 160x96
+livetalk plan --validate"""
+DEFAULT_PRESETS = {"cpu": "mid"}
+FORECAST_ONLY = ("gpu", "gpus", "nodes", "size", "precision", "preset", "dtype", "steps", "plot")
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Add the command's options."""
+    parser = common.add_command(
+        subparsers,
+        "plan",
+        "Forecast what a number of GPUs would give: time of every stage, frames per second, "
+        "start-up, memory, and the best split. Work and messages are counted, hardware is that of "
+        "data sheets, and a few shares are fitted to published figures, or to reports of your own "
+        "(--fit). A forecast is no measurement.",
+        EXAMPLE,
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="a100, h100, h800, h20, h200, b200, or cpu (needs --fit)"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in all (default: 8)")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="nodes (default: as few as hold them, 8 GPUs each)"
+    )
+    parser.add_argument(
+        "--size",
+        type=common.parse_size,
+        metavar="HxW",
+        help="picture size, height first (default: the preset's)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("exact", "fp8"),
+        help="of the blocks' linear layers (default: both are tried); fp8 is an approximation",
+    )
+    parser.add_argument("--preset", metavar="NAME", help="14b, small, mid or tiny (default: 14b)")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp32"), help="default: bf16, on a CPU fp32, its only choices"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps per chunk (default: 4)"
+    )
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="steps are replayed from CUDA graphs"
+    )
+    split = parser.add_argument_group("split (default: the best)")
+    split.add_argument(
+        "--ulysses", type=int, metavar="U", help="ranks that share the heads of a block of tokens"
+    )
+    split.add_argument("--ring", type=int, metavar="R", help="blocks of tokens")
+    split.add_argument(
+        "--vae-grid", metavar="RxC", help="rows x columns of slices of the picture, a rank each"
+    )
+    parser.add_argument(
+        "--fit",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="reports of 'livetalk profile', 'bench --json' or 'bench comm --json', or folders of "
+        "them, to take in place of published figures",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the scaling over 1 to 16 GPUs, .png or .svg"
+    )
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="hold the model against published figures, each left out of its own fit, and against "
+        "reports of this CPU (--fit; default: the repository's)",
+    )
+    common.add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Forecast, or validate.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: An option or a file is no good.
+    """
+    if args.validate:
+        for name in (*FORECAST_ONLY, "ulysses", "ring", "vae_grid"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: does not go with --validate")
+        from .plan_validate import validate
+
+        return validate(args.fit, as_json=args.json)
+    if args.gpu is None:
+        raise UserError("--gpu: say which, for example --gpu h800 --gpus 8; or --validate")
+    if args.plot is not None:
+        from ..files import check_output
+        from ..plan.plot import SUFFIXES
+
+        check_output(args.plot, SUFFIXES, inputs=args.fit)
+    return _run_cpu(args) if args.gpu.lower() == "cpu" else _run_gpu(args)
+
+
+def _job(args: argparse.Namespace, itemsize: int) -> "Job":
+    from ..config import get_preset
+    from ..plan.forecast import Job
+    from ..sampler import timesteps
+
+    preset = get_preset(args.preset or DEFAULT_PRESETS.get(args.gpu.lower(), "14b"))
+    steps = 4 if args.steps is None else args.steps
+    timesteps(steps, 5.0)  # refuses what the sampler would
+    return Job.of(preset, args.size, steps=steps, itemsize=itemsize, graphs=args.cuda_graphs)
+
+
+def _choice(args: argparse.Namespace, fp8: bool | None) -> "Choice":
+    from livetalk_kernels.runtime.mesh import Grid
+
+    from ..plan.search import Choice
+
+    return Choice(
+        ulysses=args.ulysses,
+        ring=args.ring,
+        grid=Grid.parse(args.vae_grid) if args.vae_grid else None,
+        fp8=fp8,
+    )
+
+
+def _run_gpu(args: argparse.Namespace) -> int:
+    from ..plan.fit import public_shares
+    from ..plan.hardware import get_gpu
+    from ..plan.machine import GpuMachine
+    from ..plan.recorded import gpu_evidence, read_recorded
+    from ..plan.search import default_nodes, search
+
+    gpu = get_gpu(args.gpu)
+    world = 8 if args.gpus is None else args.gpus
+    if not 1 <= world <= 1024:
+        raise UserError(f"--gpus {world}: must be 1 to 1024")
+    if args.dtype == "fp32":
+        raise UserError("--dtype fp32: GPUs are planned in bf16; leave it out")
+    fp8 = {"exact": False, "fp8": True, None: None}[args.precision]
+    if gpu.fp8 is None:
+        if fp8:
+            raise UserError(
+                f"--precision fp8: the {gpu.title} has no FP8 tensor cores; use --precision exact"
+            )
+        fp8 = False
+    nodes = default_nodes(world) if args.nodes is None else args.nodes
+    job, choice = _job(args, itemsize=2), _choice(args, fp8)
+    recorded = read_recorded(args.fit)
+    evidence = gpu_evidence(recorded, gpu, public_shares())
+    machine = GpuMachine(gpu=gpu, shares=evidence.shares, measured=evidence.figures)
+    plans = search(job, machine, world=world, nodes=nodes, choice=choice)
+    title = f"{args.preset or '14b'} at {job.size[0]}x{job.size[1]}, {job.steps} steps"
+    if args.plot is not None:
+        _plot(args, job, machine, choice, f"{title} a chunk, {gpu.title}")
+    if args.json:
+        common.print_json(_as_json(args, job, plans, world, nodes, gpu, machine, evidence))
+        return 0
+    where = f"{world} x {gpu.title}" + (f", {nodes} nodes" if nodes > 1 else "")
+    _print_plans(f"{title}, bf16, {where}", plans)
+    _print_best(plans[0])
+    _print_inputs(gpu, machine, evidence)
+    return 0
+
+
+def _run_cpu(args: argparse.Namespace) -> int:
+    from ..plan.recorded import cpu_reports, fit_cpu, read_recorded
+    from ..plan.search import Choice, search
+
+    if args.gpus not in (None, 1) or args.nodes not in (None, 1):
+        raise UserError("--gpu cpu: one rank only; leave --gpus and --nodes out")
+    for option in ("ulysses", "ring", "vae_grid", "plot", "cuda_graphs"):
+        if getattr(args, option):
+            raise UserError(f"--{option.replace('_', '-')}: does not go with --gpu cpu")
+    if not args.fit:
+        raise UserError("--gpu cpu: needs --fit with reports of 'livetalk profile' on that CPU")
+    itemsize = {"fp32": 4, "bf16": 2, None: 4}[args.dtype]
+    fp8 = args.precision == "fp8"
+    job = _job(args, itemsize)
+    reports = [
+        report
+        for report in cpu_reports(read_recorded(args.fit))
+        if (report.job.itemsize, report.job.fp8) == (itemsize, fp8) and report.job.schedule.once
+    ]
+    if not reports:
+        raise UserError(
+            f"--fit: no report there is of one rank on a CPU in {args.dtype or 'fp32'}, "
+            f"{'fp8' if fp8 else 'exact'}; record one with 'livetalk profile'"
+        )
+    machine = fit_cpu(reports)
+    plans = search(job, machine, world=1, nodes=1, choice=Choice(fp8=fp8))
+    if args.json:
+        value = _settings(args, job, 1, 1) | {
+            "rates": machine.rates.as_dict(),
+            "fitted_to": [str(report.path) for report in reports],
+            "plans": [_plan_as_json(plan) for plan in plans],
+        }
+        common.print_json(value)
+        return 0
+    name = args.preset or DEFAULT_PRESETS["cpu"]
+    title = f"{name} at {job.size[0]}x{job.size[1]}, {job.steps} steps, {args.dtype or 'fp32'}"
+    _print_plans(f"{title}, CPU", plans)
+    _print_best(plans[0])
+    _print_rates(machine, len(reports), reports[0].hardware)
+    return 0
+
+
+def _plot(
+    args: argparse.Namespace,
+    job: "Job",
+    machine: "GpuMachine",
+    choice: "Choice",
+    title: str,
+) -> None:
+    import sys
+    from dataclasses import replace
+
+    from livetalk_kernels.bench.machine import commit
+
+    from ..plan.plot import WORLDS, draw
+    from ..plan.search import Choice, scaling
+
+    if choice != Choice(fp8=choice.fp8):
+        raise UserError("--plot: shows the best split of every number; leave the split out")
+    precisions = [False, True] if choice.fp8 is None else [choice.fp8]
+    curves = {
+        fp8: scaling(job, machine, worlds=WORLDS, choice=replace(choice, fp8=fp8))
+        for fp8 in precisions
+    }
+    target = Path(args.plot)
+    draw(curves, target, title=title, commit=commit())
+    print(f"wrote {target}", file=sys.stderr)
+
+
+# For machines -----------------------------------------------------------------------------
+
+
+def _settings(args: argparse.Namespace, job: "Job", world: int, nodes: int) -> dict[str, Any]:
+    return {
+        "forecast": True,
+        "settings": {
+            "preset": args.preset or DEFAULT_PRESETS.get(args.gpu.lower(), "14b"),
+            "size": list(job.size),
+            "tokens": job.tokens,
+            "steps": job.steps,
+            "dtype": {2: "bfloat16", 4: "float32"}[job.itemsize],
+            "cuda_graphs": job.graphs,
+            "gpu": args.gpu.lower(),
+            "gpus": world,
+            "nodes": nodes,
+        },
+    }
+
+
+def _as_json(
+    args: argparse.Namespace,
+    job: "Job",
+    plans: "list[Plan]",
+    world: int,
+    nodes: int,
+    gpu: "Gpu",
+    machine: "GpuMachine",
+    evidence: "Evidence",
+) -> dict[str, Any]:
+    from ..plan.figures import figures
+    from ..plan.parameters import parameters
+
+    quantities = gpu.quantities() | dict(evidence.figures)
+    parts = parameters(job.dit, job.vae, job.encoder)
+    return _settings(args, job, world, nodes) | {
+        "hardware": {name: vars(quantity) for name, quantity in quantities.items()},
+        "shares": {
+            name: {
+                "value": value,
+                "source": evidence.measured.get(name, f"fitted to {len(figures())} figures"),
+            }
+            for name, value in machine.shares.as_dict().items()
+        },
+        "assumed": vars(machine.costs),
+        "parameters": {name: vars(part) for name, part in parts.items()},
+        "plans": [_plan_as_json(plan) for plan in plans],
+    }
+
+
+def _plan_as_json(plan: "Plan") -> dict[str, Any]:
+    found, layout = plan.forecast, plan.layout
+    name, share = found.bottleneck
+    return {
+        "ulysses": layout.mesh.ulysses,
+        "ring": layout.mesh.ring,
+        "vae_grid": str(layout.grid),
+        "nodes": layout.nodes,
+        "precision": "fp8" if plan.job.fp8 else "exact",
+        "approximate": plan.job.fp8,
+        "chunk": found.chunk,
+        "step": found.step,
+        "fps": found.fps,
+        "realtime_factor": found.real_time,
+        "startup": found.startup,
+        "stages": {stage: dict(parts) for stage, parts in found.stages.items()},
+        "beside": dict(found.beside),
+        "added_by_beside": found.added,
+        "bottleneck": {"part": name, "share": share},
+        "memory": plan.memory.as_json() if plan.memory else None,
+        "capacity": plan.capacity,
+        "fits": plan.fits,
+    }
+
+
+# For people -------------------------------------------------------------------------------
+
+
+def _print_plans(title: str, plans: "list[Plan]") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from .bench_tables import seconds
+
+    out = common.console()
+    out.print("[bold]Forecast, not measured[/]; untested on a GPU.")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("U x R", no_wrap=True)
+    table.add_column("VAE", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
+    for name in ("chunk", "FPS", "start", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("bottleneck")
+    for plan in plans:
+        found, mesh = plan.forecast, plan.layout.mesh
+        part, share = found.bottleneck
+        memory = "-"
+        if plan.memory is not None:
+            memory = common.human_bytes(plan.memory.total)
+        table.add_row(
+            f"{mesh.ulysses} x {mesh.ring}",
+            str(plan.layout.grid),
+            "fp8 *" if plan.job.fp8 else "exact",
+            seconds(found.chunk),
+            f"{found.fps:.1f}",
+            seconds(found.startup),
+            memory if plan.fits else f"[red]{memory} ![/]",
+            f"{part.removeprefix('denoise: ')} {share:.0%}",
+        )
+    out.print(table)
+    notes = [
+        "U x R: ulysses x ring. chunk: 28 new frames, 1.12 s of video at 25 FPS. start: from a "
+        "loaded model and an avatar file to the first frames. memory: of a rank."
+    ]
+    if any(plan.job.fp8 for plan in plans):
+        notes.append("*: an approximation.")
+    capacity = plans[0].capacity
+    if capacity is not None and not all(plan.fits for plan in plans):
+        notes.append(f"!: does not fit {common.human_bytes(round(capacity))}.")
+    if plans[0].memory is None:
+        notes.append("-: memory of this split is not predicted.")
+    out.print(" ".join(notes) + "\n")
+
+
+def _print_best(plan: "Plan") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from .bench_tables import seconds
+
+    found, out = plan.forecast, common.console()
+    table = Table(
+        title="A chunk with the first of them, on the busiest rank",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("stage", no_wrap=True)
+    for name in ("time", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parts")
+    for stage, parts in found.stages.items():
+        whole = sum(parts.values())
+        ordered = sorted(parts.items(), key=lambda entry: -entry[1])
+        shown = [f"{name} {seconds(value)}" for name, value in ordered if value > 0.005 * whole]
+        text = ", ".join(shown) if len(parts) > 1 else ""
+        table.add_row(stage, seconds(whole), f"{whole / found.chunk:.1%}", text)
+    for name, value in found.beside.items():
+        table.add_row(f"({name})", seconds(value), "", "beside the others")
+    if found.added:
+        share = f"{found.added / found.chunk:.1%}"
+        table.add_row("+ beside", seconds(found.added), share, "what does not fit into waits")
+    table.add_section()
+    table.add_row("chunk", seconds(found.chunk), "100.0%", f"a step: {seconds(found.step)}")
+    out.print(table)
+
+
+def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> None:
+    from rich.markup import escape
+
+    from ..plan.figures import figures
+    from ..plan.recorded import kinds
+
+    out = common.console()
+    out.print("What this rests on (--json has every source):")
+    for kind, quantities in kinds(gpu, evidence).items():
+        text = ", ".join(
+            f"{name} {_amount(name, quantity.value)}" for name, quantity in quantities.items()
+        )
+        out.print(f"- {kind}: {escape(text)}")
+    fitted = {
+        name: value
+        for name, value in machine.shares.as_dict().items()
+        if name not in evidence.measured
+    }
+    if fitted:
+        text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
+        out.print(
+            f"- shares of these, fitted to {len(figures())} published figures: {text}; they are "
+            "what other systems reach, with planar convolutions"
+        )
+    for name, where in evidence.measured.items():
+        value = machine.shares.as_dict()[name]
+        out.print(f"- share of {name}, measured: {value:.2f}, from {escape(where)}")
+    costs = machine.costs
+    out.print(
+        f"- assumed: {costs.launch * 1e6:.0f} µs a launch, {costs.latency * 1e6:.0f} µs an "
+        f"exchange ({costs.far * 1e6:.0f} between nodes), loudness {costs.loudness * 1e3:.0f} ms"
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "memory":
+        return f"{value / 1e9:.0f} GB"
+    if name == "sms":
+        return f"{value:.0f}"
+    if name in ("bandwidth", "nvlink", "network"):
+        return f"{value / 1e9:,.0f} GB/s"
+    return f"{value / 1e12:,.0f} TFLOP/s"
+
+
+def _print_rates(machine: "CpuMachine", count: int, hardware: str) -> None:
+    from rich.markup import escape
+
+    rates = machine.rates
+    common.console().print(
+        f"What this rests on: 6 rates fitted to {common.plural(count, 'report')} of "
+        f"{escape(hardware)}: linears {rates.linears / 1e9:.0f}, attention "
+        f"{rates.attention / 1e9:.0f}, convolution {rates.convolution / 1e9:.0f}, audio encoder "
+        f"{rates.audio / 1e9:.0f} GFLOP/s, memory {rates.bandwidth / 1e9:.1f} GB/s, "
+        f"{rates.call * 1e6:.0f} µs a call."
+    )

@@ -1,0 +1,397 @@
+"""What a chunk takes: stages and their parts in seconds, from work, layout and machine.
+
+Stages of the main lane come one after another. What runs on a side stream shares the GPU, so it is
+free only while the main stream waits for messages or for launches; the rest of it is added.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from livetalk_kernels.runtime.sequence_parallel import volume
+from livetalk_kernels.runtime.slices import Slices
+
+from ..config import (
+    CHUNK_FRAMES,
+    LATENT_FRAMES,
+    NEW_FRAMES,
+    AudioEncoderConfig,
+    DiTConfig,
+    Preset,
+    VAEConfig,
+)
+from ..preparation import check_size
+from ..vae import COLORS, SPATIAL
+from ..vae_traffic import Traffic
+from .dit_work import (
+    OUTPUT_PATCH,
+    Schedule,
+    Share,
+    audio_encoder_work,
+    audio_work,
+    avatar_work,
+    condition_work,
+    schedule_work,
+    step_work,
+)
+from .layout import Layout, exchanged, head_groups, ring_seconds, vae_traffic
+from .machine import Machine
+from .vae_work import DECODE, ENCODE, FIRST, WARM, colour_work, vae_stage
+from .work import ALL, ATTENTION, COMMUNICATION, GAPS, LINEARS, Attention, Parts, Work, join, total
+
+DENOISE, AUDIO, AUDIO_KV = "denoise", "audio encoder", "audio K/V"
+COLOUR, TO_HOST = "colour", "to host"
+FPS = 25.0
+REAL_TIME = NEW_FRAMES / FPS  # seconds of video in a chunk
+DECODE_BORDER, ENCODE_BORDER = 2, 1  # latents that a published tile has at each inner side
+FP32 = 4
+
+Seconds = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be made, and by which system.
+
+    Attributes:
+        dit: Transformer.
+        vae: VAE.
+        encoder: Audio encoder.
+        size: Height and width of the picture.
+        steps: Denoising steps of a chunk.
+        itemsize: Bytes of a number of DiT and VAE.
+        fp8: The blocks' linear layers are in FP8.
+        graphs: Steps are replayed from CUDA graphs.
+        schedule: What is done once, and how.
+        latent_frames: Of a chunk.
+    """
+
+    dit: DiTConfig
+    vae: VAEConfig
+    encoder: AudioEncoderConfig
+    size: tuple[int, int]
+    steps: int = 4
+    itemsize: int = 2
+    fp8: bool = False
+    graphs: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
+    latent_frames: int = LATENT_FRAMES
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        check_size(self.size)
+
+    @classmethod
+    def of(cls, preset: Preset, size: tuple[int, int] | None = None, **given: object) -> "Job":
+        """A preset at a size, by default its own."""
+        return cls(
+            dit=preset.dit,
+            vae=preset.vae,
+            encoder=preset.audio,
+            size=size or preset.size,
+            **given,  # type: ignore[arg-type]
+        )
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """Rows and columns of a latent."""
+        return self.size[0] // SPATIAL, self.size[1] // SPATIAL
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Tokens in frames, rows and columns."""
+        _, rows, columns = self.dit.patch_size
+        return self.latent_frames, self.latent[0] // rows, self.latent[1] // columns
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        frames, rows, columns = self.token_grid
+        return frames * rows * columns
+
+    @property
+    def pixels(self) -> int:
+        """Of a frame."""
+        return self.size[0] * self.size[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Times of a chunk that is not the first, in seconds.
+
+    Attributes:
+        stages: Stage -> part -> seconds on the main lane, in the order in which they come.
+        beside: What runs on a side stream -> its seconds.
+        added: How much of that the chunk is longer for it.
+        step: Of one denoising step.
+        startup: From a loaded model and an avatar file to the first new frames.
+    """
+
+    stages: Mapping[str, Seconds]
+    beside: Seconds
+    added: float
+    step: float
+    startup: float
+
+    @property
+    def chunk(self) -> float:
+        """Seconds of a chunk."""
+        return sum(sum(parts.values()) for parts in self.stages.values()) + self.added
+
+    @property
+    def fps(self) -> float:
+        """New frames per second."""
+        return NEW_FRAMES / self.chunk
+
+    @property
+    def real_time(self) -> float:
+        """Seconds of video per second, at 25 frames each."""
+        return REAL_TIME / self.chunk
+
+    def stage(self, name: str) -> float:
+        """Seconds of a stage."""
+        return sum(self.stages.get(name, {}).values())
+
+    @property
+    def bottleneck(self) -> tuple[str, float]:
+        """The part that takes most, and its share of the chunk."""
+        stage, part, seconds = max(
+            (
+                (stage, part, seconds)
+                for stage, parts in self.stages.items()
+                for part, seconds in parts.items()
+            ),
+            key=lambda entry: entry[2],
+        )
+        name = stage if part == ALL else f"{stage}: {part}"
+        return name, seconds / self.chunk
+
+
+def forecast(job: Job, layout: Layout, machine: Machine) -> Forecast:
+    """Predict a chunk on the busiest rank."""
+    step = step_seconds(job, layout, machine)
+    stages: dict[str, Seconds] = {}
+    beside: Seconds = {}
+    audio = {ALL: _audio_encoder(job, machine)}
+    side = machine.lanes and job.schedule.overlap
+    if side:
+        beside[AUDIO] = sum(audio.values())
+    else:
+        stages[AUDIO] = audio
+    if job.schedule.once:
+        stages[AUDIO_KV] = _audio_kv(job, layout, machine)
+    stages[DENOISE] = {part: job.steps * seconds for part, seconds in step.items()}
+    warm = vae_seconds(job, layout, machine, WARM)
+    stages[DECODE] = vae_seconds(job, layout, machine, DECODE)
+    stages.update(_frames(job, layout, machine))
+    stages[ENCODE] = vae_seconds(job, layout, machine, ENCODE)
+    if side and layout.world == 1:
+        beside[WARM] = sum(warm.values())
+    elif warm:
+        stages[WARM] = warm
+    idle = stages[DENOISE][COMMUNICATION] + stages[DENOISE][GAPS]
+    # The host's part of the audio encoder keeps no GPU busy.
+    busy = sum(beside.values()) - (machine.costs.loudness if AUDIO in beside else 0.0)
+    return Forecast(
+        stages=stages,
+        beside=beside,
+        added=max(0.0, busy - idle),
+        step=sum(step.values()),
+        startup=_startup(job, layout, machine, sum(audio.values()), sum(step.values())),
+    )
+
+
+def _timed(job: Job, machine: Machine, parts: Parts) -> Seconds:
+    """Every part, and the gaps that launches leave."""
+    found = {
+        name: machine.seconds(work, job.schedule.attention)
+        for name, work in parts.items()
+        if name != GAPS
+    }
+    glue = parts.get(GAPS, Work())
+    busy = machine.seconds(glue)
+    calls = total(parts.values()).calls
+    found[GAPS] = busy + machine.gaps(calls, busy + sum(found.values()), graphs=job.graphs)
+    return found
+
+
+def _plain(job: Job, machine: Machine, parts: Parts) -> float:
+    return sum(_timed(job, machine, parts).values())
+
+
+def _audio_encoder(job: Job, machine: Machine) -> float:
+    work = audio_encoder_work(job.encoder)[ALL]
+    busy = machine.encoder(work)
+    return machine.costs.loudness + busy + machine.gaps(work.calls, busy)
+
+
+def step_seconds(job: Job, layout: Layout, machine: Machine) -> Seconds:
+    """Parts of one denoising step, of as many forwards as it takes."""
+    config, mesh, schedule = job.dit, layout.mesh, job.schedule
+    share = Share.of(mesh, job.tokens, config.num_heads)
+    parts = step_work(config, job.token_grid, share, schedule, itemsize=job.itemsize, fp8=job.fp8)
+    found = _timed(job, machine, parts)
+    found[COMMUNICATION] = 0.0
+    if mesh.world > 1:
+        found[COMMUNICATION] = _exchanges(job, layout, machine, share, found[ATTENTION])
+    return {part: schedule.forwards * seconds for part, seconds in found.items()}
+
+
+def _exchanges(job: Job, layout: Layout, machine: Machine, share: Share, computed: float) -> float:
+    """What messages around self-attention, packing them, and the last gather add to a step."""
+    config, mesh, schedule = job.dit, layout.mesh, job.schedule
+    layers, width = config.num_layers, config.head_dim
+    sent = volume(
+        mesh,
+        0,
+        tokens=job.tokens,
+        heads=config.num_heads,
+        head_dim=width,
+        itemsize=job.itemsize,
+        layers=1,
+        outputs=OUTPUT_PATCH * config.out_dim,
+    )
+    attend = computed / layers
+    row = width * job.itemsize
+    if mesh.ring > 1:
+        pass_on = machine.transfer(sent["ring"] / (mesh.ring - 1), 1, layout.far_ring)
+        inside = ring_seconds(attend / mesh.ring, pass_on, mesh.ring)
+        merged = (mesh.ring - 1) * share.block * share.heads * width * (job.itemsize + 8)
+        inside += machine.seconds(Work(bytes=float(merged)))
+    else:
+        inside = attend
+    elapsed = inside
+    if mesh.ulysses > 1:
+        groups = [share.heads]
+        if machine.lanes and schedule.overlap:
+            groups = head_groups(mesh, config.num_heads, share.heads)
+        to = 3 * share.tokens * (config.num_heads - share.heads) * row
+        back = sent["all_to_all"] - to
+        far = layout.far_heads
+        shares = [heads / share.heads for heads in groups]
+        send = [machine.transfer(to * part, 1, far) for part in shares]
+        give = [machine.transfer(back * part, 1, far) for part in shares]
+        attends = (
+            [inside]
+            if len(groups) == 1
+            else [
+                machine.seconds(
+                    Work(
+                        attentions=(
+                            Attention(
+                                queries=share.block,
+                                keys=share.total,
+                                heads=heads,
+                                width=width,
+                                itemsize=job.itemsize,
+                            ),
+                        )
+                    ),
+                    schedule.attention,
+                )
+                for heads in groups
+            ]
+        )
+        elapsed = exchanged(send, attends, give)
+    passes = 10 if schedule.overlap else 16  # v made contiguous, pieces put in place, joined
+    packed = machine.seconds(Work(bytes=float(passes * share.tokens * config.dim * job.itemsize)))
+    last = machine.transfer(sent["gather"], 1, layout.far_all)
+    return layers * (elapsed - attend + packed) + last
+
+
+def vae_slice(job: Job, layout: Layout, border: int) -> tuple[int, int]:
+    """Rows and columns of the latent that the busiest rank works on."""
+    sizes = []
+    for length, count in zip(job.latent, (layout.grid.rows, layout.grid.columns), strict=True):
+        extra = 2 * border if job.schedule.tiles and count > 1 else 0
+        sizes.append(min(length, -(-length // count) + extra))
+    return sizes[0], sizes[1]
+
+
+def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Seconds:
+    """Parts of a stage of the VAE; none where the schedule has no such stage."""
+    schedule = job.schedule
+    rows, columns = vae_slice(job, layout, ENCODE_BORDER if name == ENCODE else DECODE_BORDER)
+    keys = rows * columns if schedule.tiles else job.latent[0] * job.latent[1]
+    stage = vae_stage(job.vae, name, reuse=schedule.once)
+    parts = stage.work(rows, columns, keys=keys, itemsize=job.itemsize)
+    if not parts:
+        return {}
+    found = _timed(job, machine, parts)
+    if layout.world == 1:
+        return found
+    if schedule.tiles:
+        frames = CHUNK_FRAMES * SPATIAL**2 * COLORS if name == DECODE else 2 * job.vae.z_dim
+        size = (layout.world - 1) * rows * columns * frames * job.itemsize
+        found[COMMUNICATION] = machine.transfer(size, 1, layout.far_all)
+        return found
+    traffic = vae_traffic(job.vae, layout.grid, job.latent, job.itemsize)
+    sent: Traffic = {DECODE: traffic.decode, WARM: traffic.warm, ENCODE: traffic.encode}[name]
+    slices = Slices(grid=layout.grid, size=job.latent)
+    found[COMMUNICATION] = machine.transfer(
+        sent.halo, stage.calls["convolutions"], layout.far_halo(slices)
+    ) + machine.transfer(sent.gather, stage.frames, layout.far_all)
+    return found
+
+
+def _audio_kv(job: Job, layout: Layout, machine: Machine) -> Seconds:
+    config, (frames, rows, columns) = job.dit, job.token_grid
+    tokens = Share.of(layout.mesh, job.tokens, config.num_heads).tokens
+    heard = frames if layout.world == 1 else min(frames, tokens // (rows * columns) + 2)
+    seconds = _plain(job, machine, {ALL: audio_work(config, frames=heard, itemsize=job.itemsize)})
+    windows = FP32 * CHUNK_FRAMES * config.audio_window * config.audio_features
+    if layout.world > 1:
+        seconds += machine.transfer((layout.world - 1) * windows, 1, layout.far_all)
+    return {ALL: seconds}
+
+
+def _frames(job: Job, layout: Layout, machine: Machine) -> dict[str, Seconds]:
+    """``colour`` and ``to host``: of a slice, or published, of the whole picture on every rank."""
+    whole = job.schedule.tiles
+    pixels = job.pixels if whole else -(-job.pixels // layout.world)
+    extra = CHUNK_FRAMES / NEW_FRAMES if whole else 1  # the motion frames are not yet cut off
+    found = {}
+    for name, parts in colour_work(pixels, itemsize=job.itemsize).items():
+        work = replace(parts[ALL], bytes=parts[ALL].bytes * extra)
+        found[name] = {ALL: _plain(job, machine, {ALL: work})}
+    frames = COLORS * NEW_FRAMES * job.pixels  # as bytes
+    if job.schedule.pageable:
+        found[TO_HOST][ALL] += frames * FP32 / machine.costs.pageable
+    elif layout.world > 1:  # rank 0 collects; its copy to the host runs beside
+        collected = frames * (layout.world - 1) / layout.world
+        found[TO_HOST][COMMUNICATION] = machine.transfer(collected, 7, layout.far_all)
+    return found
+
+
+def _startup(job: Job, layout: Layout, machine: Machine, audio: float, step: float) -> float:
+    """A session is prepared, the first chunk denoised, and its first latent decoded."""
+    share = Share.of(layout.mesh, job.tokens, job.dit.num_heads)
+    prepare = join(
+        {LINEARS: avatar_work(job.dit, itemsize=job.itemsize)},
+        {LINEARS: condition_work(job.dit, share.tokens, itemsize=job.itemsize)},
+        {LINEARS: schedule_work(job.dit).times(job.steps)},
+    )
+    first = sum(vae_seconds_first(job, layout, machine).values())
+    if job.schedule.once:
+        first += sum(_audio_kv(job, layout, machine).values()) + _plain(job, machine, prepare)
+    latents = job.latent_frames - 2
+    frames = sum(sum(parts.values()) for parts in _frames(job, layout, machine).values())
+    frames /= latents if job.schedule.once else 1
+    return audio + job.steps * step + first + frames
+
+
+def vae_seconds_first(job: Job, layout: Layout, machine: Machine) -> Seconds:
+    """Decoding until the first new frames are there; published, that is of the whole chunk."""
+    if not job.schedule.once:
+        return vae_seconds(job, layout, machine, DECODE)
+    rows, columns = vae_slice(job, layout, 0)
+    keys = job.latent[0] * job.latent[1]
+    parts, warm = (
+        vae_stage(job.vae, name, reuse=True).work(rows, columns, keys=keys, itemsize=job.itemsize)
+        for name in (FIRST, WARM)
+    )
+    found = _timed(job, machine, parts)
+    found[WARM] = _plain(job, machine, warm) / 2  # the portrait's latent, one of two
+    if layout.world > 1:
+        share = vae_seconds(job, layout, machine, DECODE)[COMMUNICATION] / (LATENT_FRAMES - 2)
+        found[COMMUNICATION] = 3 * share
+    return found

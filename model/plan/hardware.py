@@ -1,0 +1,221 @@
+"""What GPUs can do at most, with the source of every figure.
+
+Peaks are dense, without structured sparsity, of the SXM or HGX form; bandwidths are per second, and
+those of links in one direction. What a data sheet states is kept apart from what others measured
+(the rates that large products and attention really reach) and from what is assumed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+
+from livetalk_kernels.errors import UserError
+
+SHEET, ELSEWHERE, HERE, ASSUMED = "data sheet", "measured elsewhere", "measured here", "assumed"
+FA2, FA3, BEST = "fa2", "fa3", "best"  # kernels of attention
+ATTENTION_RATE = "attention "  # before a kernel's name, in the names of figures
+
+_T, _G = 1e12, 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A figure and where it comes from.
+
+    Attributes:
+        value: In SI units: bytes, bytes per second, FLOP/s, a count.
+        source: Title of the document, or what was done to measure it.
+        kind: ``data sheet``, ``measured elsewhere``, ``measured here`` or ``assumed``.
+    """
+
+    value: float
+    source: str
+    kind: str = SHEET
+
+    def __post_init__(self) -> None:
+        """A figure without a source is none."""
+        assert self.value > 0 and self.source
+        assert self.kind in {SHEET, ELSEWHERE, HERE, ASSUMED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One type of GPU.
+
+    Attributes:
+        name: What ``--gpu`` takes.
+        title: Its name for people.
+        memory: Bytes.
+        bandwidth: Of the memory.
+        sms: Multiprocessors.
+        bf16: Dense peak of the tensor cores.
+        fp8: The same in FP8; None where they know none.
+        fp64: Peak outside the tensor cores, which the published rotation in complex128 needs.
+        nvlink: To the other GPUs of a node, one way.
+        network: To other nodes, one way and per GPU.
+        matmul: What large products in bf16 reach.
+        matmul_fp8: The same in FP8.
+        attention: Kernel -> what attention to many keys, 128 channels a head, reaches in 16 bits.
+    """
+
+    name: str
+    title: str
+    memory: Quantity
+    bandwidth: Quantity
+    sms: Quantity
+    bf16: Quantity
+    fp8: Quantity | None
+    fp64: Quantity
+    nvlink: Quantity
+    network: Quantity
+    matmul: Quantity
+    matmul_fp8: Quantity | None
+    attention: Mapping[str, Quantity] = field(default_factory=dict)
+
+    def quantities(self) -> dict[str, Quantity]:
+        """All figures by name."""
+        found: dict[str, Quantity] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Quantity):
+                found[entry.name] = value
+        return found | {ATTENTION_RATE + name: value for name, value in self.attention.items()}
+
+
+_MAMF = (
+    "maximum achievable matmul FLOPS, table in S. Bekman, Machine Learning Engineering Open Book"
+)
+_FA2 = "Dao, FlashAttention-2 (arXiv 2307.08691): up to 73 % of an A100's peak"
+_FA2_HOPPER = "Shah et al., FlashAttention-3 (arXiv 2407.08608): FlashAttention-2 reaches 35 %"
+_DESIGN = "this project's design notes: a Hopper ceiling, measured on an H200"
+_FA_H20 = "flash-attention issue 1310: H20, fp16, head 128, 2,048 keys, not causal"
+_HOPPER = "NVIDIA H100 Tensor Core GPU data sheet, SXM"
+_DGX_H = "NVIDIA DGX H100 data sheet: eight ConnectX-7 of 400 Gb/s for eight GPUs"
+_H800 = "NVIDIA H800 data sheet, as reviews quote it: an H100 with 400 GB/s NVLink, 1 TFLOP/s FP64"
+_H20 = "NVIDIA H20 data sheet, as reviews quote it"
+_B200 = "NVIDIA Blackwell architecture brief, HGX B200"
+
+
+def _hopper(name: str, title: str, **given: Quantity) -> Gpu:
+    """A GH100 with all that its variants share."""
+    attention = {
+        FA2: Quantity(value=0.35 * 989 * _T, source=_FA2_HOPPER, kind=ELSEWHERE),
+        FA3: Quantity(value=650 * _T, source=_DESIGN, kind=ELSEWHERE),
+        BEST: Quantity(value=650 * _T, source=_DESIGN, kind=ELSEWHERE),
+    }
+    usual: dict[str, Quantity] = {
+        "memory": Quantity(value=80 * _G, source=_HOPPER),
+        "bandwidth": Quantity(value=3.35 * _T, source=_HOPPER),
+        "sms": Quantity(value=132, source=_HOPPER),
+        "bf16": Quantity(value=989 * _T, source=f"{_HOPPER} (1,979 with sparsity)"),
+        "fp8": Quantity(value=1979 * _T, source=f"{_HOPPER} (3,958 with sparsity)"),
+        "fp64": Quantity(value=34 * _T, source=_HOPPER),
+        "nvlink": Quantity(value=450 * _G, source=f"{_HOPPER}: 900 GB/s both ways"),
+        "network": Quantity(value=50 * _G, source=_DGX_H),
+        "matmul": Quantity(value=790 * _T, source=_DESIGN, kind=ELSEWHERE),
+        "matmul_fp8": Quantity(value=1500 * _T, source=_DESIGN, kind=ELSEWHERE),
+    }
+    return Gpu(name=name, title=title, attention=attention, **(usual | given))
+
+
+_A100 = "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM"
+_UNBOUND = "93 % of the peak: its clock is not bound by power"
+
+_TABLE = (
+    Gpu(
+        name="a100",
+        title="A100 SXM 80 GB",
+        memory=Quantity(value=80 * _G, source=_A100),
+        bandwidth=Quantity(value=2.039 * _T, source=_A100),
+        sms=Quantity(value=108, source="NVIDIA A100 Tensor Core GPU Architecture, white paper"),
+        bf16=Quantity(value=312 * _T, source=_A100),
+        fp8=None,
+        fp64=Quantity(value=9.7 * _T, source=_A100),
+        nvlink=Quantity(value=300 * _G, source=f"{_A100}: 600 GB/s both ways"),
+        network=Quantity(
+            value=25 * _G, source="NVIDIA DGX A100 data sheet: eight ConnectX-6 of 200 Gb/s"
+        ),
+        matmul=Quantity(value=267.9 * _T, source=_MAMF, kind=ELSEWHERE),
+        matmul_fp8=None,
+        attention={
+            FA2: Quantity(value=0.73 * 312 * _T, source=_FA2, kind=ELSEWHERE),
+            BEST: Quantity(value=0.73 * 312 * _T, source=_FA2, kind=ELSEWHERE),
+        },
+    ),
+    _hopper("h100", "H100 SXM 80 GB"),
+    _hopper(
+        "h800",
+        "H800 SXM 80 GB",
+        fp64=Quantity(value=1 * _T, source=_H800),
+        nvlink=Quantity(value=200 * _G, source=f"{_H800}, both ways together"),
+    ),
+    Gpu(
+        name="h20",
+        title="H20 SXM 96 GB",
+        memory=Quantity(value=96 * _G, source=_H20),
+        bandwidth=Quantity(value=4.0 * _T, source=_H20),
+        sms=Quantity(value=78, source=_H20),
+        bf16=Quantity(value=148 * _T, source=_H20),
+        fp8=Quantity(value=296 * _T, source=_H20),
+        fp64=Quantity(value=1 * _T, source=_H20),
+        nvlink=Quantity(value=450 * _G, source=f"{_H20}: 900 GB/s both ways"),
+        network=Quantity(value=50 * _G, source="as an H100's node", kind=ASSUMED),
+        matmul=Quantity(value=0.93 * 148 * _T, source=_UNBOUND, kind=ASSUMED),
+        matmul_fp8=Quantity(value=0.93 * 296 * _T, source=_UNBOUND, kind=ASSUMED),
+        attention={
+            FA2: Quantity(value=83.7 * _T, source=_FA_H20, kind=ELSEWHERE),
+            FA3: Quantity(value=126.2 * _T, source=_FA_H20, kind=ELSEWHERE),
+            BEST: Quantity(value=129.1 * _T, source=f"{_FA_H20}, cuDNN", kind=ELSEWHERE),
+        },
+    ),
+    _hopper(
+        "h200",
+        "H200 SXM 141 GB",
+        memory=Quantity(value=141 * _G, source="NVIDIA H200 Tensor Core GPU data sheet, SXM"),
+        bandwidth=Quantity(value=4.8 * _T, source="NVIDIA H200 Tensor Core GPU data sheet, SXM"),
+    ),
+    Gpu(
+        name="b200",
+        title="B200 HGX 180 GB",
+        memory=Quantity(value=180 * _G, source="NVIDIA DGX B200 data sheet: 1,440 GB for eight"),
+        bandwidth=Quantity(value=8.0 * _T, source="NVIDIA DGX B200 data sheet: 64 TB/s for eight"),
+        sms=Quantity(value=148, source="device query of a B200, as public benchmarks print it"),
+        bf16=Quantity(value=2250 * _T, source=_B200),
+        fp8=Quantity(value=4500 * _T, source=_B200),
+        fp64=Quantity(value=40 * _T, source=_B200),
+        nvlink=Quantity(value=900 * _G, source=f"{_B200}: 1.8 TB/s both ways"),
+        network=Quantity(
+            value=50 * _G, source="NVIDIA DGX B200 data sheet: eight ConnectX-7 of 400 Gb/s"
+        ),
+        matmul=Quantity(value=1745 * _T, source=_MAMF, kind=ELSEWHERE),
+        matmul_fp8=Quantity(value=3432.5 * _T, source=_MAMF, kind=ELSEWHERE),
+        attention={
+            BEST: Quantity(
+                value=1428 * _T,
+                source="flash-attention pull request 2605: cuDNN, head 128, 1,024 keys",
+                kind=ELSEWHERE,
+            )
+        },
+    ),
+)
+
+GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.name: gpu for gpu in _TABLE})
+CPU = "cpu"
+
+
+def get_gpu(name: str) -> Gpu:
+    """GPU of that name.
+
+    Raises:
+        UserError: It is not in the table; the message lists those that are.
+    """
+    key = name.lower()
+    if key not in GPUS:
+        raise UserError(f"--gpu {name}: unknown; choose one of {', '.join([*GPUS, CPU])}")
+    return GPUS[key]
+
+
+def find_gpu(title: str) -> Gpu | None:
+    """The GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for."""
+    words = title.lower().replace("-", " ").split()
+    return next((gpu for gpu in _TABLE if gpu.name in words), None)

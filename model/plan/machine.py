@@ -1,0 +1,242 @@
+"""From amounts of work to seconds: one rule for GPUs, one for a CPU.
+
+A GPU's rates are its hardware's (`hardware.Gpu`) times a few shares, `Shares`, which are fitted.
+Everything else that lowers them is arithmetic: tiles of products and of attention that do not fill
+the multiprocessors, operands that are read once, launches that are slower than what they launch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol
+
+from .hardware import ATTENTION_RATE, BEST, Gpu, Quantity
+from .work import Attention, Product, Work
+
+TILES = ((128, 128), (128, 256), (256, 128))  # rows x columns of a product that a block computes
+QUERY_TILE = 128
+FP32_RATE = 1 / 16  # of the bf16 peak; A100 19.5 of 312 TFLOP/s, H100 67 of 989
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What a system reaches of what the hardware does; these are fitted.
+
+    Attributes:
+        matmul: Of the rate of large products, once tiles are accounted for.
+        attention: Of its kernel's rate, likewise.
+        convolution: Of the rate of large products.
+        memory: Of the memory's bandwidth, in norms and copies.
+        link: Of a link's bandwidth, in collectives.
+    """
+
+    matmul: float
+    attention: float
+    convolution: float
+    memory: float
+    link: float
+
+    def as_dict(self) -> dict[str, float]:
+        """By name."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What is assumed of every GPU; not fitted.
+
+    Attributes:
+        launch: Seconds of the CPU per launch, through PyTorch.
+        replay: The same from a CUDA graph.
+        latency: Seconds that an exchange within a node takes without its bytes.
+        far: The same between nodes.
+        pageable: Bytes per second from the GPU to memory that is not pinned.
+        loudness: Seconds that the loudness of 8 s of sound takes on the host.
+    """
+
+    launch: float = 6e-6
+    replay: float = 1e-6
+    latency: float = 20e-6
+    far: float = 40e-6
+    pageable: float = 5e9
+    loudness: float = 0.008
+
+
+class Machine(Protocol):
+    """What the forecast asks."""
+
+    @property
+    def costs(self) -> Costs:
+        """Assumed costs."""
+        ...
+
+    @property
+    def lanes(self) -> bool:
+        """Whether work beside the main lane is possible."""
+        ...
+
+    def seconds(self, work: Work, kernel: str = BEST) -> float:
+        """Time of the kernels, without their launches."""
+        ...
+
+    def encoder(self, work: Work) -> float:
+        """Time of the audio encoder's kernels."""
+        ...
+
+    def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
+        """Time that launches add to ``busy`` seconds of kernels."""
+        ...
+
+    def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
+        """Time of exchanges.
+
+        Args:
+            size: Bytes that one rank sends in all.
+            messages: Exchanges.
+            far: Share of the bytes that goes to other nodes.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMachine:
+    """A GPU and the shares that are reached of it.
+
+    Attributes:
+        gpu: Hardware.
+        shares: Fitted.
+        costs: Assumed.
+        measured: Figures of ``gpu`` that were measured here instead, by their names.
+    """
+
+    gpu: Gpu
+    shares: Shares
+    costs: Costs = field(default_factory=Costs)
+    measured: Mapping[str, Quantity] = field(default_factory=dict)
+    lanes: bool = True
+
+    def quantity(self, name: str) -> Quantity | None:
+        """A figure of the hardware, or what was measured in its place."""
+        kernel = name.removeprefix(ATTENTION_RATE)
+        if name in self.measured:
+            return self.measured[name]
+        if kernel != name:
+            return self.gpu.attention.get(kernel)
+        found: Quantity | None = getattr(self.gpu, name)
+        return found
+
+    def _value(self, name: str) -> float:
+        found = self.quantity(name)
+        assert found is not None, name
+        return found.value
+
+    def seconds(self, work: Work, kernel: str = BEST) -> float:
+        """See `Machine`."""
+        bandwidth = self._value("bandwidth") * self.shares.memory
+        time = work.bytes / bandwidth + work.fp64 / self._value("fp64")
+        time += sum(self._product(product, bandwidth) for product in work.products)
+        time += sum(self._attention(part, kernel, bandwidth) for part in work.attentions)
+        convolution = self._value("matmul") * self.shares.convolution
+        return time + max(work.conv_flops / convolution, work.conv_bytes / bandwidth)
+
+    def _product(self, product: Product, bandwidth: float) -> float:
+        if product.itemsize == 4:
+            rate = self._value("bf16") * FP32_RATE
+        else:
+            rate = self._value("matmul_fp8" if product.fp8 else "matmul")
+            rate *= self.shares.matmul * product_share(product, round(self._value("sms")))
+        return max(product.flops / rate, product.bytes / bandwidth)
+
+    def _attention(self, part: Attention, kernel: str, bandwidth: float) -> float:
+        rate = self._value(ATTENTION_RATE + kernel) * self.shares.attention
+        rate *= attention_share(part, round(self._value("sms")))
+        return max(part.flops / rate, part.bytes / bandwidth)
+
+    def encoder(self, work: Work) -> float:
+        """See `Machine`; it is work like any other."""
+        return self.seconds(work)
+
+    def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
+        """Launches run ahead of the kernels, so they cost only where they are the slower ones."""
+        return max(0.0, calls * (self.costs.replay if graphs else self.costs.launch) - busy)
+
+    def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
+        """Links within a node and between nodes work at the same time."""
+        near_rate = self._value("nvlink") * self.shares.link
+        far_rate = self._value("network") * self.shares.link
+        latency = self.costs.far if far else self.costs.latency
+        return max(size * (1 - far) / near_rate, size * far / far_rate) + messages * latency
+
+    def with_shares(self, shares: Shares) -> "GpuMachine":
+        """The same hardware with other shares."""
+        return replace(self, shares=shares)
+
+
+def product_share(product: Product, sms: int) -> float:
+    """Share of the multiprocessors' time that a product's tiles use; the best tile is taken."""
+    best = 0.0
+    for rows, columns in TILES:
+        tiles = math.ceil(product.rows / rows) * math.ceil(product.columns / columns)
+        slots = math.ceil(tiles / sms) * sms * rows * columns
+        best = max(best, product.rows * product.columns / slots)
+    return best
+
+
+def attention_share(part: Attention, sms: int) -> float:
+    """The same for attention, which a block computes for a tile of one head's queries."""
+    tiles = math.ceil(part.queries / QUERY_TILE) * part.heads
+    slots = math.ceil(tiles / sms) * sms * QUERY_TILE
+    return part.queries * part.heads / slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuRates:
+    """What a CPU does; all of it is fitted from recorded reports.
+
+    Attributes:
+        linears: FLOP/s of linear layers.
+        attention: FLOP/s of attention.
+        convolution: FLOP/s of the VAE's convolutions.
+        bandwidth: Bytes per second in norms, copies and colour.
+        call: Seconds of a call of an op, beside its work.
+        audio: FLOP/s of the audio encoder.
+    """
+
+    linears: float
+    attention: float
+    convolution: float
+    bandwidth: float
+    call: float
+    audio: float
+
+    def as_dict(self) -> dict[str, float]:
+        """By name."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuMachine:
+    """A CPU whose rates were fitted; it has one lane and one rank."""
+
+    rates: CpuRates
+    costs: Costs = field(default_factory=lambda: Costs(loudness=0.0))
+    lanes: bool = False
+
+    def seconds(self, work: Work, kernel: str = BEST) -> float:
+        """See `Machine`; nothing overlaps."""
+        rates = self.rates
+        time = sum(product.flops for product in work.products) / rates.linears
+        time += sum(part.flops for part in work.attentions) / rates.attention
+        return time + work.conv_flops / rates.convolution + work.bytes / rates.bandwidth
+
+    def encoder(self, work: Work) -> float:
+        """See `Machine`; another library runs it, at a rate of its own."""
+        return work.flops / self.rates.audio
+
+    def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
+        """Every call costs."""
+        return calls * self.rates.call
+
+    def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
+        """There is nobody to talk to."""
+        return 0.0

@@ -1,0 +1,106 @@
+"""The picture of ``livetalk plan --plot``: frames per second and time of a chunk over GPUs."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from types import MappingProxyType
+
+from ..files import new_file
+from .forecast import AUDIO, AUDIO_KV, COLOUR, DENOISE, FPS, REAL_TIME, TO_HOST
+from .search import Plan
+from .vae_work import DECODE, ENCODE, WARM
+from .work import COMMUNICATION
+
+SUFFIXES = (".png", ".svg")
+WORLDS = (*range(1, 9), 10, 12, 14, 16)  # above 8 GPUs, two nodes with half of them each
+
+_REST = "the rest"
+_COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "denoise, computing": "#4E79A7",
+        "denoise, communication": "#3d405b",
+        DECODE: "#F28E2B",
+        WARM: "#FFBE7D",
+        ENCODE: "#59A14F",
+        _REST: "#9aa5b1",
+    }
+)
+_LINES = (("exact", "#4E79A7", "o"), ("FP8 linears (approximate)", "#c8553d", "s"))
+
+Curves = Mapping[bool, Sequence[Plan | None]]
+"""FP8 or not -> the best plan for each of `WORLDS`."""
+
+
+def draw(curves: Curves, target: Path, *, title: str, commit: str) -> None:
+    """Draw the scaling over 1 to 16 GPUs.
+
+    Args:
+        curves: Forecasts; the first one's stages are shown.
+        target: File to write, .png or .svg.
+        title: Model, size and hardware.
+        commit: Of the code that made the forecast.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for fp8, plans in curves.items():
+        name, colour, marker = _LINES[fp8]
+        points = [(plan.layout.world, plan.forecast.fps) for plan in plans if plan]
+        left.plot(*zip(*points, strict=True), marker=marker, color=colour, label=name)
+    left.axhline(FPS, color="black", linestyle="--", linewidth=1)
+    left.annotate(
+        "real time: 25 FPS", (16.4, FPS), ha="right", va="bottom", fontsize=8, xytext=(0, 2),
+        textcoords="offset points",
+    )  # fmt: skip
+    left.set_ylabel("new frames per second")
+    left.set_ylim(bottom=0)
+    left.set_title("Throughput", fontsize=10)
+    left.legend(fontsize=8, loc="upper left")
+    shown, plans = next(iter(curves.items()))
+    bottoms = [0.0] * len(plans)
+    for name, colour in _COLOURS.items():
+        values = [_pieces(plan).get(name, 0.0) if plan else 0.0 for plan in plans]
+        if any(values):
+            right.bar(WORLDS, values, bottom=bottoms, color=colour, label=name, width=0.75)
+        bottoms = [a + b for a, b in zip(bottoms, values, strict=True)]
+    for world, plan, height in zip(WORLDS, plans, bottoms, strict=True):
+        text = "does not\nfit" if plan is None else f"{height:.2f}"
+        right.annotate(
+            text, (world, height), ha="center", va="bottom", fontsize=7, xytext=(0, 2),
+            textcoords="offset points",
+        )  # fmt: skip
+    right.axhline(REAL_TIME, color="black", linestyle="--", linewidth=1)
+    right.annotate(
+        f"real time: {REAL_TIME:.2f} s", (16.4, REAL_TIME), ha="right", va="bottom", fontsize=8,
+        xytext=(0, 2), textcoords="offset points",
+    )  # fmt: skip
+    right.set_ylabel("seconds of a chunk (28 new frames)")
+    right.set_title(f"Stages of a chunk, {_LINES[shown][0]}", fontsize=10)
+    right.legend(fontsize=8, loc="upper right")
+    for axes in (left, right):
+        axes.set_xticks(WORLDS)
+        axes.set_xlim(0.2, 16.8)
+        axes.set_xlabel("GPUs (above 8: two nodes)")
+        axes.grid(visible=True, axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle(f"Forecast, not measured: {title}\ncommit {commit or 'unknown'}", fontsize=10)
+    picture = BytesIO()
+    figure.savefig(picture, format=target.suffix.lstrip(".").lower(), dpi=130)
+    with new_file(target) as file:
+        file.write(picture.getvalue())
+
+
+def _pieces(plan: Plan) -> dict[str, float]:
+    """Seconds of a chunk, as they are stacked."""
+    found = plan.forecast
+    sent = found.stages[DENOISE][COMMUNICATION]
+    rest = sum(found.stage(name) for name in (AUDIO, AUDIO_KV, COLOUR, TO_HOST)) + found.added
+    return {
+        "denoise, computing": found.stage(DENOISE) - sent,
+        "denoise, communication": sent,
+        DECODE: found.stage(DECODE),
+        WARM: found.stage(WARM),
+        ENCODE: found.stage(ENCODE),
+        _REST: rest,
+    }

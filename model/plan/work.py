@@ -1,0 +1,154 @@
+"""Amounts of work, without a machine: products, attention, convolutions, bytes, calls, messages.
+
+A stage is a mapping from its parts to the work in them. Names of stages and parts are those of a
+``livetalk profile`` report.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+LINEARS, ATTENTION, CROSS, NORMS = "linears", "attention", "cross", "norms"
+ACTIVATIONS, CONVOLUTIONS, GAPS, ALL = "activations", "convolutions", "gaps", "all"
+COMMUNICATION = "communication"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Matrix products of one shape.
+
+    Attributes:
+        rows: Rows of the left operand.
+        columns: Columns of the result.
+        depth: What is summed over.
+        count: How many.
+        itemsize: Bytes of an element of the operands.
+        fp8: Operands are FP8.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    count: int = 1
+    itemsize: int = 2
+    fp8: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Of all of them; a multiply-add is two."""
+        return 2.0 * self.rows * self.columns * self.depth * self.count
+
+    @property
+    def bytes(self) -> float:
+        """Both operands and the result, once each, of all of them."""
+        operands = (self.rows + self.columns) * self.depth * (1 if self.fp8 else self.itemsize)
+        return float(self.count * (operands + self.rows * self.columns * self.itemsize))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Attentions of one shape.
+
+    Attributes:
+        queries: Rows of each head.
+        keys: Keys of each head.
+        heads: Heads.
+        width: Channels of a head.
+        count: How many.
+        itemsize: Bytes of an element.
+    """
+
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    count: int = 1
+    itemsize: int = 2
+
+    @property
+    def flops(self) -> float:
+        """Both products, of all of them."""
+        return 4.0 * self.queries * self.keys * self.heads * self.width * self.count
+
+    @property
+    def bytes(self) -> float:
+        """Q, k, v and the result, once each, of all of them."""
+        rows = 2 * (self.queries + self.keys)
+        return float(rows * self.heads * self.width * self.itemsize * self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Work of one part of a stage.
+
+    Attributes:
+        products: Matrix products.
+        attentions: Attentions.
+        conv_flops: FLOPs of convolutions.
+        conv_bytes: What they read and write.
+        bytes: What is read and written by everything else.
+        fp64: Operations in double precision.
+        calls: Launches of kernels.
+    """
+
+    products: tuple[Product, ...] = ()
+    attentions: tuple[Attention, ...] = ()
+    conv_flops: float = 0.0
+    conv_bytes: float = 0.0
+    bytes: float = 0.0
+    fp64: float = 0.0
+    calls: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Of products, attention and convolutions."""
+        products = sum(product.flops for product in self.products)
+        return products + sum(part.flops for part in self.attentions) + self.conv_flops
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both."""
+        return Work(
+            products=self.products + other.products,
+            attentions=self.attentions + other.attentions,
+            conv_flops=self.conv_flops + other.conv_flops,
+            conv_bytes=self.conv_bytes + other.conv_bytes,
+            bytes=self.bytes + other.bytes,
+            fp64=self.fp64 + other.fp64,
+            calls=self.calls + other.calls,
+        )
+
+    def times(self, count: int) -> "Work":
+        """So many times the same."""
+        return Work(
+            products=tuple(replace(part, count=part.count * count) for part in self.products),
+            attentions=tuple(replace(part, count=part.count * count) for part in self.attentions),
+            conv_flops=self.conv_flops * count,
+            conv_bytes=self.conv_bytes * count,
+            bytes=self.bytes * count,
+            fp64=self.fp64 * count,
+            calls=self.calls * count,
+        )
+
+
+Parts = Mapping[str, Work]
+
+
+def total(parts: Iterable[Work]) -> Work:
+    """All of it."""
+    result = Work()
+    for part in parts:
+        result += part
+    return result
+
+
+def join(*stages: Parts) -> dict[str, Work]:
+    """Stages done one after another, part by part."""
+    found: dict[str, Work] = {}
+    for stage in stages:
+        for name, work in stage.items():
+            found[name] = found.get(name, Work()) + work
+    return found
+
+
+def repeated(parts: Parts, count: int) -> dict[str, Work]:
+    """A stage, so many times."""
+    return {name: work.times(count) for name, work in parts.items()}
