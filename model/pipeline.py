@@ -78,6 +78,19 @@ class Pipeline:
         self.calls = StreamCalls.of(dit, self.vae, cuda_graphs=self.graphed, compiled=compiled)
         self.load_times = load_times
 
+    @property
+    def approximate(self) -> list[str]:
+        """What of a run is not exact, besides `DiT.fp8`."""
+        found = {
+            f"{op}={choice.name}"
+            for ops in self.ops.values()
+            for op, choice in ops.choices.items()
+            if choice.approximate
+        }
+        if self.dit.parallel.approximate:
+            found.add("FP8 exchange")
+        return sorted(found)
+
     def prepare(
         self,
         portrait: str | Path | Image.Image,

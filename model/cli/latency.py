@@ -44,7 +44,7 @@ def latency_report(
             "device": str(pipeline.device),
             "dtype": dtype_name(pipeline.dtype),
             "precision": "fp8" if pipeline.dit.fp8 else "exact",
-            "approximate": _approximate(pipeline),
+            "approximate": pipeline.approximate,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "random_weights": pipeline.random,
@@ -77,19 +77,6 @@ def latency_report(
         "underrun": stats.underrun,
         "peak_memory": {"host": _peak_host_bytes(), "gpu": peak_gpu},
     }
-
-
-def _approximate(pipeline: Pipeline) -> list[str]:
-    """What of the run is not exact."""
-    found = {
-        f"{op}={choice.name}"
-        for ops in pipeline.ops.values()
-        for op, choice in ops.choices.items()
-        if choice.approximate
-    }
-    if pipeline.dit.parallel.approximate:
-        found.add("FP8 exchange")
-    return sorted(found)
 
 
 def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:

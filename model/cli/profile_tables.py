@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ..profile.words import hardware_line, ms, op_time, settings_line
 from .common import console, human_bytes, plural
 
 LEAST_SHARE = 0.001
@@ -16,7 +17,8 @@ MOST_OPS = 12
 def print_profile(report: dict[str, Any], folder: Path) -> None:
     """Print the report in brief; all of it is in the folder."""
     out = console()
-    out.print(f"[bold]Profile:[/] {escape(title(report))}")
+    out.print(f"[bold]Profile:[/] {escape(settings_line(report))}")
+    out.print(escape(hardware_line(report)))
     _print_headline(report)
     out.print(_stages(report))
     if report["summary"]["beside"]:
@@ -28,30 +30,6 @@ def print_profile(report: dict[str, Any], folder: Path) -> None:
         out.print("Stopped early: the report is of the chunks that were done.")
 
 
-def title(report: dict[str, Any]) -> str:
-    """What ran, in a line."""
-    settings = report["settings"]
-    height, width = settings["size"]
-    world = settings["ranks"]["world"]
-    parts = [
-        settings["model"],
-        f"{height}x{width}",
-        settings["device"] if world == 1 else f"{world} ranks",
-        settings["dtype"],
-        *settings["approximate"],
-    ]
-    if settings["device"] == "cpu":
-        parts.append(plural(settings["threads"], "thread"))
-    for name, text in (("compiled", "torch.compile"), ("cuda_graphs", "CUDA graphs")):
-        if settings[name]:
-            parts.append(text)
-    if not settings["reuse"]:
-        parts.append("published schedule")
-    if settings["random_weights"]:
-        parts.append("random weights")
-    return ", ".join(parts)
-
-
 def _print_headline(report: dict[str, Any]) -> None:
     summary, memory = report["summary"], report["memory"]
     chunk, steps = summary["chunk"], summary["step"]
@@ -61,14 +39,13 @@ def _print_headline(report: dict[str, Any]) -> None:
         f"{summary['fps']:.2f} frames/s, {summary['realtime_factor']:.2f} x real time"
     )
     out.print(
-        f"chunk p50 {milliseconds(chunk['p50'])}, p95 {milliseconds(chunk['p95'])}, "
-        f"p99 {milliseconds(chunk['p99'])}"
-        + (f"; step p50 {milliseconds(steps['p50'])}" if steps else "")
+        f"chunk p50 {ms(chunk['p50'])}, p95 {ms(chunk['p95'])}, "
+        f"p99 {ms(chunk['p99'])}" + (f"; step p50 {ms(steps['p50'])}" if steps else "")
     )
     first = report["startup"]["first_frame"]
     out.print(
-        f"start-up {milliseconds(first)}, underrun {milliseconds(summary['underrun'])}, "
-        f"loading {milliseconds(report['load']['total'])}"
+        f"start-up {'-' if first is None else ms(first)}, underrun {ms(summary['underrun'])}, "
+        f"loading {ms(report['load']['total'])}"
     )
     kinds = {"weights": memory["weights"]["total"]} | {
         name: memory[name] for name in ("caches", "activations", "peak")
@@ -116,16 +93,9 @@ def _ops(report: dict[str, Any]) -> Table:
             f"{row['op']}, {escape(row['stage'])}\n[dim]{dims}[/]",
             row["backend"],
             f"{row['calls']:.3g}",
-            f"{row['calls'] * row['seconds'] * 1e3:.1f}",
+            f"{op_time(row) * 1e3:.1f}",
             f"{row['rate'] / 1e9:.4g}",
             f"{row['bandwidth'] / 1e9:.3g}",
             f"{row['of_floor']:.0%}",
         )
     return table
-
-
-def milliseconds(seconds: float | None) -> str:
-    """For people: ``12.3 ms``, ``4.56 s``."""
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

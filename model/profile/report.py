@@ -84,16 +84,7 @@ def settings(
     """
     height, width = (side // SPATIAL for side in size)
     grid = pipeline.dit.token_grid((LATENT_FRAMES, height, width))
-    approximate = {
-        f"{op}={choice.name}"
-        for ops in pipeline.ops.values()
-        for op, choice in ops.choices.items()
-        if choice.approximate
-    }
-    if pipeline.dit.parallel.approximate:
-        approximate.add("FP8 exchange")
-    if pipeline.dit.fp8:
-        approximate.add("FP8 linears")
+    linears = ["FP8 linears"] if pipeline.dit.fp8 else []
     return {
         "model": model,
         "size": list(size),
@@ -101,7 +92,7 @@ def settings(
         "device": str(pipeline.device),
         "dtype": dtype_name(pipeline.dtype),
         "precision": "fp8" if pipeline.dit.fp8 else "exact",
-        "approximate": sorted(approximate),
+        "approximate": linears + pipeline.approximate,
         "threads": torch.get_num_threads(),
         "reuse": pipeline.reuse,
         "cuda_graphs": pipeline.graphed,
