@@ -24,7 +24,7 @@ TRITON36 := .venv-triton36
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 
 .PHONY: help install install-dev demo build cuda cutlass test test-gpu sanitize inspect-baseline
-.PHONY: inspect-baseline-36 lint format soak clean
+.PHONY: inspect-baseline-36 lint format soak clean gpu-report
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,12 @@ format: $(INSTALLED_DEV) ## let ruff mend what it can
 
 test-gpu: $(BUILT) $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
 	$(BIN)/pytest -m gpu
+
+# With PYTHON set it needs no .venv, and nothing is installed.
+GPU_PYTHON = $(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(BIN)/python,$(PYTHON))
+
+gpu-report: ## measure all on an NVIDIA GPU into out/gpu-report; see ARGS=--help
+	$(GPU_PYTHON) benchmarks/gpu_report.py $(ARGS)
 
 sanitize: $(BUILT) $(INSTALLED_DEV) cuda ## the same under compute-sanitizer, for our own kernels
 	@command -v compute-sanitizer > /dev/null || { echo "error: no compute-sanitizer here; it" \

@@ -29,8 +29,10 @@ def gpus() -> tuple[list[dict[str, Any]], str]:
         at most, and ``power_limit_w`` (None where the GPU does not tell); and why there is none,
         where there is none.
     """
-    import pynvml  # takes a moment, and only reports want it
-
+    try:
+        import pynvml  # takes a moment, and only reports want it
+    except ImportError:
+        return [], "NVML cannot be asked: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -17,6 +17,7 @@ round a fixed matrix product is timed, the *probe*. A regression is what lies be
 let both sides take turns: ``livetalk profile --compare``.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ from livetalk_model.avatar import Avatar
 from livetalk_model.loading import ModelSource
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.synthetic import picture
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # of what the scripts share
 
 WARM = 2  # rounds that are not counted
 Prepare = Callable[[], None]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from psnr import FLOOR, psnr
 
 from livetalk_model.config import NEW_FRAMES, get_preset
 from livetalk_model.profile.paced import Worker
 from livetalk_model.synthetic import SAMPLE_RATE, picture, speech
 
 CHECKED = 2  # chunks
-PSNR = 60.0  # dB that ranks must reach against one process
 WARM = 2
 PROGRAM = [sys.executable, "-m", "livetalk_model.cli.main"]
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
@@ -64,12 +64,6 @@ def alone(setup: Any) -> np.ndarray:
     return frames
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of uint8 frames, in dB."""
-    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks(
@@ -80,7 +74,8 @@ def test_ranks(
         pytest.skip(f"{ranks} ranks need as many GPUs")
     frames = generate(setup, ranks, tmp_path)
     assert frames.shape == alone.shape and len(frames) == CHECKED * NEW_FRAMES
-    assert psnr(frames, alone) >= PSNR, f"{psnr(frames, alone):.1f} dB against this process"
+    floor = FLOOR[setup.settings["dtype"]]
+    assert psnr(frames, alone) >= floor, f"{psnr(frames, alone):.1f} dB against this process"
     chunks = setup.rounds + WARM
     extra = ["--no-ops", "--no-video", "--chunks", str(chunks), "--paced"]
     worker = Worker(

@@ -253,8 +253,10 @@ def nvlink_bandwidth(device: torch.device) -> float | None:
     """
     if device.type != "cuda":
         return None
-    import pynvml  # takes a moment, and only reports want it
-
+    try:
+        import pynvml  # takes a moment, and only reports want it
+    except ImportError:
+        return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     try:
         pynvml.nvmlInit()

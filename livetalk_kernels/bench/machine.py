@@ -1,12 +1,12 @@
 """Where and with what a result was measured, to be stored beside it."""
 
+import os
 import platform
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from .. import extension
@@ -21,8 +21,8 @@ def machine() -> dict[str, Any]:
     """Hardware, threads, versions, commit and date; call it before the run."""
     return {
         "cpu": cpu_name(),
-        "cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "cache_bytes": last_level_cache(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "kernels": extension.missing() or extension.isa(),

@@ -66,11 +66,14 @@ def _forward() -> tuple[float, float]:
 
 
 def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
+    from livetalk_kernels.bench.machine import machine
+
     from ..plan.fit import GOAL, PRIORS, public_shares
     from ..plan.recorded import CPU_PRIORS
 
     counted, published = _forward()
     return {
+        "machine": machine(),  # where this was calculated; it says the commit
         "goal": GOAL,
         "fitted_constants": len(PRIORS),
         "priors": {name: vars(prior) for name, prior in PRIORS.items()},

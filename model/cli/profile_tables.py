@@ -7,11 +7,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..profile.words import hardware_line, ms, op_time, settings_line
+from ..profile.words import ABOVE, above, hardware_line, ms, op_time, settings_line
 from .common import console, human_bytes, plural
 
 LEAST_SHARE = 0.001
 MOST_OPS = 12
+MUCH = 0.02  # of the time, for recording itself
 
 
 def print_profile(report: dict[str, Any], folder: Path) -> None:
@@ -25,6 +26,8 @@ def print_profile(report: dict[str, Any], folder: Path) -> None:
         out.print(_beside(report))
     if report["ops"]:
         out.print(_ops(report))
+        if above(report):
+            out.print(ABOVE)
     out.print(f"wrote {escape(str(folder))}: {', '.join(report['files'])}", soft_wrap=True)
     if not report["complete"]:
         out.print("Stopped early: the report is of the chunks that were done.")
@@ -55,6 +58,7 @@ def _print_headline(report: dict[str, Any]) -> None:
     tracing = report["tracing"]
     out.print(
         f"recording: {plural(tracing['events'], 'range')}, {tracing['share']:.2%} of the time"
+        + ("; --no-ops records stages only" if tracing["share"] > MUCH else "")
     )
 
 

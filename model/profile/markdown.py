@@ -7,7 +7,7 @@ from typing import Any
 from livetalk_kernels.bench.telemetry import THROTTLED, throttle_reasons
 
 from ..config import NEW_FRAMES
-from .words import amount, hardware_line, ms, op_name, op_time, percent, settings_line
+from .words import ABOVE, above, amount, hardware_line, ms, op_name, op_time, percent, settings_line
 
 Json = Mapping[str, Any]
 
@@ -144,7 +144,9 @@ def _ops(report: Json) -> str:
     head = ("stage, part", "op", "calls", "p50 of a call", "of a chunk", "TFLOP/s", "GB/s")
     return (
         "## Ops\n\nThe floor is the least time that the limits allow for the FLOPs and bytes of an "
-        f"op's own cost model. Limits, measured in the same run: {'; '.join(limits)}.\n\n"
+        f"op's own cost model. Limits, measured in the same run: {'; '.join(limits)}."
+        + (f" {ABOVE}" if above(report) else "")
+        + "\n\n"
         + _table((*head, "of floor, bound by"), rows)
         + (more if rest else "")
     )

@@ -86,6 +86,18 @@ def op_name(op: Json, *, options: bool = True) -> str:
     return ", ".join(filter(None, (op["op"], sizes, chosen, op["backend"])))
 
 
+ABOVE = (
+    "Above 100 %: the algorithm does fewer operations than the op's cost counts (Winograd), or the "
+    "data lay in a cache."
+)
+"""What is to be said where an op is faster than its floor."""
+
+
+def above(report: Json) -> bool:
+    """Whether an op is faster than its floor."""
+    return any(op["of_floor"] > 1 for op in report["ops"])
+
+
 def op_time(op: Json) -> float:
     """Seconds of all calls of a chunk."""
     return float(op["calls"] * op["seconds"])

@@ -1,0 +1,414 @@
+"""Measure livetalk on this machine's GPUs within a budget of time, and write one folder about it.
+
+    python benchmarks/gpu_report.py --output out/gpu-report --budget 480
+    python benchmarks/gpu_report.py --only step ops --fresh
+    python benchmarks/gpu_report.py --device cpu --budget 120
+
+``make gpu-report`` runs it. Nothing is installed or downloaded: it takes torch, Triton, NumPy and
+what else is found, and says which part cannot run for want of what. Parts run one after the other,
+each in a process of its own; what a part leaves of the time goes to those after it. A part that
+fails, or takes too long, costs nothing but itself, and what it had measured stays. Run it again to
+go on: parts that are done with this code, on these GPUs, with this torch and these compilers, are
+kept. Only the first part must end well: without knowing the machine nothing else is run, and what
+earlier runs found is left as it is. Ctrl-C ends the part that runs and writes the report. Untested
+on a GPU.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gpu_pages
+import gpu_plots
+from gpu_parts import FIRST, Part, Settings, make_parts
+from gpu_run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
+from gpu_telemetry import Telemetry, find_nvml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = "livetalk/gpu-report/1"
+SKIPPED = "skipped"
+NO_TIME = "no time was left of --budget; run it again to go on"
+UNKNOWN = "the machine is not known; run it again"
+BUDGET = 480.0
+FIRST_SECONDS = 90.0  # for the first part, also of a small budget: it waits for drivers and torch
+LEAST = 5.0  # seconds; with less a part is not begun
+TAIL = 25  # lines of a failed part's log in the report
+CODE = ("livetalk_kernels", "model", "csrc", "benchmarks")
+SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h"}
+DATA = {".json", ".safetensors", ".toml"}  # count too in what a single part depends on
+EXIT_INTERRUPTED = 130
+
+Entry = dict[str, Any]
+
+
+def digest(root: Path, names: Iterable[str], suffixes: Collection[str]) -> str:
+    """Of files, by content: a dirty tree has the commit of a clean one.
+
+    Args:
+        root: Folder of all.
+        names: Files in it, and folders.
+        suffixes: Of the files that count.
+    """
+    found = hashlib.sha256()
+    for name in names:
+        top = root / name
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            counts = file.suffix in suffixes and not file.name.startswith("gpu_")
+            if counts and file.is_file():
+                found.update(f"{name}/{file.relative_to(top)}".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> Any:
+    """JSON of a file; None where there is none, or only a part of it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def result_of(part: Part) -> Any:
+    """What a part has written; None if nothing."""
+    if part.result.suffix == ".xml":
+        return gpu_pages.read_junit(part.result)
+    return read(part.result)
+
+
+class Report:
+    """One run: which parts are done, what they found, and the files about it."""
+
+    def __init__(self, args: argparse.Namespace, settings: Settings, links: Path) -> None:
+        """Nothing has run."""
+        self.args, self.settings, self.folder = args, settings, settings.folder
+        self.end = time.monotonic() + args.budget
+        self.environment = environment(links)
+        self.before: dict[str, Entry] = {}
+        state = read(self.folder / "state.json")
+        if isinstance(state, dict) and not args.fresh:
+            self.before = state.get("parts", {})
+        self.entries: dict[str, Entry] = {}
+        self.parts: list[Part] = []
+        self.facts: dict[str, Any] = {}
+        self.machine_key: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}  # of parts
+        self.problem: str | None = None
+        self.plots: list[str] = []
+        self.plots_missing = gpu_plots.missing()
+
+    def key(self, part: Part) -> str:
+        """What must be the same for a result to be kept."""
+        # The folder may have moved.
+        command = [word.replace(str(self.folder), "") for word in part.command(0.0)]
+        sources = self.sources.get(part.name)
+        words = {"machine": self.machine_key, "command": command, "sources": sources}
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:16]
+
+    def learn(self) -> None:
+        """Take in what the first part found."""
+        self.facts = read(self.folder / "facts.json") or {}
+        versions = self.facts.get("versions") or {}
+        self.machine_key = {
+            "code": digest(ROOT, CODE, SUFFIXES),
+            "devices": [device["name"] for device in self.facts.get("devices") or []],
+            "driver": [line.split(", ")[2:3] for line in self.facts.get("nvidia_smi") or []],
+            "cpu": (self.facts.get("machine") or {}).get("cpu"),
+            "torch": versions.get("torch"),
+            "packages": self.facts.get("packages"),
+            "compilers": [self.facts.get(name) for name in ("compiler", "nvcc")],
+        }
+        self.sources = {
+            part.name: digest(ROOT, part.sources, SUFFIXES | DATA) for part in self.parts
+        }
+
+    def wanted(self, part: Part) -> str | None:
+        """None, or why a part is not to run."""
+        if self.args.only and part.name not in self.args.only:
+            return "--only names others"
+        return "--skip" if part.name in self.args.skip else None
+
+    def kept(self, part: Part) -> Entry | None:
+        """The entry of an earlier run that still holds."""
+        entry = self.before.get(part.name)
+        if entry is None or entry["key"] != self.key(part):
+            return None
+        return entry if entry["status"] == DONE or self.wanted(part) else None
+
+    def run(self) -> None:
+        """Run everything.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; what there is has been noted.
+        """
+        self.parts = make_parts(self.settings, {})
+        with Telemetry(find_nvml()) as telemetry:
+            first = self.parts[0]
+            assert first.name == FIRST
+            self.run_part(first, max(FIRST_SECONDS, self.limit(first)), telemetry)
+            self.learn()
+            if self.entries[FIRST]["status"] != DONE or not self.facts:
+                self.leave()
+                return
+            self.parts = make_parts(self.settings, self.facts)
+            self.write()
+            for part in self.parts[1:]:
+                self.next(part, telemetry)
+                self.write()
+
+    def leave(self) -> None:
+        """Run nothing more: on an unknown machine every earlier result would count as another's."""
+        status = self.entries[FIRST]["status"]
+        self.problem = (
+            f"The part {FIRST} did not end well ({status}), so nothing else was run. What earlier "
+            "runs found is left as it is; whether it is of this machine was not checked."
+        )
+        say(self.problem)
+        for part in self.parts[1:]:
+            if part.name in self.before:
+                self.entries[part.name] = {**self.before[part.name], "kept": True}
+            else:
+                self.skip(part, UNKNOWN)
+
+    def next(self, part: Part, telemetry: Telemetry) -> None:
+        """Run a part, or note why not."""
+        kept, unwanted = self.kept(part), self.wanted(part)
+        reason = unwanted or part.reason
+        if kept is not None:
+            self.entries[part.name] = {**kept, "kept": True}
+            say(f"{part.name}: {kept['status']} before")
+        elif reason is not None:
+            self.skip(part, reason)
+        elif self.end - time.monotonic() < LEAST:
+            self.skip(part, NO_TIME)
+        else:
+            self.run_part(part, self.limit(part), telemetry)
+        if part.name in self.entries and self.plots_missing is None:
+            result = result_of(part) if self.entries[part.name]["status"] != SKIPPED else None
+            self.plots += gpu_plots.draw(part.name, result, self.folder, self.subtitle())
+
+    def skip(self, part: Part, reason: str) -> None:
+        """Note why a part did not run."""
+        say(f"{part.name}: skipped: {reason}")
+        entry = {"status": SKIPPED, "reason": reason, "seconds": 0.0, "key": self.key(part)}
+        self.entries[part.name] = entry
+
+    def limit(self, part: Part) -> float:
+        """Seconds for a part: its share of what is left, by weight."""
+        after = self.parts[self.parts.index(part) :]
+        pending = [p for p in after if p is part or self.pending(p)]
+        left = max(LEAST, self.end - time.monotonic())
+        return left * part.weight / sum(p.weight for p in pending)
+
+    def pending(self, part: Part) -> bool:
+        """Whether a part is still to run."""
+        return part.reason is None and self.wanted(part) is None and self.kept(part) is None
+
+    def run_part(self, part: Part, limit: float, telemetry: Telemetry) -> None:
+        """Run a part and note how it ended.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
+        command = part.command(limit)
+        log = self.folder / "logs" / f"{part.name}.log"
+        say(f"{part.name}: {part.title}, up to {limit:.0f} s")
+        old = self.before.get(part.name)
+        if not part.resumes or old is None or old["key"] != self.key(part):
+            part.result.unlink(missing_ok=True)
+        begin = time.monotonic()
+        outcome = run_command(command, log=log, limit=limit, cwd=ROOT, environment=self.environment)
+        entry: Entry = {
+            "status": outcome.status,
+            "reason": "",
+            "seconds": outcome.seconds,
+            "limit": limit,
+            "code": outcome.code,
+            "command": shlex.join(command),
+            "log": str(log.relative_to(self.folder)),
+            "key": self.key(part),
+            "telemetry": telemetry.summary(begin, time.monotonic()),
+        }
+        result = result_of(part)
+        if outcome.status == DONE and isinstance(result, dict) and not result.get("complete", True):
+            entry |= {"status": TIMEOUT, "reason": "its time was short; what it left out is listed"}
+        elif outcome.status == TIMEOUT:
+            entry["reason"] = f"ended after {limit:.0f} s; what it had measured is kept"
+        elif outcome.status == FAILED:
+            entry |= {"reason": why(log, outcome.code), "tail": tail(log, TAIL)}
+        elif outcome.status == INTERRUPTED:
+            entry["reason"] = "Ctrl-C"
+        self.entries[part.name] = entry
+        say(f"{part.name}: {entry['status']} after {outcome.seconds:.0f} s {entry['reason']}")
+        self.save()
+        if outcome.status == INTERRUPTED:
+            raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Write the state, from which another run goes on."""
+        entries = self.before | {n: e for n, e in self.entries.items() if e["status"] != SKIPPED}
+        state = {"schema": SCHEMA, "parts": entries}
+        write(self.folder / "state.json", json.dumps(state, indent=1) + "\n")
+
+    def subtitle(self) -> str:
+        """Hardware and commit, for plots."""
+        return gpu_pages.hardware(self.facts)
+
+    def write(self) -> None:
+        """Write ``report.json`` and ``report.md``."""
+        self.save()
+        parts = []
+        for part in self.parts:
+            entry = self.entries.get(part.name)
+            if entry is None:
+                entry = {"status": SKIPPED, "reason": "not begun", "seconds": 0.0}
+            result = result_of(part) if entry["status"] != SKIPPED else None
+            parts.append({"name": part.name, "title": part.title, **entry, "result": result})
+        report = {
+            "schema": SCHEMA,
+            "command": shlex.join(["python", *sys.argv]),
+            "budget": self.args.budget,
+            "settings": {
+                "device": self.settings.device,
+                "preset": self.settings.preset,
+                "layers": self.settings.layers,
+            },
+            "facts": self.facts,
+            "code": self.machine_key.get("code"),
+            "problem": self.problem,
+            "parts": parts,
+            "plots": list(dict.fromkeys(self.plots)),
+            "plots_missing": self.plots_missing,
+        }
+        write(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write(self.folder / "report.md", gpu_pages.markdown(report))
+
+
+def why(log: Path, code: int) -> str:
+    """Why a part failed, in one line."""
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    last = tail(log, 1)
+    line = last[0][:200] if last else "it printed nothing"
+    if line.startswith("ModuleNotFoundError"):
+        return f"needs a package that is not installed: {line.partition(': ')[2]}"
+    return f"{how}: {line}"
+
+
+def environment(links: Path) -> dict[str, str]:
+    """Of all parts: both packages are found under their names, and nothing is downloaded."""
+    for name, folder in (("livetalk_kernels", "livetalk_kernels"), ("livetalk_model", "model")):
+        (links / name).symlink_to(ROOT / folder, target_is_directory=True)
+    paths = [str(links), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def say(text: str) -> None:
+    """Tell whoever waits."""
+    print(text, flush=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def check_names(names: Iterable[str], parts: Iterable[Part]) -> str | None:
+    """None, or what is wrong with names of parts."""
+    known = [part.name for part in parts]
+    wrong = [name for name in names if name not in known]
+    return f"there is no part {', '.join(wrong)}; choose {', '.join(known)}" if wrong else None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("out/gpu-report"), metavar="DIR")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="S",
+        help=f"seconds for all parts (default: {BUDGET:.0f})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try it out"
+    )
+    parser.add_argument("--preset", help="default: 14b, on a CPU tiny")
+    parser.add_argument("--layers", type=int, help="blocks (default: all that fit the memory)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="PART")
+    parser.add_argument("--list", action="store_true", help="list the parts and end")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="keep what is done (default)")
+    again.add_argument("--fresh", action="store_true", help="run all parts again")
+    return parser
+
+
+def summary(entries: Mapping[str, Entry]) -> int:
+    """0, or 1 if something that ran did not end well, or nothing but the first part ran."""
+    states = [entry["status"] for entry in entries.values()]
+    ran = [name for name, entry in entries.items() if entry["status"] == DONE]
+    return 1 if FAILED in states or TIMEOUT in states or not set(ran) - {FIRST, "build"} else 0
+
+
+def main() -> int:
+    """Run the parts.
+
+    Returns:
+        0; 1 if a part failed or nothing could run; 2 for bad options; 130 after Ctrl-C.
+    """
+    args = make_parser().parse_args()
+    folder = args.output.resolve()
+    settings = Settings(
+        device=args.device,
+        preset=args.preset or ("tiny" if args.device == "cpu" else "14b"),
+        layers=args.layers,
+        folder=folder,
+    )
+    parts = make_parts(settings, {})
+    if args.list:
+        for part in parts:
+            say(f"{part.name:10s} {part.title}")
+        return 0
+    wrong = check_names([*args.only, *args.skip], parts)
+    if wrong or args.budget <= 0:
+        print(f"error: {wrong or '--budget: use a number above 0'}", file=sys.stderr)
+        return 2
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _stop)
+    with tempfile.TemporaryDirectory(prefix="livetalk_") as links:
+        report = Report(args, settings, Path(links))
+        interrupted = False
+        try:
+            report.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # the report is worth a second
+        report.write()
+    say(f"wrote {folder / 'report.md'}")
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return 1 if report.problem else summary(report.entries)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

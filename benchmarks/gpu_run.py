@@ -1,0 +1,164 @@
+"""Run one part of ``make gpu-report`` within its time, and leave no process of it behind.
+
+A part may start ranks, compilers and servers in sessions of their own, which no signal to its
+process group reaches. So its family is followed while it runs: children, their children, and
+whatever is in a session that one of them leads. Linux only: it reads ``/proc``.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOK = 0.2  # seconds between two looks at the family
+GRACE = 5.0  # seconds that a part has to end after SIGINT, and write what it has
+LAST_SECONDS = 10.0  # for the dead to go
+PROC = Path("/proc")
+
+DONE, FAILED, TIMEOUT, INTERRUPTED = "done", "failed", "timeout", "interrupted"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One entry of ``/proc``; its start tells it from a later one of the same number."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+    dead: bool
+
+
+def processes() -> dict[int, Process]:
+    """All processes, by number."""
+    found = {}
+    for folder in PROC.iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                line = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+                # The name, in brackets, may hold anything.
+                state, parent, _, session, *rest = line.rpartition(")")[2].split()
+                found[int(folder.name)] = Process(
+                    int(folder.name), int(parent), int(session), int(rest[15]), state in "ZX"
+                )
+    return found
+
+
+class Family:
+    """A process and all that came of it, as far as it has been seen."""
+
+    def __init__(self, root: int) -> None:
+        """``root`` leads a session of its own, and nobody has waited for it yet."""
+        self._starts = {root: processes()[root].start}
+
+    def look(self) -> list[int]:
+        """Find new members; the living ones."""
+        every, known = processes(), self._starts
+
+        def member(pid: int) -> bool:
+            return pid in known and (pid not in every or every[pid].start == known[pid])
+
+        grown = True
+        while grown:
+            fresh = {
+                p.pid: p.start
+                for p in every.values()
+                if not member(p.pid) and (member(p.parent) or member(p.session))
+            }
+            known |= fresh
+            grown = bool(fresh)
+        return [pid for pid, p in every.items() if member(pid) and not p.dead]
+
+    def kill(self) -> None:
+        """Kill all, until none is left."""
+        end = time.monotonic() + LAST_SECONDS
+        while (living := self.look()) and time.monotonic() < end:
+            for pid in living:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(LOOK / 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        status: ``done``, ``failed``, ``timeout`` or ``interrupted``.
+        code: Exit code; below 0: the signal that ended it.
+        seconds: How long it ran.
+    """
+
+    status: str
+    code: int
+    seconds: float
+
+
+def run_command(
+    command: Sequence[str], *, log: Path, limit: float, cwd: Path, environment: Mapping[str, str]
+) -> Outcome:
+    """Run a command; at the end of its time it gets SIGINT, and soon SIGKILL with its family.
+
+    Args:
+        command: The command.
+        log: Takes all that it prints.
+        limit: Seconds.
+        cwd: Folder it runs in.
+        environment: Of the process.
+
+    Returns:
+        How it ended; ``interrupted`` where this process got SIGINT meanwhile.
+    """
+    begin, status = time.monotonic(), None
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=dict(environment),
+            start_new_session=True,
+        )
+        family = Family(process.pid)
+        try:
+            _wait(process, family, begin + limit)
+            if process.poll() is None:
+                status = TIMEOUT
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        finally:
+            # A second Ctrl-C may not keep the family alive.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                if process.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGINT)
+                    _wait(process, family, time.monotonic() + GRACE)
+                family.kill()
+                process.wait()
+            finally:
+                signal.signal(signal.SIGINT, before)
+    code = process.returncode
+    return Outcome(
+        status=status or (FAILED if code else DONE), code=code, seconds=time.monotonic() - begin
+    )
+
+
+def _wait(process: "subprocess.Popen[bytes]", family: Family, until: float) -> None:
+    while process.poll() is None and time.monotonic() < until:
+        family.look()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(LOOK, max(0.0, until - time.monotonic())))
+
+
+def tail(log: Path, lines: int) -> list[str]:
+    """The last lines of a log; empty without one."""
+    if not log.is_file():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]

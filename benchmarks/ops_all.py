@@ -1,0 +1,186 @@
+"""Every op at the model's sizes by every backend, as ``livetalk bench all``, within a budget.
+
+    python benchmarks/ops_all.py --json ops.json --budget 60
+    python benchmarks/ops_all.py --device cpu --op add_norm --no-compile
+
+The rows are those of ``livetalk bench --json``. Ops take turns: first one case of each, then the
+next of each. The file is written after every case, and ``--resume`` goes on from it. Needs no
+package beyond torch, Triton and NumPy. Untested on a GPU.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from race import NO_TIME, Budget, Output, brief, resolve, run_main, say
+
+from livetalk_kernels import UserError
+from livetalk_kernels.bench.cases import select_cases, too_large, too_long
+from livetalk_kernels.bench.heap import keep_freed_memory
+from livetalk_kernels.bench.report import RED, TIMED
+from livetalk_kernels.bench.roofline import Limits
+from livetalk_kernels.bench.runner import Settings, bench_case
+from livetalk_kernels.dispatch import load_op, op_names
+from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.spec import Case
+
+SCHEMA = "livetalk/ops/1"
+SAME = ("gpu", "cpu", "torch", "triton", "commit")  # of the machine
+LOST = "CUDA error"
+
+
+def ordered_cases(ops: list[str], device: torch.device, dtype: torch.dtype) -> list[Case]:
+    """The first case of each op, then the second of each, and so on."""
+    by_op = [select_cases(op, device, dtype) for op in ops if dtype in load_op(op).dtypes]
+    rows = itertools.zip_longest(*by_op)
+    return [case for row in rows for case in row if case is not None]
+
+
+Known = dict[tuple[str, str], Any]
+
+
+def earlier(path: Path | None, now: Mapping[str, Any]) -> tuple[Known, set[tuple[str, str]]]:
+    """What a file holds that was measured on this machine with this code.
+
+    Returns:
+        (op, case) -> the case, and those that failed; empty without such a file.
+    """
+    if path is None or not path.is_file():
+        return {}, set()
+    before = json.loads(path.read_text(encoding="utf-8"))
+    keys = ("name", "uuid", "count")
+
+    def same(name: str) -> bool:
+        a, b = before["machine"].get(name), now["machine"].get(name)
+        if name == "gpu" and a and b:
+            return [a.get(key) for key in keys] == [b.get(key) for key in keys]
+        return bool(a == b)
+
+    dtype = now["dtype"] == before["settings"]["dtype"]
+    if before.get("schema") != SCHEMA or not dtype or not all(map(same, SAME)):
+        return {}, set()
+    known = {(case["op"], case["case"]): case for case in before["cases"]}
+    return known, {(entry["op"], entry["case"]) for entry in before["failed"]}
+
+
+def measure(args: argparse.Namespace, budget: Budget) -> Output:
+    """Time case after case.
+
+    Raises:
+        UserError: An option is no good.
+    """
+    device, dtype = resolve(args)
+    for op in args.op:
+        if op not in op_names():
+            raise UserError(f"--op {op}: there is no such op; ops are {', '.join(op_names())}")
+    settings = Settings(compile=not args.no_compile, seconds=args.seconds, rounds=args.rounds)
+    output = Output(
+        args.json,
+        schema=SCHEMA,
+        settings={
+            "device": str(device),
+            "dtype": dtype_name(dtype),
+            "compile": settings.compile,
+            "keeps_freed_memory": keep_freed_memory(),
+        },
+        cases=[],
+        skipped=[],
+        failed=[],
+    )
+    now = {"machine": output.value["machine"], "dtype": dtype_name(dtype)}
+    known, broken = earlier(args.json, now) if args.resume else ({}, set())
+    limits = Limits(device)
+    cases = ordered_cases(args.op or op_names(), device, dtype)
+    # What has broken the GPU's context before comes last.
+    cases.sort(key=lambda case: (case.op, case.name) in broken)
+    for index, case in enumerate(cases, 1):
+        entry = known.get((case.op, case.name))
+        if entry is None:
+            entry = timed(case, settings, limits, budget, f"[{index}/{len(cases)}]")
+        kind = entry.pop("in", "cases")
+        output.value[kind].append(entry)
+        output.write()
+        if kind == "failed" and LOST in entry["reason"]:
+            break
+    left = [entry for entry in output.value["skipped"] if entry["reason"] == NO_TIME]
+    output.value["complete"] = not left and len(cases) == sum(
+        len(output.value[kind]) for kind in ("cases", "skipped", "failed")
+    )
+    output.write()
+    return output
+
+
+def timed(
+    case: Case, settings: Settings, limits: Limits, budget: Budget, head: str
+) -> dict[str, Any]:
+    """A case as `livetalk bench` reports it; ``in`` says where it belongs if it was not timed."""
+    entry = {"op": case.op, "case": case.name}
+    if budget.left() <= 0:
+        return {**entry, "in": "skipped", "reason": NO_TIME}
+    say(f"{head} {case.op} {case.name}")
+    try:
+        probes, rough = limits.of(case)
+        reason = too_large(case) or too_long(case, rough)
+        if reason is not None:
+            return {**entry, "in": "skipped", "reason": reason}
+        return bench_case(case, settings, probes, rough, lambda text: None).as_json()
+    except torch.OutOfMemoryError:
+        return {**entry, "in": "skipped", "reason": "out of memory"}
+    except Exception as error:  # whatever it fails with, the other cases go on
+        return {**entry, "in": "failed", "reason": brief(error)}
+
+
+def table(output: Mapping[str, Any]) -> str:
+    """The result for people."""
+    lines = [f"{'':62s} {'us':>10s} {'GB/s':>8s} {'TFLOP/s':>8s} {'floor %':>8s} {'eager':>7s}"]
+    for case in output["cases"]:
+        for row in case["backends"]:
+            name = f"{case['op']} {case['case']} {row['backend']}"
+            if row["time"] is None:
+                lines.append(f"{name:62s} {row['state']}: {row['note'][:80]}")
+                continue
+            lines.append(
+                f"{name:62s} {row['time']['p50'] * 1e6:10.1f} {row['gb_per_s']:8.1f} "
+                f"{row['tflop_per_s']:8.2f} {row['of_floor'] * 100:8.1f} {row['vs_eager']:6.2f}x"
+            )
+    for kind in ("skipped", "failed"):
+        lines += [f"{e['op']} {e['case']}: {kind}: {e['reason']}" for e in output[kind]]
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--op", action="append", default=[], metavar="OP", help="default: all")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for a case's rounds")
+    parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
+    parser.add_argument(
+        "--budget", type=float, metavar="S", help="leave out what does not fit so many seconds"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    return parser
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args = make_parser().parse_args()
+    output = measure(args, Budget(args.budget)).value
+    print(table(output))
+    rows = [row for case in output["cases"] for row in case["backends"]]
+    red = any(row["state"] == RED for row in rows)
+    return 1 if red or output["failed"] or not any(r["state"] == TIMED for r in rows) else 0
+
+
+if __name__ == "__main__":
+    run_main(main)

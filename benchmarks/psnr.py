@@ -1,0 +1,20 @@
+"""How alike the frames of two runs are that should be the same, such as on one rank and on several.
+
+For ``scaling.py`` and the end-to-end suites.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+PEAK = 255.0
+FLOOR: Mapping[str, float] = {"float32": 60.0, "bfloat16": 35.0}
+"""Dtype -> dB that is demanded: of fp32 the contract's; of bf16, whose rounding differs with the
+order of sums, over 40 layers and 4 steps."""
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 frames in dB; infinite where they are equal."""
+    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    return 10 * math.log10(PEAK**2 / error) if error else math.inf

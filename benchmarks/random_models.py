@@ -1,0 +1,271 @@
+"""Models of a preset with random weights that are made on the device, for the benchmark scripts.
+
+Those of `livetalk_model.weights.random_module` are drawn on the CPU, which takes minutes for 14 B.
+These depend on the parameters' names and on the kind of device: the same on every GPU of a kind,
+in FP8 the quantised ones, but not the ones that `livetalk generate --preset` has.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.ops.quantize import quantize
+from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+from livetalk_model.config import (
+    CHUNK_FRAMES,
+    FRAMES_PER_LATENT,
+    LATENT_FRAMES,
+    DiTConfig,
+    Preset,
+    get_preset,
+)
+from livetalk_model.dit import AudioContext, DiT
+from livetalk_model.layers import ContextKV, NormRope
+from livetalk_model.quantize import Fp8Linear
+from livetalk_model.sampler import timesteps
+from livetalk_model.vae import SPATIAL, VAE
+
+STEPS, SHIFT = 4, 5.0
+PROMPT_ROWS = 60  # of text: a sentence or two
+QUANTIZED_ROWS = 2048  # of a weight at a time
+
+# What the published code runs: PyTorch's own kernels.
+TORCH = ("reference", "chunk_attention=sdpa", "context_attention=sdpa", "audio_attention=sdpa")
+
+Step = Callable[[Tensor], Tensor]
+"""One denoising step: latents [1, 16, T, h, w] -> flow, float32."""
+
+
+def sized(name: str, *, layers: int | None = None, size: tuple[int, int] | None = None) -> Preset:
+    """A preset, with fewer blocks or another picture.
+
+    Args:
+        name: Of the preset.
+        layers: Blocks of the transformer.
+        size: Height and width of the picture in pixels.
+
+    Raises:
+        UserError: There is no such preset, or the size is impossible.
+    """
+    preset = get_preset(name)
+    dit = preset.dit if layers is None else replace(preset.dit, num_layers=layers)
+    return replace(preset, dit=dit, size=size or preset.size)
+
+
+def latent_size(preset: Preset) -> tuple[int, int, int]:
+    """Frames, rows and columns of a chunk's latents."""
+    return LATENT_FRAMES, preset.size[0] // SPATIAL, preset.size[1] // SPATIAL
+
+
+def parameter_bytes(config: DiTConfig, dtype: torch.dtype, *, fp8: bool) -> int:
+    """Bytes of a transformer's weights."""
+    with torch.device("meta"):
+        dit = DiT(config, Ops({}), fp8=fp8)
+    kept = {
+        f"{name}.{part}"
+        for name, module in dit.named_modules()
+        if isinstance(module, Fp8Linear)
+        for part in ("weight", "weight_scale")
+    }
+    return sum(
+        p.numel() * (p.element_size() if name in kept else dtype.itemsize)
+        for name, p in dit.named_parameters()
+    )
+
+
+@torch.no_grad()
+def fill(module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a module from the meta device random weights, such that activations stay near one."""
+    quantized = {name for name, part in module.named_modules() if isinstance(part, Fp8Linear)}
+    for name, old in list(module.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        if owner in quantized and leaf == "weight_scale":
+            continue  # made with the weight
+        values = _draw(name, tuple(old.shape), dtype, device)
+        if owner in quantized and leaf == "weight":
+            values, scale = _quantized(values)
+            _put(module, f"{owner}.weight_scale", scale)
+        _put(module, name, values)
+
+
+def share(source: nn.Module, target: nn.Module) -> None:
+    """Let a module from the meta device use another one's weights."""
+    for name, parameter in source.named_parameters():
+        _put(target, name, parameter.data)
+
+
+def _put(module: nn.Module, name: str, values: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+
+
+def _draw(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    leaf = name.rpartition(".")[2]
+    random = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    offset, bound = 0.0, 0.05
+    if leaf == "gamma" or (leaf == "weight" and len(shape) == 1):
+        offset, bound = 1.0, 0.1
+    elif leaf == "modulation":
+        bound = 0.1
+    elif len(shape) > 1:
+        bound = math.sqrt(3 / math.prod(shape[1:]))
+    values = torch.empty(shape, dtype=dtype, device=device)
+    return values.uniform_(offset - bound, offset + bound, generator=random)
+
+
+def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
+    """By the plain formula: weights do not depend on a kernel that is to be measured."""
+    parts = [quantize(rows, backend="reference") for rows in values.split(QUANTIZED_ROWS)]
+    return torch.cat([part for part, _ in parts]), torch.cat([scale for _, scale in parts])
+
+
+def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype) -> Ops:
+    """The ops of a preset's transformer.
+
+    Raises:
+        UserError: A backend that was named cannot run.
+    """
+    config = preset.dit
+    dims = {"D": config.dim, "H": config.num_heads, "d": config.head_dim}
+    return bind_ops(backend, device=device, dtype=dtype, **dims)
+
+
+def make_dit(
+    preset: Preset,
+    ops: Ops,
+    *,
+    reuse: bool = True,
+    fp8: bool = False,
+    parallel: SequenceParallel | None = None,
+) -> DiT:
+    """A transformer on the meta device; `fill` it, or let it `share` weights."""
+    with torch.device("meta"):
+        return DiT(preset.dit, ops, reuse=reuse, fp8=fp8, parallel=parallel)
+
+
+def make_vae(
+    preset: Preset,
+    backend: KernelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    reuse: bool = True,
+    weights: VAE | None = None,
+) -> VAE:
+    """A VAE, ready to run.
+
+    Args:
+        preset: Its sizes.
+        backend: Kernel backends.
+        device: Where it runs.
+        dtype: Of its weights.
+        reuse: Schedule, see `VAE`.
+        weights: Whose weights it has; by default new ones.
+
+    Raises:
+        UserError: A backend that was named cannot run.
+    """
+    ops = bind_ops(backend, device=device, dtype=dtype, H=1, d=4 * preset.vae.dim)
+    with torch.device("meta"):
+        vae = VAE(preset.vae, ops, reuse=reuse)
+    fill(vae, dtype=dtype, device=device)
+    if weights is not None:
+        share(weights, vae)
+    vae.prepare()
+    return vae
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What one step is made of, before anything is prepared; random.
+
+    Attributes:
+        latent: [1, 16, T, h, w].
+        constant: [1, 20, T, h, w] mask and portrait latents.
+        text: [L, 4096] prompt embedding.
+        image: [1, 257, 1280] image features.
+        windows: [1, 33, window, layers, channels] audio features.
+        timestep: [1], 0 to 1000.
+    """
+
+    latent: Tensor
+    constant: Tensor
+    text: Tensor
+    image: Tensor
+    windows: Tensor
+    timestep: Tensor
+
+    @classmethod
+    def draw(cls, preset: Preset, device: torch.device, dtype: torch.dtype) -> "Given":
+        """The same on every device of a kind."""
+        config, size = preset.dit, latent_size(preset)
+        random = torch.Generator(device).manual_seed(1)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, device=device, dtype=dtype)
+
+        window = config.audio_window, config.audio_layers, config.audio_dim
+        return cls(
+            latent=draw(1, config.out_dim, *size),
+            constant=draw(1, config.in_dim - config.out_dim, *size),
+            text=draw(PROMPT_ROWS, config.text_dim),
+            image=draw(1, config.image_len, config.image_dim),
+            windows=draw(1, CHUNK_FRAMES, *window),
+            timestep=timesteps(STEPS, SHIFT)[:1],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a step needs besides the latent and its modulation; see `DiT.forward`."""
+
+    condition: Tensor
+    context: list[ContextKV]
+    audio: AudioContext
+    norm_rope: NormRope
+
+    @classmethod
+    def of(cls, dit: DiT, given: Given) -> "Prepared":
+        """Make it once."""
+        grid = dit.token_grid(given.latent)
+        return cls(
+            condition=dit.prepare_condition(given.constant),
+            context=dit.prepare_context(given.text, given.image),
+            audio=dit.prepare_audio(given.windows, size=grid[1:]),
+            norm_rope=dit.prepare_rope(grid),
+        )
+
+
+def own_step(dit: DiT, given: Given, call: Callable[..., Tensor] | None = None) -> Step:
+    """A step as a stream takes it: all that does not change was made before.
+
+    ``call``: what stands for `DiT.forward`, such as a graph of it.
+    """
+    ready, step = vars(Prepared.of(dit, given)), dit.prepare_steps(given.timestep)[0]
+    forward = call or dit
+    return lambda latent: forward(latent, step=step, **ready)
+
+
+def published_step(dit: DiT, given: Given) -> Step:
+    """A step of the published schedule, which makes everything again."""
+
+    def run(latent: Tensor) -> Tensor:
+        step = dit.prepare_steps(given.timestep)[0]
+        flow: Tensor = dit(latent, step=step, **vars(Prepared.of(dit, given)))
+        return flow
+
+    return run
+
+
+def speech(chunks: int, *, rate: int = 16000, fps: float = 25.0) -> Tensor:
+    """Noise with a rhythm, float32 [N], as long as so many chunks' new frames."""
+    new_frames = CHUNK_FRAMES - 1 - FRAMES_PER_LATENT
+    count = round(chunks * new_frames * rate / fps)
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(2)) / 10
+    return noise * torch.sin(torch.arange(count) * (9 / rate)).square()

@@ -1,0 +1,442 @@
+"""One denoising step by every attention backend, against the published schedule.
+
+    python benchmarks/step.py --preset 14b --precision fp8 --attention sdpa_cudnn --json step.json
+    python benchmarks/step.py --preset tiny --device cpu --rounds 3
+
+Random weights, made on the device. Every way is first compared with plain PyTorch on the same
+weights and inputs (relative L2); what is wrong is not timed. Then all take turns, in groups, each
+of which runs beside the published schedule: q, k and v apart, complex rotations in double
+precision, and everything that does not change from step to step made anew in every step. It is
+compiled block by block (attentions, feed-forward, norms), not as one graph: all 40 layers share the
+compiled code, which takes seconds instead of minutes and leaves no fusion out but those over a
+matrix product.
+
+FLOPs are those of a step in which nothing is repeated, for all ways, so rates compare. The floor is
+what these take at the rate of a large matrix product, measured in the same rounds. Untested on a
+GPU.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from race import (
+    BOUNDS,
+    TIMED,
+    Budget,
+    Entrant,
+    Output,
+    Probes,
+    Race,
+    Run,
+    add_options,
+    exit_code,
+    resolve,
+    run_main,
+    say,
+)
+from random_models import (
+    PROMPT_ROWS,
+    TORCH,
+    Given,
+    Step,
+    bind,
+    fill,
+    latent_size,
+    make_dit,
+    own_step,
+    parameter_bytes,
+    published_step,
+    share,
+    sized,
+)
+
+from livetalk_kernels import KernelConfig, UserError
+from livetalk_kernels.bench.runner import is_interpreted
+from livetalk_kernels.dispatch import Backend, backend_names, load_backend
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.precision import FP8, dtype_name
+from livetalk_kernels.runtime.cuda_graph import CudaEngine
+from livetalk_kernels.spec import Case
+from livetalk_model.config import Preset
+from livetalk_model.dit import DiT
+from livetalk_model.flops import dit_flops
+from livetalk_model.graphs import GraphedStep
+from livetalk_model.layers import Block
+
+SCHEMA = "livetalk/step/1"
+OP = "chunk_attention"
+TRUTH = "sdpa_math"
+PUBLISHED = ("sdpa_flash", "sdpa_cudnn")
+BASE = {"sdpa_flash": 4, "sdpa_cudnn": 3, "ours": 2, "eager": 1}
+APPROXIMATE_BOUND = 0.25  # 5 % of one product in FP8, handed on by 40 layers
+# Others' kernels first: one that breaks the GPU's context breaks all that come later.
+LATE = ("triton", "triton_fp8")
+SLOW = ("reference", "reference_fp8", TRUTH)
+LIBRARY_GEMM = {"cuda": "scaled_mm", "cpu": "reference"}
+ACTIVATION_BYTES = 160  # per token and channel at the most: complex rotations in double precision
+COMPILE_SECONDS = 15.0
+FRACTION = 0.95  # of the free memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """FLOPs of one step: those of linear layers of the blocks, of self-attention, of the rest."""
+
+    linears: int
+    attention: int
+    rest: int
+
+    @classmethod
+    def of(cls, preset: Preset) -> "Work":
+        """Count for one preset's size."""
+        config = preset.dit
+        grid = tuple(n // p for n, p in zip(latent_size(preset), config.patch_size, strict=True))
+        frames, rows, columns = grid
+        tokens = frames * rows * columns
+        total = dit_flops(config, (frames, rows, columns), text_rows=PROMPT_ROWS + 1).step
+        layers, dim = config.num_layers, config.dim
+        linears = 2 * layers * tokens * (8 * dim**2 + 2 * dim * config.ffn_dim)
+        attention = 4 * layers * tokens**2 * dim
+        return cls(linears=linears, attention=attention, rest=total - linears - attention)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.linears + self.attention + self.rest
+
+    def floor(
+        self, rates: Mapping[torch.dtype, float], linears: torch.dtype, attention: torch.dtype,
+        rest: torch.dtype,
+    ) -> float:  # fmt: skip
+        """Seconds at the rates of large products."""
+        return (
+            self.linears / rates[linears]
+            + self.attention / rates[attention]
+            + self.rest / rates[rest]
+        )
+
+
+def attention_backends(args: argparse.Namespace, case: Case) -> dict[str, str | None]:
+    """Backends of self-attention -> why one cannot run, in the order in which they run.
+
+    Raises:
+        UserError: One that was named does not exist or cannot run.
+    """
+    names = sorted(
+        set(backend_names(OP)) - set(SLOW),
+        key=lambda name: (name in LATE, name == PUBLISHED[0], name),  # `sdpa` is the same there
+    )
+    if args.attention:
+        for name in args.attention:
+            if name not in backend_names(OP):
+                known = ", ".join(backend_names(OP))
+                raise UserError(f"--attention {name}: there is no such backend; choose {known}")
+        names = list(dict.fromkeys(args.attention))
+    found = {name: load_backend(OP, name).supports(case) for name in names}
+    for name, reason in found.items():
+        if args.attention and reason is not None:
+            raise UserError(f"--attention {name}: cannot run: {reason}")
+        if not args.attention and reason is None and is_interpreted(case, name):
+            found[name] = f"runs in Triton's interpreter here; --attention {name} takes it"
+    return found
+
+
+def compiled(dit: DiT, ops: Ops, compiler: str = "inductor") -> DiT:
+    """The same model with compiled norms; its attentions and feed-forwards are compiled, too."""
+    how: Any = {"dynamic": False, "backend": compiler}
+    choice = ops.choices["add_norm"]
+    norm = dataclasses.replace(choice, run=torch.compile(choice.run, **how))
+    with torch.device("meta"):
+        other = DiT(dit.config, Ops(ops.choices | {"add_norm": norm}), reuse=dit.reuse)
+    share(dit, other)
+    for block in other.blocks:
+        assert isinstance(block, Block)
+        for part in (block.self_attn, block.cross_attn, block.audio_cross_attn, block.ffn):
+            part.compile(**how)
+    return other
+
+
+class Field:
+    """All ways to take a step, with one set of weights."""
+
+    def __init__(
+        self, args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Make the weights and inputs."""
+        self.args, self.preset, self.device, self.dtype = args, preset, device, dtype
+        self.given = Given.draw(preset, device, dtype)
+        self.weights = make_dit(preset, self._ops(TORCH))
+        fill(self.weights, dtype=dtype, device=device)
+        self.fp8 = args.precision == "fp8"
+        self.quantized: DiT | None = None
+        if self.fp8:
+            self.quantized = make_dit(preset, self._ops(TORCH), fp8=True)
+            fill(self.quantized, dtype=dtype, device=device)
+
+    def _ops(self, choices: Sequence[str]) -> Ops:
+        return bind(self.preset, KernelConfig.parse(choices), self.device, self.dtype)
+
+    def truth(self) -> torch.Tensor:
+        """By plain PyTorch, unquantised."""
+        dit = make_dit(self.preset, self._ops((*TORCH, f"{OP}={TRUTH}")))
+        share(self.weights, dit)
+        return own_step(dit, self.given)(self.given.latent)
+
+    def published(self, attention: str, reason: str | None, *, compile_it: bool) -> Entrant:
+        """The published schedule."""
+
+        def build() -> Run:
+            ops = self._ops((*TORCH, f"{OP}={attention}"))
+            dit = make_dit(self.preset, ops, reuse=False)
+            share(self.weights, dit)
+            if compile_it:
+                dit = compiled(dit, ops)
+            return self._run(published_step(dit, self.given))
+
+        return Entrant(
+            name=f"published, {attention}" + (", compiled" if compile_it else ""),
+            build=build,
+            bound=BOUNDS[self.dtype],
+            about=self._about("published", attention, exact=True, compiled=compile_it),
+            base=BASE[attention if compile_it else "eager"],
+            reason=reason,
+            seconds=COMPILE_SECONDS if compile_it else 0.0,
+        )
+
+    def ours(
+        self,
+        attention: str,
+        *,
+        reason: str | None = None,
+        torch_kernels: bool = False,
+        graph: bool = False,
+        base: int = 0,
+    ) -> Entrant:
+        """Our schedule.
+
+        Args:
+            attention: Backend of self-attention.
+            reason: Why it cannot run.
+            torch_kernels: All else by PyTorch's own kernels.
+            graph: Replay a CUDA graph.
+            base: See `Entrant`.
+        """
+        backend = load_backend(OP, attention)
+
+        def build() -> Run:
+            choice = f"{OP}={attention}"
+            if torch_kernels:
+                name = LIBRARY_GEMM[self.device.type]
+                gemms = [f"{op}={name}" for op in ("fp8_gemm", "fp8_gemm_gelu_quant") if self.fp8]
+                ops = self._ops((*TORCH, *gemms, choice))
+            else:
+                config = KernelConfig.from_sources([*self.args.backend, choice])
+                ops = bind(self.preset, config, self.device, self.dtype)
+            dit = make_dit(self.preset, ops, fp8=self.fp8)
+            share(self.quantized or self.weights, dit)
+            call = GraphedStep(dit, CudaEngine(self.device)) if graph else None
+            return self._run(own_step(dit, self.given, call))
+
+        exact = not (self.fp8 or backend.approximate)
+        kind = ", torch kernels" if torch_kernels else ", CUDA graph" if graph else ""
+        return Entrant(
+            name=f"ours{', FP8' if self.fp8 else ''}, {attention}{kind}",
+            build=build,
+            bound=BOUNDS[self.dtype] if exact else APPROXIMATE_BOUND,
+            about=self._about("ours", attention, exact=exact, graph=graph, backend=backend),
+            base=base,
+            reason=reason,
+        )
+
+    def _run(self, step: Step) -> Run:
+        return partial(step, self.given.latent)
+
+    def _about(
+        self, schedule: str, attention: str, *, exact: bool, backend: Backend | None = None,
+        **more: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        quantised = self.fp8 and schedule == "ours"
+        return {
+            "schedule": schedule,
+            "attention": attention,
+            "linears": dtype_name(FP8 if quantised else self.dtype),
+            "attention_dtype": dtype_name(
+                FP8 if backend is not None and backend.approximate else self.dtype
+            ),
+            "approximate": not exact,
+            "compiled": False,
+            "graph": False,
+            **more,
+        }
+
+    def groups(self) -> list[list[Entrant]]:
+        """What runs together, the safest first."""
+        config = self.preset.dit
+        case = Case(
+            op=OP,
+            device=self.device,
+            dtype=self.dtype,
+            dims={"H": config.num_heads, "d": config.head_dim},
+        )
+        backends = attention_backends(self.args, case)
+        able = [name for name, reason in backends.items() if reason is None]
+        usual = "sdpa" if "sdpa" in able else able[0] if able else None
+        flash, cudnn = (load_backend(OP, name).supports(case) for name in PUBLISHED)
+        first = [self.published(PUBLISHED[0], flash, compile_it=False)]
+        if not self.args.attention:
+            first.append(self.ours("sdpa", torch_kernels=True))
+        own = [] if usual is None else [self.ours(usual, base=BASE["ours"])]
+        compiled_ones = [
+            self.published(PUBLISHED[0], flash, compile_it=True),
+            self.published(PUBLISHED[1], cudnn, compile_it=True),
+        ]
+        others = {name: reason for name, reason in backends.items() if name != usual}
+        early = [self.ours(n, reason=why) for n, why in others.items() if n not in LATE]
+        late = [[self.ours(n, reason=why)] for n, why in others.items() if n in LATE]
+        graphs = []
+        if self.device.type == "cuda" and usual is not None:
+            graphs = [self.ours(usual, graph=True)]
+        if self.args.no_compile:
+            compiled_ones = []
+        groups = (first, own, compiled_ones, early, graphs, *late)
+        return [group for group in groups if group]
+
+
+def fitting_layers(preset: Preset, device: torch.device, dtype: torch.dtype, *, fp8: bool) -> int:
+    """How many of the preset's blocks fit the GPU's free memory, all weights and work counted."""
+    if device.type != "cuda":
+        return preset.dit.num_layers
+    one, two = (dataclasses.replace(preset.dit, num_layers=n) for n in (1, 2))
+
+    def need(config: Any) -> int:
+        exact = parameter_bytes(config, dtype, fp8=False)
+        return exact + (parameter_bytes(config, dtype, fp8=True) if fp8 else 0)
+
+    free = FRACTION * torch.cuda.mem_get_info(device)[0]
+    frames, height, width = latent_size(preset)
+    free -= ACTIVATION_BYTES * frames * height * width // 4 * preset.dit.dim
+    each = need(two) - need(one)
+    count = int((free - need(one)) // each) + 1
+    if count < 1:
+        raise UserError(f"--preset {preset.name}: not one of its blocks fits the GPU's memory")
+    return min(preset.dit.num_layers, count)
+
+
+def measure(args: argparse.Namespace, budget: Budget) -> tuple[Output, Race]:
+    """Check and time everything.
+
+    Raises:
+        UserError: An option is no good.
+    """
+    device, dtype = resolve(args)
+    preset = sized(args.preset, size=args.size)
+    whole = preset.dit.num_layers
+    layers = args.layers or fitting_layers(preset, device, dtype, fp8=args.precision == "fp8")
+    preset = sized(args.preset, layers=layers, size=args.size)
+    work = Work.of(preset)
+    settings = {
+        "preset": args.preset,
+        "size": list(preset.size),
+        "layers": layers,
+        "layers_of_preset": whole,
+        "device": str(device),
+        "dtype": dtype_name(dtype),
+        "precision": args.precision,
+        "random_weights": True,
+    }
+    output = Output(args.json, schema=SCHEMA, settings=settings, flops=dataclasses.asdict(work))
+    output.write()
+    if layers < whole:
+        say(f"{layers} of {whole} layers")
+    with torch.inference_mode():
+        say("making weights")
+        field = Field(args, preset, device, dtype)
+        groups = field.groups()
+        say("calculating what is right")
+        fp8 = any(_uses_fp8(entrant) for group in groups for entrant in group)
+        probes = Probes(device, [dtype, FP8] if fp8 else [dtype])
+        race = Race(field.truth(), device, budget, output, probes)
+        output.value["rows"] = race.rows
+        for index, group in enumerate(groups):
+            race.group(group, rounds=args.rounds, share=1 / (len(groups) - index))
+            finish(race, work, probes, dtype)
+            output.write()
+    output.value["complete"] = not race.out_of_time
+    if device.type == "cuda":
+        output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    output.write()
+    return output, race
+
+
+def _uses_fp8(entrant: Entrant) -> bool:
+    if entrant.reason is not None:
+        return False
+    return dtype_name(FP8) in (entrant.about["linears"], entrant.about["attention_dtype"])
+
+
+def finish(race: Race, work: Work, probes: Probes, dtype: torch.dtype) -> None:
+    """Add rates and floors to what was timed."""
+    rates = probes.rates()
+    names = {dtype_name(known): known for known in rates}
+    for row in race.rows:
+        if row["state"] == TIMED:
+            linears, attention = names[row["linears"]], names[row["attention_dtype"]]
+            floor, median = work.floor(rates, linears, attention, dtype), row["seconds"]["p50"]
+            row |= {"tflop_per_s": work.total / median / 1e12, "floor": floor}
+            row |= {"of_floor": floor / median, "rates": {n: rates[d] for n, d in names.items()}}
+
+
+def table(output: Mapping[str, Any]) -> str:
+    """The result for people."""
+    settings = output["settings"]
+    height, width = settings["size"]
+    lines = [
+        f"{settings['preset']} {height}x{width}, {settings['layers']} of "
+        f"{settings['layers_of_preset']} layers, {settings['dtype']}, {settings['precision']}",
+        f"{'':44s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  speed-up",
+    ]
+    for row in output["rows"]:
+        if row["state"] != TIMED:
+            lines.append(f"{row['name']:44s} {row['state']}: {row['note']}")
+            continue
+        against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
+        lines.append(
+            f"{row['name']:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
+            f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
+        )
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
+    parser.add_argument(
+        "--attention", action="append", default=[], metavar="NAME",
+        help="backend of self-attention; may be repeated (default: all that can run)",
+    )  # fmt: skip
+    parser.add_argument("--layers", type=int, help="blocks (default: all that fit the memory)")
+    parser.add_argument("--rounds", type=int, default=10, help="at most (default: 10)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    return parser
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args = make_parser().parse_args()
+    budget = Budget(args.budget)
+    output, race = measure(args, budget)
+    print(table(output.value))
+    return exit_code(race.rows)
+
+
+if __name__ == "__main__":
+    run_main(main)

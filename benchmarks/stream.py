@@ -1,0 +1,281 @@
+"""Whole chunks of a stream with random weights made on the device: stages, start-up, real time.
+
+    python benchmarks/stream.py --preset 14b --precision fp8 --chunks 4 --json stream.json
+    python benchmarks/stream.py --preset tiny --device cpu --ranks 2 --frames frames.npy
+
+A session as ``livetalk generate`` runs it, but for files and video encoding: the avatar is made of
+random numbers, and where transformers or pyloudnorm is missing so are the sound's features. The
+first chunk is told apart, as it pays for what is compiled. All are whole, the last one too: it is
+encoded again as if the stream went on. On several ranks rank 0 reports. Untested on a GPU.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from race import Output, add_options, resolve, run_main, say
+from random_models import (
+    PROMPT_ROWS,
+    STEPS,
+    bind,
+    fill,
+    latent_size,
+    make_dit,
+    make_vae,
+    sized,
+    speech,
+)
+from torch import Tensor
+
+from livetalk_kernels import KernelConfig, UserError
+from livetalk_kernels.bench.timer import Summary
+from livetalk_kernels.config import Ranks
+from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.runtime.beat import Deadlines
+from livetalk_kernels.runtime.process_group import joined
+from livetalk_kernels.runtime.watchdog import Watchdog
+from livetalk_model.avatar import Avatar
+from livetalk_model.chunk import StreamOptions
+from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
+from livetalk_model.config import NEW_FRAMES, Preset
+from livetalk_model.dit import DiT
+from livetalk_model.encoders.audio import AudioEncoder
+from livetalk_model.follow import follow
+from livetalk_model.graphs import StreamCalls
+from livetalk_model.parallelize import Team
+from livetalk_model.stream import Session
+from livetalk_model.vae import VAE
+
+SCHEMA = "livetalk/stream/1"
+FPS = 25.0
+AUDIO_PACKAGES = ("transformers", "pyloudnorm")
+
+
+class RandomSound:
+    """What stands for the audio encoder where its packages are missing: random features."""
+
+    def __init__(self, preset: Preset, device: torch.device) -> None:
+        """The encoder's sizes."""
+        self.layers, self.width = preset.audio.layers, preset.audio.width
+        self.sample_rate, self.device, self.dtype = preset.audio.sample_rate, device, torch.float32
+
+    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float = FPS) -> Tensor:
+        """As `AudioEncoder.embed`."""
+        frames = int(len(wave_N) / self.sample_rate * fps)
+        random = torch.Generator(self.device).manual_seed(3)
+        shape = (frames, self.layers, self.width)
+        return torch.randn(shape, generator=random, device=self.device)
+
+
+def missing_for_sound() -> list[str]:
+    """Packages of the audio encoder that are not installed."""
+    return [name for name in AUDIO_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def sound_encoder(preset: Preset, device: torch.device) -> AudioEncoder:
+    """The audio encoder with random weights, or what stands for it."""
+    if missing_for_sound():
+        return cast(AudioEncoder, RandomSound(preset, device))
+    return AudioEncoder.random(preset.audio, seed=0, device=device)
+
+
+def random_avatar(preset: Preset) -> Avatar:
+    """An avatar of random numbers, the same everywhere."""
+    random = torch.Generator().manual_seed(4)
+    draw = partial(torch.randn, generator=random)
+    config = preset.dit
+    return Avatar(
+        context=draw(PROMPT_ROWS, config.text_dim),
+        clip_fea=draw(1, config.image_len, config.image_dim),
+        condition=draw(config.out_dim, *latent_size(preset)),
+        portrait=torch.randint(0, 256, (3, *preset.size), generator=random, dtype=torch.uint8),
+        model="",
+        note="random numbers",
+    )
+
+
+@contextmanager
+def joined_team(device: torch.device) -> Iterator[Team]:
+    """The ranks that torchrun has started, or this process alone."""
+    ranks = Ranks.from_environ()
+    if ranks is None or ranks.world == 1:
+        yield Team()
+        return
+    patience = CPU_PATIENCE if device.type == "cpu" else 1.0
+    with (
+        Watchdog(ranks, deadlines=Deadlines().scaled(patience)) as watchdog,
+        joined(device) as (world, control),
+    ):
+        yield Team(
+            world,
+            control,
+            ranks_per_node=ranks.local_world,
+            phase=lambda stage: watchdog.phase(PHASES.get(stage, "other")),
+        )
+
+
+def load(
+    args: argparse.Namespace, preset: Preset, team: Team, device: torch.device, dtype: torch.dtype
+) -> tuple[DiT, VAE]:
+    """The models on this rank.
+
+    Raises:
+        UserError: A backend that was named cannot run.
+    """
+    config = KernelConfig.from_sources(args.backend)
+    ops = bind(preset, config, device, dtype)
+    parallel = team.sequence(preset.dit, ops, device, dtype)
+    dit = make_dit(preset, ops, fp8=args.precision == "fp8", parallel=parallel)
+    fill(dit, dtype=dtype, device=device)
+    return dit, make_vae(preset, config, device, dtype)
+
+
+def measure(
+    args: argparse.Namespace, team: Team, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any] | None:
+    """Run the stream.
+
+    Returns:
+        What was measured; None on ranks other than 0.
+    """
+    preset = sized(args.preset, layers=args.layers, size=args.size)
+    begin = time.perf_counter()
+    with team.phase("load"), torch.inference_mode():
+        dit, vae = load(args, preset, team, device, dtype)
+    calls = StreamCalls.of(dit, vae, cuda_graphs=args.cuda_graphs)
+    if not team.leads:
+        follow(dit, vae, team, calls=calls)
+        return None
+    encoder = sound_encoder(preset, device)
+    loaded = time.perf_counter() - begin
+    output = Output(
+        args.json,
+        schema=SCHEMA,
+        settings={
+            "preset": args.preset,
+            "layers": preset.dit.num_layers,
+            "size": list(preset.size),
+            "device": str(device),
+            "dtype": dtype_name(dtype),
+            "precision": args.precision,
+            "cuda_graphs": args.cuda_graphs and device.type == "cuda",
+            "steps": STEPS,
+            "fps": FPS,
+            "random_weights": True,
+            "sound": "random features" if missing_for_sound() else "audio encoder",
+            "ranks": {"world": team.size, **vars(dit.parallel.mesh)},
+            "backends": dit.ops.chosen,
+        },
+        load=loaded,
+        chunks=[],
+    )
+    options = StreamOptions(steps=STEPS, fps=FPS)
+    frames: list[np.ndarray] = []
+    sound = speech(args.chunks)
+    with Session(dit, vae, encoder, random_avatar(preset), options, team=team, calls=calls) as run:
+        for produce in (partial(run.push, sound), run.finish):
+            for piece in produce():
+                frames.append(piece)
+                _note(output, run)
+    _note(output, run, complete=True)
+    team.tell({"what": "end"})
+    if device.type == "cuda":
+        output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    output.write()
+    if args.frames is not None:
+        np.save(args.frames, np.concatenate(frames))
+    return output.value
+
+
+def _note(output: Output, session: Session, *, complete: bool = False) -> None:
+    """Write what is known, when another chunk has ended."""
+    stats = session.stats
+    if len(stats.chunks) == len(output.value["chunks"]) and not complete:
+        return
+    output.value["chunks"] = [
+        {"seconds": seconds, "stages": stages}
+        for seconds, stages in zip(stats.chunk_seconds, stats.chunks, strict=True)
+    ]
+    output.value |= {"first_frame": stats.first_frame, "startup": stats.startup}
+    output.value |= {"frames": stats.frames, "underrun": stats.underrun, "complete": complete}
+    steady = list(stats.chunk_seconds)[1:]
+    if steady:
+        chunk = Summary.of(steady)
+        output.value["steady"] = {**vars(chunk), "fps": NEW_FRAMES / chunk.p50}
+        output.value["steady"]["realtime_factor"] = NEW_FRAMES / chunk.p50 / FPS
+    output.write()
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        f"loaded in {result['load']:.1f} s, first frame after {result['first_frame']:.2f} s; "
+        f"{result['settings']['ranks']['world']} rank(s), {result['settings']['sound']}"
+    ]
+    for index, chunk in enumerate(result["chunks"]):
+        stages = ", ".join(f"{name} {s:.3f}" for name, s in chunk["stages"].items())
+        lines.append(f"chunk {index}: {chunk['seconds']:.3f} s: {stages}")
+    if "steady" in result:
+        steady = result["steady"]
+        lines.append(
+            f"p50 of {steady['count']}, all but the first: {steady['p50']:.3f} s a chunk, "
+            f"{steady['fps']:.1f} frames/s, {steady['realtime_factor']:.2f} x real time"
+        )
+    return "\n".join(lines)
+
+
+def torchrun(nproc: int) -> list[str]:
+    """The command that starts this script on so many ranks, without a look at the network."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
+        *("--nproc-per-node", str(nproc), "--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
+        *sys.argv,
+    ]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
+    parser.add_argument("--layers", type=int, help="blocks of the transformer")
+    parser.add_argument("--chunks", type=int, default=5, help="of 28 frames (default: 5)")
+    parser.add_argument("--cuda-graphs", action="store_true")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="on this machine")
+    parser.add_argument("--frames", metavar="FILE", help=".npy of uint8 [T, H, W, 3]")
+    return parser
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args = make_parser().parse_args()
+    if args.chunks < 2:
+        raise UserError(f"--chunks {args.chunks}: use 2 or more; the first one warms up")
+    ranks = Ranks.from_environ()
+    if ranks is None and args.ranks > 1:
+        return subprocess.run(torchrun(args.ranks), check=False).returncode
+    if ranks is not None and args.device in ("auto", "cuda") and torch.cuda.is_available():
+        args.device = f"cuda:{ranks.local_rank}"
+    device, dtype = resolve(args)
+    with joined_team(device) as team:
+        result = measure(args, team, device, dtype)
+    if result is not None:
+        print(table(result))
+        if missing := missing_for_sound():
+            say(f"random sound: there is no {' and no '.join(missing)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

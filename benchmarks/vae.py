@@ -1,0 +1,275 @@
+"""The VAE: a steady decode step, a chunk's decoding and the encoder, ours and as published.
+
+    python benchmarks/vae.py --preset 14b --json vae.json
+    python benchmarks/vae.py --preset tiny --device cpu --rounds 3 --no-compile
+
+Random weights. Every way is first compared with the published schedule in plain PyTorch (relative
+L2), then all take turns. The published schedule is compiled as a whole, for the decode step and the
+encoder; a chunk's decoding, whose first three steps have other shapes, is compared uncompiled: 9
+latents, of which ours warms the decoder with two. FLOPs are those of our schedule for all ways, so
+rates compare; the floor is what these take at the rate of a large matrix product, measured in the
+same rounds. Untested on a GPU.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from race import (
+    BOUNDS,
+    TIMED,
+    Budget,
+    Entrant,
+    Output,
+    Probes,
+    Race,
+    Run,
+    add_options,
+    exit_code,
+    resolve,
+    run_main,
+    say,
+)
+from random_models import TORCH, latent_size, make_vae, sized
+from torch import Tensor
+
+from livetalk_kernels import KernelConfig
+from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.runtime.cuda_graph import CudaEngine
+from livetalk_model.config import LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, Preset
+from livetalk_model.graphs import GraphedDecodeStep, GraphedEncoder
+from livetalk_model.vae import VAE, DecoderCache
+from livetalk_model.vae_cost import decode_flops, encode_flops
+
+SCHEMA = "livetalk/vae/1"
+COMPILE_SECONDS = 30.0
+WARM_LATENTS = 3  # until the decoder's state repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The same weights in both schedules, and what they are given.
+
+    Attributes:
+        preset: Sizes.
+        own: Our schedule.
+        published: The published one, in plain PyTorch.
+        compiled: The same, compiled.
+        latents: [1, 16, 9, h, w].
+        video: [1, 3, 5, H, W].
+    """
+
+    preset: Preset
+    own: VAE
+    published: VAE
+    compiled: VAE
+    latents: Tensor
+    video: Tensor
+
+    @classmethod
+    def make(
+        cls, preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype
+    ) -> "Models":
+        """With random weights and inputs.
+
+        Raises:
+            UserError: A backend that was named cannot run.
+        """
+        plain = KernelConfig.parse(TORCH)
+        own = make_vae(preset, backend, device, dtype)
+        published, compiled = (
+            make_vae(preset, plain, device, dtype, reuse=False, weights=own) for _ in range(2)
+        )
+        compiled.decoder.compile(dynamic=False)
+        compiled.encoder.compile(dynamic=False)
+        random = torch.Generator(device).manual_seed(1)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, device=device, dtype=dtype)
+
+        return cls(
+            preset=preset,
+            own=own,
+            published=published,
+            compiled=compiled,
+            latents=draw(1, preset.vae.z_dim, *latent_size(preset)),
+            video=draw(1, 3, MOTION_FRAMES, *preset.size).clamp_(-1, 1),
+        )
+
+    def decode_step(self, vae: VAE, step: Callable[..., Tensor], *, forks: bool = True) -> Run:
+        """One latent from the middle of a stream, whose state ``vae`` has made.
+
+        ``forks``: each call starts at the same state; else the stream goes on.
+        """
+        cache = DecoderCache()
+        for piece in self.latents[:, :, :WARM_LATENTS].split(1, dim=2):
+            vae.decode_step(piece, cache, clamp=False)
+        latent = self.latents[:, :, WARM_LATENTS : WARM_LATENTS + 1]
+        return lambda: step(latent, cache.fork() if forks else cache, clamp=False)
+
+    def decode_chunk(self) -> Tensor:
+        """The new frames of a chunk, by our schedule."""
+        cache = DecoderCache()
+        self.own.warm(self.latents[:, :, :MOTION_LATENTS], cache)
+        pieces = self.latents[:, :, MOTION_LATENTS:].split(1, dim=2)
+        return torch.cat([self.own.decode_step(z, cache, clamp=False) for z in pieces], dim=2)
+
+    def flops(self) -> dict[str, int]:
+        """Of our schedule, by what is timed."""
+        height, width = self.preset.size
+        config = self.preset.vae
+        count = partial(decode_flops, config, height=height, width=width, reuse=True)
+        warm = count(latents=0, warmed=WARM_LATENTS)
+        return {
+            "decode step": count(latents=1, warmed=WARM_LATENTS) - warm,
+            "decode chunk": count(latents=LATENT_FRAMES - MOTION_LATENTS, warmed=MOTION_LATENTS),
+            "encode": encode_flops(
+                config, frames=MOTION_FRAMES, height=height, width=width, reuse=True
+            ),
+        }
+
+
+def races(models: Models, *, compile_it: bool, graphs: bool) -> dict[str, list[list[Entrant]]]:
+    """What is timed -> groups of entrants; the first entrant is the truth."""
+    device, dtype = models.latents.device, models.latents.dtype
+    own, published, compiled = models.own, models.published, models.compiled
+    bound = BOUNDS[dtype]
+
+    def entrant(name: str, build: Callable[[], Run], **options: Any) -> Entrant:
+        return Entrant(name=name, build=build, bound=bound, base=1, **options)
+
+    def step(name: str, vae: VAE, decode: VAE, **options: Any) -> Entrant:
+        return entrant(name, lambda: models.decode_step(vae, decode.decode_step), **options)
+
+    def encode(name: str, vae: VAE, **options: Any) -> Entrant:
+        return entrant(name, lambda: partial(vae.encode, models.video), **options)
+
+    def plain_chunk() -> Run:
+        return lambda: published.decode(models.latents, clamp=False)[:, :, MOTION_FRAMES:]
+
+    late = {"reason": None if compile_it else "--no-compile", "seconds": COMPILE_SECONDS}
+    # One that breaks the GPU's context breaks all that come later: PyTorch's own goes first.
+    found = {
+        "decode step": [[step("published", published, published)], [step("ours", own, own)]],
+        "decode chunk": [
+            [entrant("published", plain_chunk)],
+            [entrant("ours", lambda: models.decode_chunk)],
+        ],
+        "encode": [[encode("published", published)], [encode("ours", own)]],
+    }
+    if graphs:
+        engine = CudaEngine(device)
+        decoder, encoder = GraphedDecodeStep(own, engine), GraphedEncoder(own, engine)
+        name = "ours, CUDA graph"
+        found["decode step"].append(
+            [entrant(name, lambda: models.decode_step(own, decoder, forks=False))]
+        )
+        found["encode"].append([entrant(name, lambda: partial(encoder, models.video))])
+    name = "published, compiled"
+    found["decode step"].append([step(name, published, compiled, **late)])
+    found["encode"].append([encode(name, compiled, **late)])
+    return found
+
+
+def measure(args: argparse.Namespace, budget: Budget) -> Output:
+    """Check and time everything.
+
+    Raises:
+        UserError: An option is no good.
+    """
+    device, dtype = resolve(args)
+    preset = sized(args.preset, size=args.size)
+    settings = {
+        "preset": args.preset,
+        "size": list(preset.size),
+        "device": str(device),
+        "dtype": dtype_name(dtype),
+        "random_weights": True,
+    }
+    output = Output(args.json, schema=SCHEMA, settings=settings)
+    with torch.inference_mode():
+        say("making weights")
+        models = Models.make(preset, KernelConfig.from_sources(args.backend), device, dtype)
+        output.value |= {"flops": models.flops(), "work": {}}
+        output.write()
+        probes = Probes(device, [dtype])
+        by_work = races(models, compile_it=not args.no_compile, graphs=device.type == "cuda")
+        found: dict[str, Race] = {}
+        # What needs no compiler comes first, for all three.
+        order = sorted(
+            ((index, work) for work, groups in by_work.items() for index in range(len(groups))),
+            key=lambda pair: pair[0],
+        )
+        for position, (index, work) in enumerate(order):
+            say(f"{work}:")
+            group = by_work[work][index]
+            if work not in found:
+                truth = group[0].build()()
+                found[work] = Race(truth, device, budget, output, probes)
+                output.value["work"][work] = found[work].rows
+            found[work].group(group, rounds=args.rounds, share=1 / (len(order) - position))
+            _finish(found[work].rows, output.value["flops"][work], probes, dtype)
+            output.write()
+    output.value["complete"] = not any(race.out_of_time for race in found.values())
+    if device.type == "cuda":
+        output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    output.write()
+    return output
+
+
+def _finish(rows: Sequence[dict[str, Any]], flops: int, probes: Probes, dtype: torch.dtype) -> None:
+    """Add rates and floors to what was timed; without that there is no rate either."""
+    rates = probes.rates()
+    for row in rows:
+        if row["state"] == TIMED:
+            rate, median = rates[dtype], row["seconds"]["p50"]
+            row |= {"tflop_per_s": flops / median / 1e12, "floor": flops / rate}
+            row |= {"of_floor": flops / rate / median, "rate": rate}
+
+
+def table(output: Mapping[str, Any]) -> str:
+    """The result for people."""
+    settings = output["settings"]
+    height, width = settings["size"]
+    lines = [
+        f"{settings['preset']} {height}x{width}, {settings['dtype']}",
+        f"{'':36s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  speed-up",
+    ]
+    for work, rows in output["work"].items():
+        for row in rows:
+            name = f"{work}, {row['name']}"
+            if row["state"] != TIMED:
+                lines.append(f"{name:36s} {row['state']}: {row['note']}")
+                continue
+            against = ", ".join(f"{v:.2f}x {k}" for k, v in row["against"].items())
+            lines.append(
+                f"{name:36s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
+                f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
+            )
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--rounds", type=int, default=10, help="at most (default: 10)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    return parser
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args = make_parser().parse_args()
+    output = measure(args, Budget(args.budget))
+    print(table(output.value))
+    return exit_code([row for rows in output.value["work"].values() for row in rows])
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,410 @@
+"""``make gpu-report``: parts in a budget, what is kept, and what is left of those that fail.
+
+What the parts measure is tested in ``test_gpu_parts.py``.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import gpu_pages  # noqa: E402
+import gpu_parts  # noqa: E402
+import gpu_report  # noqa: E402
+from gpu_build import build_functions  # noqa: E402
+from gpu_run import Family, processes  # noqa: E402
+from gpu_telemetry import Telemetry  # noqa: E402
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {benchmarks!r})
+import gpu_parts, gpu_report
+
+def parts(settings, facts):
+    found = []
+    for entry in json.loads(Path({fakes!r}).read_text()):
+        name = entry["name"]
+        result = settings.folder / f"{{name}}.json"
+        code = f"result = {{str(result)!r}}\\n" + entry["code"]
+        command = [sys.executable, "-c", code]
+        found.append(gpu_parts.Part(
+            name=name, title=f"the part {{name}}", weight=entry.get("weight", 1.0),
+            command=lambda seconds, command=command: list(command), result=result,
+            reason=entry.get("reason"), sources=tuple(entry.get("sources", ()))))
+    return found
+
+gpu_report.make_parts = parts
+gpu_report.FIRST_SECONDS = {first}
+sys.exit(gpu_report.main())
+"""
+WRITE = """
+import json
+from pathlib import Path
+Path(result).write_text(json.dumps({}))
+"""
+FACTS = WRITE.format(
+    {
+        "versions": {"torch": "2.x"},
+        "devices": [{"name": "H100", "memory_bytes": 2**36, "multiprocessors": 132, "peers": []}],
+        "machine": {"cpu": "a CPU", "commit": "abc123", "kernels": "avx2"},
+        "packages": {"torch": "2.x", "av": None},
+        "cores": 2, "system": "Linux", "python": "3", "compiler": None, "nvcc": None,
+        "nvidia_smi": [], "topology": [], "problems": [],
+    }
+)  # fmt: skip
+FIRST_SECONDS = 90.0
+GOOD = WRITE.format({"complete": True})
+COUNT = "import os; p = os.path.dirname(result) + '/{0}.count'; open(p, 'a').write('x')\n"
+# A rank in a session of its own, deaf to SIGINT.
+GRANDCHILD = """
+import signal, subprocess, sys, time
+code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(300)"
+child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+print("grandchild", child.pid, flush=True)
+time.sleep(300)
+"""
+
+Fake = dict[str, Any]
+
+
+def start(folder: Path, fakes: list[Fake], *arguments: str) -> "subprocess.Popen[str]":
+    """Run the report with these parts, the facts in front."""
+    listed = folder / "fakes.json"
+    listed.write_text(json.dumps([{"name": "facts", "weight": 0.01, "code": FACTS}, *fakes]))
+    driver = DRIVER.format(benchmarks=str(BENCHMARKS), fakes=str(listed), first=FIRST_SECONDS)
+    return subprocess.Popen(
+        [sys.executable, "-c", driver, "--output", str(folder / "out"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, fakes: list[Fake], *arguments: str) -> tuple[int, str]:
+    process = start(folder, fakes, *arguments)
+    printed, _ = process.communicate(timeout=60)
+    return process.returncode, printed
+
+
+def report(folder: Path) -> dict[str, dict[str, Any]]:
+    """Part -> its entry."""
+    value = json.loads((folder / "out/report.json").read_text())
+    assert value["schema"] == "livetalk/gpu-report/1"
+    return {part["name"]: part for part in value["parts"]}
+
+
+def counted(folder: Path, name: str) -> int:
+    file = folder / f"out/{name}.count"
+    return len(file.read_text()) if file.exists() else 0
+
+
+def is_alive(pid: int) -> bool:
+    process = processes().get(pid)
+    return process is not None and not process.dead
+
+
+def test_parts_end_each_in_its_way_and_the_report_says_so(tmp_path: Path) -> None:
+    fakes = [
+        {"name": "good", "code": GOOD},
+        {"name": "bad", "code": "print('the last | word'); raise SystemExit(3)"},
+        {"name": "import", "code": "import a_package_that_is_not_there"},
+        {"name": "partial", "code": WRITE.format({"complete": False})},
+        {"name": "cannot", "code": GOOD, "reason": "needs pytest, not installed here"},
+    ]
+    code, printed = run(tmp_path, fakes)
+    assert code == 1, printed
+    parts = report(tmp_path)
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "facts": "done", "good": "done", "bad": "failed", "import": "failed",
+        "partial": "timeout", "cannot": "skipped",
+    }  # fmt: skip
+    assert parts["bad"]["reason"] == "exit code 3: the last | word"
+    assert "No module named 'a_package_that_is_not_there'" in parts["import"]["reason"]
+    assert parts["good"]["result"] == {"complete": True} and parts["good"]["seconds"] > 0
+    assert "SystemExit" in parts["bad"]["command"]
+    page = (tmp_path / "out/report.md").read_text()
+    for text in (
+        "H100, torch 2.x, commit abc123", "bad: the part bad | failed", "logs/bad.log",
+        "exit code 3: the last \\| word", "needs pytest, not installed here", "Not installed: av",
+    ):  # fmt: skip
+        assert text in page, text
+    assert (tmp_path / "out/logs/bad.log").read_text() == "the last | word\n"
+
+
+def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    slow = f"{GOOD}\n{GRANDCHILD}"
+    fakes = [
+        {"name": "slow", "code": slow, "weight": 1},
+        {"name": "after", "code": GOOD, "weight": 5},
+    ]
+    begin = time.monotonic()
+    code, printed = run(tmp_path, fakes, "--budget", "9")
+    assert code == 1 and time.monotonic() - begin < 9, printed
+    parts = report(tmp_path)
+    assert parts["slow"]["status"] == "timeout" and parts["after"]["status"] == "done"
+    assert 1 < parts["slow"]["limit"] < 1.6  # a sixth of what is left
+    assert parts["slow"]["limit"] <= parts["slow"]["seconds"] < parts["slow"]["limit"] + 2
+    assert parts["slow"]["result"] == {"complete": True}  # what it had written counts
+    words = (tmp_path / "out/logs/slow.log").read_text().split()
+    assert words[0] == "grandchild" and not is_alive(int(words[1]))
+
+
+def test_time_that_parts_leave_goes_to_those_after_them(tmp_path: Path) -> None:
+    fakes = [
+        {"name": name, "code": GOOD, "weight": w} for name, w in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    code, printed = run(tmp_path, fakes, "--budget", "40")
+    assert code == 0, printed
+    limits = [report(tmp_path)[name]["limit"] for name in "abc"]
+    assert limits[0] == pytest.approx(10, abs=1)
+    assert limits[1] == pytest.approx(40 / 3, abs=1.5) and limits[2] == pytest.approx(40, abs=3)
+
+
+def test_without_time_parts_wait_for_another_run(tmp_path: Path) -> None:
+    sleep = "import time; time.sleep(2)"
+    fakes = [{"name": "first", "code": sleep}, {"name": "second", "code": GOOD, "weight": 0.01}]
+    run(tmp_path, fakes, "--budget", "6.5")
+    assert "run it again" in report(tmp_path)["second"]["reason"]
+    run(tmp_path, fakes, "--budget", "6.5")
+    assert report(tmp_path)["second"]["status"] == "done"
+
+
+def test_what_is_done_is_kept_until_something_changes(tmp_path: Path) -> None:
+    fakes = [
+        {"name": "good", "code": COUNT.format("good") + GOOD},
+        {"name": "bad", "code": COUNT.format("bad") + "raise SystemExit(1)"},
+    ]
+    run(tmp_path, fakes)
+    run(tmp_path, fakes)
+    assert (counted(tmp_path, "good"), counted(tmp_path, "bad")) == (1, 2)
+    parts = report(tmp_path)
+    assert parts["good"]["status"] == "done" and parts["good"]["kept"]
+    assert "done (before)" in (tmp_path / "out/report.md").read_text()
+    run(tmp_path, fakes, "--fresh", "--skip", "bad")
+    assert (counted(tmp_path, "good"), counted(tmp_path, "bad")) == (2, 2)
+    changed = [{**fakes[0], "code": fakes[0]["code"] + "\n"}]  # another command
+    run(tmp_path, changed)
+    assert counted(tmp_path, "good") == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.x", "2.y"),  # torch
+        ("'nvcc': None", "'nvcc': 'Build cuda_12.8'"),
+        ("'compiler': None", "'compiler': 'g++ 14'"),
+    ],
+)
+def test_another_machine_runs_all_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    fakes = [{"name": "good", "code": COUNT.format("good") + GOOD}]
+    run(tmp_path, fakes)
+    assert FACTS.count(old) > 0
+    monkeypatch.setattr(sys.modules[__name__], "FACTS", FACTS.replace(old, new))
+    run(tmp_path, fakes)
+    assert counted(tmp_path, "good") == 2
+
+
+def test_what_a_part_is_made_from_runs_it_again(tmp_path: Path) -> None:
+    source = tmp_path / "suite"
+    source.mkdir()
+    (source / "test_a.py").write_text("1")
+    fakes = [
+        {"name": name, "code": COUNT.format(name) + GOOD, "sources": sources}
+        for name, sources in (("good", [str(source), str(tmp_path / "none.toml")]), ("other", []))
+    ]
+    run(tmp_path, fakes)
+    for name, content in (("test_a.py", "2"), ("data.json", "{}"), ("note.txt", "in no digest")):
+        (source / name).write_text(content)
+        run(tmp_path, fakes)
+    assert (counted(tmp_path, "good"), counted(tmp_path, "other")) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [("import time; time.sleep(60)", "timeout"), ("raise SystemExit(1)", "failed"), ("", "done")],
+)
+def test_without_the_facts_nothing_else_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, status: str
+) -> None:
+    fakes = [{"name": "good", "code": COUNT.format("good") + GOOD}]
+    module = sys.modules[__name__]
+    assert run(tmp_path, fakes)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "FACTS", facts)
+        patch.setattr(module, "FIRST_SECONDS", 6.0)
+        fresh = {"name": "new", "code": COUNT.format("new") + GOOD}
+        code, printed = run(tmp_path, [*fakes, fresh])
+    assert code == 1 and "nothing else was run" in printed
+    parts = report(tmp_path)
+    assert parts["facts"]["status"] == status
+    assert parts["good"]["kept"] and parts["good"]["result"] == {"complete": True}
+    assert parts["new"]["status"] == "skipped" and "not known" in parts["new"]["reason"]
+    page = (tmp_path / "out/report.md").read_text()
+    assert "**The part facts did not end well" in page and "done (before)" in page
+    assert (counted(tmp_path, "good"), counted(tmp_path, "new")) == (1, 0)
+    assert run(tmp_path, fakes)[0] == 0  # and all is as before
+    assert counted(tmp_path, "good") == 1 and report(tmp_path)["good"]["kept"]
+
+
+def test_the_facts_have_time_in_a_small_budget(tmp_path: Path) -> None:
+    assert run(tmp_path, [{"name": "good", "code": GOOD}], "--budget", "20")[0] == 0
+    parts = report(tmp_path)
+    assert parts["facts"]["limit"] == FIRST_SECONDS == gpu_report.FIRST_SECONDS
+    assert 10 < parts["good"]["limit"] < 20
+
+
+def test_only_names_parts_and_keeps_the_others(tmp_path: Path) -> None:
+    fakes = [{"name": name, "code": COUNT.format(name) + GOOD} for name in ("a", "b")]
+    assert run(tmp_path, fakes, "--only", "b")[0] == 0
+    assert (counted(tmp_path, "a"), counted(tmp_path, "b")) == (0, 1)
+    assert report(tmp_path)["a"]["reason"] == "--only names others"
+    run(tmp_path, fakes, "--only", "a")
+    assert (counted(tmp_path, "a"), counted(tmp_path, "b")) == (1, 1)
+    assert report(tmp_path)["b"]["status"] == "done"
+    code, printed = run(tmp_path, fakes, "--only", "c")
+    assert code == 2 and "there is no part c; choose facts, a, b" in printed
+    code, printed = run(tmp_path, fakes, "--list")
+    assert code == 0 and [line.split()[0] for line in printed.splitlines()] == ["facts", "a", "b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_part_and_writes_the_report(tmp_path: Path, number: signal.Signals) -> None:
+    fakes = [
+        {"name": "good", "code": GOOD},
+        {"name": "slow", "code": GRANDCHILD},
+        {"name": "after", "code": GOOD},
+    ]
+    process = start(tmp_path, fakes)
+    log = tmp_path / "out/logs/slow.log"
+    end = time.monotonic() + 30
+    while not log.exists() or "\n" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, printed
+    parts = report(tmp_path)
+    assert [parts[n]["status"] for n in ("good", "slow", "after")] == [
+        "done", "interrupted", "skipped",
+    ]  # fmt: skip
+    assert "interrupted" in (tmp_path / "out/report.md").read_text()
+    assert not is_alive(int(log.read_text().split()[1]))
+
+
+def test_a_family_does_not_take_in_strangers() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours, other = (subprocess.Popen(sleep, start_new_session=True) for _ in range(2))
+    try:
+        family = Family(ours.pid)
+        assert family.look() == [ours.pid]
+        family.kill()
+        assert ours.wait(10) == -signal.SIGKILL and other.poll() is None
+        assert os.getpid() not in family.look()
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_parts_say_what_they_need(tmp_path: Path) -> None:
+    settings = gpu_parts.Settings(device="cuda", preset="14b", layers=None, folder=tmp_path)
+    packages = dict.fromkeys(("torch", "numpy", "safetensors", "psutil", "rich"), "1")
+    facts = {"packages": {**packages, "pytest": None}, "devices": [{}]}
+    reasons = {part.name: part.reason for part in gpu_parts.make_parts(settings, facts)}
+    assert reasons["tests"] == "needs pytest, not installed here"
+    assert reasons["step"] is None and "two or more" in (reasons["scaling"] or "")
+    nothing = {
+        part.name: part.reason for part in gpu_parts.make_parts(settings, {**facts, "devices": []})
+    }
+    assert "torch sees no GPU" in (nothing["step"] or "") and nothing["build"] is None
+    several = gpu_parts.make_parts(settings, {**facts, "devices": [{}] * 5})
+    command = next(part for part in several if part.name == "scaling").command(10)
+    assert command[command.index("--ranks") + 1 :][:3] == ["1", "2", "4"]
+    assert command[command.index("--chunks") + 1] == "5"
+
+
+def test_the_profile_can_be_done_in_its_time(tmp_path: Path) -> None:
+    settings = gpu_parts.Settings(device="cuda", preset="14b", layers=None, folder=tmp_path)
+    parts = gpu_parts.make_parts(settings, {"packages": {"matplotlib": None}, "devices": [{}]})
+    (profile,) = (part for part in parts if part.name == "profile")
+    assert profile.reason == "needs matplotlib, not installed here"
+    command = profile.command(60)
+    assert command[command.index("--preset") + 1] == "small" and "preset small" in profile.title
+    able = sum(part.weight for part in parts if part.name not in ("scaling", "comm"))
+    assert 480 * profile.weight / able > 60  # seconds, even if the others use up theirs
+    stage = {"stage": "decode", "part": "", "p50": 0.1, "p95": 0.2, "share": 0.9}
+    summary = {"fps": 20.0, "chunk": {"count": 3}, "stages": [stage]}
+    text = "\n".join(
+        gpu_pages.profile_section({"settings": {"model": "small"}, "summary": summary})
+    )
+    assert "shows the profiler, with preset small" in text and "of 3 chunks" in text
+
+
+def test_a_part_depends_on_the_files_that_it_runs(tmp_path: Path) -> None:
+    settings = gpu_parts.Settings(device="cuda", preset="14b", layers=None, folder=tmp_path)
+    sources = {part.name: part.sources for part in gpu_parts.make_parts(settings, {})}
+    assert "tests" in sources["tests"] and sources["build"] == ("setup.py",)
+    for names in sources.values():
+        assert all((gpu_report.ROOT / name).exists() for name in names)
+
+
+def test_the_build_functions_are_those_of_setup() -> None:
+    names = build_functions()
+    assert callable(names["build_into"]) and callable(names["build_cuda"])
+
+
+def test_telemetry_is_summed_up_by_part() -> None:
+    class Nvml(SimpleNamespace):
+        NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+        clock = 1000
+
+        def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:  # noqa: N802
+            self.clock += 10
+            return self.clock
+
+        def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+            raise RuntimeError("not told")
+
+    nvml = Nvml(
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTemperature=lambda handle, kind: 50,
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=90),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9),
+    )
+    begin = time.monotonic()
+    with Telemetry(nvml, period=0.01) as telemetry:  # type: ignore[arg-type]
+        while len(telemetry.samples) < 5:
+            time.sleep(0.01)
+    (gpu,) = telemetry.summary(begin, time.monotonic())
+    assert gpu["SM clock"]["most"] > gpu["SM clock"]["median"] > 1000
+    assert gpu["power"] is None and gpu["memory"] == {"median": 40.0, "most": 40.0}
+    assert telemetry.summary(begin - 2, begin - 1)[0]["load"] is None
+    lines = gpu_pages.telemetry([{"name": "step", "telemetry": [gpu]}])
+    assert any("| step | 0 |" in line and "50 / 50" in line for line in lines)
+    with Telemetry(None) as nothing:
+        assert nothing.summary(0, 1) == []
+
+
+def test_junit_counts(tmp_path: Path) -> None:
+    file = tmp_path / "tests.xml"
+    file.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1"><testcase '
+        'classname="a" name="b"><failure message="no"/></testcase></testsuite></testsuites>'
+    )
+    found = gpu_pages.read_junit(file)
+    assert found is not None and found["tests"] == 3 and found["wrong"] == ["a b: no"]
+    file.write_text("<testsuites>")
+    assert gpu_pages.read_junit(file) is None and gpu_pages.read_junit(tmp_path / "none") is None
