@@ -1,5 +1,7 @@
 """What ranks other than 0 do: hear of sessions and chunks, and compute their part of them."""
 
+from collections.abc import Callable
+
 import torch
 
 from livetalk_kernels.runtime.timeline import Timeline
@@ -20,6 +22,7 @@ def follow(
     *,
     timeline: Timeline | None = None,
     calls: StreamCalls | None = None,
+    ended: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Follow rank 0's `Session` until it says ``end``.
 
@@ -29,6 +32,7 @@ def follow(
         team: All ranks.
         timeline: Where the stages are recorded.
         calls: CUDA graphs of the models' methods; by default the methods.
+        ended: Told how many chunks are done, after each of them.
 
     Raises:
         NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
@@ -37,6 +41,7 @@ def follow(
     assert not team.leads
     clock = StageClock(dit.device, timeline, phase=team.phase)
     chunks: ChunkGenerator | None = None
+    done = 0
     while True:
         with team.phase("wait"):
             message, data = team.hear()
@@ -54,3 +59,5 @@ def follow(
             for _ in chunks.chunk(windows, frames=message["frames"], last=message["last"]):
                 pass  # rank 0 has the frames
         clock.collect()
+        done += 1
+        ended(done)

@@ -1,5 +1,6 @@
 """The whole model, loaded: prepare avatars, open sessions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,17 +141,22 @@ class Pipeline:
             calls=self.calls,
         )
 
-    def follow(self, timeline: Timeline | None = None) -> None:
+    def follow(
+        self,
+        timeline: Timeline | None = None,
+        ended: Callable[[int], None] = lambda count: None,
+    ) -> None:
         """What the other ranks of a team do until rank 0 calls `end`.
 
         Args:
             timeline: Where the stages are recorded.
+            ended: Told how many chunks are done, after each of them.
 
         Raises:
             NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
             CommError: A rank is lost.
         """
-        follow(self.dit, self.vae, self.team, timeline=timeline, calls=self.calls)
+        follow(self.dit, self.vae, self.team, timeline=timeline, calls=self.calls, ended=ended)
 
     def end(self) -> None:
         """Rank 0: let the others go. One rank alone has nobody to tell."""

@@ -36,11 +36,12 @@ class Range:
         name: What ran.
         lane: Where.
         about: What else is known of it, JSON, for the trace.
+        parent: The range of the same lane that it began in; None: there is none.
         begin_ns: ``time.perf_counter_ns`` at its begin.
         end_ns: The same at its end.
     """
 
-    __slots__ = ("_around", "_timeline", "about", "begin_ns", "end_ns", "lane", "name")
+    __slots__ = ("_around", "_timeline", "about", "begin_ns", "end_ns", "lane", "name", "parent")
 
     _around: "list[Range]"  # open ranges of the thread that it began in, itself among them
 
@@ -48,10 +49,15 @@ class Range:
         """A range that has not begun."""
         self.name, self.lane, self._timeline, self.about = name, lane, timeline, about
         self.begin_ns = self.end_ns = 0
+        self.parent: Range | None = None
 
     def __enter__(self) -> Self:
         """Begin."""
         self._around = self._timeline.open_ranges()
+        for around in reversed(self._around):
+            if around.lane == self.lane:
+                self.parent = around
+                break
         self._around.append(self)
         if self._timeline.nvtx:
             torch.cuda.nvtx.range_push(self.name)
@@ -275,9 +281,10 @@ class Timeline:
                 kept[-1].seconds()  # a lane does one thing after the other
             kept = [entry for entry in kept if entry.happened]
             anchor = copy.copy(self._anchor)  # it moves along with the lane
-            for entry in kept:
-                if anchor is not None:
+            if anchor is not None:
+                for entry in kept:
                     entry.place(anchor)
+                _nest(kept)
             found[name] = sorted(kept, key=lambda entry: (entry.begin_ns, -entry.end_ns))
         return found
 
@@ -341,6 +348,16 @@ class Timeline:
     def _event(self, kind: str, name: str, thread: int, ns: int) -> dict[str, Any]:
         when = (ns - self.origin_ns) / 1e3
         return {"name": name, "ph": kind, "pid": self.rank, "tid": thread, "ts": when}
+
+
+def _nest(ranges: list[Range]) -> None:
+    """Put ranges within their parents, to the nanosecond: events are placed by rounded times."""
+    known = set(map(id, ranges))
+    for entry in reversed(ranges):  # a range has ended after those within it
+        parent = entry.parent
+        if parent is not None and id(parent) in known:
+            entry.begin_ns = min(max(entry.begin_ns, parent.begin_ns), parent.end_ns)
+            entry.end_ns = max(min(entry.end_ns, parent.end_ns), entry.begin_ns)
 
 
 def _meta(kind: str, process: int, thread: int, args: dict[str, Any]) -> dict[str, Any]:

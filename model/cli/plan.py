@@ -9,10 +9,10 @@ from livetalk_kernels.errors import UserError
 from . import common
 
 if TYPE_CHECKING:
+    from ..plan.evidence import Evidence
     from ..plan.forecast import Job
     from ..plan.hardware import Gpu
     from ..plan.machine import CpuMachine, GpuMachine
-    from ..plan.recorded import Evidence
     from ..plan.search import Choice, Plan
 
 EXAMPLE = """\
@@ -77,10 +77,12 @@ def add_parser(subparsers: common.Subparsers) -> None:
         default=[],
         metavar="FILE",
         help="reports of 'livetalk profile', 'bench --json' or 'bench comm --json', or folders of "
-        "them, to take in place of published figures",
+        "them, also of 'make gpu-report', to take in place of published figures",
     )
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw the scaling over 1 to 16 GPUs, .png or .svg"
+        "--plot",
+        metavar="FILE",
+        help="draw the scaling over 1 to 16 GPUs on nodes of at most 8, .png or .svg",
     )
     parser.add_argument(
         "--validate",
@@ -143,11 +145,12 @@ def _choice(args: argparse.Namespace, fp8: bool | None) -> "Choice":
 
 
 def _run_gpu(args: argparse.Namespace) -> int:
+    from ..plan.evidence import gpu_evidence
     from ..plan.fit import public_shares
     from ..plan.hardware import get_gpu
     from ..plan.machine import GpuMachine
-    from ..plan.recorded import gpu_evidence, read_recorded
-    from ..plan.search import default_nodes, search
+    from ..plan.recorded import read_recorded
+    from ..plan.search import default_nodes, fewest_nodes, search
 
     gpu = get_gpu(args.gpu)
     world = 8 if args.gpus is None else args.gpus
@@ -163,6 +166,11 @@ def _run_gpu(args: argparse.Namespace) -> int:
             )
         fp8 = False
     nodes = default_nodes(world) if args.nodes is None else args.nodes
+    if args.plot is not None and nodes != fewest_nodes(world):
+        raise UserError(
+            f"--nodes {nodes}: --plot shows every number of GPUs on as few nodes as hold them, 8 "
+            "GPUs each; leave one of the two out"
+        )
     job, choice = _job(args, itemsize=2), _choice(args, fp8)
     recorded = read_recorded(args.fit)
     evidence = gpu_evidence(recorded, gpu, public_shares())
@@ -182,7 +190,7 @@ def _run_gpu(args: argparse.Namespace) -> int:
 
 
 def _run_cpu(args: argparse.Namespace) -> int:
-    from ..plan.recorded import cpu_reports, fit_cpu, read_recorded
+    from ..plan.recorded import check_one_setting, cpu_reports, fit_cpu, read_recorded
     from ..plan.search import Choice, search
 
     if args.gpus not in (None, 1) or args.nodes not in (None, 1):
@@ -194,17 +202,20 @@ def _run_cpu(args: argparse.Namespace) -> int:
         raise UserError("--gpu cpu: needs --fit with reports of 'livetalk profile' on that CPU")
     itemsize = {"fp32": 4, "bf16": 2, None: 4}[args.dtype]
     fp8 = args.precision == "fp8"
-    job = _job(args, itemsize)
+    name, job = args.preset or DEFAULT_PRESETS["cpu"], _job(args, itemsize)
     reports = [
         report
         for report in cpu_reports(read_recorded(args.fit))
-        if (report.job.itemsize, report.job.fp8) == (itemsize, fp8) and report.job.schedule.once
+        if (report.job.itemsize, report.job.fp8) == (itemsize, fp8)
+        and report.job.schedule.once
+        and report.setting["model"] == name
     ]
     if not reports:
         raise UserError(
-            f"--fit: no report there is of one rank on a CPU in {args.dtype or 'fp32'}, "
-            f"{'fp8' if fp8 else 'exact'}; record one with 'livetalk profile'"
+            f"--fit: no report there is of {name} on one rank of a CPU in {args.dtype or 'fp32'}, "
+            f"{'fp8' if fp8 else 'exact'}; record one with 'livetalk profile --preset {name}'"
         )
+    check_one_setting(reports)
     machine = fit_cpu(reports)
     plans = search(job, machine, world=1, nodes=1, choice=Choice(fp8=fp8))
     if args.json:
@@ -215,7 +226,6 @@ def _run_cpu(args: argparse.Namespace) -> int:
         }
         common.print_json(value)
         return 0
-    name = args.preset or DEFAULT_PRESETS["cpu"]
     title = f"{name} at {job.size[0]}x{job.size[1]}, {job.steps} steps, {args.dtype or 'fp32'}"
     _print_plans(f"{title}, CPU", plans)
     _print_best(plans[0])
@@ -419,8 +429,8 @@ def _print_best(plan: "Plan") -> None:
 def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> None:
     from rich.markup import escape
 
+    from ..plan.evidence import kinds
     from ..plan.figures import figures
-    from ..plan.recorded import kinds
 
     out = common.console()
     out.print("What this rests on (--json has every source):")

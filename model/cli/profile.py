@@ -76,7 +76,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "a blank or 'profile' in front",
     )
     compare.add_argument(
-        "--pairs", type=int, default=20, metavar="N", help="pairs of chunks (default: 20)"
+        "--pairs",
+        type=int,
+        default=20,
+        metavar="N",
+        help="pairs of chunks; up to four times as many where times are noisy (default: 20)",
     )
     common.add_model_options(parser)
     common.add_stream_options(parser)
@@ -206,13 +210,22 @@ def _follow(
 
 
 def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
-    """Write all files, the report last: a folder that has one is complete."""
+    """Write all files; what a former run left there goes first.
+
+    The report is written before the pictures, so that whatever they fail of costs no measurement,
+    and again with their names.
+    """
     from ..files import new_file
     from ..profile.markdown import report_markdown
-    from ..profile.plots import draw_all
+    from ..profile.plots import PICTURES, draw_all
 
     names = [f"trace.rank{entry['rank']}.json" for entry in report["ranks"]]
+    old = {folder / name for name in (REPORT, TEXT, *PICTURES)} | set(folder.glob("trace.rank*"))
+    for stale in old - {folder / name for name in names[1:]}:  # these are just written
+        stale.unlink(missing_ok=True)
     _write_json(folder / names[0], trace)
+    report["files"] = [names[0], REPORT]
+    _write_json(folder / REPORT, report)
     here = [name for name in names[1:] if (folder / name).is_file()]  # others' machines keep theirs
     traces = [trace, *(json.loads((folder / name).read_text("utf-8")) for name in here)]
     pictures = draw_all(report, traces, folder)

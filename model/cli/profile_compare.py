@@ -21,7 +21,8 @@ JSON, TEXT = "compare.json", "compare.md"
 MAX_PAIRS = 100_000
 MANY = 4  # changes of one kind, from which on they are counted, not listed
 MAX_CHANGED = 20  # lines of what differs; the rest is in the JSON
-OURS = {"--compare", "--pairs", "--paced"}
+OURS = ("--compare", "--pairs", "--paced", "--nsys", "--ncu", "--captured")
+OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # what may stand beside A and B
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +37,13 @@ def run(args: argparse.Namespace) -> int:
     from ..profile.compare import Comparison, compare_folders
     from ..profile.paced import WorkerError
 
+    for word in args.argv:
+        option = word.split("=")[0]
+        beside = any(own.startswith(option) for own in OUTSIDE)
+        if option.startswith("--") and word not in args.compare and not beside:
+            raise UserError(
+                f"{option}: stands outside the two commands of --compare; put it into both"
+            )
     if args.output is not None:
         for name in (JSON, TEXT):
             check_output(args.output / name, (Path(name).suffix,))
@@ -102,7 +110,8 @@ def _words(text: str, side: str) -> list[str]:
         if words and words[0] == word:
             del words[0]
     for word in words:
-        if word.split("=")[0] in OURS:
+        option = word.split("=")[0]
+        if option.startswith("--") and any(own.startswith(option) for own in OURS):
             raise UserError(f"--compare: {side} has {word}, which is not for the two compared")
     return words
 
@@ -116,7 +125,7 @@ def _commands(args: argparse.Namespace) -> "Comparison":
     """
     from livetalk_kernels.bench.compare import MIN_PAIRS
 
-    from ..profile.compare import compare_workers
+    from ..profile.compare import MOST, compare_workers
     from ..profile.paced import Worker
     from .interrupts import Interrupts
 
@@ -137,7 +146,8 @@ def _commands(args: argparse.Namespace) -> "Comparison":
             own.mkdir()
             # A video is encoded beside the chunks: one's would be in the other's time. The first
             # chunk is not counted.
-            words = [*_words(text, side), "--no-video", "--chunks", str(args.pairs + 1), "--paced"]
+            chunks = str(MOST * args.pairs + 1)
+            words = [*_words(text, side), "--no-video", "--chunks", chunks, "--paced"]
             command = [sys.executable, *ranks.PROGRAM, "profile", *words]
             workers.append(Worker(f"command {side}", command, own))
         return compare_workers((a, b), (workers[0], workers[1]), args.pairs, say)

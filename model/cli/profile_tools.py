@@ -52,6 +52,11 @@ def run_under(tool: str, args: argparse.Namespace) -> int:
     """
     from ..loading import resolve_device
 
+    if tool == "ncu" and args.nproc not in (None, 1):
+        raise UserError(
+            "--ncu: runs kernels again one by one, which ranks that wait for each other cannot; "
+            "use --nproc 1, or --nsys"
+        )
     if resolve_device(args.device).type != "cuda":
         raise UserError(f"--{tool}: sees NVIDIA GPUs only; leave it out on a CPU")
     program = shutil.which(tool)

@@ -201,6 +201,8 @@ _TABLE = (
 
 GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.name: gpu for gpu in _TABLE})
 CPU = "cpu"
+OTHER_FORMS = frozenset({"pcie", "nvl", "40gb", "3e", "mig"})
+"""Words in a driver's name for a device that is not of the form in the table, or a part of one."""
 
 
 def get_gpu(name: str) -> Gpu:
@@ -216,6 +218,12 @@ def get_gpu(name: str) -> Gpu:
 
 
 def find_gpu(title: str) -> Gpu | None:
-    """The GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for."""
+    """The GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for.
+
+    None for a GPU that the table lacks, also for another form of one that it has, such as
+    ``NVIDIA H100 PCIe``: memory, clocks and links of that are others.
+    """
     words = title.lower().replace("-", " ").split()
+    if OTHER_FORMS & {*words}:
+        return None
     return next((gpu for gpu in _TABLE if gpu.name in words), None)

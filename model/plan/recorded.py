@@ -1,16 +1,14 @@
 """Reports that livetalk has written, as evidence: what a machine really reached.
 
 A ``livetalk profile`` report gives times of stages and parts, which constants are fitted to; a
-``livetalk bench`` file gives what ops reach; ``livetalk bench comm`` what links do. On a CPU,
-rates are fitted; on a GPU, shares of the hardware's own figures, so that they carry over to others.
+``livetalk bench`` file gives what ops reach; ``livetalk bench comm`` what links do. On a CPU, rates
+are fitted, as here; on a GPU, shares of the hardware's own figures (see `evidence`).
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,18 +20,17 @@ from ..config import PRESETS, read_json
 from .dit_work import Schedule
 from .fit import GOAL, NOISE, Prior, Vector, least_squares
 from .forecast import Job, forecast
-from .hardware import ASSUMED, BEST, HERE, Gpu, Quantity, find_gpu
 from .layout import Layout
-from .machine import CpuMachine, CpuRates, GpuMachine, Machine, Shares, attention_share
-from .work import ATTENTION as ATTENTION_PART
-from .work import COMMUNICATION, CONVOLUTIONS, CROSS, LINEARS, NORMS, Attention
+from .machine import CpuMachine, CpuRates, Machine
+from .work import ATTENTION, COMMUNICATION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 
-SCHEMA = "livetalk/profile/1"
+SCHEMA, OPS_SCHEMA = "livetalk/profile/1", "livetalk/ops/1"  # the second: benchmarks/ops_all.py
 PROFILE, BENCH, COMM = "profile", "bench", "bench comm"
+SETTING = ("model", "dtype", "precision", "reuse", "steps", "threads", "compiled")
+NAMED = 3  # settings that an error tells of; there are as many as ops
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts that reports tell apart as a forecast does; the others count in their stage's sum.
-COMPARED = (LINEARS, ATTENTION_PART, CROSS, NORMS, CONVOLUTIONS, COMMUNICATION)
-LARGE_BYTES, LARGE_FLOPS = 1e8, 1e11  # of a call that says something about a GPU
+COMPARED = (LINEARS, ATTENTION, CROSS, NORMS, CONVOLUTIONS, COMMUNICATION)
 
 # Start of a fit; every report outvotes it.
 CPU_PRIORS: Mapping[str, Prior] = {
@@ -100,15 +97,15 @@ def _read(path: Path) -> Recorded:
     kind = None
     if values.get("schema") == SCHEMA:
         kind = PROFILE
-    elif "cases" in values and "means" in values:
+    elif "cases" in values and ("means" in values or values.get("schema") == OPS_SCHEMA):
         kind = BENCH
     elif "link" in values and "patterns" in values:
         kind = COMM
     well_formed = all(isinstance(values.get(key), dict) for key in ("machine", "settings"))
     if kind is None or not well_formed or (kind == PROFILE and "summary" not in values):
         raise UserError(
-            f"--fit {path}: is no report of 'livetalk profile' or 'livetalk bench --json'; "
-            "name one that is"
+            f"--fit {path}: is no report of 'livetalk profile', 'livetalk bench --json' or "
+            "benchmarks/ops_all.py; name one that is"
         )
     return Recorded(path=path, kind=kind, values=values)
 
@@ -134,7 +131,7 @@ class Observed:
         layout: On which ranks.
         times: (stage, part) -> seconds a chunk; part "" is the whole stage.
         chunk: Seconds of a chunk, without stages that no forecast knows.
-        setting: Hardware and settings but for the size.
+        setting: Hardware and settings but for the size, by name.
         hardware: For people.
     """
 
@@ -143,7 +140,7 @@ class Observed:
     layout: Layout
     times: Mapping[tuple[str, str], float]
     chunk: float
-    setting: tuple[Any, ...]
+    setting: Mapping[str, Any]
     hardware: str
 
     @classmethod
@@ -156,7 +153,7 @@ class Observed:
         values, path = recorded.values, recorded.path
         try:
             return cls._of(values, path)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(
                 f"--fit {path}: the report lacks or garbles {error}; record it again with "
                 "'livetalk profile'"
@@ -189,15 +186,16 @@ class Observed:
         times = {(row["stage"], row["part"]): float(row["p50"]) for row in summary["stages"]}
         known = forecast(job, layout, _any_machine()).stages
         unknown = sum(s for (stage, part), s in times.items() if not part and stage not in known)
-        keys = ("model", "dtype", "precision", "reuse", "steps", "threads", "backends", "compiled")
-        setting = [json.dumps(settings.get(key), sort_keys=True) for key in keys]
+        setting = {"CPU": machine["cpu"]} | {key: settings.get(key) for key in SETTING}
+        for model, backends in (settings.get("backends") or {}).items():
+            setting |= {f"{model} {op}": backend for op, backend in backends.items()}
         return cls(
             path=path,
             job=job,
             layout=layout,
             times={key: seconds for key, seconds in times.items() if key[0] in known},
             chunk=float(summary["chunk"]["p50"]) - unknown,
-            setting=(machine["cpu"], *setting),
+            setting=setting,
             hardware=f"{machine['cpu']}, {threads} thread{'s' * (threads != 1)}: "
             f"{settings['model']}, {settings['dtype']}, {settings['precision']}"
             + ("" if settings["reuse"] else ", published schedule"),
@@ -224,19 +222,22 @@ def _any_machine() -> Machine:
     return CpuMachine(rates=start)
 
 
-def _fit(
-    reports: Sequence[Observed],
-    priors: Mapping[str, Prior],
-    machine: Callable[[Mapping[str, float]], Machine],
+Maker = Callable[[Mapping[str, float]], Machine]
+"""Constants by name -> a machine that has them."""
+
+
+def fit_reports(
+    reports: Sequence[tuple[Observed, Maker]], priors: Mapping[str, Prior]
 ) -> dict[str, float]:
+    """The constants that explain all reports best, each on its own machine."""
     names = list(priors)
 
     def residuals(point: Vector) -> Vector:
-        made = machine(dict(zip(names, np.exp(point).tolist(), strict=True)))
+        values = dict(zip(names, np.exp(point).tolist(), strict=True))
         found = [
             ratio * weight / NOISE
-            for report in reports
-            for ratio, weight in report.ratios(made).values()
+            for report, machine in reports
+            for ratio, weight in report.ratios(machine(values)).values()
         ]
         found += [
             (value - math.log(priors[name].value)) / priors[name].spread
@@ -257,7 +258,8 @@ def fit_cpu(reports: Sequence[Observed]) -> CpuMachine:
     def machine(values: Mapping[str, float]) -> Machine:
         return CpuMachine(rates=CpuRates(**values))
 
-    return CpuMachine(rates=CpuRates(**_fit(reports, CPU_PRIORS, machine)))
+    found = fit_reports([(report, machine) for report in reports], CPU_PRIORS)
+    return CpuMachine(rates=CpuRates(**found))
 
 
 def cpu_reports(recorded: Sequence[Recorded]) -> list[Observed]:
@@ -266,6 +268,33 @@ def cpu_reports(recorded: Sequence[Recorded]) -> list[Observed]:
         Observed.of(entry) for entry in recorded if entry.kind == PROFILE and entry.gpu_name is None
     ]
     return [report for report in found if report.layout.world == 1]
+
+
+def check_one_setting(reports: Sequence[Observed]) -> None:
+    """Refuse reports that no single set of rates can explain, as `leave_sizes_out` parts them.
+
+    Raises:
+        UserError: Their settings differ; the message names which, and a report of each.
+    """
+    differing = []
+    for key in dict.fromkeys(key for report in reports for key in report.setting):
+        values: dict[str, Path] = {}
+        for report in reports:
+            values.setdefault(str(report.setting.get(key)), report.path)
+        if len(values) > 1:
+            told = ", ".join(f"{value} ({short_name(path)})" for value, path in values.items())
+            differing.append(f"{key}: {told}")
+    if differing:
+        more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+        raise UserError(
+            f"--fit: reports of several settings: {'; '.join(differing[:NAMED])}{more}; "
+            "name those of one"
+        )
+
+
+def short_name(path: Path) -> str:
+    """A report's file and folder; most are called ``report.json``."""
+    return "/".join(path.parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,130 +352,3 @@ def leave_sizes_out(reports: Sequence[Observed]) -> list[CpuCheck]:
             )
         )
     return checks
-
-
-# A GPU ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What files say of GPUs.
-
-    Attributes:
-        shares: Fitted or measured; the others are as without files.
-        measured: Names of the shares that files determine -> the files.
-        figures: Figures of the hardware that were measured instead.
-    """
-
-    shares: Shares
-    measured: Mapping[str, str]
-    figures: Mapping[str, Quantity]
-
-
-def gpu_evidence(recorded: Sequence[Recorded], gpu: Gpu, start: Shares) -> Evidence:
-    """Shares and rates from files of this GPU, or of another, whose shares are carried over.
-
-    Raises:
-        UserError: A file is of a CPU, or of a GPU that is not in the table.
-    """
-    shares, measured = start.as_dict(), dict[str, str]()
-    figures: dict[str, Quantity] = {}
-    for entry in recorded:
-        name = entry.gpu_name
-        other = find_gpu(name) if name else None
-        if other is None:
-            raise UserError(
-                f"--fit {entry.path}: was measured on {name or 'a CPU'}; for --gpu {gpu.name} name "
-                "reports of a GPU that the table has"
-            )
-        where = f"{entry.path.name} ({other.title})"
-        if entry.kind == PROFILE:
-            found = _profiled(Observed.of(entry), other, Shares(**shares))
-        elif entry.kind == COMM:
-            found = _linked(entry.values, other)
-        else:
-            found = _benched(entry.values, other)
-            for key, share in _limits(entry.values, other).items():
-                own: Quantity | None = getattr(gpu, key)
-                if own is not None:
-                    figures[key] = Quantity(value=own.value * share, source=where, kind=HERE)
-        shares.update(found)
-        measured.update(dict.fromkeys(found, where))
-    return Evidence(shares=Shares(**shares), measured=measured, figures=figures)
-
-
-def _profiled(report: Observed, gpu: Gpu, start: Shares) -> dict[str, float]:
-    priors = {
-        name: Prior(value=value, spread=1.0, why="published figures")
-        for name, value in start.as_dict().items()
-        if name != "link" or report.layout.world > 1
-    }
-
-    def machine(values: Mapping[str, float]) -> Machine:
-        return GpuMachine(gpu=gpu, shares=replace(start, **values))
-
-    return _fit([report], priors, machine)
-
-
-def _best(case: Mapping[str, Any]) -> float | None:
-    """Seconds of the fastest exact backend; None where none was timed."""
-    times = [
-        row["time"]["p50"]
-        for row in case["backends"]
-        if row.get("time") and not row.get("approximate")
-    ]
-    return min(times, default=None)
-
-
-def _benched(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
-    """Shares of attention, convolution and memory that large cases reach."""
-    reached: dict[str, list[float]] = {"attention": [], "convolution": [], "memory": []}
-    for case in values["cases"]:
-        seconds = _best(case)
-        if seconds is None or case["dtype"] != "bfloat16":
-            continue
-        if case["op"] == "chunk_attention" and case["flops"] >= LARGE_FLOPS:
-            d = case["dims"]
-            part = Attention(queries=d["L"], keys=d["S"], heads=d["H"] * d["B"], width=d["d"])
-            tiles = attention_share(part, round(gpu.sms.value))
-            ceiling = gpu.attention[BEST].value * tiles
-            reached["attention"].append(case["flops"] / seconds / ceiling)
-        elif case["op"] == "causal_conv3d" and case["flops"] >= LARGE_FLOPS:
-            reached["convolution"].append(case["flops"] / seconds / gpu.matmul.value)
-        elif case["bound"] == "memory" and case["bytes"] >= LARGE_BYTES:
-            reached["memory"].append(case["bytes"] / seconds / gpu.bandwidth.value)
-    return {name: median(values) for name, values in reached.items() if values}
-
-
-def _limits(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
-    """What large products reach, to what the table says."""
-    found: dict[str, float] = {}
-    for case in values["cases"]:
-        if case["dtype"] != "bfloat16":
-            continue
-        name = "matmul_fp8" if case["op"].startswith("fp8_gemm") else "matmul"
-        known: Quantity | None = getattr(gpu, name)
-        if known is not None:
-            found[name] = max(found.get(name, 0.0), case["rate"] / known.value)
-    return found
-
-
-def _linked(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
-    """Share of NVLink that the model's exchanges reach, else its links alone."""
-    rates = [
-        row["gb_per_s"]
-        for row in values["patterns"]
-        if row.get("kind") == "all_to_all" and row.get("gb_per_s")
-    ]
-    both = (values["link"] or {}).get("both_ways")
-    if not rates and both:
-        rates = [both["gb_per_s"]]
-    return {"link": median(rates) * 1e9 / gpu.nvlink.value} if rates else {}
-
-
-def kinds(gpu: Gpu, evidence: Evidence) -> dict[str, dict[str, Quantity]]:
-    """Figures that a forecast rests on, by kind."""
-    found: dict[str, dict[str, Quantity]] = {}
-    for name, quantity in (gpu.quantities() | dict(evidence.figures)).items():
-        found.setdefault(quantity.kind or ASSUMED, {})[name] = quantity
-    return found

@@ -63,20 +63,26 @@ class Plan:
         return self.memory.total <= self.capacity
 
 
+def fewest_nodes(world: int) -> int | None:
+    """As few nodes of at most 8 GPUs as share them evenly; None: only one GPU each would."""
+    for nodes in range(1, world):
+        if world % nodes == 0 and world // nodes <= NODE:
+            return nodes
+    return None if world > NODE else 1
+
+
 def default_nodes(world: int) -> int:
-    """As few nodes of at most 8 GPUs as share them evenly.
+    """The same.
 
     Raises:
         UserError: There is no such number.
     """
-    for nodes in range(1, world):
-        if world % nodes == 0 and world // nodes <= NODE:
-            return nodes
-    if world > NODE:
+    nodes = fewest_nodes(world)
+    if nodes is None:
         raise UserError(
             f"--gpus {world}: does not divide into nodes of at most {NODE}; say how many --nodes"
         )
-    return 1
+    return nodes
 
 
 def candidates(job: Job, world: int, nodes: int, choice: Choice) -> Iterator[tuple[Job, Layout]]:
@@ -173,7 +179,8 @@ def scaling(
 ) -> list[Plan | None]:
     """The best plan for each number of GPUs; None where the memory of one does not hold it.
 
-    A rank needs less memory the more there are, so it is looked at until it suffices.
+    Each number is on as few nodes as hold it. A rank needs less memory the more there are, so it is
+    looked at until it suffices.
     """
     found: list[Plan | None] = []
     enough = False

@@ -112,10 +112,13 @@ class Stage:
                 calls=self.calls[CONVOLUTIONS],
             ),
             NORMS: Work(bytes=at(self.norm_bytes) * itemsize, calls=self.calls[NORMS]),
-            ATTENTION: Work(
-                products=(product,), attentions=(attention,), calls=self.calls[ATTENTION]
+            ATTENTION: Work(attentions=(attention,), calls=self.calls[ATTENTION]),
+            # The products around the attention are no op, so a profile has them here, too.
+            GAPS: Work(
+                products=(product,),
+                bytes=at(self.other_bytes) * itemsize,
+                calls=self.calls[GAPS],
             ),
-            GAPS: Work(bytes=at(self.other_bytes) * itemsize, calls=self.calls[GAPS]),
         }
 
 

@@ -3,6 +3,10 @@
 On the main lane lies a range around each chunk, in it the stages, in them what the tracer saw. A
 range's exclusive time is its own without that of the ranges within it, so the times of a chunk add
 up to its length. Work of other lanes runs beside and is counted apart.
+
+On a GPU a range lasts from when the stream comes to it until its last kernel has ended. Where the
+stream waits for the next launch within an op, that op's time holds the wait; gaps are the waits
+between ops.
 """
 
 from collections import defaultdict
@@ -97,63 +101,73 @@ def chunk_times(
     Returns:
         The chunks, in the order of time.
     """
+    inside: dict[int, list[Range]] = {}
     main = ranges.get(MAIN, ())
-    bounds = [(r.begin_ns, r.end_ns) for r in main if r.name == CHUNK]
-    found, position = [], 0
+    chunks = [entry for entry in main if entry.name == CHUNK]
+    for entry in main:
+        chunk = _outermost(entry)
+        if chunk is not entry and chunk.name == CHUNK:
+            inside.setdefault(id(chunk), []).append(entry)
     others = {lane: entries for lane, entries in ranges.items() if lane != MAIN}
-    for index, (begin, end) in enumerate(bounds):
-        while position < len(main) and main[position].begin_ns < begin:
-            position += 1
-        inside = []
-        while position < len(main) and main[position].begin_ns < end:
-            if main[position].name != CHUNK:
-                inside.append(main[position])
-            position += 1
-        found.append(_chunk(index, begin, end, inside, _beside(others, begin, end), step))
-    return found
+    return [
+        _chunk(index, chunk, inside.get(id(chunk), []), others, step)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def _outermost(entry: Range) -> Range:
+    while entry.parent is not None:
+        entry = entry.parent
+    return entry
 
 
 def _chunk(
     index: int,
-    begin: int,
-    end: int,
+    chunk: Range,
     inside: Sequence[Range],
-    beside: tuple[dict[str, float], int],
+    others: Mapping[str, Sequence[Range]],
     step: str,
 ) -> ChunkTimes:
     exclusive: dict[tuple[str, str], int] = defaultdict(int)
-    open_ranges: list[tuple[Range, str, str]] = []  # with stage and part
+    places: dict[int, tuple[str, str]] = {}  # of each range: stage and part
+
+    def place(entry: Range) -> tuple[str, str]:
+        if id(entry) not in places:
+            assert entry.parent is not None
+            if entry.parent is chunk:
+                places[id(entry)] = entry.name, WHOLE
+            else:
+                stage, around = place(entry.parent)
+                about = entry.about or {}
+                places[id(entry)] = stage, about.get("part") or around or entry.name
+        return places[id(entry)]
+
     stages_ns, steps, calls = 0, [], []
     for entry in inside:
-        while open_ranges and open_ranges[-1][0].end_ns <= entry.begin_ns:
-            open_ranges.pop()
         length = entry.end_ns - entry.begin_ns
-        about = entry.about or {}
-        if not open_ranges:
-            stage, part = entry.name, WHOLE
+        stage, _ = place(entry)
+        exclusive[place(entry)] += length
+        if entry.parent is chunk:
             stages_ns += length
             if entry.name == step:
                 steps.append(length / 1e9)
         else:
-            _, stage, around = open_ranges[-1]
-            exclusive[stage, around] -= length
-            part = about.get("part") or around or entry.name
-        exclusive[stage, part] += length
-        if "op" in about:
-            calls.append(Call(stage=stage, about=about, seconds=length / 1e9))
-        open_ranges.append((entry, stage, part))
+            assert entry.parent is not None
+            exclusive[place(entry.parent)] -= length
+        if entry.about is not None and "op" in entry.about:
+            calls.append(Call(stage=stage, about=entry.about, seconds=length / 1e9))
+    beside, count = _beside(others, chunk.begin_ns, chunk.end_ns)
     names = dict.fromkeys(stage for stage, _ in exclusive)
-    stages = {name: _parts(name, exclusive) for name in names}
     return ChunkTimes(
         index=index,
-        begin_ns=begin,
-        end_ns=end,
-        stages=stages,
-        unattributed=(end - begin - stages_ns) / 1e9,
-        beside=beside[0],
+        begin_ns=chunk.begin_ns,
+        end_ns=chunk.end_ns,
+        stages={name: _parts(name, exclusive) for name in names},
+        unattributed=(chunk.end_ns - chunk.begin_ns - stages_ns) / 1e9,
+        beside=beside,
         steps=tuple(steps),
         calls=tuple(calls),
-        events=1 + len(inside) + beside[1],
+        events=1 + len(inside) + count,
     )
 
 
@@ -170,14 +184,11 @@ def _beside(
     seconds: dict[str, float] = defaultdict(float)
     count = 0
     for lane, entries in lanes.items():
-        covered = 0  # ns up to which an outer range has been counted
         for entry in entries:
             count += begin <= entry.begin_ns < end
             shared = min(entry.end_ns, end) - max(entry.begin_ns, begin)
-            if entry.begin_ns >= covered:
-                covered = entry.end_ns
-                if shared > 0:
-                    seconds[f"{lane}: {entry.name}"] += shared / 1e9
+            if entry.parent is None and shared > 0:
+                seconds[f"{lane}: {entry.name}"] += shared / 1e9
     return dict(seconds), count
 
 

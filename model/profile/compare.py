@@ -29,6 +29,10 @@ REPORT = "report.json"
 SCHEMA = "livetalk/profile/1"
 CHUNK, UNATTRIBUTED = "chunk", "unattributed"
 LEAST_SHARE = 0.01  # of a chunk; shorter stages have no row
+RESOLUTION = 0.08
+"""Slowdown that is to be found: with more noise than that takes, pairs go on."""
+MOST = 4  # times as many pairs as asked for, at the most
+_BLOCK = 5  # pairs between two looks at the noise
 PASSING = {"date"}  # facts of a machine that say nothing about it
 
 Chunk = Mapping[str, Any]
@@ -200,11 +204,13 @@ def compare_workers(
     """Start two profiles, let them load one after the other, then make chunks by turns.
 
     Both processes have ended when this returns or raises. A pair before the first is not counted.
+    Where the times are so noisy that a slowdown of `RESOLUTION` could be missed, more pairs follow;
+    when to stop depends on the interval's width alone, not on where it lies.
 
     Args:
         names: What the user calls the two.
         workers: Not started yet.
-        pairs: Number of pairs.
+        pairs: Number of pairs at the least; at the most it is `MOST` times as many.
         say: Told what is going on: a heading and a text.
 
     Raises:
@@ -220,8 +226,10 @@ def compare_workers(
             say(f"{worker.name}: loads and warms up", "")
             settings.append(worker.load())
         chunks: tuple[list[Chunk], list[Chunk]] = ([], [])
-        for pair in range(-1, pairs):
-            say("A and B take turns", f"pair {max(pair, 0) + 1} of {pairs}")
+        for pair in range(-1, MOST * pairs):
+            if pair >= pairs and (pair - pairs) % _BLOCK == 0 and not _noisy(*chunks):
+                break
+            say("A and B take turns", f"pair {max(pair, 0) + 1} of {max(pairs, pair + 1)}")
             for side in (1, 0) if pair % 2 else (0, 1):
                 chunk = workers[side].chunk()
                 if pair >= 0:
@@ -238,6 +246,12 @@ def compare_workers(
         chunks=chunks,
         rows=compare_chunks(*chunks, interleaved=True),
     )
+
+
+def _noisy(a: Sequence[Chunk], b: Sequence[Chunk]) -> bool:
+    """Whether a slowdown of `RESOLUTION` could be missed."""
+    change = paired([chunk["seconds"] for chunk in a], [chunk["seconds"] for chunk in b])
+    return change.detectable > RESOLUTION
 
 
 def compare_folders(a: Path, b: Path) -> Comparison:

@@ -31,6 +31,7 @@ from .ops import limits_json, measure_limits, op_rows, operand_dtypes
 from .report import (
     SCHEMA,
     Recording,
+    Span,
     memory_facts,
     rank_entry,
     settings,
@@ -99,9 +100,10 @@ class Profiler:
             capacity=KEPT_RANGES,
             nvtx=plan.captured and device.type == "cuda",
         )
-        self.team, self.plan, self.say = team.timed(self.timeline), plan, say
-        # What a replay or a compiler runs does not come past us.
+        self.plan, self.say = plan, say
+        # What a replay or a compiler runs does not come past us, nor may it be recorded.
         hidden = not plan.ops or plan.compiled or source.cuda_graphs
+        self.team = team if hidden else team.timed(self.timeline)
         self._tracer = None if hidden else Tracer(self.timeline)
         wrap = None if self._tracer is None else self._tracer.wrap
         self.source = replace(source, compiled=plan.compiled, wrap=wrap)
@@ -118,8 +120,15 @@ class Profiler:
             CommError: A rank is lost.
         """
         pipeline = self._load()
-        pipeline.follow(self.timeline)
-        entry = rank_entry(pipeline, self.recording())
+        span = Span(pipeline, captured=self.plan.captured)
+
+        def ended(count: int) -> None:
+            if count == self.plan.length.warmup:
+                span.begin()
+
+        pipeline.follow(self.timeline, ended)
+        span.end()
+        entry = rank_entry(pipeline, self.recording(), span)
         keep(self.timeline.trace(facts))
         self._gather(entry)
 
@@ -152,18 +161,19 @@ class Profiler:
         with Telemetry(self._devices()) as telemetry:
             self._run(pipeline, avatar, watcher)
         recording = self.recording()
-        entries = self._gather(rank_entry(pipeline, recording))
+        entries = self._gather(rank_entry(pipeline, recording, watcher.span))
         trace = self.timeline.trace(facts)
         trace["traceEvents"] += telemetry.counters(origin, self.team.world.rank)
         self.say("measuring memory and the machine's limits", "")
         with self.team.phase("measure"):
-            memory = memory_facts(watcher.memory, watcher.peak, self._activations(pipeline, avatar))
+            activations = self._activations(pipeline, avatar)
+            memory = memory_facts(watcher.memory, watcher.span.peak, activations)
             limits = measure_limits(pipeline.device, operand_dtypes(recording.chunks))
         stats = watcher.session.stats
         body = recording.as_json()
         body["summary"] |= {
             "realtime_factor": body["summary"]["fps"] / stats.fps,
-            "underrun": stats.underrun,
+            "underrun": stats.underrun - watcher.underrun,
         }
         report = {
             "schema": SCHEMA,
@@ -268,18 +278,19 @@ class _Watcher:
         session: The stream.
         settings: What runs.
         memory: Weights and caches, and the prediction.
-        peak: The most that CUDA's allocator gave to the measured chunks; None on a CPU.
+        span: Of the measured chunks.
+        underrun: Seconds that a player had stood still before them.
     """
 
     session: Session
     memory: dict[str, Any]
-    peak: int | None = None
+    underrun: float = 0.0
 
     def __init__(self, profiler: Profiler, pipeline: Pipeline, avatar: Avatar) -> None:
         self.profiler, self.pipeline, self.avatar = profiler, pipeline, avatar
         plan = profiler.plan
         self.settings = settings(pipeline, plan.options, model=plan.model, size=avatar.size)
-        self._cuda = pipeline.device if pipeline.device.type == "cuda" else None
+        self.span = Span(pipeline, captured=plan.captured)
         self._measured = 0
 
     def opened(self, session: Session) -> None:
@@ -298,10 +309,8 @@ class _Watcher:
 
     def warm(self) -> None:
         """The warm-up is over."""
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            if self.profiler.plan.captured:
-                torch.cuda.profiler.start()
+        self.underrun = self.session.stats.underrun
+        self.span.begin()
 
     def done(self, number: int) -> None:
         """So many measured chunks are done."""
@@ -312,10 +321,7 @@ class _Watcher:
         return self._measured > 0 and self.profiler.team.size == 1
 
     def closing(self) -> None:
-        if self._cuda is not None:
-            if self.profiler.plan.captured:
-                torch.cuda.profiler.stop()
-            self.peak = torch.cuda.max_memory_allocated(self._cuda)
+        self.span.end()
         self.memory = memory_report(self.profiler.source, self.pipeline, self.session, self.avatar)
 
 

@@ -12,6 +12,10 @@ from .words import ABOVE, above, amount, hardware_line, ms, op_name, op_time, pe
 Json = Mapping[str, Any]
 
 _LISTED = 30  # ops
+_ON_GPU = (
+    " Times are those of the stream: where it waits for a launch within an op, that op's time "
+    "holds the wait; gaps are the waits between ops."
+)
 _PICTURES = {
     "breakdown.png": "where a chunk's time goes, by stage and part",
     "chunks.png": "latency of each chunk",
@@ -102,7 +106,9 @@ def _stages(report: Json) -> str:
         rows.append(("one denoising step", *_percentiles(summary["step"]), ""))
     return (
         "## Where a chunk's time goes\n\nExclusive times on the critical path: all shares "
-        "together are the wall time, as the mean; percentiles need not add up.\n\n"
+        "together are the wall time, as the mean; percentiles need not add up."
+        + (_ON_GPU if report["settings"]["device"].startswith("cuda") else "")
+        + "\n\n"
         + _table(("stage", *_EVERY_PERCENTILE, "share"), rows)
     )
 

@@ -42,6 +42,8 @@ from .words import (
 Json = Mapping[str, Any]
 
 _WIDTH, _DPI = 10.0, 120  # inches, pixels an inch
+PICTURES = ("breakdown.png", "roofline.png", "timeline.png", "chunks.png")
+"""Names of all pictures."""
 _SMALL = 7.5  # points
 _TITLE = 115  # characters of a line
 _CHARACTER = 0.062  # inches of a small character, about
@@ -65,13 +67,9 @@ def draw_all(report: Json, traces: Sequence[Json], folder: Path) -> list[str]:
         Names of the files: ``breakdown.png``, ``roofline.png`` unless no op was recorded,
         ``timeline.png`` unless no range lies in a measured chunk, ``chunks.png``.
     """
-    figures = {
-        "breakdown.png": _breakdown(report),
-        "roofline.png": _roofline(report),
-        "timeline.png": _timeline(report, traces),
-        "chunks.png": _chunks(report),
-    }
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    figures = _breakdown(report), _roofline(report), _timeline(report, traces), _chunks(report)
+    pairs = zip(PICTURES, figures, strict=True)
+    drawn = {name: figure for name, figure in pairs if figure is not None}
     for name, figure in drawn.items():
         picture = BytesIO()
         figure.savefig(picture, format="png", dpi=_DPI)

@@ -71,6 +71,54 @@ class Recording:
         }
 
 
+class Span:
+    """What one rank counts from the end of the warm-up to the end of the last chunk.
+
+    Attributes:
+        peak: The most that CUDA's allocator gave, in bytes; None on a CPU.
+    """
+
+    peak: int | None = None
+
+    def __init__(self, pipeline: Pipeline, *, captured: bool) -> None:
+        """``captured``: a profiler of NVIDIA's looks on, and sees this span alone."""
+        self._cuda = pipeline.device if pipeline.device.type == "cuda" else None
+        self._traffic, self._captured = pipeline.team.world.traffic, captured
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def begin(self) -> None:
+        """The warm-up is over."""
+        self._before = self._sent()
+        if self._cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            if self._captured:
+                torch.cuda.profiler.start()
+
+    def end(self) -> None:
+        """The last chunk is done."""
+        if self._cuda is not None:
+            if self._captured:
+                torch.cuda.profiler.stop()
+            self.peak = torch.cuda.max_memory_allocated(self._cuda)
+
+    def traffic(self, chunks: int) -> dict[str, dict[str, float]]:
+        """Kind -> bytes and messages that this rank has sent, of so many chunks each."""
+        found = {}
+        for kind, (size, messages) in self._sent().items():
+            before = self._before.get(kind, (0, 0))
+            if messages > before[1]:
+                found[kind] = {
+                    "bytes": (size - before[0]) / chunks,
+                    "messages": (messages - before[1]) / chunks,
+                }
+        return found
+
+    def _sent(self) -> dict[str, tuple[int, int]]:
+        return {
+            kind: (size, self._traffic.messages[kind]) for kind, size in self._traffic.bytes.items()
+        }
+
+
 def settings(
     pipeline: Pipeline, options: StreamOptions, *, model: str, size: tuple[int, int]
 ) -> dict[str, Any]:
@@ -121,25 +169,17 @@ def stream_facts(stats: StreamStats, load: Mapping[str, float]) -> dict[str, Any
     }
 
 
-def rank_entry(pipeline: Pipeline, recording: Recording) -> Row:
+def rank_entry(pipeline: Pipeline, recording: Recording, span: Span) -> Row:
     """What one of the ranks says of itself."""
     summary = recording.as_json()["summary"]
-    traffic = pipeline.team.world.traffic
-    count = len(recording.warmup) + len(recording.chunks)
-    peak = None
-    if pipeline.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(pipeline.device)
     return {
         "rank": pipeline.team.world.rank,
         "host": socket.gethostname(),
         "device": str(pipeline.device),
         "chunk": summary["chunk"],
         "stages": summary["stages"],
-        "traffic": {
-            kind: {"bytes": total / count, "messages": traffic.messages[kind] / count}
-            for kind, total in traffic.bytes.items()
-        },
-        "peak_memory": peak,
+        "traffic": span.traffic(len(recording.chunks)),
+        "peak_memory": span.peak,
     }
 
 
@@ -190,4 +230,3 @@ def tracing_cost(timeline: Timeline, recording: Recording) -> dict[str, Any]:
         "seconds_per_event": each,
         "share": events * each / recording.wall,
     }
-

@@ -94,7 +94,8 @@ def run_stream(
             for index in range(total):
                 if pace is not None and index >= length.warmup and not pace.wait():
                     break
-                more = pace is None and index + 1 < total
+                # The first measured chunk begins when the warm-up is over, and not before.
+                more = pace is None and index + 1 not in (length.warmup, total)
                 made = session.push(speech(index, fps=options.fps))
                 while not (more and session.wants_audio):
                     frames = next(made, None)

@@ -74,18 +74,21 @@ class Tracer:
         timeline, inner = self.timeline, choice.run
 
         def run(*arguments: Any, **keywords: Any) -> Any:
-            with timeline.range(op, about=self._about_op(op, choice.name, arguments, keywords)):
+            with timeline.range(op, about=self._about_op(op, choice, arguments, keywords)):
                 return inner(*arguments, **keywords)
 
         return replace(choice, run=run)
 
     def _about_op(
-        self, op: str, backend: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, op: str, choice: Choice, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Mapping[str, Any]:
-        key = op, backend, *map(_signature, arguments), *map(_signature, keywords.items())
+        key = op, choice.name, *map(_signature, arguments), *map(_signature, keywords.items())
         about = self._known.get(key)
         if about is None:
-            about = self._known[key] = describe_op(op, backend, arguments, keywords)
+            about = describe_op(op, choice.name, arguments, keywords)
+            if choice.approximate:  # attention that quantises for itself
+                about["operands"] = dtype_name(FP8)
+            self._known[key] = about
         return about
 
     def _begin(self, open_ranges: list[Range]) -> Callable[[nn.Module, tuple[Any, ...]], None]:

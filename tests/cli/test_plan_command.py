@@ -78,7 +78,7 @@ def test_a_gpu_without_fp8(capsys):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot(tmp_path, capsys, suffix):
     target = tmp_path / f"scaling.{suffix}"
-    narrow(shown(capsys, *SMALL, "--plot", str(target)))
+    narrow(shown(capsys, *SMALL, "--nodes", "1", "--plot", str(target)))
     if suffix == "png":
         assert Image.open(target).size[0] > 1000
     else:
@@ -96,6 +96,30 @@ def test_a_cpu(capsys, cpu_files):
     (plan,) = value["plans"]
     assert plan["memory"]["assumed"] is None and not plan["beside"]
     assert "audio encoder" in plan["stages"] and "warm decoder" in plan["stages"]
+
+
+def changed(file, target, **settings):
+    """A copy of a report with other settings."""
+    report = json.loads(file.read_text())
+    report["settings"] |= settings
+    target.write_text(json.dumps(report))
+
+
+def test_a_cpu_is_fitted_to_the_wanted_preset(capsys, cpu_files):
+    report = cpu_files / "mid_96x96" / "report.json"
+    changed(report, cpu_files / "tiny.json", model="tiny")
+    options = ["--gpu", "cpu", "--fit", str(cpu_files), "--size", "112x144"]
+    for preset, count in (("mid", 4), ("tiny", 1)):
+        value = json.loads(shown(capsys, *options, "--preset", preset, "--json"))
+        assert len(value["fitted_to"]) == count
+    refused(capsys, main(["plan", *options, "--preset", "small"]), "of small", "--preset small")
+
+
+def test_a_cpu_is_fitted_to_one_setting(capsys, cpu_files):
+    report = cpu_files / "mid_96x96" / "report.json"
+    changed(report, cpu_files / "one_thread.json", threads=1)
+    code = main(["plan", "--gpu", "cpu", "--fit", str(cpu_files)])
+    refused(capsys, code, "threads", "one_thread.json", "name those of one")
 
 
 def test_validate(capsys, cpu_files):
@@ -136,6 +160,8 @@ def test_what_is_missed_is_explained(capsys, monkeypatch):
         (("--gpu", "h800", "--fit", "absent.json"), ("absent.json",)),
         (("--gpu", "h800", "--plot", "x.pdf"), ("x.pdf", ".png")),
         (("--gpu", "h800", "--plot", "x.png", "--ring", "2"), ("--plot",)),
+        (("--gpu", "h800", "--gpus", "16", "--nodes", "4", "--plot", "x.png"), ("--nodes 4",)),
+        (("--gpu", "h800", "--gpus", "11", "--nodes", "11", "--plot", "x.png"), ("--nodes 11",)),
         (("--gpu", "cpu"), ("--gpu cpu", "--fit")),
         (("--gpu", "cpu", "--gpus", "2", "--fit", "x"), ("one rank",)),
         (("--gpu", "cpu", "--plot", "x.png", "--fit", "x"), ("--plot",)),

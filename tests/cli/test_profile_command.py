@@ -59,6 +59,7 @@ def test_json_is_the_report(out, capsys):
         (["--compile", "--cuda-graphs"], "--compile and --cuda-graphs"),
         (["--nsys", "--ncu"], "--nsys and --ncu"),
         (["--nsys"], "--nsys: sees NVIDIA GPUs only"),
+        (["--ncu", "--nproc", "2"], "--ncu: runs kernels again one by one"),
         (["--avatar", "missing.avatar"], "missing.avatar"),
         (["--checkpoint", "nowhere"], "nowhere"),
     ],
@@ -117,6 +118,18 @@ def test_ctrl_c_keeps_what_was_measured(out):
     assert "Traceback" not in error and "Stopped early" in printed
     report = json.loads((out / "new/report.json").read_text())
     assert not report["complete"] and len(report["chunks"]) >= 3
+
+
+def test_what_a_former_run_left_is_replaced(out):
+    folder = out / "new"
+    folder.mkdir()
+    for name in ("report.json", "trace.rank0.json", "trace.rank7.json", "mine.txt"):
+        (folder / name).write_text("old")
+    assert profile(*SHORT, "--no-ops", "--no-video", "--output", folder) == 0
+    names = {file.name for file in folder.iterdir()}
+    assert names == (FILES - {"roofline.png"}) | {"mine.txt"}
+    assert (folder / "mine.txt").read_text() == "old"
+    assert json.loads((folder / "report.json").read_text())["complete"]
 
 
 def test_the_tools_run_the_same_command_without_themselves(out):

@@ -127,7 +127,7 @@ def test_each_side_gets_its_own_words(
     monkeypatch.setattr(module.tempfile, "TemporaryDirectory", Kept)
     assert compare("--avatar 'my face.avatar' --nproc 2", "profile --seed 3", "--pairs", 10) == 0
     words = [json.loads((tmp_path / f"kept/{side}/socket.words").read_text()) for side in "AB"]
-    tail = ["--no-video", "--chunks", "11", "--paced"]
+    tail = ["--no-video", "--chunks", "41", "--paced"]  # up to four times as many pairs
     assert words[0][:-1] == ["profile", "--avatar", "my face.avatar", "--nproc", "2", *tail]
     assert words[1][:-1] == ["profile", "--seed", "3", *tail]
 
@@ -153,6 +153,9 @@ def test_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ("here", "", (), "A is 'here', neither a folder nor options"),
         ("", "--x '", (), "No closing quotation; mend the quotes"),
         ("", "--compare a b", (), "B has --compare, which is not for"),
+        ("profile --nsys", "", (), "A has --nsys, which is not for"),
+        ("--preset tiny", "--seed 3", ("--no-reuse",), "--no-reuse: stands outside the two"),
+        ("--preset tiny", "--seed 3", ("--warmup=3",), "--warmup: stands outside the two"),
         ("", " --paced=x", (), "B has --paced=x, which is not for"),
     ],
 )

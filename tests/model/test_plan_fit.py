@@ -2,15 +2,12 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from plan_samples import RATES, SIZES, report_of, write_cpu_reports
+from plan_samples import RATES, SIZES, write_cpu_reports
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.runtime.mesh import Grid, Mesh
-from livetalk_model.config import get_preset
 from livetalk_model.plan.figures import CHUNK, STEP, figures
 from livetalk_model.plan.fit import (
     GOAL,
@@ -20,22 +17,16 @@ from livetalk_model.plan.fit import (
     leave_one_out,
     public_shares,
 )
-from livetalk_model.plan.forecast import Job, forecast
 from livetalk_model.plan.hardware import GPUS
-from livetalk_model.plan.layout import Layout
 from livetalk_model.plan.machine import GpuMachine, Shares
 from livetalk_model.plan.recorded import (
-    Observed,
+    check_one_setting,
     cpu_reports,
     fit_cpu,
-    gpu_evidence,
     is_profile,
     leave_sizes_out,
     read_recorded,
 )
-
-SHARES = Shares(matmul=0.7, attention=0.6, convolution=0.4, memory=0.5, link=0.6)
-
 
 # The solver -------------------------------------------------------------------------------
 
@@ -180,6 +171,30 @@ def test_other_settings_are_no_evidence(cpu_files):
     assert all(check.others == 2 for check in checks)
 
 
+def change(file, key, value):
+    report = json.loads(file.read_text())
+    report["settings"][key] = value
+    file.write_text(json.dumps(report))
+
+
+def test_one_setting_at_a_time(cpu_files):
+    check_one_setting(cpu_reports(read_recorded([cpu_files])))
+    change(cpu_files / "mid_96x96" / "report.json", "threads", 1)
+    with pytest.raises(UserError) as refusal:
+        check_one_setting(cpu_reports(read_recorded([cpu_files])))
+    message = str(refusal.value)
+    assert "threads: 2 (mid_128x128/report.json), 1 (mid_96x96/report.json)" in message
+    assert "dtype" not in message and "more" not in message
+
+
+def test_backends_are_of_the_setting(cpu_files):
+    backends = {model: dict.fromkeys("abcd", "reference") for model in ("dit", "vae")}
+    change(cpu_files / "mid_96x160" / "report.json", "backends", backends)
+    with pytest.raises(UserError, match=r"dit add_norm: cpu \(.*\), None .*; and 6 more"):
+        check_one_setting(cpu_reports(read_recorded([cpu_files])))
+    assert len(leave_sizes_out(cpu_reports(read_recorded([cpu_files])))) == 3
+
+
 def test_files_that_are_no_report(tmp_path):
     for text in ("{}", '{"schema": "livetalk/profile/9"}', "[1]", "no json"):
         file = tmp_path / "x.json"
@@ -206,92 +221,3 @@ def test_a_garbled_report_is_named(cpu_files):
     file.write_text(json.dumps(report))
     with pytest.raises(UserError, match="their_own"):
         cpu_reports(read_recorded([file]))
-
-
-# Files of a GPU ---------------------------------------------------------------------------
-
-
-def write(path, value):
-    path.write_text(json.dumps(value))
-    return path
-
-
-def test_a_profile_of_a_gpu_gives_its_shares(tmp_path):
-    layout = Layout(mesh=Mesh(ulysses=8, ring=1), grid=Grid(rows=4, columns=2))
-    job = Job.of(get_preset("14b"), (768, 448))
-    truth = GpuMachine(gpu=GPUS["h200"], shares=SHARES)
-    file = write(
-        tmp_path / "h200.json",
-        report_of(job, layout, truth, gpu="NVIDIA H200"),
-    )
-    evidence = gpu_evidence(read_recorded([file]), GPUS["h800"], public_shares())
-    assert set(evidence.measured) == {"matmul", "attention", "convolution", "memory", "link"}
-    assert "H200" in evidence.measured["matmul"]
-    for name, value in SHARES.as_dict().items():
-        assert evidence.shares.as_dict()[name] == pytest.approx(value, rel=0.1), name
-    (report,) = (Observed.of(entry) for entry in read_recorded([file]))
-    found = GpuMachine(gpu=GPUS["h200"], shares=evidence.shares)
-    assert forecast(job, layout, found).chunk == pytest.approx(report.chunk, rel=0.03)
-
-
-def bench_file(path, gpu="NVIDIA H200", device="cuda"):
-    def case(op, dims, flops, size, p50, **given):
-        row = {"backend": "x", "approximate": False, "time": {"p50": p50}}
-        wrong = {"backend": "y", "approximate": True, "time": {"p50": p50 / 9}}
-        return {
-            "op": op, "case": "c", "dims": dims, "dtype": "bfloat16", "flops": flops,
-            "bytes": size, "bandwidth": 4e12, "rate": 700e12, "bound": "memory",
-            "backends": [row, wrong],
-        } | given  # fmt: skip
-
-    sizes = {"B": 1, "L": 12096, "S": 12096, "H": 40, "d": 128}
-    flops = 4 * 40 * 12096**2 * 128
-    return write(
-        path,
-        {
-            "machine": {"gpu": gpu and {"name": gpu}},
-            "settings": {"device": device},
-            "means": [],
-            "cases": [
-                case("chunk_attention", sizes, flops, 1e8, flops / 500e12, bound="compute"),
-                case("add_norm", {}, 0, 1e9, 1e9 / 2.4e12),
-                case("fp8_gemm", {}, 1e12, 1e7, 1e-3, bound="compute", rate=1200e12),
-            ],
-        },
-    )
-
-
-def test_ops_and_links(tmp_path):
-    bench = bench_file(tmp_path / "ops.json")
-    link = {"both_ways": {"gb_per_s": 300.0}}
-    comm = write(
-        tmp_path / "comm.json",
-        {
-            "machine": {"gpu": {"name": "NVIDIA H200"}},
-            "settings": {"device": "cuda"},
-            "link": link,
-            "patterns": [{"kind": "all_to_all", "gb_per_s": 270.0}, {"kind": "ring"}],
-        },
-    )
-    start = public_shares()
-    evidence = gpu_evidence(read_recorded([bench, comm]), GPUS["h800"], start)
-    shares = evidence.shares
-    assert shares.memory == pytest.approx(2.4 / 4.8)
-    assert shares.link == pytest.approx(270 / 450)
-    assert shares.attention == pytest.approx(500 / 650, rel=0.02)
-    assert (shares.matmul, shares.convolution) == (start.matmul, start.convolution)
-    assert evidence.figures["matmul"].value == pytest.approx(700e12)
-    assert evidence.figures["matmul_fp8"].value == pytest.approx(1200e12)
-    assert "ops.json" in evidence.figures["matmul"].source
-
-
-def test_files_of_another_kind_of_machine(tmp_path):
-    for gpu, device in ((None, "cpu"), ("NVIDIA GeForce RTX 4090", "cuda")):
-        file = bench_file(tmp_path / "ops.json", gpu=gpu, device=device)
-        with pytest.raises(UserError, match=r"ops\.json"):
-            gpu_evidence(read_recorded([file]), GPUS["h800"], public_shares())
-
-
-def test_no_files_change_nothing():
-    evidence = gpu_evidence([], GPUS["h800"], SHARES)
-    assert vars(evidence) == vars(SimpleNamespace(shares=SHARES, measured={}, figures={}))

@@ -101,6 +101,23 @@ def test_names():
     assert find_gpu("NVIDIA GeForce RTX 4090") is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA H20-3e",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    ],
+)
+def test_other_forms_of_a_gpu_are_not_taken_for_it(name):
+    assert find_gpu(name) is None
+
+
 # Machine ----------------------------------------------------------------------------------
 
 

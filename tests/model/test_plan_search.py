@@ -10,7 +10,14 @@ from livetalk_model.config import get_preset
 from livetalk_model.plan.forecast import Job
 from livetalk_model.plan.hardware import GPUS, Quantity
 from livetalk_model.plan.machine import GpuMachine, Shares
-from livetalk_model.plan.search import Choice, candidates, default_nodes, scaling, search
+from livetalk_model.plan.search import (
+    Choice,
+    candidates,
+    default_nodes,
+    fewest_nodes,
+    scaling,
+    search,
+)
 
 SHARES = Shares(matmul=0.9, attention=0.9, convolution=0.3, memory=0.7, link=0.7)
 MACHINE = GpuMachine(gpu=GPUS["h800"], shares=SHARES)
@@ -54,6 +61,7 @@ def test_what_the_runtime_refuses(fixed, message):
 
 
 def test_nodes():
+    assert [fewest_nodes(n) for n in (1, 8, 11, 16)] == [1, 1, None, 2]
     assert [default_nodes(n) for n in (1, 2, 8, 9, 10, 12, 16, 24)] == [1, 1, 1, 3, 2, 2, 2, 3]
     with pytest.raises(UserError, match="--nodes"):
         default_nodes(11)

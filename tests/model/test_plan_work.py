@@ -27,6 +27,7 @@ from livetalk_model.plan.work import (
     ATTENTION,
     CONVOLUTIONS,
     CROSS,
+    GAPS,
     LINEARS,
     NORMS,
     Work,
@@ -200,6 +201,18 @@ def test_slices_of_the_vae_make_up_the_whole():
     assert 8 * piece[ATTENTION].flops == pytest.approx(whole[ATTENTION].flops, rel=1e-9)
     ratio = 8 * piece[CONVOLUTIONS].conv_flops / whole[CONVOLUTIONS].conv_flops
     assert 1 < ratio < 1.03  # the border of folded upsamplings
+
+
+@pytest.mark.parametrize("name", [DECODE, ENCODE, WARM])
+def test_the_attention_of_the_vae_is_the_op_alone(name):
+    """A profile has the products around it in the gaps, as they are no op."""
+    stage = vae_stage(PRESET.vae, name, reuse=True)
+    parts = stage.work(24, 28, keys=LATENT[0] * LATENT[1], itemsize=2)
+    pixels, width = 24 * 28, stage.width
+    op = 4 * stage.frames * pixels * LATENT[0] * LATENT[1] * width
+    assert parts[ATTENTION].flops == pytest.approx(op, rel=1e-12)
+    around = 2 * stage.frames * pixels * width * 4 * width  # q, k, v and the projection
+    assert parts[GAPS].flops == pytest.approx(around, rel=1e-9)
 
 
 def test_colour_counts_passes_over_the_frames():

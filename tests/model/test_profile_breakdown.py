@@ -27,10 +27,12 @@ def ranges(*entries: tuple) -> dict[str, list[Range]]:
         entry = Range(name, lane, timeline, about[0] if about else None)
         entry.begin_ns, entry.end_ns = begin * MS, end * MS
         found.setdefault(lane, []).append(entry)
-    return {
-        lane: sorted(kept, key=lambda entry: (entry.begin_ns, -entry.end_ns))
-        for lane, kept in found.items()
-    }
+    for kept in found.values():
+        kept.sort(key=lambda entry: (entry.begin_ns, -entry.end_ns))
+        for index, entry in enumerate(kept):
+            around = [e for e in kept[:index] if e.end_ns >= entry.end_ns]
+            entry.parent = around[-1] if around else None
+    return found
 
 
 ONE = (
@@ -113,6 +115,19 @@ def test_a_stage_that_only_some_chunks_have_counts_as_zero_in_the_others():
     )
     (row,) = stage_rows(chunks, 0.02)
     assert row["mean"] == pytest.approx(0.002) and row["share"] == pytest.approx(0.2)
+
+
+def test_rounded_times_change_nothing_in_what_belongs_where():
+    """Events of a GPU are placed by rounded times: a child may seem to begin before its parent."""
+    found = ranges(("chunk", "main", 10, 100), ("denoise", "main", 20, 90))
+    chunk, stage = found["main"]
+    early = Range("linear", "main", Timeline(torch.device("cpu")), LINEAR)
+    early.parent, early.begin_ns, early.end_ns = stage, stage.begin_ns - 1, stage.end_ns - 30 * MS
+    found["main"] = [chunk, early, stage]
+    (times,) = chunk_times(found)
+    assert set(times.stages) == {"denoise"}
+    assert times.stages["denoise"]["linears"] == pytest.approx(0.04, rel=1e-6)
+    assert times.stages["denoise"][GAPS] == pytest.approx(0.03, rel=1e-6)
 
 
 def test_percentiles():

@@ -15,6 +15,7 @@ import pytest
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.profile.compare import (
+    MOST,
     compare_chunks,
     compare_folders,
     compare_workers,
@@ -241,6 +242,36 @@ def test_what_goes_wrong_is_said_and_both_end(
         compare_workers(("a", "b"), workers, 12, quiet)
     assert says in str(error.value)
     assert not children()
+
+
+class Scripted:
+    """A process that is none, whose chunks have given times."""
+
+    def __init__(self, name: str, spread: float, seed: int) -> None:
+        self.name, self.open = name, False
+        self._spread, self._random = spread, np.random.default_rng(seed)
+
+    def start(self) -> None:
+        self.open = True
+
+    def load(self) -> dict[str, Any]:
+        return {"model": "tiny"}
+
+    def chunk(self) -> dict[str, Any]:
+        return chunk(float(np.exp(self._random.normal(0, self._spread))))
+
+    def close(self, *, interrupt: bool) -> None:
+        assert not interrupt
+        self.open = False
+
+
+@pytest.mark.parametrize(("spread", "pairs"), [(0.01, 12), (0.5, 12 * MOST)])
+def test_noisy_times_get_more_pairs(spread: float, pairs: int) -> None:
+    sides = Scripted("A", spread, 1), Scripted("B", spread, 2)
+    found = compare_workers(("a", "b"), sides, 12, quiet)  # type: ignore[arg-type]
+    assert [len(chunks) for chunks in found.chunks] == [pairs, pairs]
+    assert found.rows[0].change is not None and found.rows[0].change.count == pairs
+    assert not any(side.open for side in sides)
 
 
 def test_ctrl_c_ends_both(fake: Path) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from livetalk_kernels.runtime.timeline import MAIN, Timeline
+from livetalk_kernels.runtime.timeline import MAIN, Timeline, _nest
 from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 
 CPU = torch.device("cpu")
@@ -200,6 +200,20 @@ def test_a_range_may_end_in_another_thread_than_it_began_in():
     with timeline.range("after"):
         pass
     assert [entry.name for entry in timeline.ranges()[MAIN]] == ["after"]
+
+
+def test_ranges_know_what_they_lie_within_and_are_put_there():
+    timeline = Timeline(CPU, capacity=100)
+    with (
+        timeline.range("outer") as outer,
+        timeline.range("beside", "lane") as beside,
+        timeline.range("inner", MAIN) as inner,
+    ):
+        pass
+    assert inner.parent is outer and outer.parent is None and beside.parent is None
+    inner.begin_ns, inner.end_ns = outer.begin_ns - 5, outer.end_ns + 5  # as events may be placed
+    _nest([inner, outer])
+    assert (inner.begin_ns, inner.end_ns) == (outer.begin_ns, outer.end_ns)
 
 
 def test_what_was_recorded_can_be_forgotten():
