@@ -1,6 +1,7 @@
 """The end-to-end suites run, and hold themselves against a baseline."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ MACHINE = {"cpu": "this", "cores": 2, "memory_bytes": 8, "threads": 1, "gpu": No
 
 def run(*options: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    # Where this suite itself is divided, pytest-benchmark would take the session for a part of it.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [*command, *map(str, options)],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=280, env=env,
     )  # fmt: skip
 
 
