@@ -332,6 +332,21 @@ def resolve(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
+HEADING = f"{'':44s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  speed-up"
+"""Above the lines of `row_line`."""
+
+
+def row_line(name: str, row: Mapping[str, Any]) -> str:
+    """A row for people, under a name."""
+    if row["state"] != TIMED:
+        return f"{name:44s} {row['state']}: {row['note']}"
+    against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
+    return (
+        f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
+        f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
+    )
+
+
 def exit_code(rows: Iterable[Mapping[str, Any]]) -> int:
     """1 if results are wrong, something failed, or nothing was timed; else 0."""
     states = [row["state"] for row in rows]

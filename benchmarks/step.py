@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from race import (
     BOUNDS,
+    HEADING,
     TIMED,
     Budget,
     Entrant,
@@ -36,6 +37,7 @@ from race import (
     add_options,
     exit_code,
     resolve,
+    row_line,
     run_main,
     say,
 )
@@ -398,17 +400,9 @@ def table(output: Mapping[str, Any]) -> str:
     lines = [
         f"{settings['preset']} {height}x{width}, {settings['layers']} of "
         f"{settings['layers_of_preset']} layers, {settings['dtype']}, {settings['precision']}",
-        f"{'':44s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  speed-up",
+        HEADING,
+        *(row_line(row["name"], row) for row in output["rows"]),
     ]
-    for row in output["rows"]:
-        if row["state"] != TIMED:
-            lines.append(f"{row['name']:44s} {row['state']}: {row['note']}")
-            continue
-        against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
-        lines.append(
-            f"{row['name']:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
-            f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
-        )
     return "\n".join(lines)
 
 

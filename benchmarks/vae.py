@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from race import (
     BOUNDS,
+    HEADING,
     TIMED,
     Budget,
     Entrant,
@@ -30,6 +31,7 @@ from race import (
     add_options,
     exit_code,
     resolve,
+    row_line,
     run_main,
     say,
 )
@@ -236,19 +238,10 @@ def table(output: Mapping[str, Any]) -> str:
     height, width = settings["size"]
     lines = [
         f"{settings['preset']} {height}x{width}, {settings['dtype']}",
-        f"{'':36s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  speed-up",
+        HEADING,
     ]
     for work, rows in output["work"].items():
-        for row in rows:
-            name = f"{work}, {row['name']}"
-            if row["state"] != TIMED:
-                lines.append(f"{name:36s} {row['state']}: {row['note']}")
-                continue
-            against = ", ".join(f"{v:.2f}x {k}" for k, v in row["against"].items())
-            lines.append(
-                f"{name:36s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
-                f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
-            )
+        lines += [row_line(f"{work}, {row['name']}", row) for row in rows]
     return "\n".join(lines)
 
 
