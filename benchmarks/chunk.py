@@ -19,6 +19,7 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image
+from psnr import psnr
 
 from livetalk_kernels import KernelConfig
 from livetalk_kernels.bench.machine import machine
@@ -27,6 +28,7 @@ from livetalk_model.flops import dit_flops
 from livetalk_model.loading import DTYPES
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream import Session
+from livetalk_model.synthetic import speech
 from livetalk_model.vae_cost import decode_flops, encode_flops
 
 
@@ -55,27 +57,13 @@ COMPARISONS = {
         "cpu bf16": Variant(dtype="bf16", backend=("cpu",), floor=35),
     },
 }
-SAMPLES = 17920  # one chunk of 28 frames at 25 FPS
 DIT_STAGES = ("audio K/V", "denoise")
-
-
-def speech(chunk: int) -> np.ndarray:
-    """Deterministic noise with a rhythm, float32 [17920]."""
-    t = (np.arange(SAMPLES) + chunk * SAMPLES) / 16000
-    noise = np.random.default_rng(chunk).normal(0, 0.1, SAMPLES)
-    return (noise * np.sin(t * 9) ** 2).astype(np.float32)
 
 
 def portrait() -> Image.Image:
     """A smooth picture."""
     y, x = np.mgrid[:128, :128]
     return Image.fromarray(np.stack([x * 2, y * 2, 255 - x - y // 2], -1).clip(0, 255).astype("u1"))
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 frames in dB."""
-    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def chunk(session: Session, index: int) -> np.ndarray:

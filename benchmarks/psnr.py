@@ -1,6 +1,6 @@
 """How alike the frames of two runs are that should be the same, such as on one rank and on several.
 
-For ``scaling.py`` and the end-to-end suites.
+For ``chunk.py``, ``scaling.py`` and the end-to-end suites.
 """
 
 import math
@@ -16,5 +16,5 @@ order of sums, over 40 layers and 4 steps."""
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 frames in dB; infinite where they are equal."""
-    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return 10 * math.log10(PEAK**2 / error) if error else math.inf

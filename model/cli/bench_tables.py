@@ -12,6 +12,18 @@ from livetalk_kernels.precision import dtype_name
 from .common import console, plural
 
 
+def plain_table(title: str | None = None) -> Table:
+    """A table with a line under its head alone; columns are the caller's."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
 def print_result(result: Result, told: set[str]) -> None:
     """Print a case's table; why a backend is left out is said once, ``told`` remembers it."""
     out = console()

@@ -339,21 +339,12 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
 
 
 def _print_plans(title: str, plans: "list[Plan]") -> None:
-    from rich import box
-    from rich.table import Table
 
-    from .bench_tables import seconds
+    from .bench_tables import plain_table, seconds
 
     out = common.console()
     out.print("[bold]Forecast, not measured[/]; untested on a GPU.")
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table(title)
     table.add_column("U x R", no_wrap=True)
     table.add_column("VAE", no_wrap=True)
     table.add_column("precision", no_wrap=True)
@@ -392,20 +383,11 @@ def _print_plans(title: str, plans: "list[Plan]") -> None:
 
 
 def _print_best(plan: "Plan") -> None:
-    from rich import box
-    from rich.table import Table
 
-    from .bench_tables import seconds
+    from .bench_tables import plain_table, seconds
 
     found, out = plan.forecast, common.console()
-    table = Table(
-        title="A chunk with the first of them, on the busiest rank",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table("A chunk with the first of them, on the busiest rank")
     table.add_column("stage", no_wrap=True)
     for name in ("time", "share"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -104,22 +104,13 @@ def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
 
 
 def _print_figures(checks: "list[Check]") -> None:
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     from ..plan.fit import GOAL, PRIORS
-    from .bench_tables import seconds
+    from .bench_tables import plain_table, seconds
 
     out = common.console()
-    table = Table(
-        title="Published figures, each predicted by a fit to the others",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table("Published figures, each predicted by a fit to the others")
     table.add_column("figure", no_wrap=True)
     for name in ("observed", "predicted", "error"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -183,16 +174,10 @@ def _print_sizes(sizes: "list[CpuCheck]") -> None:
 
 
 def _sizes_table(sizes: "list[CpuCheck]") -> "Table":
-    from rich import box
-    from rich.table import Table
 
-    from .bench_tables import seconds
+    from .bench_tables import plain_table, seconds
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table()
     table.add_column("size", no_wrap=True)
     for name in ("observed", "predicted", "error"):
         table.add_column(name, justify="right", no_wrap=True)
