@@ -26,9 +26,9 @@ from livetalk_kernels.bench.machine import machine
 from livetalk_model import load_pipeline
 from livetalk_model.flops import dit_flops
 from livetalk_model.loading import DTYPES
+from livetalk_model.media.synthetic import speech
 from livetalk_model.pipeline import Pipeline
-from livetalk_model.stream import Session
-from livetalk_model.synthetic import speech
+from livetalk_model.stream.session import Session
 from livetalk_model.vae_cost import decode_flops, encode_flops
 
 

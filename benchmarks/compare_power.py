@@ -27,9 +27,9 @@ import torch
 from livetalk_kernels.bench.compare import ALARM, MIN_PAIRS, TOLERANCE
 from livetalk_kernels.bench.machine import machine
 from livetalk_model import load_pipeline
+from livetalk_model.media.synthetic import picture, speech
 from livetalk_model.profile.compare import compare_workers
 from livetalk_model.profile.paced import Pacer, Worker
-from livetalk_model.synthetic import picture, speech
 
 WARMUP = 3
 KINDS = ("equal", "slower")

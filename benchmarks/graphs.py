@@ -30,8 +30,8 @@ from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.timer import Summary, interleave, ratio
 from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.graphs import StreamCalls
 from livetalk_model.sampler import timesteps
+from livetalk_model.stream.graphs import StreamCalls
 from livetalk_model.vae import SPATIAL, VAE, DecoderCache
 from livetalk_model.weights import random_module
 

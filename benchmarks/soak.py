@@ -21,8 +21,8 @@ from PIL import Image
 
 from livetalk_kernels.bench.machine import machine
 from livetalk_model import load_pipeline
-from livetalk_model.audio_io import AudioReader
-from livetalk_model.video_io import open_writer
+from livetalk_model.media.audio import AudioReader
+from livetalk_model.media.video import open_writer
 
 RATE, FPS, SIZE = 16000, 25, (64, 64)
 TAIL = 400  # a click so many samples before the end: is the tail still there?

@@ -67,8 +67,8 @@ from livetalk_kernels.spec import Case
 from livetalk_model.config import Preset
 from livetalk_model.dit import DiT
 from livetalk_model.flops import dit_flops
-from livetalk_model.graphs import GraphedStep
 from livetalk_model.layers import Block
+from livetalk_model.stream.graphs import GraphedStep
 
 SCHEMA = "livetalk/step/1"
 OP = "chunk_attention"

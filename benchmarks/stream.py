@@ -43,15 +43,15 @@ from livetalk_kernels.runtime.beat import Deadlines
 from livetalk_kernels.runtime.process_group import joined
 from livetalk_kernels.runtime.watchdog import Watchdog
 from livetalk_model.avatar import Avatar
-from livetalk_model.chunk import StreamOptions
 from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
-from livetalk_model.follow import follow
-from livetalk_model.graphs import StreamCalls
-from livetalk_model.parallelize import Team
-from livetalk_model.stream import Session
+from livetalk_model.stream.chunk import StreamOptions
+from livetalk_model.stream.follower import follow
+from livetalk_model.stream.graphs import StreamCalls
+from livetalk_model.stream.session import Session
+from livetalk_model.stream.team import Team
 from livetalk_model.vae import VAE
 
 SCHEMA = "livetalk/stream/1"

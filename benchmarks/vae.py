@@ -42,7 +42,7 @@ from livetalk_kernels import KernelConfig
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.runtime.cuda_graph import CudaEngine
 from livetalk_model.config import LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, Preset
-from livetalk_model.graphs import GraphedDecodeStep, GraphedEncoder
+from livetalk_model.stream.graphs import GraphedDecodeStep, GraphedEncoder
 from livetalk_model.vae import VAE, DecoderCache
 from livetalk_model.vae_cost import decode_flops, encode_flops
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from livetalk_model.audio_io import SAMPLE_RATE, AudioReader
+from livetalk_model.media.audio import SAMPLE_RATE, AudioReader
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 448, 768

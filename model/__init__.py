@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .avatar import Avatar
-    from .chunk import StreamOptions
     from .loading import load_pipeline, load_preparer
     from .pipeline import Pipeline
     from .preparation import Preparer
-    from .stream import Session
+    from .stream.chunk import StreamOptions
+    from .stream.session import Session
 
 __all__ = [
     "Avatar",
@@ -27,8 +27,8 @@ _HOMES = {
     "Avatar": "avatar",
     "Pipeline": "pipeline",
     "Preparer": "preparation",
-    "Session": "stream",
-    "StreamOptions": "chunk",
+    "Session": "stream.session",
+    "StreamOptions": "stream.chunk",
     "load_pipeline": "loading",
     "load_preparer": "loading",
 }

@@ -16,9 +16,9 @@ from livetalk_kernels.precision import FP8
 from .avatar import Avatar
 from .config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, Preset
 from .dit import DiT
-from .reuse import WorkOnce
 from .sampler import timesteps
-from .stats import StageClock
+from .stream.stats import StageClock
+from .stream.work import WorkOnce
 from .vae import COLORS, SPATIAL, VAE
 
 META = torch.device("meta")

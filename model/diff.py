@@ -20,11 +20,11 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops.quantize import dequantize
 
 from .avatar import Avatar
-from .chunk import Frames, StreamOptions
 from .config import MOTION_FRAMES
 from .dit import DiT
 from .pipeline import Pipeline
 from .quantize import PRECISIONS, Quantized
+from .stream.chunk import Frames, StreamOptions
 
 PARTS = ("self_attn", "cross_attn", "audio_cross_attn", "ffn")
 SWITCHES: Mapping[str, bool] = {"yes": True, "no": False}

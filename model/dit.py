@@ -4,7 +4,7 @@ Tokens may be shared out by a `SequenceParallel`: all that is kept from token to
 of a part of them, and the result is gathered once, at the end of a step.
 
 Everything that does not change from step to step is made by a `prepare_*` method and handed to
-`DiT.forward`; how often it is made again is the caller's choice (`reuse.py`).
+`DiT.forward`; how often it is made again is the caller's choice (`stream.work`).
 
 Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
 """

@@ -17,10 +17,10 @@ from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset
 from .dit import DiT
 from .encoders.audio import AudioEncoder
-from .parallelize import Team
 from .pipeline import LoadTimes, Pipeline
 from .preparation import RANDOM_SEED, Preparer
 from .quantize import PRECISIONS
+from .stream.team import Team
 from .vae import VAE
 from .weights import Slot, check_module, load_module, open_weights, random_module
 

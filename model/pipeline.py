@@ -11,14 +11,14 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.timeline import Timeline
 
 from .avatar import Avatar
-from .chunk import StreamOptions
 from .dit import DiT
 from .encoders.audio import AudioEncoder
-from .follow import follow
-from .graphs import StreamCalls
-from .parallelize import Team
 from .preparation import DEFAULT_PROMPT, Preparer
-from .stream import Session
+from .stream.chunk import StreamOptions
+from .stream.follower import follow
+from .stream.graphs import StreamCalls
+from .stream.session import Session
+from .stream.team import Team
 from .vae import VAE
 
 

@@ -18,12 +18,12 @@ from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar
 from .checkpoint import CheckpointFolder
-from .chunk import from_uint8
 from .config import CHUNK_FRAMES, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
-from .guard import FiniteGuard
-from .image_io import check_picture, fit_portrait, load_portrait, to_rgb
+from .media.image import check_picture, fit_portrait, load_portrait, to_rgb
+from .stream.chunk import from_uint8
+from .stream.finite import FiniteGuard
 from .vae import VAE
 
 DEFAULT_PROMPT = (

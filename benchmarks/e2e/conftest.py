@@ -34,8 +34,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.precision import dtype_name
 from livetalk_model.avatar import Avatar
 from livetalk_model.loading import ModelSource
+from livetalk_model.media.synthetic import picture
 from livetalk_model.pipeline import Pipeline
-from livetalk_model.synthetic import picture
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # of what the scripts share
 

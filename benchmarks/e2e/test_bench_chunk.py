@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from livetalk_model.config import NEW_FRAMES
-from livetalk_model.stream import Session
-from livetalk_model.synthetic import speech
+from livetalk_model.media.synthetic import speech
+from livetalk_model.stream.session import Session
 
 CHECKED = 2  # chunks
 

@@ -17,8 +17,8 @@ import torch
 from psnr import FLOOR, psnr
 
 from livetalk_model.config import NEW_FRAMES, get_preset
+from livetalk_model.media.synthetic import SAMPLE_RATE, picture, speech
 from livetalk_model.profile.paced import Worker
-from livetalk_model.synthetic import SAMPLE_RATE, picture, speech
 
 CHECKED = 2  # chunks
 WARM = 2

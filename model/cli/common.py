@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..avatar import Avatar
-    from ..chunk import StreamOptions
     from ..loading import ModelSource
     from ..preparation import Preparer
+    from ..stream.chunk import StreamOptions
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
@@ -222,7 +222,7 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
     Raises:
         UserError: A value is out of range.
     """
-    from ..chunk import StreamOptions
+    from ..stream.chunk import StreamOptions
 
     names = {field.name for field in dataclasses.fields(StreamOptions)}
     return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
@@ -253,7 +253,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
         UserError: A file or the size is no good, or options do not go together.
     """
     from ..avatar import Avatar, load_embedding
-    from ..image_io import load_portrait
+    from ..media.image import load_portrait
     from ..preparation import check_size
 
     if getattr(args, "avatar", None) is not None:

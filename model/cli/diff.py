@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A configuration cannot be had, or a file cannot be written.
     """
-    from ..chunk import StreamOptions
     from ..diff import Configuration, compare
     from ..files import check_output
-    from ..synthetic import speech
+    from ..media.synthetic import speech
+    from ..stream.chunk import StreamOptions
 
     if args.chunks < 1:
         raise UserError(f"--chunks {args.chunks}: must be 1 or more")
@@ -107,7 +107,7 @@ def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
 def _avatar(args: argparse.Namespace, pipeline: "Pipeline") -> Any:
     """The given avatar, or one of a smooth picture."""
     from ..avatar import Avatar
-    from ..synthetic import picture
+    from ..media.synthetic import picture
 
     if args.avatar is not None:
         if args.size is not None:

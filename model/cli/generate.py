@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from livetalk_kernels.runtime.timeline import Timeline
     from livetalk_kernels.runtime.watchdog import Watchdog
 
-    from ..audio_io import AudioReader
-    from ..background import BackgroundWriter
-    from ..chunk import Frames
-    from ..parallelize import Team
+    from ..media.audio import AudioReader
+    from ..media.writer import BackgroundWriter
     from ..pipeline import Pipeline
-    from ..stream import Session
+    from ..stream.chunk import Frames
+    from ..stream.session import Session
+    from ..stream.team import Team
     from .interrupts import Interrupts
 
 EXAMPLE = """\
@@ -126,11 +126,11 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     """Check what is cheap to check, load, generate, report."""
     from livetalk_kernels.bench.machine import machine
 
-    from ..audio_io import AudioReader
-    from ..background import BackgroundWriter
     from ..files import check_output
+    from ..media.audio import AudioReader
+    from ..media.video import SUFFIXES, open_writer
+    from ..media.writer import BackgroundWriter
     from ..memory.report import memory_report
-    from ..video_io import SUFFIXES, open_writer
     from .interrupts import Interrupts
     from .latency import latency_report
 

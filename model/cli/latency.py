@@ -10,8 +10,8 @@ from rich.table import Table
 from livetalk_kernels.precision import dtype_name
 
 from ..pipeline import Pipeline
-from ..stats import StreamStats
-from ..stream import Session
+from ..stream.session import Session
+from ..stream.stats import StreamStats
 from .common import plural
 
 # In this order; the first use of the audio encoder imports transformers, which takes seconds.

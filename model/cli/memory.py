@@ -156,11 +156,11 @@ def _split(args: argparse.Namespace, heads: int) -> "Split":
 def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from livetalk_kernels import KernelConfig
 
-    from ..chunk import StreamOptions
     from ..loading import ModelSource
     from ..memory import describe
     from ..memory.measure import measure
     from ..preparation import check_size
+    from ..stream.chunk import StreamOptions
 
     if any(option not in (None, 1) for option in (args.ranks, args.ulysses, args.ring)):
         raise UserError("--measure: runs on one rank; leave --ranks, --ulysses and --ring out")

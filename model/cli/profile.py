@@ -12,9 +12,9 @@ from . import common, ranks
 
 if TYPE_CHECKING:
     from ..avatar import Avatar
-    from ..parallelize import Team
     from ..profile.engine import Profiler
     from ..profile.run import Length
+    from ..stream.team import Team
 
 EXAMPLE = """\
 livetalk profile --preset mid --chunks 10 --output mid-profile

@@ -11,7 +11,7 @@ from . import common
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..stream import Session
+    from ..stream.session import Session
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from livetalk_kernels.runtime.comm import Communicator
     from livetalk_kernels.runtime.watchdog import Watchdog
 
-    from ..parallelize import Split, Team
+    from ..stream.team import Split, Team
 
 PROGRAM = ("-m", f"{__package__}.main")
 CPU_PATIENCE = 20.0  # how many times slower than a GPU a CPU may be before it counts as hung
@@ -138,7 +138,7 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
     """
     from livetalk_kernels.config import Ranks
 
-    from ..parallelize import Team
+    from ..stream.team import Team
 
     split = _split(args)
     _deadlines(args, cpu=False)
@@ -168,7 +168,7 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
 def _split(args: argparse.Namespace) -> "Split":
     from livetalk_kernels.runtime.mesh import Grid
 
-    from ..parallelize import Split
+    from ..stream.team import Split
 
     return Split(
         ulysses=args.ulysses,

@@ -31,7 +31,7 @@ from ..config import (
 from ..dit import DiT
 from ..loading import ModelSource
 from ..preparation import check_size
-from ..reuse import MASK_CHANNELS
+from ..stream.work import MASK_CHANNELS
 from ..vae import COLORS, VAE
 from ..vae_layers import CausalConv
 from .dit import ONE_RANK, DiTMemory, Split, audio_encoder_bytes, encode_audio

@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from livetalk_kernels.runtime.timeline import MAIN
 
-from ..chunk import ChunkGenerator, StreamOptions
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
-from ..stats import StageClock
-from ..stream import Session
+from ..stream.chunk import ChunkGenerator, StreamOptions
+from ..stream.session import Session
+from ..stream.stats import StageClock
 
 PORTRAIT = "portrait"
 _MARK = "livetalk: "  # of a phase among the profiler's events

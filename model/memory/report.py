@@ -5,7 +5,7 @@ from typing import Any
 from ..avatar import Avatar
 from ..loading import ModelSource
 from ..pipeline import Pipeline
-from ..stream import Session
+from ..stream.session import Session
 from . import describe, predict
 from .measure import cache_bytes, weight_bytes
 

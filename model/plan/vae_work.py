@@ -139,7 +139,7 @@ def vae_stage(config: VAEConfig, name: str, *, reuse: bool) -> Stage:
 @cache
 def colour_work(pixels: int, *, itemsize: int) -> Mapping[str, Parts]:
     """``colour`` and ``to host`` of a chunk's new frames, of so many pixels each."""
-    from ..chunk import to_uint8
+    from ..stream.chunk import to_uint8
 
     latents = LATENT_FRAMES - MOTION_LATENTS
     stats = ColorStats(mean=torch.empty(3, device=META), std=torch.empty(3, device=META))

@@ -18,7 +18,7 @@ import numpy as np
 
 from livetalk_kernels.runtime.timeline import MAIN, Range
 
-from ..stats import CHUNK
+from ..stream.stats import CHUNK
 
 GAPS = "gaps"
 """Part of a stage that no range within it accounts for: launches and glue."""

@@ -18,14 +18,14 @@ from livetalk_kernels.bench.telemetry import Telemetry
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..avatar import Avatar
-from ..chunk import Frames, StreamOptions
 from ..loading import ModelSource
+from ..media.synthetic import picture
 from ..memory.measure import measure
 from ..memory.report import memory_report
-from ..parallelize import Team
 from ..pipeline import Pipeline
-from ..stream import Session
-from ..synthetic import picture
+from ..stream.chunk import Frames, StreamOptions
+from ..stream.session import Session
+from ..stream.team import Team
 from .breakdown import chunk_times
 from .ops import limits_json, measure_limits, op_rows, operand_dtypes
 from .report import (
@@ -256,8 +256,8 @@ class Profiler:
         if not self.plan.video:
             yield lambda frames: None
             return
-        from ..background import BackgroundWriter
-        from ..video_io import open_writer
+        from ..media.video import open_writer
+        from ..media.writer import BackgroundWriter
 
         with tempfile.TemporaryDirectory() as folder:
             writer = open_writer(Path(folder, "video.mp4"), *size, self.plan.options.fps)

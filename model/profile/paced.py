@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Self
 
 from livetalk_kernels.errors import UserError
 
-from ..stats import Phase, no_phase
+from ..stream.stats import Phase, no_phase
 
 POLL = 0.1  # seconds between two looks whether a process that is to connect has ended
 ENDING = 30.0  # seconds that a process has to end once its socket is closed

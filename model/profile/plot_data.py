@@ -10,7 +10,7 @@ from typing import Any
 
 from livetalk_kernels.runtime.timeline import MAIN
 
-from ..stats import CHUNK
+from ..stream.stats import CHUNK
 from .words import UNATTRIBUTED, ms, percent
 
 Json = Mapping[str, Any]

@@ -14,10 +14,10 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.runtime.timeline import Timeline
 
-from ..chunk import StreamOptions
 from ..config import LATENT_FRAMES, NEW_FRAMES
 from ..pipeline import Pipeline
-from ..stats import StreamStats
+from ..stream.chunk import StreamOptions
+from ..stream.stats import StreamStats
 from ..vae import SPATIAL
 from .breakdown import ChunkTimes, Row, beside_rows, stage_rows, summarise
 from .tracer import Tracer

@@ -8,10 +8,10 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..avatar import Avatar
-from ..chunk import Frames, StreamOptions
+from ..media.synthetic import speech
 from ..pipeline import Pipeline
-from ..stream import Session
-from ..synthetic import speech
+from ..stream.chunk import Frames, StreamOptions
+from ..stream.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from livetalk_model.audio_io import SAMPLE_RATE, AudioReader
+from livetalk_model.media.audio import SAMPLE_RATE, AudioReader
 
 
 def write_wav(

@@ -14,8 +14,8 @@ from livetalk_kernels.dispatch import load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_model import load_pipeline
 from livetalk_model.calls import model_calls
-from livetalk_model.chunk import StreamOptions
 from livetalk_model.config import NEW_FRAMES, get_preset
+from livetalk_model.stream.chunk import StreamOptions
 
 CPU, META, FP32 = torch.device("cpu"), torch.device("meta"), torch.float32
 SIZE = (32, 48)

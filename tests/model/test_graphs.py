@@ -22,13 +22,13 @@ from livetalk_kernels import KernelConfig, UserError, bind_ops
 from livetalk_kernels.runtime.cuda_graph import CudaEngine
 from livetalk_kernels.runtime.halo import Whole
 from livetalk_kernels.testing.graphs import RerunEngine
-from livetalk_model.chunk import StreamOptions
 from livetalk_model.config import DiTConfig, VAEConfig, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.graphs import GraphedDecodeStep, GraphedEncoder, GraphedStep, StreamCalls
 from livetalk_model.loading import load_pipeline
 from livetalk_model.pipeline import Pipeline
-from livetalk_model.stream import Session
+from livetalk_model.stream.chunk import StreamOptions
+from livetalk_model.stream.graphs import GraphedDecodeStep, GraphedEncoder, GraphedStep, StreamCalls
+from livetalk_model.stream.session import Session
 from livetalk_model.vae import VAE, DecoderCache
 from livetalk_model.weights import random_module
 

@@ -10,8 +10,8 @@ import pytest
 from media_tools import read_audio, write_sound, write_wav
 
 from livetalk_kernels.errors import UserError
-from livetalk_model import audio_io
-from livetalk_model.audio_io import AudioReader, Resampler, declared_wav_samples
+from livetalk_model.media import audio
+from livetalk_model.media.audio import AudioReader, Resampler, declared_wav_samples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
@@ -280,14 +280,14 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_rate_that_changes_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wav(tmp_path / "a.wav", bytes(8000))
-    decode = audio_io.SoundDecoder._decode
+    decode = audio.SoundDecoder._decode
 
-    def changing(self: audio_io.SoundDecoder):
+    def changing(self: audio.SoundDecoder):
         for number, frame in enumerate(decode(self)):
             frame.sample_rate = 16000 if number < 2 else 8000
             yield frame
 
-    monkeypatch.setattr(audio_io.SoundDecoder, "_decode", changing)
+    monkeypatch.setattr(audio.SoundDecoder, "_decode", changing)
     with pytest.raises(UserError, match=r"change after 0\.13 s"):
         read_audio(path)
 
@@ -316,6 +316,6 @@ def test_damage_before_the_first_sample(tmp_path, monkeypatch):
         yield from ()
         raise UserError(f"{path}: {self._position()}")
 
-    monkeypatch.setattr(audio_io.SoundDecoder, "_decode", broken)
+    monkeypatch.setattr(audio.SoundDecoder, "_decode", broken)
     with pytest.raises(UserError, match="its start"):
-        audio_io.SoundDecoder(path)
+        audio.SoundDecoder(path)

@@ -14,9 +14,9 @@ from media_tools import Probe, probe_video, write_sound, write_wav
 from PIL import Image
 
 from livetalk_kernels.errors import UserError
-from livetalk_model import StreamOptions, files, load_pipeline, video_io
+from livetalk_model import StreamOptions, files, load_pipeline
 from livetalk_model.files import check_output
-from livetalk_model.video_io import FrameWriter, NpyWriter, VideoWriter, open_writer
+from livetalk_model.media.video import SUFFIXES, FrameWriter, NpyWriter, VideoWriter, open_writer
 
 HEIGHT, WIDTH = 96, 64
 
@@ -281,7 +281,7 @@ def test_full_disk_is_found_before_the_work(
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
-        check_output(tmp_path / "a.mp4", video_io.SUFFIXES)
+        check_output(tmp_path / "a.mp4", SUFFIXES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -313,12 +313,12 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numb
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match="is not writable; use another output folder"):
-        check_output(tmp_path / "new" / "a.mp4", video_io.SUFFIXES)
+        check_output(tmp_path / "new" / "a.mp4", SUFFIXES)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_of_the_output_makes_no_folder(tmp_path: Path) -> None:
-    check_output(tmp_path / "new" / "a.mp4", video_io.SUFFIXES)
+    check_output(tmp_path / "new" / "a.mp4", SUFFIXES)
     assert list(tmp_path.iterdir()) == []
 
 

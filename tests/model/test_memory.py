@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.chunk import StreamOptions
 from livetalk_model.config import get_preset
 from livetalk_model.loading import DTYPES, load_pipeline
 from livetalk_model.memory import Model, Split, predict
 from livetalk_model.memory.ledger import Ledger, Peak
 from livetalk_model.memory.measure import measure, weight_bytes
+from livetalk_model.stream.chunk import StreamOptions
 
 LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
 KINDS = [(dtype, precision) for dtype in DTYPES for precision in ("exact", "fp8")]

@@ -16,12 +16,12 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_kernels.testing.trace import trace_problems
-from livetalk_model.chunk import StreamOptions
 from livetalk_model.loading import ModelSource
-from livetalk_model.parallelize import Team
 from livetalk_model.profile.breakdown import ALL, GAPS, WHOLE
 from livetalk_model.profile.engine import Plan, Profiler
 from livetalk_model.profile.run import Length
+from livetalk_model.stream.chunk import StreamOptions
+from livetalk_model.stream.team import Team
 
 SIZE = (48, 64)
 STEPS, CHUNKS = 2, 3

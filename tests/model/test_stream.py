@@ -19,16 +19,16 @@ from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 from livetalk_model import load_pipeline
 from livetalk_model.avatar import Avatar
 from livetalk_model.checkpoint import CheckpointFolder
-from livetalk_model.chunk import ChunkGenerator, StreamOptions
 from livetalk_model.config import NEW_FRAMES
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioStream, audio_windows
-from livetalk_model.graphs import StreamCalls
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.preparation import Preparer
 from livetalk_model.sampler import timesteps
-from livetalk_model.stats import StreamStats
-from livetalk_model.stream import Session
+from livetalk_model.stream.chunk import ChunkGenerator, StreamOptions
+from livetalk_model.stream.graphs import StreamCalls
+from livetalk_model.stream.session import Session
+from livetalk_model.stream.stats import StreamStats
 from livetalk_model.vae import VAE
 from livetalk_model.weights import load_module, open_weights
 
@@ -433,7 +433,7 @@ def test_statistics_leave_out_the_cut_chunk(pipeline, avatar):
 
 def test_underrun_counts_the_time_a_player_waits(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("livetalk_model.stats.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("livetalk_model.stream.stats.time.perf_counter", lambda: now[0])
     stats = StreamStats(fps=25.0, _request=0.0)
     for at, frames in ((2.0, 5), (2.1, 5), (2.9, 5)):
         now[0] = at

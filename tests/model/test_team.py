@@ -12,10 +12,10 @@ from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Grid, factor_pairs
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.avatar import Avatar
-from livetalk_model.chunk import ChunkGenerator, StreamOptions
 from livetalk_model.loading import ModelSource, load_pipeline
-from livetalk_model.parallelize import Split, Team
 from livetalk_model.pipeline import Pipeline
+from livetalk_model.stream.chunk import ChunkGenerator, StreamOptions
+from livetalk_model.stream.team import Split, Team
 
 RATE = 16000
 SIZE = (96, 80)  # latents of 12 x 10: rows and columns that most worlds do not divide

@@ -11,8 +11,8 @@ import torch
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.timeline import Timeline
 from livetalk_kernels.testing.trace import trace_problems
-from livetalk_model.background import BackgroundWriter
-from livetalk_model.video_io import FrameWriter, NpyWriter, open_writer
+from livetalk_model.media.video import FrameWriter, NpyWriter, open_writer
+from livetalk_model.media.writer import BackgroundWriter
 
 PATIENCE = 20  # seconds, where a test waits for a thread
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from livetalk_kernels.runtime.cuda_graph import CudaEngine, Engine, GraphedFunction
 from livetalk_kernels.runtime.halo import WHOLE, Whole
 
-from .dit import AudioContext, DiT, StepModulation
-from .layers import ContextKV, NormRope
-from .vae import KERNEL, VAE, DecoderCache
+from ..dit import AudioContext, DiT, StepModulation
+from ..layers import ContextKV, NormRope
+from ..vae import KERNEL, VAE, DecoderCache
 
 History = dict[str, Tensor]
 
@@ -82,7 +82,7 @@ class GraphedStep:
 
     Latent, modulation and audio are copied. ``condition``, ``context`` and ``norm_rope`` are read
     where they lie, and other objects mean another capture: make them once per session
-    (`reuse.WorkOnce`). The graphs of the two sessions used last are kept, with these objects.
+    (`work.WorkOnce`). The graphs of the two sessions used last are kept, with these objects.
     """
 
     def __init__(self, dit: DiT, engine: Engine) -> None:

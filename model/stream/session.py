@@ -15,15 +15,15 @@ from torch import Tensor
 from livetalk_kernels.runtime.lanes import Handle, InlineLane, Lane, open_lane
 from livetalk_kernels.runtime.timeline import MAIN, Timeline
 
-from .avatar import Avatar
+from ..avatar import Avatar
+from ..config import NEW_FRAMES
+from ..dit import DiT
+from ..encoders.audio import AudioEncoder, AudioStream, as_samples
+from ..vae import VAE
 from .chunk import ChunkGenerator, Frames, StreamOptions
-from .config import NEW_FRAMES
-from .dit import DiT
-from .encoders.audio import AudioEncoder, AudioStream, as_samples
 from .graphs import StreamCalls
-from .parallelize import Team
 from .stats import CHUNK, StageClock, StreamStats
-from .vae import VAE
+from .team import Team
 
 
 class Session:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.image_io import MAX_PIXELS, MIN_SIDE, fit_portrait, load_portrait
+from livetalk_model.media.image import MAX_PIXELS, MIN_SIDE, fit_portrait, load_portrait
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SIZES = [(96, 64), (64, 96), (48, 80), (256, 160)]

@@ -20,17 +20,17 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.host_ring import HostRing, Transfer
 from livetalk_kernels.runtime.lanes import Lane
 
-from .avatar import Avatar
-from .color import match_color, reference_stats
-from .config import CHUNK_FRAMES, MOTION_FRAMES, NEW_FRAMES
-from .dit import DiT
+from ..avatar import Avatar
+from ..color import match_color, reference_stats
+from ..config import CHUNK_FRAMES, MOTION_FRAMES, NEW_FRAMES
+from ..dit import DiT
+from ..sampler import denoise, timesteps
+from ..vae import VAE
+from .finite import FiniteGuard, Verdict
 from .graphs import StreamCalls
-from .guard import FiniteGuard, Verdict
-from .parallelize import Team
-from .reuse import PublishedWork, Work, WorkOnce
-from .sampler import denoise, timesteps
 from .stats import StageClock
-from .vae import VAE
+from .team import Team
+from .work import PublishedWork, Work, WorkOnce
 
 MIN_FPS = CHUNK_FRAMES / 8  # the audio encoder sees 8 s, which must hold a chunk
 MAX_FPS = 120

@@ -14,8 +14,8 @@ import torch
 
 from livetalk_kernels.runtime.timeline import Timeline
 
-from .config import NEW_FRAMES
-from .video_io import FrameWriter
+from ..config import NEW_FRAMES
+from .video import FrameWriter
 
 CAPACITY = 2 * NEW_FRAMES
 """Frames that wait at most: two chunks."""

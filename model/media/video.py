@@ -15,8 +15,8 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from livetalk_kernels.errors import UserError
 
-from .audio_io import SAMPLE_RATE, Resampler, SoundDecoder
-from .files import PartFile, check_output, output_error
+from ..files import PartFile, check_output, output_error
+from .audio import SAMPLE_RATE, Resampler, SoundDecoder
 
 SUFFIXES = (".mp4", ".npy")
 """Endings that `open_writer` understands."""

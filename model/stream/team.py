@@ -25,9 +25,9 @@ from livetalk_kernels.runtime.timed_comm import TimedCommunicator
 from livetalk_kernels.runtime.timeline import Timeline
 from livetalk_kernels.runtime.xfuser_attention import XFuserAttention, reason
 
-from .config import DiTConfig
+from ..config import DiTConfig
+from ..vae import SPATIAL
 from .stats import Phase, no_phase
-from .vae import SPATIAL
 
 
 @dataclass(frozen=True, kw_only=True)

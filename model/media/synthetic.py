@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .config import NEW_FRAMES
+from ..config import NEW_FRAMES
 
 SAMPLE_RATE = 16000
 _SYLLABLES = 9.0  # radians a second of the loudness

@@ -6,13 +6,13 @@ import torch
 
 from livetalk_kernels.runtime.timeline import Timeline
 
-from .avatar import Avatar
+from ..avatar import Avatar
+from ..dit import DiT
+from ..vae import VAE
 from .chunk import ChunkGenerator, StreamOptions
-from .dit import DiT
 from .graphs import StreamCalls
-from .parallelize import Team
 from .stats import CHUNK, StageClock
-from .vae import VAE
+from .team import Team
 
 
 def follow(

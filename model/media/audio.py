@@ -12,7 +12,7 @@ import numpy as np
 
 from livetalk_kernels.errors import UserError
 
-from .files import check_input
+from ..files import check_input
 
 SAMPLE_RATE = 16000
 """Samples per second that the audio encoder hears."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from livetalk_kernels.errors import UserError
 
-from .files import check_input
+from ..files import check_input
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Pillow's names of the formats that are read; none of them runs another program."""

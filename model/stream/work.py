@@ -30,12 +30,12 @@ from torch import Tensor
 from livetalk_kernels.runtime.halo import WHOLE, Whole
 from livetalk_kernels.runtime.lanes import Handle, InlineLane, Lane
 
-from .avatar import Avatar
-from .config import FRAMES_PER_LATENT, MOTION_FRAMES, MOTION_LATENTS
-from .dit import AudioContext, DiT, StepModulation
-from .layers import ContextKV, NormRope
+from ..avatar import Avatar
+from ..config import FRAMES_PER_LATENT, MOTION_FRAMES, MOTION_LATENTS
+from ..dit import AudioContext, DiT, StepModulation
+from ..layers import ContextKV, NormRope
+from ..vae import VAE, DecoderCache
 from .stats import StageClock
-from .vae import VAE, DecoderCache
 
 MASK_CHANNELS = 4
 

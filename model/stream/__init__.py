@@ -1,0 +1,1 @@
+"""The stream: sessions, chunks, and the ranks that make them."""
