@@ -15,9 +15,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.outputs import new_file
 
 from .config import LATENT_FRAMES
-from .files import new_file
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from livetalk_kernels.errors import UserError
-
-from .files import new_file
+from livetalk_kernels.outputs import new_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _BLOCK = 1 << 22

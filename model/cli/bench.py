@@ -163,7 +163,7 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    from ..files import check_output
+    from livetalk_kernels.outputs import check_output
 
     if args.csv is not None:
         check_output(args.csv, (".csv",))
@@ -307,7 +307,7 @@ def _finish(
 
 
 def _write(path: Path, text: str) -> None:
-    from ..files import PartFile, output_error
+    from livetalk_kernels.outputs import PartFile, output_error
 
     file = PartFile(path)
     try:

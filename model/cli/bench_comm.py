@@ -154,10 +154,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | None") -> Setup:
+    from livetalk_kernels.outputs import check_output
     from livetalk_kernels.runtime.mesh import Grid, Mesh
 
     from ..config import get_preset
-    from ..files import check_output
     from ..loading import resolve_dtype
     from ..preparation import check_size
 
@@ -276,7 +276,7 @@ def _bench(
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(path) as stream:
         stream.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())

@@ -232,9 +232,9 @@ def check_output(args: argparse.Namespace, suffixes: Collection[str]) -> None:
     """Check, before any work is done, that ``args.output`` can be written and is no input.
 
     Raises:
-        UserError: See `files.check_output`.
+        UserError: See `outputs.check_output`.
     """
-    from ..files import check_output
+    from livetalk_kernels.outputs import check_output
 
     names = ("audio", "portrait", "avatar", "prompt_embeds", "image_embeds")
     check_output(args.output, suffixes, inputs=[getattr(args, name, None) for name in names])

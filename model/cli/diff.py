@@ -59,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A configuration cannot be had, or a file cannot be written.
     """
+    from livetalk_kernels.outputs import check_output
+
     from ..diff import Configuration, compare
-    from ..files import check_output
     from ..media.synthetic import speech
     from ..stream.chunk import StreamOptions
 
@@ -151,7 +152,7 @@ def _report(
 def _write_json(path: Path, report: dict[str, Any]) -> None:
     import json
 
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(path) as file:
         file.write(json.dumps(report, indent=1).encode() + b"\n")

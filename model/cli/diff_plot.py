@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..files import new_file
+from livetalk_kernels.outputs import new_file
 
 LABELS = {
     "self_attn": "self-attention",

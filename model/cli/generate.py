@@ -125,8 +125,8 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
     from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.outputs import check_output
 
-    from ..files import check_output
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer
     from ..media.writer import BackgroundWriter
@@ -256,7 +256,7 @@ def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterato
 
 def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:
     """Write the trace, whole or not at all."""
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(path) as stream:
         stream.write(json.dumps(timeline.trace(facts), allow_nan=False).encode())

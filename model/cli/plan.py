@@ -113,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None:
         raise UserError("--gpu: say which, for example --gpu h800 --gpus 8; or --validate")
     if args.plot is not None:
-        from ..files import check_output
+        from livetalk_kernels.outputs import check_output
+
         from ..plan.plot import SUFFIXES
 
         check_output(args.plot, SUFFIXES, inputs=args.fit)

@@ -119,7 +119,8 @@ def _checked(args: argparse.Namespace) -> "Length":
     Raises:
         UserError: Options are out of range or do not go together.
     """
-    from ..files import check_output
+    from livetalk_kernels.outputs import check_output
+
     from ..preparation import check_size
     from ..profile.run import Length
 
@@ -215,7 +216,8 @@ def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
     The report is written before the pictures, so that whatever they fail of costs no measurement,
     and again with their names.
     """
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
+
     from ..profile.markdown import report_markdown
     from ..profile.plots import PICTURES, draw_all
 
@@ -236,7 +238,7 @@ def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(path) as file:
         file.write(json.dumps(value, allow_nan=False).encode())

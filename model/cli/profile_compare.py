@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: A or B is no good.
     """
     from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.outputs import check_output
 
-    from ..files import check_output
     from ..profile.compare import Comparison, compare_folders
     from ..profile.paced import WorkerError
 
@@ -155,7 +155,7 @@ def _commands(args: argparse.Namespace) -> "Comparison":
 
 def _write(folder: Path, report: dict[str, Any], comparison: "Comparison") -> None:
     """Write both files."""
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(folder / TEXT) as file:
         file.write(_markdown(report, comparison).encode())

@@ -136,8 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     from livetalk_kernels.dispatch import op_names
-
-    from ..files import check_output
+    from livetalk_kernels.outputs import check_output
 
     known = op_names()
     for op in args.ops:
@@ -193,7 +192,7 @@ def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEn
 
 
 def _write(path: Path, tuning: "Tuning") -> None:
-    from ..files import new_file
+    from livetalk_kernels.outputs import new_file
 
     with new_file(path) as file:
         text = json.dumps(tuning.as_json(), indent=1, allow_nan=False)

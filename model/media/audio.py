@@ -11,8 +11,7 @@ import av
 import numpy as np
 
 from livetalk_kernels.errors import UserError
-
-from ..files import check_input
+from livetalk_kernels.inputs import check_input
 
 SAMPLE_RATE = 16000
 """Samples per second that the audio encoder hears."""

@@ -10,8 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from livetalk_kernels.errors import UserError
-
-from ..files import check_input
+from livetalk_kernels.inputs import check_input
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Pillow's names of the formats that are read; none of them runs another program."""

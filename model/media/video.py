@@ -14,8 +14,8 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.outputs import PartFile, check_output, output_error
 
-from ..files import PartFile, check_output, output_error
 from .audio import SAMPLE_RATE, Resampler, SoundDecoder
 
 SUFFIXES = (".mp4", ".npy")

@@ -5,7 +5,8 @@ from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 
-from ..files import new_file
+from livetalk_kernels.outputs import new_file
+
 from .forecast import AUDIO, AUDIO_KV, COLOUR, DENOISE, FPS, REAL_TIME, TO_HOST
 from .search import Plan
 from .vae_work import DECODE, ENCODE, WARM

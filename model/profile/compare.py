@@ -21,8 +21,8 @@ from livetalk_kernels.bench.compare import (
     unpaired,
 )
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import check_input
 
-from ..files import check_input
 from .paced import Worker
 
 REPORT = "report.json"

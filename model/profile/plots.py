@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from livetalk_kernels.outputs import new_file
+
 from ..config import NEW_FRAMES
-from ..files import new_file
 from .plot_data import (
     Curve,
     Span,

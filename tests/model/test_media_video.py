@@ -13,9 +13,10 @@ import torch
 from media_tools import Probe, probe_video, write_sound, write_wav
 from PIL import Image
 
+from livetalk_kernels import outputs
 from livetalk_kernels.errors import UserError
-from livetalk_model import StreamOptions, files, load_pipeline
-from livetalk_model.files import check_output
+from livetalk_kernels.outputs import check_output
+from livetalk_model import StreamOptions, load_pipeline
 from livetalk_model.media.video import SUFFIXES, FrameWriter, NpyWriter, VideoWriter, open_writer
 
 HEIGHT, WIDTH = 96, 64
@@ -261,11 +262,11 @@ def test_sound_that_ends_in_an_error_leaves_nothing(tmp_path: Path) -> None:
 def test_disk_that_fills_up(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ``.part`` file is a link to a device that is always full."""
 
-    def onto_full_disk(self: files.PartFile, path: Path) -> None:
+    def onto_full_disk(self: outputs.PartFile, path: Path) -> None:
         self.path, self.part, self._made = path, path.with_name(path.name + ".part"), []
         self.part.symlink_to("/dev/full")
 
-    monkeypatch.setattr(files.PartFile, "__init__", onto_full_disk)
+    monkeypatch.setattr(outputs.PartFile, "__init__", onto_full_disk)
     noise = np.random.default_rng(0).integers(0, 256, (50, HEIGHT, WIDTH, 3), dtype=np.uint8)
     with pytest.raises(UserError, match="disk is full; free some space") as caught:
         write_all(open_writer(tmp_path / name, HEIGHT, WIDTH), noise)
@@ -279,7 +280,7 @@ def test_full_disk_is_found_before_the_work(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(outputs.os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
         check_output(tmp_path / "a.mp4", SUFFIXES)
     assert list(tmp_path.iterdir()) == []
@@ -311,7 +312,7 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numb
     def refuse(**_: object) -> None:
         raise OSError(number, "refused")
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)  # root may write everywhere
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match="is not writable; use another output folder"):
         check_output(tmp_path / "new" / "a.mp4", SUFFIXES)
     assert list(tmp_path.iterdir()) == []
