@@ -1,16 +1,35 @@
 """Files that go out: one-line errors, and outputs that appear only when complete."""
 
 import errno
+import json
 import os
+import re
+import secrets
+import stat
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
 PROBE_BYTES = 65536
+PART = ".part"
+"""Ending of a file that is being written; its name is ``NAME.<8 hexadecimal digits>.part``."""
+LEFT_SECONDS = 24 * 3600
+"""Age at which a ``.part`` file is no longer taken for that of a run under way."""
+
+_RANDOM_BYTES = 4
+_TRIES = 100
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+)
 
 
 def check_output(
@@ -22,7 +41,8 @@ def check_output(
     take a small file.
 
     Args:
-        path: The file to be written; one that exists will be replaced.
+        path: The file to be written; one that exists will be replaced, and of a symbolic link
+            what stands behind it.
         suffixes: The endings that are understood, for example ``(".mp4", ".npy")``.
         inputs: Files that are read; None stands for one that is not given.
 
@@ -30,20 +50,20 @@ def check_output(
         The path.
 
     Raises:
-        UserError: Unknown ending, the path is a folder or one of the inputs, its folder is a file,
-            is not writable, or its disk is full.
+        UserError: Unknown ending, the path is a folder, a device, a FIFO, a socket or one of the
+            inputs, its folder is a file, is not writable, or its disk is full.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         known = " or ".join(suffixes)
         raise UserError(f"{path}: unknown ending '{path.suffix}'; use {known}")
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the output a file name")
-        for source in (Path(given) for given in inputs if given is not None):
-            if path.exists() and source.exists() and path.samefile(source):
+        target = _behind(path)
+        there = _regular(path, target) is not None
+        for source in inputs if there else ():
+            if source is not None and _same(target, source):
                 raise UserError(f"{path}: is the input {source}; give the output another name")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(bytes(PROBE_BYTES))
             os.fsync(probe.fileno())
@@ -64,6 +84,49 @@ def output_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror}); use another output file")
 
 
+def old_parts(path: Path) -> list[Path]:
+    """What runs that were killed have left of an output: its ``.part`` files of a day and more.
+
+    Nobody deletes them: a video among them can be played.
+    """
+    target = _behind(path)
+    stem = re.escape(_stem(target))
+    name = re.compile(rf"{stem}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{re.escape(PART)}")
+    found = []
+    with suppress(OSError):  # no such folder yet, or not to be read: nothing is known to be left
+        for entry in os.scandir(target.parent):
+            if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # it has just got its name
+                    if time.time() - entry.stat().st_mtime > LEFT_SECONDS:
+                        found.append(Path(entry.path))
+    return sorted(found)
+
+
+def part_pattern(path: Path) -> Path:
+    """The names of an output's ``.part`` files, for who does not know the random part of one."""
+    target = _behind(path)
+    return target.with_name(f"{_stem(target)}.*{PART}")
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Write a value as a JSON file, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with new_file(path) as stream:
+        stream.write(text.encode())
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears, complete, at the end of the block, and not on any exception.
@@ -79,7 +142,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """
     file = PartFile(path)
     try:
-        with file.part.open("wb") as stream:
+        with file.open() as stream:
             yield stream
         file.commit()
     except BaseException as error:  # Ctrl-C as well
@@ -92,38 +155,140 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 class PartFile:
     """An output that is written beside its final name and renamed when it is complete.
 
+    Any number of processes may write the same output: each has a file of its own, and the one that
+    is complete last stays. Where the output is a symbolic link, what stands behind it is replaced
+    (or made, if there is nothing yet), and the link stays.
+
     Attributes:
-        path: The final name.
-        part: ``<name>.part`` in the same folder, to be written by the caller.
+        path: The final name, as it was given.
+        part: The file itself until then, ``NAME.<random>.part`` in the folder of what is replaced.
     """
 
     def __init__(self, path: Path) -> None:
         """Make the folder, where it is missing, and an empty ``.part`` file.
 
         Raises:
-            UserError: The folder or the file cannot be made.
+            UserError: The folder or the file cannot be made, or something is there that is not a
+                regular file.
         """
         self.path = path
-        self.part = path.with_name(path.name + ".part")
-        missing = [parent for parent in path.absolute().parents if not parent.exists()]
         self._made: list[Path] = []
+        self._descriptor = -1
+        self._kept = False
         try:
+            self._target = _behind(path)
+            self._replaced = _regular(path, self._target)
+            missing = [p for p in self._target.absolute().parents if not p.exists()]
             for folder in reversed(missing):
                 folder.mkdir(exist_ok=True)
                 self._made.insert(0, folder)
-            self.part.write_bytes(b"")
+            self.part, self._descriptor = self._new()
         except OSError as error:
-            self.discard()
+            self._remove_folders()
             raise output_error(path, error) from None
 
+    def open(self) -> BinaryIO:
+        """The stream to write to; to be closed before `commit`, and to be asked for once."""
+        return os.fdopen(self._descriptor, "wb", closefd=False)
+
     def commit(self) -> None:
-        """Give the file its final name; a file of that name is replaced in one step."""
-        os.replace(self.part, self.path)
+        """Give the file its final name; a file of that name is replaced in one step.
+
+        Raises:
+            UserError: The disk is full, or what is there by now cannot be replaced: then the
+                complete file is kept under its present name, which the message tells.
+        """
+        try:
+            os.fsync(self._descriptor)
+            if self._replaced is not None:
+                with suppress(OSError):  # a file system without permissions
+                    os.fchmod(self._descriptor, self._replaced & 0o777)
+            self._close()
+        except OSError as error:
+            raise output_error(self.path, error) from None
+        try:
+            _regular(self.path, self._target)
+            os.replace(self.part, self._target)
+        except (OSError, UserError) as error:
+            why = output_error(self.path, error) if isinstance(error, OSError) else error
+            if not self.part.exists():  # the folder itself is gone
+                raise why from None
+            self._kept = True
+            raise UserError(f"{why}; {self.part} is complete") from None
 
     def discard(self) -> None:
-        """Remove the ``.part`` file and the folders that were made for it."""
-        with suppress(OSError):
-            self.part.unlink()
+        """Remove the ``.part`` file and the folders that were made for it.
+
+        After `commit` it does nothing, and what that has kept stays.
+        """
+        self._close()
+        if not self._kept:
+            with suppress(OSError):
+                self.part.unlink()
+        self._remove_folders()
+
+    def _new(self) -> tuple[Path, int]:
+        """A file that was not there, and its descriptor."""
+        mode = 0o666 if self._replaced is None else self._replaced & 0o666 | 0o600
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        for _ in range(_TRIES):
+            name = f"{_stem(self._target)}.{secrets.token_hex(_RANDOM_BYTES)}{PART}"
+            part = self._target.with_name(name)
+            with suppress(FileExistsError):
+                return part, os.open(part, flags, mode)
+        raise OSError(errno.EBUSY, "no free name for its .part file")
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _remove_folders(self) -> None:
         for folder in self._made:
             with suppress(OSError):  # not empty: someone else uses it by now
                 folder.rmdir()
+
+
+def _behind(path: Path) -> Path:
+    """What is written for an output: itself, or what stands behind a symbolic link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
+def _same(target: Path, source: Path | str) -> bool:
+    """Whether an output that exists is an input."""
+    try:
+        return target.samefile(source)
+    except OSError:  # who reads the input tells what is wrong with it
+        return False
+
+
+def _stem(target: Path) -> str:
+    """Start of the ``.part`` files' names: the target's name, cut to what the folder takes."""
+    try:
+        longest = os.pathconf(target.parent, "PC_NAME_MAX")
+    except OSError:  # the folder is still to be made
+        longest = 255
+    room = longest - len(f".{PART}") - 2 * _RANDOM_BYTES
+    stem = target.name
+    while len(os.fsencode(stem)) > room:  # by characters: half a one may not be a name
+        stem = stem[:-1]
+    return stem
+
+
+def _regular(path: Path, target: Path) -> int | None:
+    """The mode of the regular file that is there; None where there is nothing.
+
+    Raises:
+        UserError: Something else is there.
+        OSError: It cannot be seen.
+    """
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(mode):
+        return mode
+    kind = next((name for test, name in _KINDS if test(mode)), "special file")
+    if kind == "folder":
+        raise UserError(f"{path}: is a folder; give the output a file name")
+    raise UserError(f"{path}: is a {kind} and no file; use another output file")

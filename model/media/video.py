@@ -38,11 +38,13 @@ _NPY_HEADER_BYTES = 128
 class FrameWriter(ABC):
     """A file that grows frame by frame and gets its name only when it is complete.
 
-    It is written as ``<name>.part``. As a context manager it is finished, and so kept, at the end
-    of the block and on Ctrl-C (what was written is playable), and removed on any other exception.
+    It is written as `part`, a name that no other writer shares. As a context manager it is
+    finished, and so kept, at the end of the block and on Ctrl-C (what was written is playable), and
+    removed on any other exception.
 
     Attributes:
         path: The file to be.
+        part: What is written until then, ``NAME.<random>.part``.
         frames: Frames written so far.
     """
 
@@ -64,6 +66,7 @@ class FrameWriter(ABC):
         self.frames = 0
         self._size = (height, width, 3)
         self._file = PartFile(self.path)
+        self.part = self._file.part
         self._resources = ExitStack()
         self._open = True
 
@@ -203,7 +206,7 @@ class VideoWriter(FrameWriter):
             # The moov box waits for the first fragment: only then does it hold the edit list
             # that tells players to skip the AAC encoder's delay, so that sound starts exactly.
             self._container = av.open(
-                self._resources.enter_context(self._file.part.open("wb")),
+                self._resources.enter_context(self._file.open()),
                 mode="w",
                 format="mp4",
                 options={"movflags": "frag_keyframe+delay_moov+default_base_moof"},
@@ -346,7 +349,7 @@ class NpyWriter(FrameWriter):
         """
         super().__init__(path, height, width, ".npy")
         try:
-            self._raw = self._resources.enter_context(self._file.part.open("wb"))
+            self._raw = self._resources.enter_context(self._file.open())
             self._raw.write(self._header())
         except BaseException as error:
             raise self._given_up(error) from None

@@ -42,6 +42,7 @@ class BackgroundWriter:
 
     Attributes:
         path: The file to be.
+        part: What is written until then.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class BackgroundWriter:
         """
         assert capacity >= 1, capacity
         self.path: Path = writer.path
+        self.part: Path = writer.part
         self._writer = writer
         self._capacity = capacity
         self._timeline = timeline or Timeline(torch.device("cpu"))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from cli_tools import FAST, generate, prepare, refused, write_wav
 
+from livetalk_kernels.outputs import PartFile
+
 ROOM = 150_000
 
 
@@ -22,17 +24,14 @@ class SmallDisk(io.FileIO):
 
 @pytest.fixture
 def small_disk(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every ``.part`` file is on a `SmallDisk`; the files opened so."""
+    """Every output is on a `SmallDisk`; the files opened so."""
     opened: list[Path] = []
-    opens = Path.open
 
-    def open_there(self: Path, mode: str = "r", *arguments, **options):
-        if mode != "wb" or self.suffix != ".part":
-            return opens(self, mode, *arguments, **options)
-        opened.append(self)
-        return io.BufferedWriter(SmallDisk(str(self), "wb"))
+    def open_there(self: PartFile):
+        opened.append(self.part)
+        return io.BufferedWriter(SmallDisk(str(self.part), "wb"))
 
-    monkeypatch.setattr(Path, "open", open_there)
+    monkeypatch.setattr(PartFile, "open", open_there)
     return opened
 
 

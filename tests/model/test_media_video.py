@@ -1,6 +1,7 @@
 """Frames out: sound as long as the picture, cut files play, nothing is left on failure."""
 
 import errno
+import os
 import shutil
 from contextlib import suppress
 from fractions import Fraction
@@ -70,7 +71,7 @@ def test_sound_is_as_long_as_the_picture(
     check_lengths(probe, 70, Fraction(fps).limit_denominator(1001))
     assert probe.sound_rate == (rate if kept else 48000)
     assert probe.sound is not None and len(probe.sound) == (channels if channels <= 2 else 1)
-    assert not (tmp_path / "a.mp4.part").exists()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_picture_and_colours(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_file_of_a_killed_writer_plays(tmp_path: Path) -> None:
     frames = picture(100)
     for _ in range(4):
         writer.write(frames)
-    part = tmp_path / "a.mp4.part"
+    part = writer.part
     shutil.copy(part, tmp_path / "killed.mp4")
     frames_found, sound_found = played(tmp_path / "killed.mp4")
     assert frames_found >= 300
@@ -219,7 +220,7 @@ def test_failure_leaves_nothing(tmp_path: Path, name: str) -> None:
     path = tmp_path / "new" / "folder" / name
     with pytest.raises(RuntimeError), open_writer(path, HEIGHT, WIDTH) as writer:
         writer.write(picture(10))
-        assert path.with_name(name + ".part").exists()
+        assert writer.part.exists() and writer.part.parent == path.parent
         raise RuntimeError("the model failed")
     assert list(tmp_path.iterdir()) == []
     writer.abort()  # harmless
@@ -260,13 +261,14 @@ def test_sound_that_ends_in_an_error_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.npy"])
 def test_disk_that_fills_up(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ``.part`` file is a link to a device that is always full."""
+    """What is written goes to a device that is always full."""
 
-    def onto_full_disk(self: outputs.PartFile, path: Path) -> None:
-        self.path, self.part, self._made = path, path.with_name(path.name + ".part"), []
-        self.part.symlink_to("/dev/full")
+    def onto_full_disk(self: outputs.PartFile) -> tuple[Path, int]:
+        part = self.path.with_name("full.part")
+        part.touch()
+        return part, os.open("/dev/full", os.O_RDWR)
 
-    monkeypatch.setattr(outputs.PartFile, "__init__", onto_full_disk)
+    monkeypatch.setattr(outputs.PartFile, "_new", onto_full_disk)
     noise = np.random.default_rng(0).integers(0, 256, (50, HEIGHT, WIDTH, 3), dtype=np.uint8)
     with pytest.raises(UserError, match="disk is full; free some space") as caught:
         write_all(open_writer(tmp_path / name, HEIGHT, WIDTH), noise)
