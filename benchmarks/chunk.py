@@ -23,6 +23,7 @@ from psnr import psnr
 
 from livetalk_kernels import KernelConfig
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_text
 from livetalk_model import load_pipeline
 from livetalk_model.flops import dit_flops
 from livetalk_model.loading import DTYPES
@@ -215,8 +216,7 @@ def main() -> None:
             print(f"  {key:28s} {value:10.3f}")
     print("PSNR against the first, dB:", result["psnr"])
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.output, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

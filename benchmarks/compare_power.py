@@ -26,6 +26,7 @@ import torch
 
 from livetalk_kernels.bench.compare import ALARM, MIN_PAIRS, TOLERANCE
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_json
 from livetalk_model import load_pipeline
 from livetalk_model.media.synthetic import picture, speech
 from livetalk_model.profile.compare import compare_workers
@@ -162,17 +163,9 @@ def main() -> None:
             trials.append(entry)
             print(describe(entry), flush=True)
             if args.output:
-                write(args.output, facts | {"counts": count(trials), "trials": trials})
+                write_json(args.output, facts | {"counts": count(trials), "trials": trials})
     for kind, counts in count(trials).items():
         print(f"{kind}: " + ", ".join(f"{name} {number}" for name, number in counts.items()))
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the file anew, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    part.replace(path)
 
 
 if __name__ == "__main__":

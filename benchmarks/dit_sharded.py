@@ -7,7 +7,6 @@ turns in the same processes; nothing is timed that differs from one rank by more
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
@@ -122,8 +122,7 @@ def main() -> None:
             )
         )
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": where, "step": found}, indent=1) + "\n")
+        write_json(args.output, {"machine": where, "step": found})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import av
 
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_text
 from livetalk_kernels.testing.faults import Run, run_fault
 
 PHASES = ["load", "prepare", "denoise", "decode", "write"]
@@ -161,7 +162,7 @@ def save(args: argparse.Namespace, where: dict[str, Any], runs: list[dict[str, A
             "failed": sum(not run["passed"] for run in runs),
             "runs": runs,
         }
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.output, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

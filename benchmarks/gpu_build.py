@@ -9,12 +9,13 @@ was cut off goes on where it was.
 
 import argparse
 import ast
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from livetalk_kernels.outputs import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT, NOTE, FAILED = "built", "note", "failed"
@@ -64,7 +65,7 @@ def main() -> int:
         result[name] = entry
         print(f"{name}: {entry['state']} {entry['note']} ({entry['seconds']:.0f} s)", flush=True)
         if args.json:
-            args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, result)
 
     package = ROOT / "livetalk_kernels"
     try:
@@ -86,7 +87,7 @@ def main() -> int:
     result["complete"] = True
     states = [entry["state"] for entry in result.values() if isinstance(entry, dict)]
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     return 1 if FAILED in states else 0
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from livetalk_kernels.outputs import write_text
+
 SCHEMA = "livetalk/facts/1"
 SECONDS = 15  # for a command
 # Module -> distribution.
@@ -153,8 +155,7 @@ def main() -> int:
     text = json.dumps(facts, indent=1)
     print(text)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(text + "\n", encoding="utf-8")
+        write_text(args.json, text + "\n")
     return 0
 
 

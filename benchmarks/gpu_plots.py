@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from livetalk_kernels.outputs import new_file
+
 TIMED = "timed"
 DPI = 120
 BAR = 0.34  # inches
@@ -40,7 +42,8 @@ def draw(part: str, result: Any, folder: Path, subtitle: str) -> list[str]:
         return []
     figure.suptitle(f"{TITLES[part]}\n{subtitle}", fontsize=10)
     name = f"{part}-roofline.png" if part == "ops" else f"{part}.png"
-    figure.savefig(folder / name, dpi=DPI)
+    with new_file(folder / name) as file:
+        figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
     return [name]
 

@@ -25,14 +25,18 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # nothing need be installed
 
 import gpu_pages
 import gpu_plots
 from gpu_parts import FIRST, Part, Settings, make_parts
 from gpu_run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
 from gpu_telemetry import Telemetry, find_nvml
+
+from livetalk_kernels.outputs import write_text
+from livetalk_kernels.runtime.signals import catch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "livetalk/gpu-report/1"
@@ -67,13 +71,6 @@ def digest(root: Path, names: Iterable[str], suffixes: Collection[str]) -> str:
             if counts and file.is_file():
                 found.update(f"{name}/{file.relative_to(top)}".encode() + file.read_bytes())
     return found.hexdigest()[:16]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def read(path: Path) -> Any:
@@ -263,7 +260,7 @@ class Report:
         """Write the state, from which another run goes on."""
         entries = self.before | {n: e for n, e in self.entries.items() if e["status"] != SKIPPED}
         state = {"schema": SCHEMA, "parts": entries}
-        write(self.folder / "state.json", json.dumps(state, indent=1) + "\n")
+        write_text(self.folder / "state.json", json.dumps(state, indent=1) + "\n")
 
     def subtitle(self) -> str:
         """Hardware and commit, for plots."""
@@ -295,8 +292,8 @@ class Report:
             "plots": list(dict.fromkeys(self.plots)),
             "plots_missing": self.plots_missing,
         }
-        write(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
-        write(self.folder / "report.md", gpu_pages.markdown(report))
+        write_text(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_text(self.folder / "report.md", gpu_pages.markdown(report))
 
 
 def why(log: Path, code: int) -> str:
@@ -325,10 +322,6 @@ def environment(links: Path) -> dict[str, str]:
 def say(text: str) -> None:
     """Tell whoever waits."""
     print(text, flush=True)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def check_names(names: Iterable[str], parts: Iterable[Part]) -> str | None:
@@ -393,7 +386,7 @@ def main() -> int:
         print(f"error: {wrong or '--budget: use a number above 0'}", file=sys.stderr)
         return 2
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _stop)
+    catch(signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="livetalk_") as links:
         report = Report(args, settings, Path(links))
         interrupted = False
@@ -401,8 +394,7 @@ def main() -> int:
             report.run()
         except KeyboardInterrupt:
             interrupted = True
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # the report is worth a second
+            catch(signal.SIG_IGN)  # the report is worth a second
         report.write()
     say(f"wrote {folder / 'report.md'}")
     if interrupted:

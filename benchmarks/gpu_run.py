@@ -2,22 +2,27 @@
 
 A part may start ranks, compilers and servers in sessions of their own, which no signal to its
 process group reaches. So its family is followed while it runs: children, their children, and
-whatever is in a session that one of them leads. Linux only: it reads ``/proc``.
+whatever is in a session that one of them leads. One whose parent ended before anybody looked is
+known by a mark in its environment. Linux only: it reads ``/proc``.
 """
 
 import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from livetalk_kernels.runtime.signals import catch, give_back
+
 LOOK = 0.2  # seconds between two looks at the family
 GRACE = 5.0  # seconds that a part has to end after SIGINT, and write what it has
 LAST_SECONDS = 10.0  # for the dead to go
 PROC = Path("/proc")
+MARK = "LIVETALK_GPU_REPORT_PART"  # in the environment of a part and all that it starts
 
 DONE, FAILED, TIMEOUT, INTERRUPTED = "done", "failed", "timeout", "interrupted"
 
@@ -51,13 +56,25 @@ def processes() -> dict[int, Process]:
 class Family:
     """A process and all that came of it, as far as it has been seen."""
 
-    def __init__(self, root: int) -> None:
-        """``root`` leads a session of its own, and nobody has waited for it yet."""
-        self._starts = {root: processes()[root].start}
+    def __init__(self, root: int, mark: str | None = None) -> None:
+        """``root`` leads a session of its own, and nobody has waited for it yet.
 
-    def look(self) -> list[int]:
-        """Find new members; the living ones."""
+        Args:
+            root: Its number.
+            mark: Its value of `MARK`, which no other process has.
+        """
+        self._starts = {root: processes()[root].start}
+        self._mark = None if mark is None else f"{MARK}={mark}".encode()
+
+    def look(self, *, orphans: bool = False) -> list[int]:
+        """Find new members; the living ones.
+
+        Args:
+            orphans: Also those that only the mark gives away; it reads all environments.
+        """
         every, known = processes(), self._starts
+        if orphans:
+            known |= {p.pid: p.start for p in every.values() if self._marked(p.pid)}
 
         def member(pid: int) -> bool:
             return pid in known and (pid not in every or every[pid].start == known[pid])
@@ -76,11 +93,19 @@ class Family:
     def kill(self) -> None:
         """Kill all, until none is left."""
         end = time.monotonic() + LAST_SECONDS
-        while (living := self.look()) and time.monotonic() < end:
+        while (living := self.look(orphans=True)) and time.monotonic() < end:
             for pid in living:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(LOOK / 4)
+
+    def _marked(self, pid: int) -> bool:
+        if self._mark is None:
+            return False
+        try:
+            return self._mark in (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone, or another user's
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,46 +136,44 @@ def run_command(
         environment: Of the process.
 
     Returns:
-        How it ended; ``interrupted`` where this process got SIGINT meanwhile.
+        How it ended, with no process of it left; ``interrupted`` where a signal asked this process
+        to end meanwhile.
     """
-    begin, status = time.monotonic(), None
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=dict(environment),
-            start_new_session=True,
-        )
-        family = Family(process.pid)
-        try:
-            _wait(process, family, begin + limit)
-            if process.poll() is None:
-                status = TIMEOUT
-        except KeyboardInterrupt:
-            status = INTERRUPTED
-        finally:
-            # A second Ctrl-C may not keep the family alive.
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            try:
-                if process.poll() is None:
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGINT)
-                    _wait(process, family, time.monotonic() + GRACE)
-                family.kill()
-                process.wait()
-            finally:
-                signal.signal(signal.SIGINT, before)
-    code = process.returncode
-    return Outcome(
-        status=status or (FAILED if code else DONE), code=code, seconds=time.monotonic() - begin
-    )
+    begin, mark = time.monotonic(), uuid.uuid4().hex
+    asked: list[int] = []
+    # Noted, not raised: raised before the family is known, it would leave the family alive.
+    before = catch(lambda number, frame: asked.append(number))
+    try:
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env={**environment, MARK: mark},
+                start_new_session=True,
+            )
+        family = Family(process.pid, mark)
+        _wait(process, family, begin + limit, asked)
+        late = process.poll() is None
+        if late:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            _wait(process, family, time.monotonic() + GRACE)
+        family.kill()
+        code = process.wait()
+    finally:
+        give_back(before)
+    status = INTERRUPTED if asked else TIMEOUT if late else FAILED if code else DONE
+    return Outcome(status=status, code=code, seconds=time.monotonic() - begin)
 
 
-def _wait(process: "subprocess.Popen[bytes]", family: Family, until: float) -> None:
-    while process.poll() is None and time.monotonic() < until:
+def _wait(
+    process: "subprocess.Popen[bytes]", family: Family, until: float, asked: Sequence[int] = ()
+) -> None:
+    """Until the process ends, its time is over, or a signal asks for its end."""
+    while process.poll() is None and time.monotonic() < until and not asked:
         family.look()
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(LOOK, max(0.0, until - time.monotonic())))

@@ -28,6 +28,7 @@ from torch import Tensor
 from livetalk_kernels import bind_ops
 from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.timer import Summary, interleave, ratio
+from livetalk_kernels.outputs import write_json
 from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset, get_preset
 from livetalk_model.dit import DiT
 from livetalk_model.sampler import timesteps
@@ -241,8 +242,7 @@ def main() -> int:
     result = measure(args)
     print(report(result))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
     return 0
 
 

@@ -14,6 +14,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from livetalk_kernels.outputs import new_file
 
 STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "encode", "colour")
 
@@ -39,7 +42,7 @@ def chunk(result: dict, target: Path) -> None:
     where = result["machine"]
     axes.set_title(f"{where['preset']}, {where['cpu']}, {where['threads']} threads", fontsize=10)
     axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    figure.savefig(target, dpi=120)
+    save(figure, target)
 
 
 def soak(result: dict, target: Path) -> None:
@@ -55,7 +58,7 @@ def soak(result: dict, target: Path) -> None:
     axes.set_title(
         f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}", fontsize=10
     )
-    figure.savefig(target, dpi=120)
+    save(figure, target)
 
 
 def ops(result: dict, target: Path) -> None:
@@ -96,7 +99,13 @@ def ops(result: dict, target: Path) -> None:
         f"{hardware}, torch {machine['torch']}, commit {machine['commit'] or 'unknown'}",
         fontsize=10,
     )
-    figure.savefig(target, dpi=120)
+    save(figure, target)
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Write a picture."""
+    with new_file(target) as file:
+        figure.savefig(file, format=target.suffix.lstrip(".") or "png", dpi=120)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from livetalk_kernels.outputs import write_text
+
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 BEGIN = "<!-- index: made by benchmarks/profiles_index.py -->"
 END = "<!-- end of index -->"
@@ -185,7 +187,7 @@ def main() -> int:
         if new != old:
             print(f"error: {readme.name} is stale; run {Path(__file__).name}", file=sys.stderr)
         return int(new != old)
-    readme.write_text(new, encoding="utf-8")
+    write_text(readme, new)
     return 0
 
 

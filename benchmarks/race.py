@@ -22,6 +22,7 @@ from livetalk_kernels import UserError
 from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.roofline import Roofline, from_samples, make_probes, start_probes
 from livetalk_kernels.bench.timer import Sampler, Summary, interleave, ratio
+from livetalk_kernels.outputs import write_text
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.testing.numerics import relative_l2
 
@@ -69,10 +70,7 @@ class Output:
         """Replace the file."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.write_text(json.dumps(self.value, indent=1) + "\n", encoding="utf-8")
-        part.replace(self._path)
+        write_text(self._path, json.dumps(self.value, indent=1) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

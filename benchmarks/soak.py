@@ -20,6 +20,7 @@ import psutil
 from PIL import Image
 
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_json
 from livetalk_model import load_pipeline
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.video import open_writer
@@ -159,8 +160,7 @@ def main() -> int:
     shown = {key: value for key, value in result.items() if key != "samples"}
     print(json.dumps(shown, indent=2))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result) + "\n")
+        write_json(args.output, result, indent=None)
     return 1 if problems else 0
 
 

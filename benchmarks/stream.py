@@ -38,6 +38,7 @@ from torch import Tensor
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.timer import Summary
 from livetalk_kernels.config import Ranks
+from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.runtime.beat import Deadlines
 from livetalk_kernels.runtime.process_group import joined
@@ -191,7 +192,8 @@ def measure(
         output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     output.write()
     if args.frames is not None:
-        np.save(args.frames, np.concatenate(frames))
+        with new_file(args.frames) as file:
+            np.save(file, np.concatenate(frames))
     return output.value
 
 

@@ -8,7 +8,6 @@ whose error is too large. All ranks run on this machine.
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange
 from livetalk_kernels.runtime.mesh import Grid
@@ -192,8 +192,7 @@ def main() -> None:
         for name, entry in result["summary"].items():
             print(f"{name:16s} {entry['seconds']:8.3f} s  {entry['speedup']:5.2f} x")
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from livetalk_kernels.outputs import new_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _BLOCK = 1 << 22
+_LONGEST_LINE = 5000  # bytes: the digits and a path
 
 Progress = Callable[[str, int], None]
 """Called with a file's name and the number of bytes just read."""
@@ -23,7 +24,7 @@ Progress = Callable[[str, int], None]
 def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -> int:
     """Hash all files under the roots and write the manifest, at once or not at all.
 
-    Hidden files and ``.part`` files are left out, and so is the manifest itself.
+    Hidden files and ``.part`` files are left out, and so is an earlier manifest of that name.
 
     Args:
         path: The manifest to write.
@@ -34,8 +35,13 @@ def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) ->
         Number of files.
 
     Raises:
-        UserError: There are no files, one cannot be read, or the manifest cannot be written.
+        UserError: There are no files, one cannot be read, or the manifest cannot be written or
+            would replace one of the files.
     """
+    if path.is_file() and not _is_manifest(path):
+        for file in manifest_files(roots).values():
+            if file.samefile(path):
+                raise UserError(f"{path}: is a file to be listed; give the manifest another name")
     files = manifest_files(roots, without=path)
     if not files:
         folders = ", ".join(str(root) for root in roots.values())
@@ -99,7 +105,7 @@ def read_manifest(path: Path) -> dict[str, str]:
     return digests
 
 
-def manifest_files(roots: Mapping[str, Path], *, without: Path) -> dict[str, Path]:
+def manifest_files(roots: Mapping[str, Path], *, without: Path | None = None) -> dict[str, Path]:
     """Name -> file, of all files that a manifest of these roots covers."""
     files = {}
     for label, root in sorted(roots.items()):
@@ -108,10 +114,17 @@ def manifest_files(roots: Mapping[str, Path], *, without: Path) -> dict[str, Pat
             hidden = any(part.startswith(".") for part in inner.parts)
             if hidden or file.suffix == ".part" or not file.is_file():
                 continue
-            if without.exists() and file.samefile(without):
+            if without is not None and without.exists() and file.samefile(without):
                 continue
             files[f"{label}/{inner.as_posix()}"] = file
     return files
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a file begins as a manifest does."""
+    with file.open("rb") as stream:
+        line = stream.readline(_LONGEST_LINE).decode(errors="replace")
+    return _LINE.fullmatch(line.rstrip("\n")) is not None
 
 
 def _sha256(file: Path, name: str, progress: Progress) -> str:

@@ -22,7 +22,7 @@ import gpu_pages  # noqa: E402
 import gpu_parts  # noqa: E402
 import gpu_report  # noqa: E402
 from gpu_build import build_functions  # noqa: E402
-from gpu_run import Family, processes  # noqa: E402
+from gpu_run import Family, processes, run_command  # noqa: E402
 from gpu_telemetry import Telemetry  # noqa: E402
 
 DRIVER = """
@@ -280,7 +280,7 @@ def test_only_names_parts_and_keeps_the_others(tmp_path: Path) -> None:
     assert code == 0 and [line.split()[0] for line in printed.splitlines()] == ["facts", "a", "b"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_ends_the_part_and_writes_the_report(tmp_path: Path, number: signal.Signals) -> None:
     fakes = [
         {"name": "good", "code": GOOD},
@@ -301,6 +301,17 @@ def test_ctrl_c_ends_the_part_and_writes_the_report(tmp_path: Path, number: sign
         "done", "interrupted", "skipped",
     ]  # fmt: skip
     assert "interrupted" in (tmp_path / "out/report.md").read_text()
+    assert not is_alive(int(log.read_text().split()[1]))
+
+
+def test_what_nobody_saw_in_time_is_ended_too(tmp_path: Path) -> None:
+    """A part that is gone at once, while what it started in a session of its own runs on."""
+    code = GRANDCHILD.replace("time.sleep(300)\n", "")
+    log = tmp_path / "log"
+    outcome = run_command(
+        [sys.executable, "-c", code], log=log, limit=30, cwd=tmp_path, environment=os.environ
+    )
+    assert outcome.status == "done" and outcome.seconds < 20
     assert not is_alive(int(log.read_text().split()[1]))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from ..outputs import write_json
 from .report import Kernel, Report, as_json, from_json
 from .sass import TENSOR_CORES
 
@@ -24,10 +25,7 @@ def baseline_file(path: Path, report: Report) -> Path:
 def save(report: Report, path: Path) -> Path:
     """Write a report; ``path`` is the file or its folder. Gives the file."""
     file = baseline_file(path, report)
-    try:
-        file.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--save {path}: {error.strerror}") from None
+    write_json(file, as_json(report))
     return file
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..dispatch import op_names
 from ..extension import FOLDER
+from ..outputs import new_file, write_text
 from . import ptxas
 from .report import TARGET, Kernel
 from .sass import read_cubin
@@ -84,8 +85,9 @@ def _kernels(
     except ToolError as error:
         return [Kernel(op="", backend=BACKEND, name=cubin.stem, error=str(error))]
     if keep is not None:
-        shutil.copy(cubin, keep)
-        keep.joinpath(f"{cubin.stem}.sass").write_text(sass, encoding="utf-8")
+        with new_file(keep / cubin.name) as file:
+            file.write(cubin.read_bytes())
+        write_text(keep / f"{cubin.stem}.sass", sass)
     names, kernels = readable(codes), []
     for mangled, code in codes.items():
         name = names[mangled]

@@ -11,6 +11,7 @@ import torch
 
 from ..dispatch import OPS_PACKAGE, backend_names, load_backend, load_op
 from ..errors import UserError
+from ..outputs import new_file, write_text
 from ..spec import as_tuple
 from ..triton_launch import INSTALL, Launch, interpreted
 from . import ptxas
@@ -120,8 +121,9 @@ def inspect_task(task: Task, keep: Path | None = None) -> Kernel:
     if keep is not None:
         stem = f"{task.op}.{kernel.name}.{task.cases[0]}".replace("#", "-")
         for kind, text in {"ttgir": compiled.ttgir, "ptx": compiled.ptx, "sass": sass}.items():
-            keep.joinpath(f"{stem}.{kind}").write_text(text, encoding="utf-8")
-        keep.joinpath(f"{stem}.cubin").write_bytes(compiled.cubin)
+            write_text(keep / f"{stem}.{kind}", text)
+        with new_file(keep / f"{stem}.cubin") as file:
+            file.write(compiled.cubin)
     log = ptxas.parse(compiled.log)
     return replace(
         kernel,

@@ -16,12 +16,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from ..config import omp_threads
-from .signals import Echo, leave_quickly, say
+from .signals import Before, Echo, catch, give_back, leave_quickly, say
 
 GRACE = 10.0
 """Seconds that the ranks have to end after Ctrl-C; 14 B write their last frames within one."""
@@ -29,7 +28,6 @@ STOPPED = 15.0
 """Seconds until a stopped rank is killed; the ranks' own watchdogs are quicker, if they run."""
 INTERRUPTED = 130
 _BAD_INPUT = 2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOISY = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
@@ -193,17 +191,14 @@ class _Asked:
     def __init__(self) -> None:
         self.times = 0
         self._echo = Echo()
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: Before = {}
 
     def __enter__(self) -> "_Asked":
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._count)
+        self._before = catch(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        give_back(self._before)
 
     def _count(self, *_: object) -> None:
         self.times += not self._echo()

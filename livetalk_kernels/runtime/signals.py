@@ -7,13 +7,61 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any, Self
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a process to end: Ctrl-C, ``kill``, a terminal or connection that is gone."""
 ECHO = 0.1
 """Seconds; nobody presses Ctrl-C twice in so short a time."""
+
+
+Before = Mapping[signal.Signals, Any]
+"""What a process did at signals; see `catch`."""
+
+
+def catch(
+    handler: Callable[[int, FrameType | None], object] | signal.Handlers,
+    numbers: Collection[signal.Signals] = ENDING,
+    *,
+    also_ignored: Collection[signal.Signals] = (),
+) -> Before:
+    """Handle signals that ask this process to end. To be called in the main thread.
+
+    Args:
+        handler: As for `signal.signal`.
+        numbers: The signals. One that is ignored (``nohup``, a job in the background) stays so.
+        also_ignored: Those of them that are handled nevertheless.
+
+    Returns:
+        What was done before, for `give_back`.
+    """
+    return {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if number in also_ignored or signal.getsignal(number) is not signal.SIG_IGN
+    }
+
+
+def give_back(handlers: Before) -> None:
+    """Do again what was done at signals before `catch`."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM and SIGHUP too, so that they lose no more than SIGINT."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = catch(signal.default_int_handler, (signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        give_back(before)
 
 
 class Echo:
@@ -34,7 +82,7 @@ class Echo:
 
 
 class SignalThread:
-    """Calls a function in a thread of its own at each SIGINT and SIGTERM that Python handles.
+    """Calls a function in a thread of its own at each of `ENDING` that Python handles.
 
     Python runs its handlers only when the main thread is back from C++, which may be never: a rank
     may wait for another one that is lost. The interpreter does write the signal's number into a
@@ -72,7 +120,7 @@ class SignalThread:
         echo = Echo()
         while numbers := self._reader.recv(64):
             for number in numbers:
-                if number in (signal.SIGINT, signal.SIGTERM) and not echo():
+                if number in ENDING and not echo():
                     self._heard()
                 if self._before >= 0:
                     with suppress(OSError):  # full: it has heard enough

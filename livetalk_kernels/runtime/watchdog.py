@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ..config import Ranks
 from ..errors import CommError, NumericsError, UserError
 from .beat import Beat, Board, Deadlines, Verdict, first_beat, process_state
-from .signals import SignalThread, leave_quickly, say
+from .signals import Before, SignalThread, catch, leave_quickly, say
 
 INTERVAL = 0.5
 SILENCE = 10.0
@@ -56,9 +56,9 @@ class Watchdog:
     error: if another rank's loss is the cause, that is told instead and the process ends here; else
     all ranks end with this one's message and exit code, and the error goes on, to be printed.
 
-    SIGINT and SIGTERM: in rank 0 the first one raises KeyboardInterrupt in the main thread, and if
-    that is blocked the process still ends, after 5 s. The second one ends it at once. The other
-    ranks go when rank 0 goes, but pass the wish on to it.
+    SIGINT, SIGTERM and SIGHUP: in rank 0 the first one raises KeyboardInterrupt in the main thread,
+    and if that is blocked the process still ends, after 5 s. The second one ends it at once. The
+    other ranks go when rank 0 goes, but pass the wish on to it.
 
     Attributes:
         on_failure: Called in a thread of its own before the process is ended by `os._exit`; it has
@@ -94,7 +94,7 @@ class Watchdog:
         self._asked = 0
         self._stopping = False
         self._finish: int | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._handlers: Before = {}
 
     def __enter__(self) -> Self:
         """Connect to the store, catch the signals, start to watch.
@@ -106,8 +106,8 @@ class Watchdog:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._listener = SignalThread(self._heard)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._caught)
+        # The launcher asks by SIGINT, torchrun's agent by SIGTERM, however they were started.
+        self._handlers = catch(self._caught, also_ignored=(signal.SIGINT, signal.SIGTERM))
         self._listener.__enter__()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()

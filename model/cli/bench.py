@@ -95,7 +95,12 @@ def add_parser(subparsers: common.Subparsers) -> None:
         )
     bench_comm.add_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="write a line per backend")
+    output.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write a line per backend; " + common.REPLACED,
+    )
     output.add_argument(
         "--json",
         nargs="?",
@@ -163,12 +168,10 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    from livetalk_kernels.outputs import check_output
-
     if args.csv is not None:
-        check_output(args.csv, (".csv",))
+        common.check_file(args.csv, (".csv",))
     if args.json not in (None, STDOUT):
-        check_output(args.json, (".json",))
+        common.check_file(Path(args.json), (".json",))
 
 
 def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Plan:
@@ -251,7 +254,7 @@ def _bench(
     named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
     complete = False
     with Interrupts() as interrupts:
-        with contextlib.suppress(KeyboardInterrupt), common.progress_line() as say:
+        with common.kept_until_failure() as kept, common.progress_line() as say:
             limits = Limits(device)
             for index, case in enumerate(plan.cases, 1):
                 tell = functools.partial(say, f"[{index}/{len(plan.cases)}] {case.op} {case.name}")
@@ -269,7 +272,10 @@ def _bench(
                     print_result(results[-1], told)
             complete = True
         interrupts.hold()
-        _finish(args, report, results, plan, complete=complete)
+        if results or kept.error is None:
+            _finish(args, report, results, plan, complete=complete)
+    if kept.error is not None:
+        raise kept.error
     if not complete:
         return common.INTERRUPTED
     red = any(row.state == RED for result in results for row in result.rows)
@@ -300,22 +306,18 @@ def _finish(
         common.print_json(report)
     else:
         print_end(report, results)
-    if args.json not in (None, STDOUT):
-        _write(Path(args.json), json.dumps(report, indent=1, allow_nan=False) + "\n")
-    if args.csv is not None:
-        _write(args.csv, as_csv(results))
+    with contextlib.ExitStack() as files:  # one that fails does not keep the other back
+        if args.csv is not None:
+            files.callback(_write, args.csv, as_csv(results))
+        if args.json not in (None, STDOUT):
+            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+            files.callback(_write, Path(args.json), text)
 
 
 def _write(path: Path, text: str) -> None:
-    from livetalk_kernels.outputs import PartFile, output_error
+    from livetalk_kernels.outputs import write_text
 
-    file = PartFile(path)
-    try:
-        file.part.write_text(text, encoding="utf-8")
-        file.commit()
-    except OSError as error:
-        file.discard()
-        raise output_error(path, error) from None
+    write_text(path, text)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -173,7 +172,8 @@ def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | Non
             raise UserError(f"--{option} {value}: use a number above 0")
     world = _world(args.nproc, device, ranks)
     if args.json not in (None, STDOUT):
-        check_output(args.json, (".json",))
+        # Ranks that were started from here are told nothing twice.
+        (common.check_file if ranks is None else check_output)(Path(args.json), (".json",))
     preset = get_preset(args.preset or PRESETS[device.type])
     size = check_size(args.size or preset.size)
     return Setup(
@@ -276,10 +276,9 @@ def _bench(
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as stream:
-        stream.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    write_json(path, report)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
+MOST_NAMES = 5  # in a warning
+REPLACED = "a file of that name is replaced, a link's target in its stead"
+"""How every output deals with what is there, for the options' help."""
 
 Subparsers = Any  # argparse's own type is private
 
@@ -228,16 +232,66 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
     return StreamOptions(**{name: value for name, value in vars(args).items() if name in names})
 
 
+def check_file(
+    path: Path, suffixes: Collection[str] = (), *, inputs: Iterable[Path | None] = ()
+) -> None:
+    """Check, before any work is done, that an output can be written; name what is left of it.
+
+    Args:
+        path: The output.
+        suffixes: Endings that are understood; any if empty.
+        inputs: Files that are read.
+
+    Raises:
+        UserError: See `outputs.check_output`.
+    """
+    from livetalk_kernels.outputs import check_output, old_parts
+
+    check_output(path, suffixes or (path.suffix.lower(),), inputs=inputs)
+    left = old_parts(path)
+    if left:
+        names = ", ".join(map(str, left[:MOST_NAMES])) + (", ..." if left[MOST_NAMES:] else "")
+        print(
+            f"warning: {names}: left by {plural(len(left), 'run')} killed more than a day ago; "
+            "keep what you need under another name, and remove the rest",
+            file=sys.stderr,
+        )
+
+
 def check_output(args: argparse.Namespace, suffixes: Collection[str]) -> None:
     """Check, before any work is done, that ``args.output`` can be written and is no input.
 
     Raises:
         UserError: See `outputs.check_output`.
     """
-    from livetalk_kernels.outputs import check_output
-
     names = ("audio", "portrait", "avatar", "prompt_embeds", "image_embeds")
-    check_output(args.output, suffixes, inputs=[getattr(args, name, None) for name in names])
+    check_file(args.output, suffixes, inputs=[getattr(args, name, None) for name in names])
+
+
+class Kept:
+    """What ended the block of `kept_until_failure`.
+
+    Attributes:
+        error: The error, to be raised once what was found is written; None after Ctrl-C too.
+    """
+
+    error: Exception | None = None
+
+
+@contextlib.contextmanager
+def kept_until_failure() -> Iterator[Kept]:
+    """Measure one thing after another, where Ctrl-C and an error cost only what comes after.
+
+    Yields:
+        What to look at after the block, which raises nothing.
+    """
+    kept = Kept()
+    try:
+        yield kept
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        kept.error = error
 
 
 def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":

@@ -47,8 +47,15 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--chunks", type=int, default=3, metavar="N", help="chunks to generate (default: 3)"
     )
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png or .svg")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the report as JSON; " + common.REPLACED,
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw it: .png or .svg; as with --output"
+    )
     common.add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A configuration cannot be had, or a file cannot be written.
     """
-    from livetalk_kernels.outputs import check_output
+    from livetalk_kernels.outputs import write_json
 
     from ..diff import Configuration, compare
     from ..media.synthetic import speech
@@ -69,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--chunks {args.chunks}: must be 1 or more")
     for path, suffixes in ((args.output, (".json",)), (args.plot, (".png", ".svg"))):
         if path is not None:
-            check_output(path, suffixes, inputs=[args.avatar])
+            common.check_file(path, suffixes, inputs=[args.avatar])
     sides = [Configuration.parse(getattr(args, side), f"--{side}") for side in ("a", "b")]
     options = StreamOptions(steps=args.steps)
     a, b = (_load(args, side) for side in sides)
@@ -78,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     difference = compare(a, b, avatar, sound, options)
     report = _report(args, sides, [a, b], difference, avatar.size)
     if args.output is not None:
-        _write_json(args.output, report)
+        write_json(args.output, report)
     if args.plot is not None:
         from .diff_plot import draw
 
@@ -147,15 +154,6 @@ def _report(
         **difference.as_dict(),
         "machine": machine(),
     }
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    import json
-
-    from livetalk_kernels.outputs import new_file
-
-    with new_file(path) as file:
-        file.write(json.dumps(report, indent=1).encode() + b"\n")
 
 
 def _print(report: dict[str, Any], difference: "Difference") -> None:

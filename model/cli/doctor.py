@@ -16,10 +16,12 @@ from ..environment import Library, environment, libraries
 from ..inspection import CheckpointReport, inspect_checkpoint
 from ..manifest import manifest_files, read_manifest, verify_manifest, write_manifest
 from .common import (
+    REPLACED,
     Subparsers,
     add_checkpoint_options,
     add_command,
     add_json_option,
+    check_file,
     console,
     human_bytes,
     human_count,
@@ -47,7 +49,9 @@ def add_parser(subparsers: Subparsers) -> None:
     add_checkpoint_options(parser)
     manifest = parser.add_mutually_exclusive_group()
     manifest.add_argument(
-        "--write-manifest", metavar="FILE", help="write the SHA-256 of every file of the folders"
+        "--write-manifest",
+        metavar="FILE",
+        help=f"write the SHA-256 of every file of the folders, FILE excepted; {REPLACED}",
     )
     manifest.add_argument(
         "--verify-manifest", metavar="FILE", help="compare the folders with such a file"
@@ -99,6 +103,8 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
     roots = {label: Path(folder) for label, folder in folders.items() if folder}
     if not roots:
         raise UserError(f"{path}: a manifest is of a folder; give it with --checkpoint DIR")
+    if args.write_manifest:
+        check_file(path)
     files = manifest_files(roots, without=path)
     if args.verify_manifest:
         listed = read_manifest(path)

@@ -1,7 +1,6 @@
 """``livetalk generate``: portrait and speech in, talking video out."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +54,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".mp4 with sound, or .npy of uint8 frames [T,H,W,3]",
+        help=".mp4 with sound, or .npy of uint8 frames [T,H,W,3]; " + common.REPLACED,
     )
     parser.add_argument(
         "--timeline",
@@ -74,7 +73,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start ranks where several are asked for; be one of them, or the only one."""
-    code = ranks.run_ranks(args, left=_left(args.output))
+    from livetalk_kernels.outputs import part_pattern
+
+    code = ranks.run_ranks(args, left=_left(part_pattern(args.output)))
     if code is not None:
         return code
     with ranks.joined_team(args) as (team, watchdog):
@@ -89,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _left(output: Path) -> str:
-    """What a process that is killed leaves behind."""
-    name = f"{output}.part"
-    return f"{name} is playable" if output.suffix == ".mp4" else f"{name} is incomplete"
+def _left(part: Path) -> str:
+    """What a process that is killed leaves behind, given the file's name or a pattern of it."""
+    playable = ".mp4" in part.suffixes
+    return f"{part} is playable" if playable else f"{part} is incomplete"
 
 
 def _follow(args: argparse.Namespace, team: "Team") -> int:
@@ -125,7 +126,6 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
     from livetalk_kernels.bench.machine import machine
-    from livetalk_kernels.outputs import check_output
 
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer
@@ -137,7 +137,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     common.check_output(args, SUFFIXES)
     facts: dict[str, Any] = {}
     if args.timeline:
-        check_output(args.timeline, (".json",), inputs=[args.config, args.audio])
+        common.check_file(args.timeline, (".json",), inputs=[args.config, args.audio])
         facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     options = common.stream_options(args)
     with AudioReader(args.audio) as reader:
@@ -158,14 +158,13 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
 
             def open_output() -> BackgroundWriter:
                 writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
+                interrupts.left = _left(writer.part)
                 background = BackgroundWriter(writer, timeline=timeline)
                 if watchdog is not None:
                     watchdog.on_failure = lambda: background.rescue(RESCUE)
                 return background
 
-            interrupts = Interrupts(
-                left=_left(args.output), stopping=None if watchdog is None else watchdog.stopping
-            )
+            interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
             outcome, writer = _stream(reader, session, open_output, interrupts, team, lost)
             memory = memory_report(source, pipeline, session, avatar) if args.json else None
@@ -184,13 +183,13 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         "complete": outcome == 0,
     }
     report["warnings"] = list(reader.warnings)
-    if args.timeline:
-        _write_timeline(args.timeline, timeline, facts)
     if args.json:
         report["memory"] = memory
         common.print_json(report)
     else:
         _print_report(report, session)
+    if args.timeline:
+        _write_timeline(args.timeline, timeline, facts)
     return outcome
 
 
@@ -256,10 +255,9 @@ def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterato
 
 def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:
     """Write the trace, whole or not at all."""
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as stream:
-        stream.write(json.dumps(timeline.trace(facts), allow_nan=False).encode())
+    write_json(path, timeline.trace(facts), indent=None)
 
 
 def _nothing_written(args: argparse.Namespace, outcome: int) -> int:

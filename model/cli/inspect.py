@@ -15,7 +15,16 @@ from livetalk_kernels.inspection.baseline import load, regressions, save
 from livetalk_kernels.inspection.collect import BACKENDS, collect
 from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
 
-from .common import Subparsers, add_command, add_json_option, console, plural, print_json
+from .common import (
+    REPLACED,
+    Subparsers,
+    add_command,
+    add_json_option,
+    check_file,
+    console,
+    plural,
+    print_json,
+)
 
 EXAMPLE = """\
 livetalk inspect chunk_attention add_norm
@@ -51,7 +60,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="compile each Triton kernel for one shape only"
     )
-    parser.add_argument("--save", metavar="PATH", type=Path, help=f"write the report; {PLACE}")
+    parser.add_argument(
+        "--save", metavar="PATH", type=Path, help=f"write the report; {PLACE}; {REPLACED}"
+    )
     parser.add_argument(
         "--compare",
         metavar="PATH",
@@ -72,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An op does not exist, a tool is missing, or a file cannot be used.
     """
+    if args.save is not None and not args.save.is_dir():
+        check_file(args.save)
     with _progress() as progress:
         report = collect(
             args.ops,

@@ -1,41 +1,41 @@
 """Ctrl-C that stops a run cleanly: at once while computing, after the write while writing."""
 
 import os
-import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
-from livetalk_kernels.runtime.signals import SignalThread, say
+from livetalk_kernels.runtime.signals import Before, SignalThread, catch, give_back, say
 
 from . import common
 
 
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into KeyboardInterrupt, but never in held code.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt, but never in held code.
 
     The second one ends the process at once, with exit code 130, wherever it is. A signal that was
     ignored before (``nohup``, a job in the background) stays ignored.
+
+    Attributes:
+        left: Told at the second signal: which file is left, in which state.
     """
 
-    def __init__(self, *, left: str = "", stopping: Callable[[], None] | None = None) -> None:
+    def __init__(self, *, stopping: Callable[[], None] | None = None) -> None:
         """Nothing is caught until the object is entered, in the main thread.
 
         Args:
-            left: Told at the second signal: which file is left, in which state.
             stopping: Called in the main thread at the first signal, `Watchdog.stopping`.
         """
-        self._left, self._stopping = left, stopping
+        self.left = ""
+        self._stopping = stopping
         self._held = self._waiting = self._raised = False
         self._heard = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: Before = {}
 
     def __enter__(self) -> Self:
         """Catch the signals."""
         self._thread = SignalThread(self._count).__enter__()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._caught)
+        self._before = catch(self._caught)
         return self
 
     def __exit__(
@@ -45,8 +45,7 @@ class Interrupts:
         trace: TracebackType | None,
     ) -> None:
         """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        give_back(self._before)
         self._thread.__exit__(kind, error, trace)
 
     def hold(self) -> None:
@@ -73,5 +72,5 @@ class Interrupts:
         """In a thread of its own, also while the main thread is blocked in C++."""
         self._heard += 1
         if self._heard > 1:
-            say(f"killed{self._left and '; '}{self._left}")
+            say(f"killed{self.left and '; '}{self.left}")
             os._exit(common.INTERRUPTED)

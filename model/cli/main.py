@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -57,14 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
+    from livetalk_kernels.config import Ranks
     from livetalk_kernels.errors import CommError, NumericsError, UserError  # slow: imports torch
+    from livetalk_kernels.runtime.signals import ended_like_ctrl_c
 
     from .common import INTERRUPTED
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        # Of several ranks the watchdog looks after the signals.
+        with ended_like_ctrl_c() if Ranks.from_environ() is None else nullcontext():
+            code: int = args.run(args)
+            sys.stdout.flush()
         return code
     except UserError as error:
         return _fail(2, f"error: {error}")

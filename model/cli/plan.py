@@ -113,11 +113,9 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None:
         raise UserError("--gpu: say which, for example --gpu h800 --gpus 8; or --validate")
     if args.plot is not None:
-        from livetalk_kernels.outputs import check_output
-
         from ..plan.plot import SUFFIXES
 
-        check_output(args.plot, SUFFIXES, inputs=args.fit)
+        common.check_file(args.plot, SUFFIXES, inputs=args.fit)
     return _run_cpu(args) if args.gpu.lower() == "cpu" else _run_gpu(args)
 
 

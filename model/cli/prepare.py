@@ -27,7 +27,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help=".avatar or .safetensors"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".avatar or .safetensors; " + common.REPLACED,
     )
     common.add_json_option(parser)
     common.add_avatar_options(parser)

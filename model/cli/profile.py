@@ -119,8 +119,6 @@ def _checked(args: argparse.Namespace) -> "Length":
     Raises:
         UserError: Options are out of range or do not go together.
     """
-    from livetalk_kernels.outputs import check_output
-
     from ..preparation import check_size
     from ..profile.run import Length
 
@@ -137,7 +135,7 @@ def _checked(args: argparse.Namespace) -> "Length":
         raise UserError("--nsys and --ncu: give one of them, not both")
     if args.paced is None:
         args.output = args.output or FOLDER
-        check_output(args.output / REPORT, (".json",), inputs=[args.avatar])
+        common.check_file(args.output / REPORT, inputs=[args.avatar])
     return length
 
 
@@ -216,7 +214,7 @@ def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
     The report is written before the pictures, so that whatever they fail of costs no measurement,
     and again with their names.
     """
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_text
 
     from ..profile.markdown import report_markdown
     from ..profile.plots import PICTURES, draw_all
@@ -232,13 +230,11 @@ def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
     traces = [trace, *(json.loads((folder / name).read_text("utf-8")) for name in here)]
     pictures = draw_all(report, traces, folder)
     report["files"] = [names[0], *here, *pictures, TEXT, REPORT]
-    with new_file(folder / TEXT) as file:
-        file.write(report_markdown(report).encode())
+    write_text(folder / TEXT, report_markdown(report))
     _write_json(folder / REPORT, report)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as file:
-        file.write(json.dumps(value, allow_nan=False).encode())
+    write_json(path, value, indent=None)

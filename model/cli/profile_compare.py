@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: A or B is no good.
     """
     from livetalk_kernels.bench.machine import machine
-    from livetalk_kernels.outputs import check_output
 
     from ..profile.compare import Comparison, compare_folders
     from ..profile.paced import WorkerError
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.output is not None:
         for name in (JSON, TEXT):
-            check_output(args.output / name, (Path(name).suffix,))
+            common.check_file(args.output / name)
     folders = [_folder(text, side) for side, text in zip("AB", args.compare, strict=True)]
     comparison: Comparison
     if folders[0] is not None and folders[1] is not None:
@@ -155,12 +154,10 @@ def _commands(args: argparse.Namespace) -> "Comparison":
 
 def _write(folder: Path, report: dict[str, Any], comparison: "Comparison") -> None:
     """Write both files."""
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json, write_text
 
-    with new_file(folder / TEXT) as file:
-        file.write(_markdown(report, comparison).encode())
-    with new_file(folder / JSON) as file:
-        file.write(json.dumps(report, indent=1, allow_nan=False).encode() + b"\n")
+    write_text(folder / TEXT, _markdown(report, comparison))
+    write_json(folder / JSON, report)
 
 
 COLUMNS = ("", "A p50", "B p50", "change (interval)", "verdict")

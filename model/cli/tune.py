@@ -1,9 +1,7 @@
 """``livetalk tune``: find the fastest backend of every op on this machine, and write it down."""
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from livetalk_kernels.bench.tune import Call, Outcome
-    from livetalk_kernels.tuning import MachineEntry, Tuning
+    from livetalk_kernels.tuning import MachineEntry
 
 EXAMPLE = """\
 livetalk tune --preset tiny --output livetalk-tuning.json
@@ -98,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from livetalk_kernels.bench.heap import keep_freed_memory
     from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.outputs import write_json
     from livetalk_kernels.tuning import Tuning, TuningKey
 
     from ..loading import resolve_device, resolve_dtype
@@ -114,21 +113,24 @@ def run(args: argparse.Namespace) -> int:
     with common.torch_threads(args.threads), Interrupts() as interrupts:
         key = TuningKey.of(device)
         keep_freed_memory()
-        with contextlib.suppress(KeyboardInterrupt), common.progress_line() as say:
+        with common.kept_until_failure() as kept, common.progress_line() as say:
             tuner = Tuner(device, budget=args.budget, approximate=args.approximate, say=say)
             for outcome in tuner.run(calls):
                 outcomes.append(outcome)  # one by one: Ctrl-C keeps them
             interrupted = False
         interrupts.hold()
+        if kept.error is not None and not outcomes:
+            raise kept.error
         entry = _entry(key, outcomes, complete=not interrupted)
-        if entry.choices:
-            _write(path, before.updated(entry))
         if args.json:
             common.print_json(_report(path, entry, outcomes))
         else:
             _print(entry, outcomes)
         if entry.choices:
+            write_json(path, before.updated(entry).as_json())
             print(f"wrote {path}; use it by --config or LIVETALK_CONFIG", file=sys.stderr)
+    if kept.error is not None:
+        raise kept.error
     if interrupted:
         return common.INTERRUPTED
     return 0 if entry.choices else 1
@@ -136,7 +138,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     from livetalk_kernels.dispatch import op_names
-    from livetalk_kernels.outputs import check_output
 
     known = op_names()
     for op in args.ops:
@@ -149,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("size", "precision"):
         if getattr(args, option) is not None and args.preset is None:
             raise UserError(f"--{option}: is that of a model; goes with --preset")
-    check_output(args.output, (".json",))
+    common.check_file(args.output, (".json",))
 
 
 def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> "list[Call]":
@@ -189,14 +190,6 @@ def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEn
         commit=commit(),
         choices=choices,
     )
-
-
-def _write(path: Path, tuning: "Tuning") -> None:
-    from livetalk_kernels.outputs import new_file
-
-    with new_file(path) as file:
-        text = json.dumps(tuning.as_json(), indent=1, allow_nan=False)
-        file.write(text.encode() + b"\n")
 
 
 def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dict[str, Any]:

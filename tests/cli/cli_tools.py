@@ -3,6 +3,7 @@
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -22,6 +23,23 @@ def write_wav(path: Path, seconds: float, rate: int = RATE) -> Path:
         file.setframerate(rate)
         file.writeframes(samples.tobytes())
     return path
+
+
+def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
+    """Frames, seconds of video and of sound, and (height, width)."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(video))
+        size = video.height, video.width
+    with av.open(str(path)) as container:
+        sound = container.streams.audio[0]
+        samples = sum(frame.samples for frame in container.decode(sound))
+        return frames, frames / 25, samples / sound.rate, size
+
+
+def being_written(output: Path) -> int:
+    """Bytes in the ``.part`` files of an output."""
+    return sum(part.stat().st_size for part in output.parent.glob(f"{output.name}.*.part"))
 
 
 def generate(*extra: object) -> int:

@@ -5,17 +5,13 @@ import os
 import pickle
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
-from cli_tools import FAST, generate, refused, write_wav
+from cli_tools import FAST, generate, probe, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,19 +19,6 @@ from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 from livetalk_model import preparation
 from livetalk_model.cli import common
 from livetalk_model.cli.main import main
-
-
-def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
-    """Frames, seconds of video and of sound, and (height, width)."""
-    with av.open(str(path)) as container:
-        video = container.streams.video[0]
-        frames = sum(1 for _ in container.decode(video))
-        size = video.height, video.width
-    with av.open(str(path)) as container:
-        sound = container.streams.audio[0]
-        samples = sum(frame.samples for frame in container.decode(sound))
-        return frames, frames / 25, samples / sound.rate, size
-
 
 # What comes out --------------------------------------------------------------------------
 
@@ -307,34 +290,3 @@ def test_bad_checkpoint(kind, golden_checkpoint, portrait, speech, out, tmp_path
                  str(speech), "--output", str(out / "x.mp4"), *FAST])  # fmt: skip
     refused(capsys, code, name)
     assert not list(out.iterdir()) and not Path("pwned").exists()
-
-
-# Ctrl-C ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("number", "count"), [(signal.SIGINT, 1), (signal.SIGINT, 3), (signal.SIGTERM, 1)]
-)
-def test_interrupt_keeps_what_is_finished(number, count, portrait, out, tmp_path):
-    audio = write_wav(tmp_path / "long.wav", 120.0)
-    video = out / "talk.mp4"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "livetalk_model.cli.main", "generate", "--preset", "tiny",
-         "--device", "cpu", "--portrait", str(portrait), "--audio", str(audio), "--output",
-         str(video), *FAST],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    part = out / "talk.mp4.part"
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size > 20000) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for _ in range(count):  # some wrappers forward a signal that the terminal has sent already
-        process.send_signal(number)
-        time.sleep(0.0005)
-    printed, error = process.communicate(timeout=30)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error and "stopped early" in printed
-    assert [p.name for p in out.iterdir()] == ["talk.mp4"]
-    frames, seconds, sound, _ = probe(video)
-    assert 0 < frames < 3000
-    assert abs(seconds - sound) <= 1 / 25

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from cli_tools import write_wav
+from cli_tools import being_written, write_wav
 
 from livetalk_kernels.testing.faults import run_fault
 from livetalk_kernels.testing.trace import trace_problems
@@ -105,8 +105,8 @@ def test_a_rank_lost_on_one_node_ends_both(inputs: list[str], tmp_path: Path) ->
     video = tmp_path / "out/talk.mp4"
     options = [*inputs[:2], "--audio", str(audio), "--output", str(video)]
     agents = two_agents(options, free_port())
-    part, end = video.with_name("talk.mp4.part"), time.monotonic() + LIMIT
-    while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < end:
+    end = time.monotonic() + LIMIT
+    while not being_written(video) and time.monotonic() < end:
         time.sleep(0.05)
     victim = psutil.Process(agents[1].pid).children()[-1]
     victim.kill()
@@ -151,8 +151,8 @@ def test_ctrl_c_stops_all_ranks_and_keeps_the_video(inputs: list[str], tmp_path:
          "--output", str(video), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    part, end = video.with_name("talk.mp4.part"), time.monotonic() + LIMIT
-    while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < end:
+    end = time.monotonic() + LIMIT
+    while not being_written(video) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)

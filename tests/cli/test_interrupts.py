@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from livetalk_kernels.runtime.signals import SignalThread
+from livetalk_kernels.runtime.signals import ENDING, SignalThread, ended_like_ctrl_c
 from livetalk_model.cli.interrupts import Interrupts
 
 
@@ -30,9 +30,10 @@ def in_a_process(function: Callable[[], None]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
-def test_first_signal_raises():
+@pytest.mark.parametrize("number", ENDING)
+def test_first_signal_raises(number: signal.Signals):
     with Interrupts(), pytest.raises(KeyboardInterrupt):
-        send()
+        send(number)
 
 
 def test_held_code_ends_first():
@@ -55,20 +56,31 @@ def test_nothing_is_raised_after_a_last_hold():
         send()
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", ENDING)
+def test_an_ignored_signal_stays_ignored(number: signal.Signals):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with Interrupts():
-            send()
-            send()
+        with ended_like_ctrl_c(), Interrupts():
+            send(number)
+            send(number)
+        send(number)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
+def test_outside_of_that_all_are_as_ctrl_c(number: signal.Signals):
+    before = [signal.getsignal(each) for each in ENDING]
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        send(number)
+    assert [signal.getsignal(each) for each in ENDING] == before
+
+
+@pytest.mark.parametrize("second", ENDING)
 def test_the_second_signal_kills(second: signal.Signals):
     def run() -> None:
-        with Interrupts(left="talk.mp4.part is left") as interrupts:
+        with Interrupts() as interrupts:
+            interrupts.left = "talk.mp4.1.part is left"
             interrupts.hold()
             send()
             time.sleep(0.2)
@@ -76,7 +88,7 @@ def test_the_second_signal_kills(second: signal.Signals):
             time.sleep(10)
 
     begin = time.monotonic()
-    assert in_a_process(run) == (130, "killed; talk.mp4.part is left\n")
+    assert in_a_process(run) == (130, "killed; talk.mp4.1.part is left\n")
     assert time.monotonic() - begin < 5
 
 
