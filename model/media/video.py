@@ -1,12 +1,13 @@
-"""Frames out: fragmented MP4 with sound, or raw .npy, written as they come, with bounded memory."""
+"""Frames out: MP4 with sound, or raw .npy, written as they come, with bounded memory."""
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -17,6 +18,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import PartFile, check_output, output_error
 
 from .audio import SAMPLE_RATE, Resampler, SoundDecoder
+from .fragments import cut_to_whole_fragments
+from .frame_rate import frame_rate
 
 SUFFIXES = (".mp4", ".npy")
 """Endings that `open_writer` understands."""
@@ -28,26 +31,56 @@ _AAC_RATES = (32000, 44100, 48000)
 """Kept as they are; others become the last. An AAC frame of 1024 samples is the grain of the sound
 track's length: at these rates it is shorter than a video frame, at 16 kHz it would not be."""
 _AAC_BITS_PER_CHANNEL = 96_000
+_MOVFLAGS = ("frag_keyframe", "delay_moov", "default_base_moof", "hybrid_fragmented")
 _BT709 = 1
 """Code of matrix, primaries and transfer alike in ITU-T H.273."""
 _MAX_CHANNELS = 2
-_MAX_FPS = 1000
 _NPY_HEADER_BYTES = 128
 
 
-class FrameWriter(ABC):
-    """A file that grows frame by frame and gets its name only when it is complete.
+class _WholeWrites(io.FileIO):
+    """A new file to which a write arrives whole or fails, and after a failure none arrives.
 
-    It is written as ``<name>.part``. As a context manager it is finished, and so kept, at the end
-    of the block and on Ctrl-C (what was written is playable), and removed on any other exception.
+    FFmpeg does not notice a write that the disk has cut short, and its own files swallow the error
+    of a last write that fails.
+
+    Attributes:
+        failure: What every write fails with, if any.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self.failure: BaseException | None = None
+
+    def write(self, data: Any, /) -> int:
+        if self.failure is not None:
+            raise self.failure
+        rest = memoryview(data).cast("B")
+        count = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except BaseException as error:  # Ctrl-C as well: a piece of it may have arrived
+            self.failure = error
+            raise
+        return count
+
+
+class FrameWriter(ABC):
+    """A file that grows frame by frame and gets its name at the end.
+
+    It is written as a `PartFile`. What is finished is kept: as a context manager the file is
+    finished at the end of the block, whatever ends it, and where the disk takes no more, it is cut
+    back to what plays. Without a single frame nothing is left.
 
     Attributes:
         path: The file to be.
-        frames: Frames written so far.
+        frames: Frames written so far; at the end those that the file holds.
+        warnings: What is wrong with the file at the end, one line each.
     """
 
     def __init__(self, path: Path | str, height: int, width: int, suffix: str) -> None:
-        """Check the size and the place, and make the ``.part`` file.
+        """Check the size and the place, and make the part file.
 
         Args:
             path: The file; one of that name is replaced when this one is complete.
@@ -62,13 +95,18 @@ class FrameWriter(ABC):
             raise ValueError(f"frame size {height}x{width}: both must be positive")
         self.path = check_output(path, (suffix,))
         self.frames = 0
+        self.warnings: list[str] = []
         self._size = (height, width, 3)
         self._file = PartFile(self.path)
         self._resources = ExitStack()
         self._open = True
+        try:
+            self._raw = self._resources.enter_context(_WholeWrites(self._file.part))
+        except BaseException as error:
+            raise self._given_up(error) from None
 
     def write(self, frames_NHWC: np.ndarray) -> None:
-        """Append frames; on failure the file is given up and removed.
+        """Append frames; after a failure the file is finished with those written before.
 
         Args:
             frames_NHWC: Uint8 [n, height, width, 3], RGB, an array (or a tensor on the CPU).
@@ -88,8 +126,8 @@ class FrameWriter(ABC):
                 self._put(np.ascontiguousarray(frame_HWC))
                 self.frames += 1
                 self._keep_up()
-        except Exception as error:  # not Ctrl-C: then what was written is to be kept
-            raise self._given_up(error) from None
+        except Exception as error:  # not Ctrl-C: whoever catches that closes the writer
+            raise self._ended_by(error) from None
 
     def write_sound(self, samples_N: np.ndarray) -> None:  # noqa: B027 (most formats have none)
         """Append live sound; a writer without live sound ignores it.
@@ -103,20 +141,23 @@ class FrameWriter(ABC):
         """Finish the file and give it its name; without a single frame, leave nothing.
 
         Raises:
-            UserError: The disk is full; the file is removed.
+            UserError: The disk is full; the message says how many frames are kept.
         """
         if not self._open:
             return
         if not self.frames:
             self.abort()
             return
+        frames = self.frames
         try:
             self._finish()
             self._resources.close()
-            self._file.commit()
-        except BaseException as error:
-            raise self._given_up(error) from None
-        self._open = False
+        except BaseException as error:  # Ctrl-C as well
+            failure = self._cut_short(error)
+            if self.frames < frames or not isinstance(self._raw.failure, OSError):
+                raise failure from None
+            return  # no frame is lost
+        self._commit()
 
     def abort(self) -> None:
         """Remove what was written; harmless after `close`."""
@@ -137,16 +178,58 @@ class FrameWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish the file at the end of the block and on Ctrl-C; else remove it."""
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.close()
-        else:
-            self.abort()
+        """Finish the file, whatever ends the block."""
+        self.close()
 
     def _given_up(self, error: BaseException) -> BaseException:
         """Remove what was written; return the error to raise."""
         self.abort()
         return output_error(self.path, error) if isinstance(error, OSError) else error
+
+    def _ended_by(self, error: Exception) -> BaseException:
+        """Finish the file after a failed write; return the error to raise."""
+        if self._raw.failure is not None:
+            return self._cut_short(error)
+        try:
+            self.close()
+        except BaseException as failure:  # the disk is full as well; it says what is kept
+            return failure
+        return error
+
+    def _cut_short(self, error: BaseException) -> BaseException:
+        """Keep what plays of a file that cannot be finished; return the error to raise."""
+        error = self._raw.failure = self._raw.failure or error  # nothing more is to arrive
+        with suppress(Exception):  # the same failure again
+            self._resources.close()
+        try:
+            self.frames = self.frames and self._salvage()
+            if not self.frames:
+                return self._given_up(error)
+            self._commit()
+        except (OSError, UserError) as failure:
+            self._open = False
+            return failure if isinstance(failure, UserError) else self._left(failure)
+        if isinstance(error, OSError):
+            kept = f"the first {self.frames} frames are kept"
+            return UserError(f"{output_error(self.path, error)}; {kept}")
+        return error
+
+    def _commit(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            UserError: It cannot have it; the message says where the frames are.
+        """
+        self._open = False
+        try:
+            self._file.commit()
+        except OSError as error:
+            raise self._left(error) from None
+
+    def _left(self, error: OSError) -> UserError:
+        """The error to raise where the part file has to stay what it is."""
+        part = self._file.part
+        return UserError(f"{output_error(self.path, error)}; what was written is left in {part}")
 
     @abstractmethod
     def _put(self, frame_HWC: np.ndarray) -> None:
@@ -159,9 +242,25 @@ class FrameWriter(ABC):
     def _finish(self) -> None:
         """Write what is outstanding."""
 
+    @abstractmethod
+    def _salvage(self) -> int:
+        """Cut the part file, whose writing has failed, back to what plays.
+
+        Returns:
+            Frames that are left.
+
+        Raises:
+            OSError: It cannot be cut.
+        """
+
 
 class VideoWriter(FrameWriter):
-    """H.264 and AAC in fragmented MP4: playable but for its last seconds even when killed."""
+    """H.264 and AAC in MP4, indexed once it is complete, playable as it grows.
+
+    While it is written, the file is fragmented: whenever the process is killed, all but the last
+    second plays. At the end FFmpeg appends the index of a normal file, and turns all that comes
+    before it into that file's data by overwriting the header of one box.
+    """
 
     def __init__(
         self,
@@ -179,7 +278,7 @@ class VideoWriter(FrameWriter):
             path: The file, ``*.mp4``.
             height: Rows of a frame, even.
             width: Columns of a frame, even.
-            fps: Frames per second; a float is taken as the nearest fraction of small terms.
+            fps: Frames per second, see `frame_rate`.
             sound: A sound file, or a video file with sound. It is decoded beside the frames at its
                 own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
                 averaged to one, and it is cut at the end of the video; sound that is shorter is
@@ -190,23 +289,20 @@ class VideoWriter(FrameWriter):
             UserError: The file cannot be written there, or the sound cannot be read.
         """
         self._live = live_sound
-        self._fps = Fraction(fps).limit_denominator(1001) if 0 < fps < _MAX_FPS else Fraction(0)
-        if not self._fps:
-            raise UserError(f"fps {fps}: must be above 0 and below {_MAX_FPS}; use 25, for example")
+        self._fps = frame_rate(fps)
         if height % 2 or width % 2:
             raise ValueError(f"frame size {height}x{width}: MP4 needs even numbers")
         if sound is not None and live_sound:
             raise ValueError("sound and live_sound exclude each other")
         super().__init__(path, height, width, ".mp4")
         try:
-            # Through a Python file: FFmpeg's own swallows the error of a last write that fails.
             # The moov box waits for the first fragment: only then does it hold the edit list
             # that tells players to skip the AAC encoder's delay, so that sound starts exactly.
             self._container = av.open(
-                self._resources.enter_context(self._file.part.open("wb")),
+                self._raw,
                 mode="w",
                 format="mp4",
-                options={"movflags": "frag_keyframe+delay_moov+default_base_moof"},
+                options={"movflags": "+".join(_MOVFLAGS)},
             )
             self._resources.callback(self._container.close)
             self._video = _add_video(self._container, height, width, self._fps)
@@ -228,7 +324,7 @@ class VideoWriter(FrameWriter):
         try:
             self._keep_up()
         except Exception as error:
-            raise self._given_up(error) from None
+            raise self._ended_by(error) from None
 
     def _put(self, frame_HWC: np.ndarray) -> None:
         frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(
@@ -249,6 +345,15 @@ class VideoWriter(FrameWriter):
         if self._sound is not None:
             self._sound.finish(self.frames / self._fps)
         self._container.close()
+
+    def _salvage(self) -> int:
+        frames = cut_to_whole_fragments(self._file.part)
+        if frames:
+            self.warnings.append(
+                f"{self.path}: has no index, since its end could not be written: it plays, but may "
+                "show no length; 'ffmpeg -i OLD.mp4 -c copy NEW.mp4' makes a copy with one"
+            )
+        return frames
 
 
 def _add_video(
@@ -346,7 +451,6 @@ class NpyWriter(FrameWriter):
         """
         super().__init__(path, height, width, ".npy")
         try:
-            self._raw = self._resources.enter_context(self._file.part.open("wb"))
             self._raw.write(self._header())
         except BaseException as error:
             raise self._given_up(error) from None
@@ -363,11 +467,18 @@ class NpyWriter(FrameWriter):
         self._raw.write(frame_HWC.data)
 
     def _finish(self) -> None:
-        # Ctrl-C may have left a piece of one more frame.
-        self._raw.truncate(_NPY_HEADER_BYTES + self.frames * int(np.prod(self._size)))
-        self._raw.seek(0)
-        self._raw.write(self._header())
-        self._raw.close()
+        self._seal(self._raw)
+
+    def _salvage(self) -> int:
+        with self._file.part.open("r+b") as file:
+            self._seal(file)
+        return self.frames
+
+    def _seal(self, file: BinaryIO | io.FileIO) -> None:
+        """Cut off a piece of one more frame, which a failure leaves, and write the header."""
+        file.truncate(_NPY_HEADER_BYTES + self.frames * int(np.prod(self._size)))
+        file.seek(0)
+        file.write(self._header())
 
 
 def open_writer(
