@@ -14,7 +14,7 @@ import torch
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..config import NEW_FRAMES
-from .video import FrameWriter
+from .frames import FrameWriter
 
 CAPACITY = 2 * NEW_FRAMES
 """Frames that wait at most: two chunks."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cli_tools import FAST, generate, write_wav
 
-from livetalk_model.media import video
+from livetalk_model.media.frames import WholeWrites
 from livetalk_model.stream.chunk import ChunkGenerator
 
 ROOM = 150_000
@@ -69,14 +69,14 @@ def test_sound_that_fails_before_the_first_frame_leaves_nothing(portrait, out, t
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.npy", "new/folder/x.npy"])
 def test_disk_that_fills_up(name, portrait, out, tmp_path, monkeypatch, capsys):
-    writes = video._WholeWrites.write
+    writes = WholeWrites.write
 
-    def write(self: video._WholeWrites, data: bytes) -> int:
+    def write(self: WholeWrites, data: bytes) -> int:
         if self.tell() + len(data) > ROOM:
             self.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return writes(self, data)
 
-    monkeypatch.setattr(video._WholeWrites, "write", write)
+    monkeypatch.setattr(WholeWrites, "write", write)
     audio = write_wav(tmp_path / "long.wav", 12.0)
     path = out / name
     code = generate("--portrait", portrait, "--audio", audio, "--output", path, *FAST)

@@ -15,7 +15,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import check_output
 from livetalk_model import StreamOptions, load_pipeline
 from livetalk_model.media.frame_rate import frame_rate
-from livetalk_model.media.video import SUFFIXES, FrameWriter, NpyWriter, VideoWriter, open_writer
+from livetalk_model.media.frames import FrameWriter, NpyWriter
+from livetalk_model.media.video import SUFFIXES, VideoWriter, open_writer
 
 HEIGHT, WIDTH = 96, 64
 

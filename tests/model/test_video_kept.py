@@ -13,8 +13,8 @@ from media_tools import probe_video, read_boxes, write_wav
 
 from livetalk_kernels import outputs
 from livetalk_kernels.errors import NumericsError, UserError
-from livetalk_model.media import video
-from livetalk_model.media.video import FrameWriter, VideoWriter, open_writer
+from livetalk_model.media.frames import FrameWriter, WholeWrites
+from livetalk_model.media.video import VideoWriter, open_writer
 from livetalk_model.media.writer import BackgroundWriter
 
 SIDE = 32
@@ -193,14 +193,14 @@ def test_a_full_disk_under_the_thread(tmp_path: Path, name: str) -> None:
 def test_a_full_disk_is_named(
     tmp_path: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writes = video._WholeWrites.write
+    writes = WholeWrites.write
 
-    def write(self: video._WholeWrites, data: bytes) -> int:
+    def write(self: WholeWrites, data: bytes) -> int:
         if self.tell() + len(data) > 100_000:
             self.failure = OSError(number, os.strerror(number))
         return writes(self, data)
 
-    monkeypatch.setattr(video._WholeWrites, "write", write)
+    monkeypatch.setattr(WholeWrites, "write", write)
     writer = open_writer(tmp_path / name, SIDE, SIDE)
     with pytest.raises(UserError, match=r"disk is full; free some space.* frames are kept$"):
         feed(writer, noise(600))
