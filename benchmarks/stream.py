@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from typing import Any, cast
 
@@ -68,7 +69,7 @@ class RandomSound:
         self.layers, self.width = preset.audio.layers, preset.audio.width
         self.sample_rate, self.device, self.dtype = preset.audio.sample_rate, device, torch.float32
 
-    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float = FPS) -> Tensor:
+    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = FPS) -> Tensor:
         """As `AudioEncoder.embed`."""
         frames = int(len(wave_N) / self.sample_rate * fps)
         random = torch.Generator(self.device).manual_seed(3)

@@ -191,21 +191,25 @@ class PartFile:
         """The stream to write to; to be closed before `commit`, and to be asked for once."""
         return os.fdopen(self._descriptor, "wb", closefd=False)
 
+    def fileno(self) -> int:
+        """The descriptor, open until `commit` or `discard`, for a stream that does not close it."""
+        return self._descriptor
+
     def commit(self) -> None:
         """Give the file its final name; a file of that name is replaced in one step.
 
         Raises:
-            UserError: The disk is full, or what is there by now cannot be replaced: then the
-                complete file is kept under its present name, which the message tells.
+            UserError: What is there by now cannot be replaced: then the complete file is kept
+                under its present name, which the message tells.
+            OSError: The disk is full.
         """
         try:
             os.fsync(self._descriptor)
             if self._replaced is not None:
                 with suppress(OSError):  # a file system without permissions
                     os.fchmod(self._descriptor, self._replaced & 0o777)
+        finally:
             self._close()
-        except OSError as error:
-            raise output_error(self.path, error) from None
         try:
             _regular(self.path, self._target)
             os.replace(self.part, self._target)
@@ -214,7 +218,7 @@ class PartFile:
             if not self.part.exists():  # the folder itself is gone
                 raise why from None
             self._kept = True
-            raise UserError(f"{why}; {self.part} is complete") from None
+            raise UserError(f"{why}; the complete file is left in {self.part}") from None
 
     def discard(self) -> None:
         """Remove the ``.part`` file and the folders that were made for it.

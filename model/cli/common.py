@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from rich.console import Console
 
     from ..avatar import Avatar
@@ -157,12 +159,13 @@ def add_avatar_options(parser: argparse.ArgumentParser) -> None:
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add all options that say how frames are made; ``stream_options`` reads them."""
     group = parser.add_argument_group("stream")
+    rate = "frames per second, as 24, 29.97 or 30000/1001 (default: 25, as trained)"
     colours = "0 (off) to 1: keep the portrait's colours (default: 1)"
     for option, kind, metavar, meaning in (
         ("--steps", int, "N", "denoising steps per chunk (default: 4)"),
         ("--shift", float, "S", "shift of the timesteps (default: 5)"),
         ("--seed", int, "N", "seed of the noise (default: 9999)"),
-        ("--fps", float, "N", "frames per second (default: 25, as trained)"),
+        ("--fps", parse_fps, "N", rate),
         ("--color-correction", float, "S", colours),
     ):
         group.add_argument(
@@ -195,6 +198,20 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HxW; write for example 768x448")
     return int(height), int(width)
+
+
+def parse_fps(text: str) -> "Fraction":
+    """Read frames per second.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no frame rate.
+    """
+    from ..media.frame_rate import frame_rate
+
+    try:
+        return frame_rate(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def model_source(args: argparse.Namespace) -> "ModelSource":

@@ -30,6 +30,7 @@ livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
 livetalk generate --nproc 8 --avatar me.avatar --audio a.wav --output talk.mp4"""
 
 RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog gives 2
+_BAD_INPUT = 2  # exit code
 _KEPT_RANGES = 1 << 17  # of a lane, in a timeline: hours of a stream
 
 
@@ -39,8 +40,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         subparsers,
         "generate",
         "Make a talking video from a portrait or avatar and speech. Frames are written as they "
-        "are decoded; the file gets its name when it is complete, or on Ctrl-C with what is "
-        "finished.",
+        "are decoded; the file gets its name at the end. Whatever ends the run, the frames that "
+        "are finished are kept.",
         EXAMPLE,
     )
     who = parser.add_mutually_exclusive_group(required=True)
@@ -166,15 +167,16 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
 
             interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
-            outcome, writer = _stream(reader, session, open_output, interrupts, team, lost)
+            outcome, failure, writer = _stream(reader, session, open_output, interrupts, team, lost)
             memory = memory_report(source, pipeline, session, avatar) if args.json else None
             session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome == 0:
             pipeline.end()
-    for warning in reader.warnings:
+    warnings = [*reader.warnings, *writer.warnings]
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not writer.frames:
-        return _nothing_written(args, outcome)
+        return _nothing_written(args, outcome, failure)
     report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
     report["output"] = {
         "path": str(args.output),
@@ -182,7 +184,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         "size": list(avatar.size),
         "complete": outcome == 0,
     }
-    report["warnings"] = list(reader.warnings)
+    report["warnings"] = warnings
     if args.json:
         report["memory"] = memory
         common.print_json(report)
@@ -190,6 +192,8 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         _print_report(report, session)
     if args.timeline:
         _write_timeline(args.timeline, timeline, facts)
+    if failure is not None:
+        raise failure
     return outcome
 
 
@@ -200,22 +204,25 @@ def _stream(
     interrupts: "Interrupts",
     team: "Team",
     lost: "Callable[[], None] | None",
-) -> "tuple[int, BackgroundWriter]":
-    """Push the sound through the session into a file; the exit code and the finished file.
+) -> "tuple[int, UserError | None, BackgroundWriter]":
+    """Push the sound through the session into a file, which is finished whatever happens.
 
     The progress counts frames that are made; a few of them may still wait to be written. ``lost``
     is called when a message did not get through, while the file is still open: where another rank
     is lost it finishes the file and ends this process.
+
+    Returns:
+        The exit code, what is wrong with an input or the output, and the finished file.
     """
     from .progress import progress
 
-    outcome = 0
+    outcome, failure = 0, None
     with interrupts:
         # Whatever comes between these two calls would leave the file open.
         interrupts.hold()
         writer = open_output()
         try:
-            with writer:  # on Ctrl-C it keeps what is finished, on an error nothing
+            with writer:
                 interrupts.release()
                 try:
                     with progress(reader.declared_seconds, session) as advance:
@@ -228,6 +235,8 @@ def _stream(
                 except NumericsError as error:
                     print(f"error: {error}", file=sys.stderr)
                     outcome = 1
+                except UserError as error:
+                    outcome, failure = _BAD_INPUT, error
                 except CommError:
                     if lost is not None:
                         lost()
@@ -237,7 +246,14 @@ def _stream(
                     writer.close()
         except KeyboardInterrupt:
             outcome = common.INTERRUPTED
-    return outcome, writer
+        except UserError as error:  # the end of the file could not be written
+            outcome, failure = _BAD_INPUT, failure or error
+        except Exception:
+            if writer.frames:
+                kept = common.plural(writer.frames, "frame")
+                print(f"wrote {writer.path}: {kept} (stopped early)", file=sys.stderr)
+            raise
+    return outcome, failure, writer
 
 
 def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterator[Frames]":
@@ -260,12 +276,14 @@ def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> 
     write_json(path, timeline.trace(facts), indent=None)
 
 
-def _nothing_written(args: argparse.Namespace, outcome: int) -> int:
+def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError | None) -> int:
     """Say why there is no frame, where it is not said yet; the exit code.
 
     Raises:
-        UserError: The sound is too short.
+        UserError: Something is wrong with an input or the output, or the sound is too short.
     """
+    if failure is not None:
+        raise failure
     if outcome == 0:
         raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
     if outcome == common.INTERRUPTED:
@@ -282,7 +300,7 @@ def _print_report(report: dict[str, Any], session: "Session") -> None:
     output = report["output"]
     height, width = output["size"]
     frames = common.plural(output["frames"], "frame")
-    seconds = output["frames"] / session.options.fps
+    seconds = output["frames"] / float(session.options.fps)
     state = "" if output["complete"] else " (stopped early)"
     console.print(
         f"wrote {escape(output['path'])}: {frames} of {height}x{width}, {seconds:.2f} s{state}",

@@ -59,7 +59,7 @@ def latency_report(
                 part: {op: {"name": c.name, "reason": c.reason} for op, c in ops.choices.items()}
                 for part, ops in pipeline.ops.items()
             },
-            **vars(session.options),
+            **session.options.to_json(),
         },
         "load": {**load, "total": sum(load.values())},
         "startup": {"stages": stats.startup, "first_frame": stats.first_frame},

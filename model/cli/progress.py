@@ -51,7 +51,7 @@ def _bar(
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    total = None if seconds is None else seconds * session.options.fps
+    total = None if seconds is None else seconds * float(session.options.fps)
     with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task("waiting for the first frame", total=total)
 
@@ -71,7 +71,7 @@ def _lines(session: "Session", line_seconds: float) -> Callable[[int], None]:
         if time.monotonic() - shown < line_seconds:
             return
         shown = time.monotonic()
-        made = written / session.options.fps
+        made = written / float(session.options.fps)
         print(
             f"{common.plural(written, 'frame')}, {made:.1f} s of video, "
             f"{_factor(session):.2f} x real time",

@@ -9,6 +9,7 @@ Layout legend: N samples, L video frames, C channels.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -175,7 +176,7 @@ class AudioEncoder:
         random_module(network, seed=seed, dtype=torch.float32, device=device)
         return cls(network, config.sample_rate)
 
-    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float = 25.0) -> Tensor:
+    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = 25) -> Tensor:
         """Features of every video frame that a piece of speech covers.
 
         Args:
@@ -231,7 +232,11 @@ class AudioStream:
     """
 
     def __init__(
-        self, encoder: AudioEncoder, fps: float = 25.0, seconds: int = 8, frames: int = 33
+        self,
+        encoder: AudioEncoder,
+        fps: float | Fraction = 25,
+        seconds: int = 8,
+        frames: int = 33,
     ) -> None:
         """Start with silence.
 

@@ -1,5 +1,7 @@
 """Speech and a picture that are made up, for runs in which only time or error counts."""
 
+from fractions import Fraction
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,7 +13,7 @@ _SYLLABLES = 9.0  # radians a second of the loudness
 _LOUDNESS = 0.1
 
 
-def speech(chunk: int, *, fps: float = 25.0) -> NDArray[np.float32]:
+def speech(chunk: int, *, fps: float | Fraction = 25) -> NDArray[np.float32]:
     """Deterministic noise with the rhythm of syllables: the sound of one chunk.
 
     Args:

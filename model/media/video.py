@@ -1,22 +1,20 @@
-"""Frames out: fragmented MP4 with sound, or raw .npy, written as they come, with bounded memory."""
+"""Video out: MP4 with sound, written as the frames come, with bounded memory."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
-from livetalk_kernels.errors import UserError
-from livetalk_kernels.outputs import PartFile, check_output, output_error
+from livetalk_kernels.outputs import check_output
 
 from .audio import SAMPLE_RATE, Resampler, SoundDecoder
+from .fragments import cut_to_whole_fragments
+from .frame_rate import frame_rate
+from .frames import FrameWriter, NpyWriter
 
 SUFFIXES = (".mp4", ".npy")
 """Endings that `open_writer` understands."""
@@ -28,143 +26,19 @@ _AAC_RATES = (32000, 44100, 48000)
 """Kept as they are; others become the last. An AAC frame of 1024 samples is the grain of the sound
 track's length: at these rates it is shorter than a video frame, at 16 kHz it would not be."""
 _AAC_BITS_PER_CHANNEL = 96_000
+_MOVFLAGS = ("frag_keyframe", "delay_moov", "default_base_moof", "hybrid_fragmented")
 _BT709 = 1
 """Code of matrix, primaries and transfer alike in ITU-T H.273."""
 _MAX_CHANNELS = 2
-_MAX_FPS = 1000
-_NPY_HEADER_BYTES = 128
-
-
-class FrameWriter(ABC):
-    """A file that grows frame by frame and gets its name only when it is complete.
-
-    It is written as `part`, a name that no other writer shares. As a context manager it is
-    finished, and so kept, at the end of the block and on Ctrl-C (what was written is playable), and
-    removed on any other exception.
-
-    Attributes:
-        path: The file to be.
-        part: What is written until then, ``NAME.<random>.part``.
-        frames: Frames written so far.
-    """
-
-    def __init__(self, path: Path | str, height: int, width: int, suffix: str) -> None:
-        """Check the size and the place, and make the ``.part`` file.
-
-        Args:
-            path: The file; one of that name is replaced when this one is complete.
-            height: Rows of a frame.
-            width: Columns of a frame.
-            suffix: The ending that this writer understands.
-
-        Raises:
-            UserError: The file cannot be written there.
-        """
-        if height < 1 or width < 1:
-            raise ValueError(f"frame size {height}x{width}: both must be positive")
-        self.path = check_output(path, (suffix,))
-        self.frames = 0
-        self._size = (height, width, 3)
-        self._file = PartFile(self.path)
-        self.part = self._file.part
-        self._resources = ExitStack()
-        self._open = True
-
-    def write(self, frames_NHWC: np.ndarray) -> None:
-        """Append frames; on failure the file is given up and removed.
-
-        Args:
-            frames_NHWC: Uint8 [n, height, width, 3], RGB, an array (or a tensor on the CPU).
-
-        Raises:
-            UserError: The disk is full, or the sound cannot be read any further.
-        """
-        frames_NHWC = np.asarray(frames_NHWC)
-        if frames_NHWC.dtype != np.uint8 or frames_NHWC.shape[1:] != self._size:
-            raise ValueError(
-                f"frames must be uint8 [n, {', '.join(map(str, self._size))}], "
-                f"not {frames_NHWC.dtype} {list(frames_NHWC.shape)}"
-            )
-        assert self._open, "the writer is closed"
-        try:
-            for frame_HWC in frames_NHWC:
-                self._put(np.ascontiguousarray(frame_HWC))
-                self.frames += 1
-                self._keep_up()
-        except Exception as error:  # not Ctrl-C: then what was written is to be kept
-            raise self._given_up(error) from None
-
-    def write_sound(self, samples_N: np.ndarray) -> None:  # noqa: B027 (most formats have none)
-        """Append live sound; a writer without live sound ignores it.
-
-        Args:
-            samples_N: Float32 [n], mono, 16 kHz, full scale +-1. What lies beyond the frames
-                written so far waits for them; what still waits at `close` is cut.
-        """
-
-    def close(self) -> None:
-        """Finish the file and give it its name; without a single frame, leave nothing.
-
-        Raises:
-            UserError: The disk is full; the file is removed.
-        """
-        if not self._open:
-            return
-        if not self.frames:
-            self.abort()
-            return
-        try:
-            self._finish()
-            self._resources.close()
-            self._file.commit()
-        except BaseException as error:
-            raise self._given_up(error) from None
-        self._open = False
-
-    def abort(self) -> None:
-        """Remove what was written; harmless after `close`."""
-        if not self._open:
-            return
-        self._open = False
-        with suppress(Exception):  # what cannot be flushed is about to go
-            self._resources.close()
-        self._file.discard()
-
-    def __enter__(self) -> Self:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Finish the file at the end of the block and on Ctrl-C; else remove it."""
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.close()
-        else:
-            self.abort()
-
-    def _given_up(self, error: BaseException) -> BaseException:
-        """Remove what was written; return the error to raise."""
-        self.abort()
-        return output_error(self.path, error) if isinstance(error, OSError) else error
-
-    @abstractmethod
-    def _put(self, frame_HWC: np.ndarray) -> None:
-        """Write frame number `frames`, uint8 [height, width, 3], contiguous."""
-
-    def _keep_up(self) -> None:  # noqa: B027 (only a sound track has to)
-        """Bring what goes beside the frames up to frame number `frames`."""
-
-    @abstractmethod
-    def _finish(self) -> None:
-        """Write what is outstanding."""
 
 
 class VideoWriter(FrameWriter):
-    """H.264 and AAC in fragmented MP4: playable but for its last seconds even when killed."""
+    """H.264 and AAC in MP4, indexed once it is complete, playable as it grows.
+
+    While it is written, the file is fragmented: whenever the process is killed, all but the last
+    second plays. At the end FFmpeg appends the index of a normal file, and turns all that comes
+    before it into that file's data by overwriting the header of one box.
+    """
 
     def __init__(
         self,
@@ -182,7 +56,7 @@ class VideoWriter(FrameWriter):
             path: The file, ``*.mp4``.
             height: Rows of a frame, even.
             width: Columns of a frame, even.
-            fps: Frames per second; a float is taken as the nearest fraction of small terms.
+            fps: Frames per second, see `frame_rate`.
             sound: A sound file, or a video file with sound. It is decoded beside the frames at its
                 own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
                 averaged to one, and it is cut at the end of the video; sound that is shorter is
@@ -193,23 +67,20 @@ class VideoWriter(FrameWriter):
             UserError: The file cannot be written there, or the sound cannot be read.
         """
         self._live = live_sound
-        self._fps = Fraction(fps).limit_denominator(1001) if 0 < fps < _MAX_FPS else Fraction(0)
-        if not self._fps:
-            raise UserError(f"fps {fps}: must be above 0 and below {_MAX_FPS}; use 25, for example")
+        self._fps = frame_rate(fps)
         if height % 2 or width % 2:
             raise ValueError(f"frame size {height}x{width}: MP4 needs even numbers")
         if sound is not None and live_sound:
             raise ValueError("sound and live_sound exclude each other")
         super().__init__(path, height, width, ".mp4")
         try:
-            # Through a Python file: FFmpeg's own swallows the error of a last write that fails.
             # The moov box waits for the first fragment: only then does it hold the edit list
             # that tells players to skip the AAC encoder's delay, so that sound starts exactly.
             self._container = av.open(
-                self._resources.enter_context(self._file.open()),
+                self._raw,
                 mode="w",
                 format="mp4",
-                options={"movflags": "frag_keyframe+delay_moov+default_base_moof"},
+                options={"movflags": "+".join(_MOVFLAGS)},
             )
             self._resources.callback(self._container.close)
             self._video = _add_video(self._container, height, width, self._fps)
@@ -231,7 +102,7 @@ class VideoWriter(FrameWriter):
         try:
             self._keep_up()
         except Exception as error:
-            raise self._given_up(error) from None
+            raise self._ended_by(error) from None
 
     def _put(self, frame_HWC: np.ndarray) -> None:
         frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(
@@ -252,6 +123,15 @@ class VideoWriter(FrameWriter):
         if self._sound is not None:
             self._sound.finish(self.frames / self._fps)
         self._container.close()
+
+    def _salvage(self) -> int:
+        frames = cut_to_whole_fragments(self._file.part)
+        if frames:
+            self.warnings.append(
+                f"{self.path}: has no index, since its end could not be written: it plays, but may "
+                "show no length; 'ffmpeg -i OLD.mp4 -c copy NEW.mp4' makes a copy with one"
+            )
+        return frames
 
 
 def _add_video(
@@ -336,41 +216,6 @@ def _file_track(container: OutputContainer, decoder: SoundDecoder) -> _SoundTrac
         return _SoundTrack(container, decoder.rate, decoder.channels, blocks)
     means = (samples_CN.mean(axis=0, keepdims=True, dtype=np.float32) for samples_CN in blocks)
     return _SoundTrack(container, decoder.rate, 1, means)
-
-
-class NpyWriter(FrameWriter):
-    """Raw frames as one uint8 array [T, height, width, 3] in NumPy's .npy format, version 1.0."""
-
-    def __init__(self, path: Path | str, height: int, width: int) -> None:
-        """Open the file, ``*.npy``.
-
-        Raises:
-            UserError: The file cannot be written there.
-        """
-        super().__init__(path, height, width, ".npy")
-        try:
-            self._raw = self._resources.enter_context(self._file.open())
-            self._raw.write(self._header())
-        except BaseException as error:
-            raise self._given_up(error) from None
-
-    def _header(self) -> bytes:
-        """The header for `frames` frames; its length never changes, so it can be rewritten."""
-        shape = (self.frames, *self._size)
-        text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-        start = b"\x93NUMPY\x01\x00"
-        room = _NPY_HEADER_BYTES - len(start) - 2
-        return start + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
-
-    def _put(self, frame_HWC: np.ndarray) -> None:
-        self._raw.write(frame_HWC.data)
-
-    def _finish(self) -> None:
-        # Ctrl-C may have left a piece of one more frame.
-        self._raw.truncate(_NPY_HEADER_BYTES + self.frames * int(np.prod(self._size)))
-        self._raw.seek(0)
-        self._raw.write(self._header())
-        self._raw.close()
 
 
 def open_writer(

@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +14,7 @@ import torch
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..config import NEW_FRAMES
-from .video import FrameWriter
+from .frames import FrameWriter
 
 CAPACITY = 2 * NEW_FRAMES
 """Frames that wait at most: two chunks."""
@@ -23,22 +22,12 @@ LANE = "video"
 """Name of the thread's lane in the timeline."""
 
 
-class _Order(Enum):
-    """What the thread is to do; of the last two the first one counts."""
-
-    WRITE = auto()
-    FINISH = auto()
-    RESCUE = auto()
-    ABORT = auto()
-
-
 class BackgroundWriter:
     """Writes frames as a `FrameWriter` does, a little later.
 
-    As a context manager it does what its writer would: at the end of the block and on Ctrl-C the
-    frames that wait are written and the file is finished; on any other exception it is removed.
-    The thread alone uses the writer. An error of its own ends it, and is raised once, by the next
-    call that needs it.
+    As a context manager it does what its writer would: at the end of the block, whatever ends it,
+    the frames that wait are written and the file is finished. The thread alone uses the writer. An
+    error of its own ends it, and is raised once, by the next call that needs it.
 
     Attributes:
         path: The file to be.
@@ -64,7 +53,7 @@ class BackgroundWriter:
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # frames in it, what to do
         self._count = 0  # frames that wait or are being written
-        self._order = _Order.WRITE
+        self._ending = False  # no more frames are taken
         self._deadline = float("inf")  # of writing what waits, on the monotonic clock
         self._error: BaseException | None = None
         self._ended = self._kept = self._closed = False
@@ -74,8 +63,13 @@ class BackgroundWriter:
 
     @property
     def frames(self) -> int:
-        """Frames in the file so far; all that were given once it is closed."""
+        """Frames in the file so far; once it is closed, those that it holds."""
         return self._writer.frames
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the file at the end, one line each."""
+        return self._writer.warnings
 
     def write(self, frames_NHWC: np.ndarray) -> None:
         """Append frames, which must not be changed afterwards; waits while too many wait.
@@ -109,15 +103,10 @@ class BackgroundWriter:
         """Write what waits and finish the file.
 
         Raises:
-            Exception: What the writer raised; the file is removed.
+            Exception: What the writer raised; what it could finish is kept.
         """
-        self._end(_Order.FINISH)
+        self._end()
         self._raise_once()
-
-    def abort(self) -> None:
-        """Drop what waits and remove what was written; harmless after `close`."""
-        self._end(_Order.ABORT)
-        self._error = None  # there is another one already
 
     def rescue(self, seconds: float) -> bool:
         """From another thread: finish the file with what is there, whatever the owner is doing.
@@ -135,7 +124,7 @@ class BackgroundWriter:
             return False
         try:
             self._deadline = deadline - seconds / 2
-            self._tell(_Order.RESCUE)
+            self._end_soon()
         finally:
             self._changed.release()
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -151,11 +140,8 @@ class BackgroundWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish the file at the end of the block and on Ctrl-C; else remove it."""
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.close()
-        else:
-            self.abort()
+        """Finish the file, whatever ends the block."""
+        self.close()
 
     def _send(self, count: int, work: Callable[[], None]) -> None:
         """Put work into the queue once there is room."""
@@ -165,7 +151,7 @@ class BackgroundWriter:
                 with self._timeline.host_range("wait for the video"):
                     self._changed.wait_for(lambda: self._has_room(count))
             self._raise_once()
-            if self._ended or self._order is not _Order.WRITE:
+            if self._ended or self._ending:
                 raise RuntimeError(f"{self.path}: the file is closed and takes no more frames")
             self._waiting.append((count, work))
             self._count += count
@@ -174,20 +160,19 @@ class BackgroundWriter:
     def _has_room(self, count: int) -> bool:
         """Or nobody makes any; frames that are too many by themselves need an empty queue."""
         room = self._count + count <= self._capacity or not self._count
-        return room or self._ended or self._order is not _Order.WRITE
+        return room or self._ended or self._ending
 
-    def _tell(self, order: _Order) -> None:
-        """Tell the thread how to end."""
-        if self._order in (_Order.WRITE, _Order.FINISH):
-            self._order = order
+    def _end_soon(self) -> None:
+        """Tell the thread to finish the file."""
+        self._ending = True
         self._changed.notify_all()
 
-    def _end(self, order: _Order) -> None:
-        """Wait until the thread has ended as told."""
+    def _end(self) -> None:
+        """Wait until the thread has finished the file."""
         if self._closed:
             return
         with self._changed:
-            self._tell(order)
+            self._end_soon()
         with self._timeline.host_range("wait for the video"):
             self._thread.join()
         self._closed = True
@@ -208,15 +193,15 @@ class BackgroundWriter:
                 with self._changed:
                     self._count -= count
                     self._changed.notify_all()
-            if self._order is _Order.ABORT:
-                self._writer.abort()
-            else:
-                with self._timeline.host_range("finish the file", LANE):
-                    self._writer.close()
-                self._kept = True
+            with self._timeline.host_range("finish the file", LANE):
+                self._writer.close()
+            self._kept = True
         except BaseException as failure:  # whatever it is, the owner must not wait for ever
-            self._writer.abort()
             error = failure
+            try:
+                self._writer.close()  # harmless where the failure was the writer's own
+            except BaseException as another:
+                error = another
         with self._changed:
             self._error, self._ended = error, True
             self._waiting.clear()
@@ -225,8 +210,8 @@ class BackgroundWriter:
     def _next(self) -> tuple[int, Callable[[], None]] | None:
         """The next work in the queue; None when it is time to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._order is not _Order.WRITE)
+            self._changed.wait_for(lambda: self._waiting or self._ending)
             late = time.monotonic() > self._deadline
-            if not self._waiting or late or self._order is _Order.ABORT:
+            if not self._waiting or late:
                 return None
             return self._waiting.popleft()

@@ -146,7 +146,7 @@ def settings(
         "cuda_graphs": pipeline.graphed,
         "compiled": pipeline.compiled,
         "random_weights": pipeline.random,
-        **vars(options),
+        **options.to_json(),
         "ranks": {
             "world": pipeline.team.size,
             **vars(pipeline.dit.parallel.mesh),

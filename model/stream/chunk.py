@@ -10,6 +10,8 @@ Source: SoulX-FlashTalk (arXiv 2512.23379), section 3.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from ..avatar import Avatar
 from ..color import match_color, reference_stats
 from ..config import CHUNK_FRAMES, MOTION_FRAMES, NEW_FRAMES
 from ..dit import DiT
+from ..media.frame_rate import frame_rate
 from ..sampler import denoise, timesteps
 from ..vae import VAE
 from .finite import FiniteGuard, Verdict
@@ -47,14 +50,15 @@ class StreamOptions:
         steps: Denoising steps per chunk.
         shift: Shift of the timesteps.
         color_correction: 0 (off) to 1: how far each frame's colours are moved to the portrait's.
-        fps: Video frames per second of audio; the model was trained at 25.
+        fps: Video frames per second of audio, kept as a `Fraction`, see `frame_rate`; the model
+            was trained at 25.
     """
 
     seed: int = 9999
     steps: int = 4
     shift: float = 5.0
     color_correction: float = 1.0
-    fps: float = 25.0
+    fps: float | Fraction = Fraction(25)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -63,13 +67,18 @@ class StreamOptions:
             raise UserError(
                 f"--color-correction {self.color_correction}: must lie between 0 (off) and 1"
             )
+        object.__setattr__(self, "fps", frame_rate(self.fps))
         if not MIN_FPS <= self.fps <= MAX_FPS:
             raise UserError(
-                f"--fps {self.fps}: must lie between {MIN_FPS} and {MAX_FPS}; "
+                f"--fps {float(self.fps):g}: must lie between {MIN_FPS} and {MAX_FPS}; "
                 "25 is what was trained"
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: must be a whole number from 0 to 2^63 - 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Values for JSON; ``StreamOptions(**values)`` gives the same again, `fps` included."""
+        return {**vars(self), "fps": float(self.fps)}
 
 
 class ChunkGenerator:

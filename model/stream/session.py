@@ -71,9 +71,9 @@ class Session:
         self._team = Team() if team is None else team
         assert self._team.leads, "the other ranks follow"
         self._team.grid(avatar.size)  # refused before the others hear of it
-        self._team.tell({"what": "session", "options": vars(options)}, avatar.to_bytes)
+        self._team.tell({"what": "session", "options": options.to_json()}, avatar.to_bytes)
         self.options = options
-        self.stats = StreamStats(fps=options.fps)
+        self.stats = StreamStats(fps=float(options.fps))
         self._rate = audio_encoder.sample_rate
         self._clock = StageClock(dit.device, timeline, phase=self._team.phase)
         self._audio: AudioStream | None = AudioStream(audio_encoder, fps=options.fps)
@@ -172,7 +172,7 @@ class Session:
     @property
     def total_frames(self) -> int:
         """Frames that the audio received so far asks for."""
-        return math.ceil(self._received * self.options.fps / self._rate - 1e-6)
+        return math.ceil(self._received * self.options.fps / self._rate)
 
     @property
     def wants_audio(self) -> bool:

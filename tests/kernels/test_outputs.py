@@ -159,7 +159,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(kind: str, linked: bool, t
 def test_what_has_come_meanwhile_is_not_replaced_either(kind: str, tmp_path: Path):
     """Nor is the finished file lost."""
     path = tmp_path / "x.json"
-    with pytest.raises(UserError, match=f"x.json: is a {kind}.*part is complete$"):  # noqa: SIM117
+    with pytest.raises(UserError, match=f"x.json: is a {kind}.*is left in .*part$"):  # noqa: SIM117
         with new_file(path) as stream:
             stream.write(b"finished")
             IRREGULAR[kind](path)

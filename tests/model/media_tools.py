@@ -1,6 +1,7 @@
 """Makes and measures sound and video files for the media tests."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -99,6 +100,19 @@ def probe_video(path: Path) -> Probe:
             sound=np.concatenate(sound, axis=1) if sound else None,
             sound_rate=audio[0].rate if audio else 0,
         )
+
+
+def read_boxes(data: bytes, within: str = "") -> Iterator[tuple[str, bytes]]:
+    """Path (as ``moov/trak/tkhd``) and content of every box of an MP4 file, parents first."""
+    place = 0
+    while place < len(data):
+        size, name = struct.unpack_from(">I4s", data, place)
+        path = within + name.decode("latin-1")
+        assert 8 <= size <= len(data) - place, (path, size)
+        yield path, data[place + 8 : place + size]
+        if name in (b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"):
+            yield from read_boxes(data[place + 8 : place + size], path + "/")
+        place += size
 
 
 @dataclass(frozen=True, kw_only=True)
