@@ -1,7 +1,7 @@
 """Frames out: fragmented MP4 with sound, or raw .npy, written as they come, with bounded memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import PartFile, check_output, output_error
 
-from .audio import SAMPLE_RATE, Resampler, SoundDecoder
+from .audio import SAMPLE_RATE
+from .resample import Resampler
+from .sound_decoder import SoundDecoder
 
 SUFFIXES = (".mp4", ".npy")
 """Endings that `open_writer` understands."""
@@ -30,7 +32,6 @@ track's length: at these rates it is shorter than a video frame, at 16 kHz it wo
 _AAC_BITS_PER_CHANNEL = 96_000
 _BT709 = 1
 """Code of matrix, primaries and transfer alike in ITU-T H.273."""
-_MAX_CHANNELS = 2
 _MAX_FPS = 1000
 _NPY_HEADER_BYTES = 128
 
@@ -172,6 +173,7 @@ class VideoWriter(FrameWriter):
         sound: Path | str | None = None,
         *,
         live_sound: bool = False,
+        track: int | None = None,
     ) -> None:
         """Open the file and its sound.
 
@@ -214,9 +216,11 @@ class VideoWriter(FrameWriter):
             if live_sound:
                 self._sound = _SoundTrack(self._container, SAMPLE_RATE, 1)
             elif sound is not None:
-                decoder = SoundDecoder(sound)
+                decoder = SoundDecoder(sound, rates=_AAC_RATES, channels=2, track=track)
                 self._resources.callback(decoder.close)
-                self._sound = _file_track(self._container, decoder)
+                self._sound = _SoundTrack(
+                    self._container, decoder.rate, decoder.channels, iter(decoder)
+                )
         except BaseException as error:  # Ctrl-C as well: there is no frame to keep
             raise self._given_up(error) from None
 
@@ -326,15 +330,6 @@ class _SoundTrack:
         self._waiting_CN = np.concatenate([self._waiting_CN, samples_CN], axis=1)
 
 
-def _file_track(container: OutputContainer, decoder: SoundDecoder) -> _SoundTrack:
-    """Add a track for the sound of a file: mono, stereo, or the mean of more channels."""
-    blocks: Iterator[np.ndarray] = iter(decoder)
-    if decoder.channels <= _MAX_CHANNELS:
-        return _SoundTrack(container, decoder.rate, decoder.channels, blocks)
-    means = (samples_CN.mean(axis=0, keepdims=True, dtype=np.float32) for samples_CN in blocks)
-    return _SoundTrack(container, decoder.rate, 1, means)
-
-
 class NpyWriter(FrameWriter):
     """Raw frames as one uint8 array [T, height, width, 3] in NumPy's .npy format, version 1.0."""
 
@@ -378,6 +373,7 @@ def open_writer(
     sound: Path | str | None = None,
     *,
     live_sound: bool = False,
+    track: int | None = None,
 ) -> FrameWriter:
     """Open the writer for the path's ending: .mp4 (`VideoWriter`) or .npy (`NpyWriter`, silent).
 
@@ -386,4 +382,4 @@ def open_writer(
     """
     if check_output(path, SUFFIXES).suffix.lower() == ".npy":
         return NpyWriter(path, height, width)
-    return VideoWriter(path, height, width, fps, sound, live_sound=live_sound)
+    return VideoWriter(path, height, width, fps, sound, live_sound=live_sound, track=track)

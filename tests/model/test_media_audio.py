@@ -10,8 +10,10 @@ import pytest
 from media_tools import read_audio, write_sound, write_wav
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.media import audio
-from livetalk_model.media.audio import AudioReader, Resampler, declared_wav_samples
+from livetalk_model.media.audio import AudioReader
+from livetalk_model.media.resample import Resampler
+from livetalk_model.media.sound_decoder import SoundDecoder
+from livetalk_model.media.wav_header import declared_wav_samples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
@@ -280,14 +282,14 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_rate_that_changes_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wav(tmp_path / "a.wav", bytes(8000))
-    decode = audio.SoundDecoder._decode
+    decode = SoundDecoder._decode
 
-    def changing(self: audio.SoundDecoder):
+    def changing(self: SoundDecoder):
         for number, frame in enumerate(decode(self)):
             frame.sample_rate = 16000 if number < 2 else 8000
             yield frame
 
-    monkeypatch.setattr(audio.SoundDecoder, "_decode", changing)
+    monkeypatch.setattr(SoundDecoder, "_decode", changing)
     with pytest.raises(UserError, match=r"change after 0\.13 s"):
         read_audio(path)
 
@@ -316,6 +318,6 @@ def test_damage_before_the_first_sample(tmp_path, monkeypatch):
         yield from ()
         raise UserError(f"{path}: {self._position()}")
 
-    monkeypatch.setattr(audio.SoundDecoder, "_decode", broken)
+    monkeypatch.setattr(SoundDecoder, "_decode", broken)
     with pytest.raises(UserError, match="its start"):
-        audio.SoundDecoder(path)
+        SoundDecoder(path)
