@@ -7,6 +7,7 @@ from typing import Any
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Disposition
 
 from livetalk_kernels.errors import UserError
 
@@ -147,5 +148,5 @@ def _track(stream: AudioStream, number: int) -> Track:
         layout="" if codec is None else codec.layout.name,
         rate=0 if codec is None else codec.sample_rate or 0,
         language=tag if tag.isascii() and tag.isalnum() and tag != "und" else "",
-        default=bool(stream.disposition & av.stream.Disposition.default),
+        default=bool(stream.disposition & Disposition.default),
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.format import Flags
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_input
@@ -25,6 +24,12 @@ _RATES = range(4000, 768_001)
 """Sample rates of sound; anything else is a damaged header."""
 _ESTIMATED_DURATION = ("mp3", "aac", "ac3", "eac3", "dts", "truehd", "mlp", "loas")
 """Containers without a length field; FFmpeg estimates from the bit rate."""
+_BROADCAST = ("mpegts", "mpeg")
+"""Containers whose time stamps may begin anew anywhere."""
+_EXACT_END = "mov,mp4,m4a,3gp,3g2,mj2"
+"""FFmpeg's name of containers whose length is exact to _ROUNDED, and cuts a codec's last frame."""
+_ROUNDED = Fraction(1, 1000)
+"""Seconds by which that length may be rounded down."""
 _SHORTFALL = 0.5
 """Seconds by which a compressed file may fall short of its declared length without a warning."""
 _AHEAD_VALUES = 1 << 20
@@ -45,7 +50,7 @@ class SoundDecoder:
     of 16-bit numbers are divided by 32768.
 
     The file is opened, and its first seconds are decoded, when the object is made, so that what
-    cannot be used is refused at once.
+    cannot be used from its start is refused at once.
 
     Attributes:
         path: The file.
@@ -83,7 +88,7 @@ class SoundDecoder:
 
         Raises:
             UserError: Missing, a folder, empty, unreadable, not a sound file, without samples or
-                without this track; or its first seconds hold values that are no sound.
+                without this track; or what it starts with is no sound.
         """
         self.path = check_input(path, "audio")
         self.warnings: list[str] = []
@@ -93,6 +98,7 @@ class SoundDecoder:
         self._yielded = Fraction(0)
         self._peak = 0.0
         self._cancelling = False
+        self._refusal: UserError | None = None
         self._container = open_container(self.path)
         try:
             first = self._open_track(track)
@@ -109,7 +115,7 @@ class SoundDecoder:
             start = self._container.start_time
             self.stamps = Stamps(
                 None if start is None else Fraction(start, av.time_base),
-                discontinuous=bool(self._container.format.flags & Flags.ts_discont),
+                discontinuous=self._container.format.name in _BROADCAST,
             )
             self.declared_samples = self._declared()
             self._pieces = self._checked(chain([first], self._frames))
@@ -177,11 +183,10 @@ class SoundDecoder:
             first = next(self._frames, None)
             if first is not None:
                 if len(self.tracks) > 1:
-                    chosen = "asked for" if number is not None else "chosen; --track takes another"
                     there = "; ".join(map(str, self.tracks))
                     self.notes.append(
-                        f"{self.path}: sound track {track.number} of {len(self.tracks)} is "
-                        f"{chosen} ({there})"
+                        f"{self.path}: sound track {track.number} of {len(self.tracks)} is heard "
+                        f"({there}); --track chooses another"
                     )
                 return first
         raise UserError(
@@ -213,18 +218,21 @@ class SoundDecoder:
     def _checked(self, frames: Iterator[av.AudioFrame]) -> Iterator[Piece]:
         """Place the frames in time, and refuse what is no number."""
         format_: Format | None = None
-        for frame in frames:
+        for frame, last in _marked(frames):
             if format_ is None or not format_.describes(frame):
                 if frame.sample_rate not in _RATES or not frame.layout.nb_channels:
                     self._damaged += 1
                     continue
                 format_ = Format(frame, self.channels)
                 self._note(format_)
-            stamp = None if frame.pts is None else frame.pts * Fraction(frame.time_base)
+            time_base = frame.time_base
+            stamp = None if frame.pts is None or time_base is None else frame.pts * time_base
             silence = self.stamps.silence_before(stamp, self._position)
             count = round(silence * format_.rate)
             self._position += Fraction(count, format_.rate)
             samples_CN = format_.to_float(frame)
+            if last and self._container.format.name == _EXACT_END:
+                samples_CN = self._cut_padding(samples_CN, format_.rate)
             finite_N = np.isfinite(samples_CN).all(axis=0)
             if not finite_N.all():
                 place = float(self._position) + int(finite_N.argmin()) / format_.rate
@@ -235,14 +243,31 @@ class SoundDecoder:
             self._position = piece.end
             yield piece
 
+    def _cut_padding(self, samples_CN: np.ndarray, rate: int) -> np.ndarray:
+        """Cut what fills the last frame of a codec beyond the declared end."""
+        if self.declared_samples is None:
+            return samples_CN
+        end = Fraction(self.declared_samples, self.source_rate) + _ROUNDED
+        kept = round((end - self._position) * rate)
+        return samples_CN[:, :kept] if 0 < kept < samples_CN.shape[1] else samples_CN
+
     def _look_ahead(self) -> None:
-        """Decode the first seconds; learn the scale of float samples, and refuse what has none."""
+        """Decode the first seconds and learn the scale of float samples.
+
+        What is wrong with the first frame is refused now, what comes later when it is reached: the
+        sound before it is good.
+        """
         values = 0
-        for piece in self._pieces:
-            self._ahead.append(piece)
-            values += piece.samples.size
-            if values >= _AHEAD_VALUES or self._position >= _AHEAD:
-                break
+        try:
+            for piece in self._pieces:
+                self._ahead.append(piece)
+                values += piece.samples.size
+                if values >= _AHEAD_VALUES or self._position >= _AHEAD:
+                    break
+        except UserError as error:
+            if not self._ahead:
+                raise
+            self._refusal = error
         floats = [piece for piece in self._ahead if piece.floating]
         peak = max((piece.peak for piece in floats), default=0.0)
         scale = full_scale(peak)
@@ -252,11 +277,14 @@ class SoundDecoder:
                 f"{self.path}: its float samples reach {peak:.0f}, so they are taken as 16-bit "
                 "numbers and divided by 32768; export them with a full scale of 1"
             )
-        for piece in self._ahead:
-            self._check_range(piece)
+        self._check_range(self._ahead[0])
 
     def _next(self) -> Piece | None:
-        return self._ahead.popleft() if self._ahead else next(self._pieces, None)
+        if self._ahead:
+            return self._ahead.popleft()
+        if self._refusal is not None:
+            raise self._refusal
+        return next(self._pieces, None)
 
     def _check_range(self, piece: Piece) -> None:
         above = piece.first_above(largest_sample(self._scale)) if piece.floating else None
@@ -362,3 +390,12 @@ class SoundDecoder:
                 f"decoded {self.decoded_samples}; what is missing is not heard; "
                 "copy or export it again"
             )
+
+
+def _marked(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[av.AudioFrame, bool]]:
+    """Mark the last one."""
+    waiting = next(frames, None)
+    while waiting is not None:
+        following = next(frames, None)
+        yield waiting, following is None
+        waiting = following

@@ -61,8 +61,8 @@ class Stamps:
         """
         if stamp is None:
             return Fraction(0)
-        if self._shift is None:
-            self._shift = -stamp
+        if self._shift is None or (not position and abs(stamp + self._shift) <= TOLERANCE):
+            self._shift = -stamp  # starts with the player: what a codec skips is no offset
         ahead = stamp + self._shift - position
         if -STEP_BACK <= ahead <= TOLERANCE:
             return Fraction(0)

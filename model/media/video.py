@@ -184,9 +184,10 @@ class VideoWriter(FrameWriter):
             fps: Frames per second; a float is taken as the nearest fraction of small terms.
             sound: A sound file, or a video file with sound. It is decoded beside the frames at its
                 own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
-                averaged to one, and it is cut at the end of the video; sound that is shorter is
+                mixed to stereo, and it is cut at the end of the video; sound that is shorter is
                 not prolonged.
             live_sound: Make a sound track for `write_sound` instead.
+            track: Which sound track of the file, counted from 1; see `SoundDecoder`.
 
         Raises:
             UserError: The file cannot be written there, or the sound cannot be read.

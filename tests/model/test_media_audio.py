@@ -40,6 +40,8 @@ def as_pcm16(samples: np.ndarray) -> bytes:
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 96000])
 def test_length_start_and_tail_survive(tmp_path: Path, rate: int, layout: str) -> None:
     sound = speechlike(1.0, rate, CHANNELS[layout], extra=123)
+    if layout == "5.1":
+        sound[[0, 1, 3, 4, 5]] = 0  # the voice is in the centre
     path = write_sound(tmp_path / "a.wav", sound, rate, "pcm_s16le", layout)
     clip = read_audio(path)
     assert clip.samples.dtype == np.float32
@@ -66,8 +68,8 @@ def test_length_start_and_tail_survive(tmp_path: Path, rate: int, layout: str) -
         ("mp3", "libmp3lame", 44100, True),
         ("ogg", "libopus", 48000, True),
         ("webm", "libopus", 48000, True),
-        ("m4a", "aac", 44100, False),  # whole AAC frames: up to 1023 samples of silence follow
-        ("mkv", "aac", 48000, False),
+        ("m4a", "aac", 44100, False),
+        ("mkv", "aac", 48000, False),  # whole AAC frames: up to 1023 more samples
     ],
 )
 @pytest.mark.parametrize("layout", ["mono", "stereo"])
@@ -280,20 +282,6 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         read_audio(path)
 
 
-def test_rate_that_changes_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_wav(tmp_path / "a.wav", bytes(8000))
-    decode = SoundDecoder._decode
-
-    def changing(self: SoundDecoder):
-        for number, frame in enumerate(decode(self)):
-            frame.sample_rate = 16000 if number < 2 else 8000
-            yield frame
-
-    monkeypatch.setattr(SoundDecoder, "_decode", changing)
-    with pytest.raises(UserError, match=r"change after 0\.13 s"):
-        read_audio(path)
-
-
 def test_bundled_speech() -> None:
     clip = read_audio(EXAMPLES / "speech.wav")
     assert (clip.source_rate, clip.channels, clip.warnings) == (16000, 1, ())
@@ -316,8 +304,8 @@ def test_damage_before_the_first_sample(tmp_path, monkeypatch):
 
     def broken(self):
         yield from ()
-        raise UserError(f"{path}: {self._position()}")
+        raise UserError(f"{path}: {self._place()}")
 
     monkeypatch.setattr(SoundDecoder, "_decode", broken)
     with pytest.raises(UserError, match="its start"):
-        SoundDecoder(path)
+        AudioReader(path)
