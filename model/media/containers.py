@@ -12,7 +12,19 @@ from av.stream import Disposition
 from livetalk_kernels.errors import UserError
 
 FORMATS = (
-    *("wav", "w64", "aiff", "au", "caf", "voc", "sln", "iff", "dsf"),  # samples as they are
+    *(
+        "wav",
+        "w64",
+        "aiff",
+        "au",
+        "caf",
+        "voc",
+        "sln",
+        "iff",
+        "dsf",
+        "sox",
+        "nistsphere",
+    ),  # samples as they are
     *(
         "mp3",
         "aac",

@@ -15,8 +15,8 @@ _CANCELLED = 2 / 11
 then has ten times the energy of the middle."""
 _RESTORED = 2 / 5
 """The same, above which they no longer do; for stereo, four times."""
-_MEMORY = 1.0
-"""Seconds over which these energies are remembered."""
+_MEMORY = 0.25
+"""Seconds over which these energies are remembered; what turns over is noticed in thrice that."""
 
 _LOUDEST_FLOAT = 16.0
 """Peak up to which full scale is 1: what a lossy codec or a recorder of float samples exceeds."""
@@ -74,7 +74,7 @@ class Mixer:
 
     Where the mix to one channel has far less energy than what it is mixed from, the voice stands
     in opposite phase in two channels; then the strongest channel is taken alone, until they no
-    longer cancel. The energies are those of about the last second.
+    longer cancel. The energies are those of the last moment.
 
     Attributes:
         note: See `mix_matrix`.

@@ -22,8 +22,9 @@ from .wav_header import declared_wav_samples
 
 _RATES = range(4000, 768_001)
 """Sample rates of sound; anything else is a damaged header."""
-_ESTIMATED_DURATION = ("mp3", "aac", "ac3", "eac3", "dts", "truehd", "mlp", "loas")
-"""Containers without a length field; FFmpeg estimates from the bit rate."""
+_NO_LENGTH = ("mp3", "aac", "ac3", "eac3", "dts", "truehd", "mlp", "loas", "avi", "rm")
+"""Containers without a length field, so that FFmpeg estimates from the bit rate; and those whose
+field holds any number where the program that wrote the file could not go back to it."""
 _BROADCAST = ("mpegts", "mpeg")
 """Containers whose time stamps may begin anew anywhere."""
 _EXACT_END = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -331,7 +332,7 @@ class SoundDecoder:
             with self.path.open("rb") as file:
                 return declared_wav_samples(file)
         stream = self._stream
-        if stream.duration is None or stream.time_base is None or name in _ESTIMATED_DURATION:
+        if not stream.duration or stream.time_base is None or name in _NO_LENGTH:
             return None
         seconds = stream.duration * stream.time_base
         if stream.start_time is not None and self._container.start_time is not None:

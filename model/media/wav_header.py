@@ -8,6 +8,8 @@ _PCM_TAGS = (0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE)
 """WAV formats whose block holds one sample per channel: PCM, float, A-law, mu-law, extensible."""
 _STREAMED_BYTES = 0x7FFF0000
 """A chunk of this size or more is a placeholder of a program that wrote to a pipe."""
+_WIDE_STREAMED_BYTES = 1 << 62
+"""The same in a chunk ds64."""
 _ROUND_BYTES = (100_000_000, 1_000_000)
 """From the first on, a multiple of the second is a round number that nobody recorded."""
 _POWER_BYTES = (1 << 27, 4096)
@@ -44,6 +46,8 @@ def declared_wav_samples(file: BinaryIO) -> int | None:
         if name == b"data":
             if riff[:4] == b"RF64" and wide_size is not None:
                 size = wide_size
+                if size == 0 or size >= _WIDE_STREAMED_BYTES:
+                    return None
             else:
                 held = file.seek(0, io.SEEK_END) - body_start
                 form_end = 8 + int.from_bytes(riff[4:8], "little")
