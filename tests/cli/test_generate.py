@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from cli_tools import FAST, generate, refused, write_wav
+from cli_tools import FAST, RATE, generate, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
