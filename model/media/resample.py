@@ -1,5 +1,6 @@
 """Sample rates changed in a stream of blocks, with exact lengths."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -27,9 +28,21 @@ class Resampler:
     def push(self, samples_CN: np.ndarray) -> np.ndarray:
         """Take float32 [channels, n]; return what is ready, float32 [channels, m], m >= 0."""
         self._taken += samples_CN.shape[1]
-        if self._source == self._target:
+        if self._source == self._target or not samples_CN.shape[1]:
             return samples_CN
         return self._collect(self._swr.resample(self._frame(samples_CN)))
+
+    def push_silence(self, samples: int) -> Iterator[np.ndarray]:
+        """Take so many samples of silence; yield float32 [channels, m], a second or less each."""
+        seconds, rest = divmod(samples, self._source)
+        for second in range(seconds):
+            if second == 0:  # the filter is shorter, and holds nothing but silence from here on
+                yield self.push(np.zeros((self._channels, self._source), np.float32))
+            else:
+                self._taken += self._source
+                self._given += self._target
+                yield np.zeros((self._channels, self._target), np.float32)
+        yield self.push(np.zeros((self._channels, rest), np.float32))
 
     def finish(self) -> np.ndarray:
         """Return the rest, float32 [channels, m]; the object is used up."""

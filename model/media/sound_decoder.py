@@ -38,6 +38,8 @@ _AHEAD_VALUES = 1 << 20
 _AHEAD = 10
 _AUDIBLE_EXCESS = 10 ** (1 / 20)
 """Peak from which cutting is said; lossy codecs exceed full scale by up to 1 dB all the time."""
+_RESTARTS = 16
+"""How often reading goes on after tracks that appear on the way."""
 _KEPT_CHANGES = 10
 """Changes of format that are told one by one."""
 
@@ -146,8 +148,8 @@ class SoundDecoder:
                 yield resampler.finish()
                 format_ = piece.format
                 resampler = Resampler(format_.rate, self.rate, channels=self.channels)
-            for silence_CN in self._silence(piece):
-                yield resampler.push(silence_CN)
+            if piece.silence:
+                yield from resampler.push_silence(piece.silence)
             yield resampler.push(self._mixed(piece))
             self._yielded = piece.end
         yield resampler.finish()
@@ -198,9 +200,16 @@ class SoundDecoder:
     def _decode(self) -> Iterator[av.AudioFrame]:
         """Yield non-empty frames; damaged packets are counted and left out."""
         packets = self._container.demux(self._stream)
+        restarts = 0
         while True:
             try:
                 packet = next(packets, None)
+            except IndexError:  # PyAV 18 stumbles over tracks that appear on the way, at their end
+                restarts += 1
+                if restarts > _RESTARTS:
+                    return
+                packets = self._container.demux(self._stream)
+                continue
             except av.error.FFmpegError as error:
                 self.warnings.append(
                     f"{self.path}: damaged ({reason(error)}) after {self._place()}; "
@@ -295,13 +304,6 @@ class SoundDecoder:
                 f"{self.path}: holds a sample of {size:.3g} at {place:.2f} s, where full scale is "
                 f"{self._scale:.0f}; repair it, or export it again with a full scale of 1"
             )
-
-    def _silence(self, piece: Piece) -> Iterator[np.ndarray]:
-        left = piece.silence
-        while left:
-            count = min(left, piece.format.rate)
-            left -= count
-            yield np.zeros((self.channels, count), np.float32)
 
     def _mixed(self, piece: Piece) -> np.ndarray:
         """Samples in the channels that are yielded, within full scale."""

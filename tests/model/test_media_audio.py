@@ -150,6 +150,17 @@ def test_resampler_does_not_depend_on_the_blocks() -> None:
     assert np.array_equal(run(10007), run(333))
 
 
+@pytest.mark.parametrize("silence", [0, 1, 12345, 44100, 44101, 200_007])
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_silence_is_resampled_as_zeros_are(silence: int, rate: int) -> None:
+    sound = np.random.default_rng(0).standard_normal((1, 30007)).astype(np.float32)
+    short, long = Resampler(44100, rate, channels=1), Resampler(44100, rate, channels=1)
+    got = [short.push(sound), *short.push_silence(silence), short.push(sound), short.finish()]
+    zeros = np.zeros((1, silence), np.float32)
+    wanted = [long.push(sound), long.push(zeros), long.push(sound), long.finish()]
+    assert np.array_equal(np.concatenate(got, axis=1), np.concatenate(wanted, axis=1))
+
+
 def test_truncated_wav_is_reported_and_read(tmp_path: Path) -> None:
     sound = as_pcm16(speechlike(1.0, 16000))
     path = write_wav(tmp_path / "cut.wav", sound[:20001], declared=len(sound))
