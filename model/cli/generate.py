@@ -51,6 +51,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--audio", type=Path, required=True, metavar="FILE", help="speech: any sound or video file"
     )
     parser.add_argument(
+        "--track",
+        type=int,
+        metavar="N",
+        help="sound track of --audio, counted from 1 (default: the one that the file marks, or the "
+        "best that can be decoded)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         required=True,
@@ -141,7 +148,8 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         common.check_file(args.timeline, (".json",), inputs=[args.config, args.audio])
         facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     options = common.stream_options(args)
-    with AudioReader(args.audio) as reader:
+    with AudioReader(args.audio, track=args.track) as reader:
+        told = _tell_notes(reader)
         make_avatar = common.avatar_source(args)
         source = common.model_source(args)
         source.require_audio_encoder()
@@ -158,7 +166,9 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         with pipeline.session(avatar, options=options, timeline=timeline) as session:
 
             def open_output() -> BackgroundWriter:
-                writer = open_writer(args.output, *avatar.size, options.fps, sound=args.audio)
+                writer = open_writer(
+                    args.output, *avatar.size, options.fps, sound=args.audio, track=args.track
+                )
                 interrupts.left = _left(writer.part)
                 background = BackgroundWriter(writer, timeline=timeline)
                 if watchdog is not None:
@@ -172,6 +182,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome == 0:
             pipeline.end()
+    _tell_notes(reader, told)
     warnings = [*reader.warnings, *writer.warnings]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -184,6 +195,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         "size": list(avatar.size),
         "complete": outcome == 0,
     }
+    report["sound"] = reader.report()
     report["warnings"] = warnings
     if args.json:
         report["memory"] = memory
@@ -267,6 +279,13 @@ def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterato
         while not session.wants_audio and (frames := next(made, None)) is not None:
             yield frames
     yield from session.finish()
+
+
+def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
+    """Print what was decided about the sound, but for the first ``told`` notes; their number."""
+    for note in reader.notes[told:]:
+        print(f"note: {note}", file=sys.stderr)
+    return len(reader.notes)
 
 
 def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:

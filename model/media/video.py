@@ -1,6 +1,6 @@
 """Video out: MP4 with sound, written as the frames come, with bounded memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from livetalk_kernels.outputs import check_output
 
-from .audio import SAMPLE_RATE, Resampler, SoundDecoder
+from .audio import SAMPLE_RATE
 from .fragments import cut_to_whole_fragments
 from .frame_rate import frame_rate
 from .frames import FrameWriter, NpyWriter
+from .resample import Resampler
+from .sound_decoder import SoundDecoder
 
 SUFFIXES = (".mp4", ".npy")
 """Endings that `open_writer` understands."""
@@ -29,7 +31,6 @@ _AAC_BITS_PER_CHANNEL = 96_000
 _MOVFLAGS = ("frag_keyframe", "delay_moov", "default_base_moof", "hybrid_fragmented")
 _BT709 = 1
 """Code of matrix, primaries and transfer alike in ITU-T H.273."""
-_MAX_CHANNELS = 2
 
 
 class VideoWriter(FrameWriter):
@@ -49,6 +50,7 @@ class VideoWriter(FrameWriter):
         sound: Path | str | None = None,
         *,
         live_sound: bool = False,
+        track: int | None = None,
     ) -> None:
         """Open the file and its sound.
 
@@ -59,9 +61,10 @@ class VideoWriter(FrameWriter):
             fps: Frames per second, see `frame_rate`.
             sound: A sound file, or a video file with sound. It is decoded beside the frames at its
                 own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
-                averaged to one, and it is cut at the end of the video; sound that is shorter is
+                mixed to stereo, and it is cut at the end of the video; sound that is shorter is
                 not prolonged.
             live_sound: Make a sound track for `write_sound` instead.
+            track: Which sound track of the file, counted from 1; see `SoundDecoder`.
 
         Raises:
             UserError: The file cannot be written there, or the sound cannot be read.
@@ -88,9 +91,11 @@ class VideoWriter(FrameWriter):
             if live_sound:
                 self._sound = _SoundTrack(self._container, SAMPLE_RATE, 1)
             elif sound is not None:
-                decoder = SoundDecoder(sound)
+                decoder = SoundDecoder(sound, rates=_AAC_RATES, channels=2, track=track)
                 self._resources.callback(decoder.close)
-                self._sound = _file_track(self._container, decoder)
+                self._sound = _SoundTrack(
+                    self._container, decoder.rate, decoder.channels, iter(decoder)
+                )
         except BaseException as error:  # Ctrl-C as well: there is no frame to keep
             raise self._given_up(error) from None
 
@@ -209,15 +214,6 @@ class _SoundTrack:
         self._waiting_CN = np.concatenate([self._waiting_CN, samples_CN], axis=1)
 
 
-def _file_track(container: OutputContainer, decoder: SoundDecoder) -> _SoundTrack:
-    """Add a track for the sound of a file: mono, stereo, or the mean of more channels."""
-    blocks: Iterator[np.ndarray] = iter(decoder)
-    if decoder.channels <= _MAX_CHANNELS:
-        return _SoundTrack(container, decoder.rate, decoder.channels, blocks)
-    means = (samples_CN.mean(axis=0, keepdims=True, dtype=np.float32) for samples_CN in blocks)
-    return _SoundTrack(container, decoder.rate, 1, means)
-
-
 def open_writer(
     path: Path | str,
     height: int,
@@ -226,6 +222,7 @@ def open_writer(
     sound: Path | str | None = None,
     *,
     live_sound: bool = False,
+    track: int | None = None,
 ) -> FrameWriter:
     """Open the writer for the path's ending: .mp4 (`VideoWriter`) or .npy (`NpyWriter`, silent).
 
@@ -234,4 +231,4 @@ def open_writer(
     """
     if check_output(path, SUFFIXES).suffix.lower() == ".npy":
         return NpyWriter(path, height, width)
-    return VideoWriter(path, height, width, fps, sound, live_sound=live_sound)
+    return VideoWriter(path, height, width, fps, sound, live_sound=live_sound, track=track)

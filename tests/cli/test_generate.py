@@ -8,10 +8,11 @@ import shutil
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from cli_tools import FAST, generate, probe, refused, write_wav
+from cli_tools import FAST, RATE, generate, probe, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -165,6 +166,29 @@ def test_json_is_all_there_is_on_stdout(portrait, out, tmp_path, capfd):
     (warning,) = report["warnings"]
     assert "cut.wav" in warning and "12000" in warning
     assert f"warning: {warning}\n" in printed.err
+
+
+def test_the_track_that_is_heard_is_said(portrait, out, tmp_path, capsys):
+    audio = tmp_path / "two.mkv"
+    with av.open(str(audio), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(2)]
+        for stream, seconds in zip(streams, (0.5, 1.0), strict=True):
+            silence = np.zeros((1, round(seconds * RATE)), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate = RATE
+            container.mux(stream.encode(frame))
+    target = out / "x.mp4"
+    command = ["--portrait", portrait, "--audio", audio, "--output", target, "--json", *FAST]
+    assert generate(*command, "--track", 2) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["output"]["frames"] == probe(target)[0] == 25
+    assert report["sound"]["track"] == {"number": 2, "of": 2, "codec": "pcm_s16le"}
+    assert report["sound"]["layout"] == {"name": "mono", "channels": 1}
+    assert report["sound"]["gaps"]["count"] == 0 and report["warnings"] == []
+    assert printed.err.count("note: ") == 1 and "sound track 2 of 2 is heard" in printed.err
+    assert generate(*command, "--track", 3) == 2
+    assert "has no sound track 3; choose one of its 2" in capsys.readouterr().err
 
 
 def test_making_the_avatar_is_timed(portrait, speech, out, capsys, monkeypatch):

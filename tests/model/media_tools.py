@@ -31,6 +31,15 @@ def write_wav(
     return path
 
 
+def sound_frame(block_CN: np.ndarray, rate: int, layout: str, start: int) -> av.AudioFrame:
+    """A frame of float32 [channels, n] whose stamp is ``start`` samples."""
+    # Interleaved: PyAV takes no eight planes.
+    packed = np.ascontiguousarray(block_CN.T, np.float32).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+    frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start
+    return frame
+
+
 def write_sound(
     path: Path, samples_CN: np.ndarray, rate: int, codec: str, layout: str, *, video: bool = False
 ) -> Path:
@@ -41,10 +50,8 @@ def write_sound(
             picture.width = picture.height = 64
         stream = container.add_stream(codec, rate=rate, layout=layout)
         for start in range(0, samples_CN.shape[1], 1000):
-            block = np.ascontiguousarray(samples_CN[:, start : start + 1000], np.float32)
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
-            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start
-            container.mux(stream.encode(frame))
+            block = samples_CN[:, start : start + 1000]
+            container.mux(stream.encode(sound_frame(block, rate, layout, start)))
         container.mux(stream.encode(None))
         if picture is not None:
             for _ in range(3 * samples_CN.shape[1] * 25 // rate):  # thrice the sound's length
