@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import REPORT_BYTES, is_folder, read_json
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 
-from ..config import PRESETS, read_json
+from ..config import PRESETS
 from .dit_work import Schedule
 from .fit import GOAL, NOISE, Prior, Vector, least_squares
 from .forecast import Job, forecast
@@ -73,7 +74,7 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
     """
     found: list[Recorded] = []
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not is_folder(path):
             found.append(_read(path))
             continue
         inside = []
@@ -90,10 +91,9 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
 
 def _read(path: Path) -> Recorded:
     try:
-        values = read_json(path)
+        values = read_json(path, "report", cure="name a report", limit=REPORT_BYTES)
     except UserError as error:
-        message = str(error).replace("download the file again", "name a report")
-        raise UserError(f"--fit {message}") from None
+        raise UserError(f"--fit {error}") from None
     kind = None
     if values.get("schema") == SCHEMA:
         kind = PROFILE
