@@ -18,7 +18,8 @@ from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 
 from .config import LATENT_FRAMES
-from .tensor_files import FLOATS, SafetensorsFile, TensorSpec, list_keys
+from .safetensors_file import FLOATS, SafetensorsFile, TensorSpec
+from .tensor_files import list_keys
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
@@ -90,7 +91,8 @@ class Avatar:
             raise UserError(f"{path}: not an avatar file of this version; {make}")
         _check_shapes(path, {name: file.shapes[name] for name in _TENSORS})
         tensors: dict[str, Any] = {name: _read(file, name, _AGAIN) for name in _TENSORS}
-        return cls(**tensors, **{name: file.metadata.get(name, "") for name in _TEXTS})
+        texts: dict[str, Any] = {name: file.metadata.get(name, "") for name in _TEXTS}
+        return cls(**tensors, **texts)
 
 
 def _check_shapes(path: Path | str, specs: dict[str, TensorSpec]) -> None:

@@ -16,7 +16,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.precision import FP8
 
-from .tensor_files import FP8_DTYPES, TensorFiles, TensorSpec, list_keys, open_weights
+from .safetensors_file import FP8_DTYPES, TensorSpec
+from .tensor_files import TensorFiles, list_keys, open_weights
 
 __all__ = [
     "Slot",
