@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
+from . import numbers
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
+MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
 Subparsers = Any  # argparse's own type is private
 
@@ -155,11 +158,11 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("stream")
     colours = "0 (off) to 1: keep the portrait's colours (default: 1)"
     for option, kind, metavar, meaning in (
-        ("--steps", int, "N", "denoising steps per chunk (default: 4)"),
-        ("--shift", float, "S", "shift of the timesteps (default: 5)"),
-        ("--seed", int, "N", "seed of the noise (default: 9999)"),
-        ("--fps", float, "N", "frames per second (default: 25, as trained)"),
-        ("--color-correction", float, "S", colours),
+        ("--steps", numbers.STEPS, "N", "denoising steps per chunk (default: 4)"),
+        ("--shift", numbers.number(0.001, 1000), "S", "shift of the timesteps (default: 5)"),
+        ("--seed", numbers.whole(0, 2**63 - 1), "N", "seed of the noise (default: 9999)"),
+        ("--fps", numbers.number(33 / 8, 120), "N", "frames per second (default: 25, as trained)"),
+        ("--color-correction", numbers.number(0, 1), "S", colours),
     ):
         group.add_argument(
             option, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=meaning
@@ -188,8 +191,9 @@ def parse_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: The text is of another form.
     """
     height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW; write for example 768x448")
+    digits = cross and height.isdecimal() and width.isdecimal()
+    if not digits or len(text) > MAX_SIZE_TEXT:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not HxW; write for example 768x448")
     return int(height), int(width)
 
 
