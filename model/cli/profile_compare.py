@@ -77,10 +77,12 @@ def _folder(text: str, side: str) -> Path | None:
     Raises:
         UserError: It is neither.
     """
+    from livetalk_kernels.inputs import find, is_folder
+
     from ..profile.compare import REPORT
 
-    if text and Path(text).is_dir():
-        if not (Path(text) / REPORT).is_file():
+    if text and is_folder(text):
+        if find(Path(text) / REPORT).kind == "missing":
             raise UserError(
                 f"--compare: {side} is {text}, a folder without {REPORT}; name one that "
                 "'livetalk profile --output' has written"

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from livetalk_kernels.bench.heap import keep_freed_memory
     from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.inputs import find
     from livetalk_kernels.tuning import Tuning, TuningKey
 
     from ..loading import resolve_device, resolve_dtype
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     path: Path = args.output
-    before = Tuning.load(path) if path.exists() else Tuning(path=str(path))
+    before = Tuning.load(path) if find(path).kind != "missing" else Tuning(path=str(path))
     calls = _calls(args, device, dtype)
     outcomes: list[Outcome] = []
     interrupted = True

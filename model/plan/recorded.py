@@ -6,7 +6,8 @@ are fitted, as here; on a GPU, shares of the hardware's own figures (see `eviden
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,29 @@ class Recorded:
     kind: str
     values: Mapping[str, Any]
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Look into the values; what is not as its writer writes it is an error of the file.
+
+        Raises:
+            UserError: Something is missing, of another type or out of range.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--fit {self.path}: the report lacks or garbles {error!s:.80}; record it again"
+            ) from None
+
     @property
     def gpu_name(self) -> str | None:
         """The driver's name of its GPU; None if it ran on a CPU."""
         device = str(self.values["settings"].get("device", ""))
         gpu = self.values["machine"].get("gpu")
-        return gpu["name"] if gpu and device.startswith("cuda") else None
+        with self.reading():
+            return str(gpu["name"]) if gpu and device.startswith("cuda") else None
 
 
 def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
@@ -150,14 +168,8 @@ class Observed:
         Raises:
             UserError: It is of a model without a preset, or lacks something.
         """
-        values, path = recorded.values, recorded.path
-        try:
-            return cls._of(values, path)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"--fit {path}: the report lacks or garbles {error}; record it again with "
-                "'livetalk profile'"
-            ) from None
+        with recorded.reading():
+            return cls._of(recorded.values, recorded.path)
 
     @classmethod
     def _of(cls, values: Mapping[str, Any], path: Path) -> "Observed":
@@ -185,7 +197,12 @@ class Observed:
         )
         times = {(row["stage"], row["part"]): float(row["p50"]) for row in summary["stages"]}
         known = forecast(job, layout, _any_machine()).stages
+        if not all(0 <= seconds < math.inf for seconds in times.values()):
+            raise ValueError("times")
         unknown = sum(s for (stage, part), s in times.items() if not part and stage not in known)
+        chunk = float(summary["chunk"]["p50"]) - unknown
+        if not 0 < chunk < math.inf:
+            raise ValueError("the time of a chunk")
         setting = {"CPU": machine["cpu"]} | {key: settings.get(key) for key in SETTING}
         for model, backends in (settings.get("backends") or {}).items():
             setting |= {f"{model} {op}": backend for op, backend in backends.items()}
@@ -194,7 +211,7 @@ class Observed:
             job=job,
             layout=layout,
             times={key: seconds for key, seconds in times.items() if key[0] in known},
-            chunk=float(summary["chunk"]["p50"]) - unknown,
+            chunk=chunk,
             setting=setting,
             hardware=f"{machine['cpu']}, {threads} thread{'s' * (threads != 1)}: "
             f"{settings['model']}, {settings['dtype']}, {settings['precision']}"
