@@ -240,7 +240,7 @@ def read_bytes(
             data = file.read(limit + 1)
         except OSError as error:
             raise UserError(f"{path}: {_problem(error)}") from None
-    return _bounded(data, str(path), what, limit)
+    return _bounded(data, str(path), limit)
 
 
 def read_text(
@@ -262,7 +262,7 @@ def read_text(
         UserError: See `read_bytes`; or it is of another encoding, or no text.
     """
     if isinstance(source, bytes):
-        name, data = what, _bounded(source, what, what, limit)
+        name, data = what, _bounded(source, what, limit)
     else:
         name, data = str(source), read_bytes(source, what, limit=limit, missing=missing)
     other = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), None)
@@ -317,10 +317,10 @@ def read_json(
     return value
 
 
-def _bounded(data: bytes, name: str, what: str, limit: int) -> bytes:
+def _bounded(data: bytes, name: str, limit: int) -> bytes:
     if len(data) > limit:
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-        raise UserError(f"{name}: is larger than a {what} file may be ({size}); check the path")
+        raise UserError(f"{name}: is larger than {size}, the most that is read here; check it")
     return data
 
 

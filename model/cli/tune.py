@@ -68,7 +68,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     how = parser.add_argument_group("how it is timed")
     how.add_argument(
         "--budget",
-        type=numbers.SECONDS,
+        type=numbers.number(1e-9, numbers.MAX_SECONDS),
         default=DEFAULT_BUDGET,
         metavar="SECONDS",
         help="for all shapes together, the most frequent first; what does not fit is left out "

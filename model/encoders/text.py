@@ -146,9 +146,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         UserError: There is no such folder, or its files cannot be used.
     """
+    folder = check_tokenizer(folder)  # transformers looks for a missing folder on the hub
     from transformers import AutoTokenizer
 
-    folder = check_tokenizer(folder)  # transformers looks for a missing folder on the hub
     try:
         return AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False

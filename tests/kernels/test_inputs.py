@@ -301,13 +301,13 @@ def test_text_without_end(name, tmp_path):
     with (tmp_path / file).open("wb") as stream:
         stream.write(b'{"a": "')
         stream.truncate(1 << 42)
-    assert "is larger than a" in refused(reader, tmp_path / file)
+    assert "MiB, the most that is read here" in refused(reader, tmp_path / file)
 
 
 def test_a_size_of_zero_defeats_no_limit():
     assert os.stat("/proc/cpuinfo").st_size == 0
     assert len(read_bytes("/proc/cpuinfo", "list")) > 10
-    with pytest.raises(UserError, match=r"cpuinfo: is larger than a list file may be \(10 bytes\)"):
+    with pytest.raises(UserError, match="cpuinfo: is larger than 10 bytes"):
         read_bytes("/proc/cpuinfo", "list", limit=10)
 
 
@@ -330,7 +330,7 @@ def test_bytes_are_read_by_the_same_rules():
         (DEEP, "nested"),
         (b"[]", "a list"),
         (b"\xff", "UTF-8"),
-        (b" " * 99, "64 by"),
+        (b" " * 99, "64"),
     ):
         limit = 64 if says == "64" else 1 << 20
         with pytest.raises(UserError, match=r"^the request: ") as error:
