@@ -26,6 +26,7 @@ import torch
 
 from livetalk_kernels.bench.compare import ALARM, MIN_PAIRS, TOLERANCE
 from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.inputs import REPORT_BYTES, find, read_json
 from livetalk_kernels.outputs import write_json
 from livetalk_model import load_pipeline
 from livetalk_model.media.synthetic import picture, speech
@@ -90,9 +91,9 @@ def trial(args: argparse.Namespace, slowdown: float) -> dict[str, Any]:
 
 def begun(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Trials of a file that is there already."""
-    if not path.exists():
+    if find(path).kind == "missing":
         return []
-    old = json.loads(path.read_text())
+    old = read_json(path, "report", cure="use another --output", limit=REPORT_BYTES)
     for name in SAME:
         mine, its = (
             {key: value for key, value in x[name].items() if key not in PASSING}

@@ -10,7 +10,6 @@ package beyond torch, Triton and NumPy. Untested on a GPU.
 
 import argparse
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from livetalk_kernels.bench.report import RED, TIMED
 from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import Settings, bench_case
 from livetalk_kernels.dispatch import load_op, op_names
+from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.spec import Case
 
@@ -49,9 +49,9 @@ def earlier(path: Path | None, now: Mapping[str, Any]) -> tuple[Known, set[tuple
     Returns:
         (op, case) -> the case, and those that failed; empty without such a file.
     """
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return {}, set()
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, "report", cure="use another --output", limit=REPORT_BYTES)
     keys = ("name", "uuid", "count")
 
     def same(name: str) -> bool:

@@ -6,7 +6,6 @@ python benchmarks/plot.py ops profiles/data/ops.json profiles/ops.png
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from livetalk_kernels.inputs import REPORT_BYTES, read_json
 from livetalk_kernels.outputs import new_file
 
 STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "encode", "colour")
@@ -116,7 +116,10 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
     draw = {"chunk": chunk, "ops": ops, "soak": soak}[args.kind]
-    draw(json.loads(args.data.read_text()), args.target)
+    draw(
+        read_json(args.data, "report", cure="name a recorded result", limit=REPORT_BYTES),
+        args.target,
+    )
 
 
 if __name__ == "__main__":

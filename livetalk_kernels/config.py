@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from .dispatch import all_backend_names, backend_names, op_names
 from .errors import UserError
+from .inputs import check_input
 from .tuning import Tuning
 
 VARIABLE = "LIVETALK_BACKEND"
@@ -218,11 +219,11 @@ def find_tuning(
     if not value:
         return None
     try:
+        check_input(value, "tuning")
         state = os.stat(value)
         return _load_once(value, state.st_mtime_ns, state.st_size, state.st_ino)
-    except (OSError, UserError) as error:
-        reason = f"{value}: {error.strerror}" if isinstance(error, OSError) else error
-        raise UserError(f"{TUNING_VARIABLE}: {reason}; mend or unset the variable") from None
+    except UserError as error:
+        raise UserError(f"{TUNING_VARIABLE}: {error}; mend or unset the variable") from None
 
 
 @functools.lru_cache(maxsize=8)

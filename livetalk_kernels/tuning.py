@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import torch
 
@@ -26,6 +26,7 @@ from . import extension
 from .dispatch import backend_names, op_names
 from .errors import UserError
 from .hardware import cpu_name, gpu_entry, version
+from .inputs import Count, Range, build, read_json
 from .precision import dtype_name
 from .spec import Case
 
@@ -33,7 +34,6 @@ FORMAT, FORMAT_VERSION = "livetalk-tuning", 1
 FOLDER = Path(__file__).resolve().parent
 AGAIN = "run 'livetalk tune' again"
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class TuningKey:
     device: str
     name: str
     instructions: str
-    threads: int
+    threads: Count
     driver: str
     versions: Mapping[str, str]
 
@@ -100,22 +100,20 @@ class Choice:
 
     op: str
     dtype: str
-    dims: Mapping[str, int]
+    dims: Mapping[str, Count]
     variant: Mapping[str, Any] = field(default_factory=dict)
-    calls: int = 1
+    calls: Annotated[int, Range(1, 2**53)] = 1
     backend: str
     options: Mapping[str, Any] = field(default_factory=dict)
     p50: Mapping[str, float]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        _require(self.backend in self.p50, f"{self.backend} was not timed")
-        _require(self.calls >= 1, f"{self.calls} calls")
-        for letter, size in self.dims.items():
-            _require(type(size) is int and size >= 0, f"size {letter} is {size!r:.40}")
+        if self.backend not in self.p50:
+            raise ValueError(f"{self.backend} was not timed")
         for name, seconds in self.p50.items():
-            right = isinstance(seconds, float) and 0 < seconds < math.inf
-            _require(right, f"p50 of {name} is {seconds!r:.40}")
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"p50 of {name} is {seconds!r:.40}")
 
     @property
     def shape(self) -> str:
@@ -179,28 +177,20 @@ class Tuning:
         Raises:
             UserError: It is missing, damaged, or of another format.
         """
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: no such tuning file; make it by 'livetalk tune --output {path}'"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-        except ValueError:  # no UTF-8, or no JSON
-            raise UserError(f"{path}: is no tuning file, for it is no JSON; {AGAIN}") from None
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
+        make = f"make it by 'livetalk tune --output {path}'"
+        value = read_json(path, "tuning", cure=AGAIN, missing=make)
+        if value.get("format") != FORMAT:
             raise UserError(f"{path}: is no tuning file; name one that 'livetalk tune' wrote")
         if value.get("version") != FORMAT_VERSION:
             raise UserError(
-                f"{path}: is a tuning file of version {value.get('version')!r}, and "
+                f"{path}: is a tuning file of version {value.get('version')!r:.40}, and "
                 f"{FORMAT_VERSION} is understood; {AGAIN}"
             )
         try:
-            entries = [_machine(entry) for entry in _get(value, "machines", list)]
+            machines = build(_Machines, value).machines
         except ValueError as error:
             raise UserError(f"{path}: is damaged: {error}; remove it and {AGAIN}") from None
-        return cls(path=str(path), machines=tuple(entries))
+        return cls(path=str(path), machines=machines)
 
     def as_json(self) -> dict[str, Any]:
         """For the file."""
@@ -268,6 +258,13 @@ class Tuning:
         return best, f"tuned: {self.path} ({why})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Machines:
+    """What a file holds besides its format."""
+
+    machines: tuple[MachineEntry, ...]
+
+
 @functools.cache
 def _key(device: torch.device, threads: int) -> TuningKey:
     """Key of this machine; that of a GPU is untested on a GPU."""
@@ -305,56 +302,3 @@ def _digest() -> str:
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _get(entry: object, name: str, kind: type[T]) -> T:
-    """A field of a JSON object.
-
-    Raises:
-        ValueError: It is missing or of another type.
-    """
-    _require(isinstance(entry, dict), f"{entry!r:.40} is no object")
-    assert isinstance(entry, dict)
-    _require(name in entry, f"{name} is missing")
-    value = entry[name]
-    right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(right, f"{name} is {value!r:.40}")
-    assert isinstance(value, kind)
-    return value
-
-
-def _machine(entry: object) -> MachineEntry:
-    key = _get(entry, "key", dict)
-    versions = _get(key, "versions", dict)
-    return MachineEntry(
-        key=TuningKey(
-            device=_get(key, "device", str),
-            name=_get(key, "name", str),
-            instructions=_get(key, "instructions", str),
-            driver=_get(key, "driver", str),
-            threads=_get(key, "threads", int),
-            versions={name: _get(versions, name, str) for name in versions},
-        ),
-        complete=_get(entry, "complete", bool),
-        date=_get(entry, "date", str),
-        commit=_get(entry, "commit", str),
-        choices=tuple(_choice(choice) for choice in _get(entry, "choices", list)),
-    )
-
-
-def _choice(entry: object) -> Choice:
-    return Choice(
-        op=_get(entry, "op", str),
-        dtype=_get(entry, "dtype", str),
-        dims=_get(entry, "dims", dict),
-        variant=_get(entry, "variant", dict),
-        calls=_get(entry, "calls", int),
-        backend=_get(entry, "backend", str),
-        options=_get(entry, "options", dict),
-        p50=_get(entry, "p50", dict),
-    )

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import new_file
+from livetalk_kernels.precision import dtype_name
 
 from .config import LATENT_FRAMES
+from .safetensors_file import FLOATS, SafetensorsFile, TensorSpec
+from .tensor_files import list_keys
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
 _TEXTS = ("model", "prompt", "note")
 LATENT_CHANNELS = 16
+_AGAIN = "make it again with 'livetalk prepare'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,52 +85,34 @@ class Avatar:
         Raises:
             UserError: The file is missing, damaged, or not an avatar file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such avatar file; make one with 'livetalk prepare'")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                keys = set(file.keys())
-                if metadata.get("format") != FORMAT or not keys.issuperset(_TENSORS):
-                    raise UserError(
-                        f"{path}: not an avatar file of this version; "
-                        "make one with 'livetalk prepare'"
-                    )
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: damaged ({error}); make it again with 'livetalk prepare'"
-            ) from None
-        text = {name: metadata.get(name, "") for name in _TEXTS}
-        avatar = cls(**tensors, **text)
-        avatar._check(path)
-        return avatar
+        make = "make one with 'livetalk prepare'"
+        file = SafetensorsFile(Path(path), "avatar", cure=_AGAIN, missing=make)
+        if file.metadata.get("format") != FORMAT or not file.shapes.keys() >= set(_TENSORS):
+            raise UserError(f"{path}: not an avatar file of this version; {make}")
+        _check_shapes(path, {name: file.shapes[name] for name in _TENSORS})
+        tensors: dict[str, Any] = {name: _read(file, name, _AGAIN) for name in _TENSORS}
+        texts: dict[str, Any] = {name: file.metadata.get(name, "") for name in _TEXTS}
+        return cls(**tensors, **texts)
 
-    def _check(self, path: Path) -> None:
-        """Refuse shapes that no `prepare` writes."""
-        shapes = {name: list(getattr(self, name).shape) for name in _TENSORS}
-        picture, latent = shapes["portrait"], shapes["condition"]
-        fits = (
-            [len(shape) for shape in shapes.values()] == [2, 3, 4, 3]
-            and self.portrait.dtype == torch.uint8
-            and picture[0] == 3
-            and latent[:2] == [LATENT_CHANNELS, LATENT_FRAMES]
-            and picture[1:] == [8 * side for side in latent[2:]]
-            and all(side > 0 and side % 16 == 0 for side in picture[1:])
-        )
-        if not fits:
-            raise UserError(
-                f"{path}: tensors do not fit together ({json.dumps(shapes)}); "
-                "make it again with 'livetalk prepare'"
-            )
-        for name in ("context", "clip_fea", "condition"):
-            tensor = getattr(self, name)
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-                raise UserError(
-                    f"{path}: {name} holds something else than finite floats; "
-                    "make it again with 'livetalk prepare'"
-                )
+
+def _check_shapes(path: Path | str, specs: dict[str, TensorSpec]) -> None:
+    """Refuse shapes and dtypes that no `prepare` writes.
+
+    Raises:
+        UserError: There is one.
+    """
+    shapes = {name: list(shape) for name, (shape, _) in specs.items()}
+    picture, latent = shapes["portrait"], shapes["condition"]
+    fits = (
+        [len(shape) for shape in shapes.values()] == [2, 3, 4, 3]
+        and picture[0] == 3
+        and latent[:2] == [LATENT_CHANNELS, LATENT_FRAMES]
+        and picture[1:] == [8 * side for side in latent[2:]]
+        and all(side > 0 and side % 16 == 0 for side in picture[1:])
+        and specs["portrait"][1] == torch.uint8
+    )
+    if not fits:
+        raise UserError(f"{path}: tensors do not fit together ({json.dumps(shapes)}); {_AGAIN}")
 
 
 def load_embedding(path: str | Path, name: str) -> Tensor:
@@ -143,24 +128,31 @@ def load_embedding(path: str | Path, name: str) -> Tensor:
     Raises:
         UserError: The file or the tensor is missing, damaged, or not of finite floats.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a safetensors file with {name}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            if name not in names:
-                found = ", ".join(names) or "nothing"
-                raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
-            tensor: Tensor = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    file = SafetensorsFile(
+        Path(path),
+        "embedding",
+        cure="write it again",
+        missing=f"give a safetensors file with {name}",
+    )
+    if name not in file.shapes:
+        found = list_keys(sorted(file.shapes)) or "nothing"
+        raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
+    return _read(file, name, "compute it again")
+
+
+def _read(file: SafetensorsFile, name: str, cure: str) -> Tensor:
+    """A tensor of its own; one that is a picture, or finite floats.
+
+    Raises:
+        UserError: It is of another dtype, or holds NaN or Inf.
+    """
+    dtype = file.shapes[name][1]
+    if dtype not in (*FLOATS, torch.uint8) or (dtype == torch.uint8) != (name == "portrait"):
         raise UserError(
-            f"{path}: not a readable safetensors file ({error}); write it again"
-        ) from None
-    if not tensor.is_floating_point():
-        raise UserError(
-            f"{path}: {name} is {tensor.dtype}, but floats are needed; compute it again"
+            f"{file.path}: {name} is {dtype_name(dtype)}, but floats of 16 bits or more are "
+            f"needed; {cure} in bfloat16 or float32"
         )
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{path}: {name} holds NaN or Inf; compute it again")
+    tensor = file.read(name).clone()
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise UserError(f"{file.path}: {name} holds NaN or Inf; {cure}")
     return tensor

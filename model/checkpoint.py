@@ -10,8 +10,9 @@ import dataclasses
 from pathlib import Path
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import check_folder, find
 
-from .config import DiTConfig, VAEConfig, read_json
+from .config import DiTConfig, VAEConfig, read_config
 from .tensor_files import TensorFiles, open_weights
 
 DIT_CONFIG = "config.json"
@@ -36,11 +37,9 @@ class CheckpointFolder:
         """Check that the folder is there.
 
         Raises:
-            UserError: It is not.
+            UserError: It is not, or is the root of a download cache.
         """
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise UserError(f"{path}: no such folder; give the one with {DIT_CONFIG} in it")
+        self.path = check_folder(path, f"give the one with {DIT_CONFIG} in it")
 
     @property
     def dit(self) -> Path:
@@ -97,8 +96,11 @@ class CheckpointFolder:
 
     def _require(self, name: str, remedy: str) -> Path:
         path = self.path / name
-        if not path.exists():
+        found = find(path)
+        if found.kind == "missing":
             raise UserError(f"{path}: missing; {remedy}")
+        if found.problem:
+            raise UserError(f"{path}: {found.problem}")
         return path
 
 
@@ -110,7 +112,7 @@ def read_dit_config(
 ) -> DiTConfig:
     """See ``CheckpointFolder.dit_config``; ``files`` are the open weights."""
     config = DiTConfig.from_json(path)
-    if any(field in read_json(path) for field in _AUDIO_FIELDS) or _AUDIO_KEY not in files.shapes:
+    if any(field in read_config(path) for field in _AUDIO_FIELDS) or _AUDIO_KEY not in files.shapes:
         features = config.audio_features
     else:
         columns = files.shapes[_AUDIO_KEY][0][-1]

@@ -5,7 +5,7 @@ tensors of the published checkpoints, and the Wan2.1 latent statistics.
 """
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import build, read_json
 
 # Mean and standard deviation of each latent channel over Wan2.1's training data. The network
 # sees (latent - mean) / std.
@@ -62,15 +63,50 @@ _WAV2VEC2_KEYS = MappingProxyType(
 )
 
 
+# Largest sizes: far beyond any model of this kind, and small enough that their products are
+# numbers which tensors can have. A width, or whatever is not listed, may be up to _MOST.
+_MOST = 1 << 16
+_MOST_PARAMETERS = 10**12
+_MOST_DIT: Mapping[str, int] = MappingProxyType(
+    {
+        "ffn_dim": 1 << 20,
+        "num_heads": 1024,
+        "num_layers": 1024,
+        "in_dim": 4096,
+        "out_dim": 4096,
+        "audio_window": 1023,
+        "audio_layers": 1024,
+        "vae_scale": 64,
+    }
+)
+_MOST_VAE: Mapping[str, int] = MappingProxyType({"dim": 4096, "z_dim": 4096})
+_MOST_AUDIO: Mapping[str, int] = MappingProxyType(
+    {
+        "layers": 1024,
+        "heads": 1024,
+        "ffn_dim": 1 << 20,
+        "conv_kernel": 4096,
+        "conv_stride": 4096,
+        "pos_conv_kernel": 4096,
+        "sample_rate": 1 << 20,
+    }
+)
+_MOST_CONVOLUTIONS = 64
+
+
 def _require(condition: bool, field: str, message: str) -> None:
     if not condition:
         raise UserError(f"{field}: {message}")
 
 
-def _require_positive_integers(values: Mapping[str, Any]) -> None:
+def _require_sizes(values: Mapping[str, Any], most: Mapping[str, int]) -> None:
     for name, value in values.items():
         is_integer = isinstance(value, int) and not isinstance(value, bool)
-        _require(is_integer and value > 0, name, f"must be a positive integer, got {value!r}")
+        _require(
+            is_integer and 0 < value <= most.get(name, _MOST),
+            name,
+            f"must be a positive integer, {most.get(name, _MOST)} at most, got {value!r:.40}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +167,7 @@ class DiTConfig:
             for field in dataclasses.fields(self)
             if field.name not in ("patch_size", "eps")
         }
-        _require_positive_integers(integers)
+        _require_sizes(integers, _MOST_DIT)
         _require(
             isinstance(self.eps, float) and 0 < self.eps < 1,
             "eps",
@@ -160,6 +196,20 @@ class DiTConfig:
             "in_dim",
             f"must be latent + mask + conditioning = {channels} channels, got {self.in_dim}",
         )
+        _require(
+            self.fewest_parameters <= _MOST_PARAMETERS,
+            "num_layers",
+            f"{self.num_layers} layers of width {self.dim} have {self.fewest_parameters:.0e} "
+            f"parameters or more, {_MOST_PARAMETERS:.0e} is the most",
+        )
+
+    @property
+    def fewest_parameters(self) -> int:
+        """Parameters of the largest matrices alone: a bound from below, without building any."""
+        block = 8 * self.dim**2 + 2 * self.dim * self.ffn_dim
+        audio = self.audio_window * self.audio_features * self.intermediate_dim
+        tokens = self.intermediate_dim * self.context_tokens * self.output_dim
+        return self.num_layers * block + audio + tokens
 
     @property
     def head_dim(self) -> int:
@@ -189,8 +239,7 @@ class DiTConfig:
             UserError: The file is missing, is not JSON, or holds a value that cannot be; the
                 message names the file and the field.
         """
-        path = Path(path)
-        values = read_json(path)
+        values = read_config(path)
         for name, expected in _FIXED_SWITCHES.items():
             if values.get(name, expected) != expected:
                 raise UserError(
@@ -199,11 +248,9 @@ class DiTConfig:
                 )
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in values.items() if name in names}
-        if isinstance(known.get("patch_size"), list):
-            known["patch_size"] = tuple(known["patch_size"])
         try:
-            return cls(**known)
-        except UserError as error:
+            return build(cls, known)
+        except ValueError as error:
             raise UserError(f"{path}: {error}; restore the published config.json") from None
 
 
@@ -221,7 +268,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""
-        _require_positive_integers({"dim": self.dim, "z_dim": self.z_dim})
+        _require_sizes({"dim": self.dim, "z_dim": self.z_dim}, _MOST_VAE)
         published = len(_LATENT_MEAN)
         _require(self.z_dim == published, "z_dim", f"must be {published}, got {self.z_dim}")
 
@@ -268,11 +315,16 @@ class AudioEncoderConfig:
         """Refuse impossible shapes."""
         stages = ("conv_dim", "conv_kernel", "conv_stride")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        _require_positive_integers({k: v for k, v in values.items() if k not in stages})
+        _require_sizes({k: v for k, v in values.items() if k not in stages}, _MOST_AUDIO)
         for name in stages:
             _require(isinstance(values[name], tuple), name, f"must be a list: {values[name]!r}")
+            _require(
+                len(values[name]) <= _MOST_CONVOLUTIONS,
+                name,
+                f"{len(values[name])} entries, {_MOST_CONVOLUTIONS} is the most",
+            )
             for value in values[name]:
-                _require_positive_integers({name: value})
+                _require_sizes({name: value}, _MOST_AUDIO)
             _require(
                 len(values[name]) == len(self.conv_dim),
                 name,
@@ -299,17 +351,14 @@ class AudioEncoderConfig:
             UserError: The file is missing, is not JSON, or holds a value that cannot be; the
                 message names the file and the field.
         """
-        path = Path(path)
-        values = read_json(path)
-        known: dict[str, Any] = {
-            name: tuple(values[key]) if isinstance(values[key], list) else values[key]
-            for name, key in _WAV2VEC2_KEYS.items()
-            if key in values
-        }
+        values = read_config(path)
+        known = {name: values[key] for name, key in _WAV2VEC2_KEYS.items() if key in values}
         try:
-            return cls(**known)
-        except UserError as error:
-            raise UserError(f"{path}: {error}; restore the published config.json") from None
+            return build(cls, known)
+        except ValueError as error:
+            field = re.match(r"\w*", str(error))[0]  # type: ignore[index]  # matches at least ""
+            message = _WAV2VEC2_KEYS.get(field, field) + str(error).removeprefix(field)
+            raise UserError(f"{path}: {message}; restore the published config.json") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,18 +462,10 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Object in a JSON file.
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a ``config.json`` or an index of a checkpoint.
 
     Raises:
-        UserError: The file is missing, unreadable, not JSON, or its top level is not an object.
+        UserError: See `inputs.read_json`.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); download the file again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object; download the file again")
-    return values
+    return read_json(path, Path(path).name, cure="download the file again")

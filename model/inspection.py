@@ -12,6 +12,7 @@ import torch
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import check_folder, find, is_file, is_folder
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import dtype_name
 
@@ -29,10 +30,10 @@ from .config import AudioEncoderConfig, DiTConfig
 from .dit import DiT
 from .encoders.audio import wav2vec2_on_meta
 from .encoders.image import split_tensors, vision_on_meta
-from .encoders.text import umt5_on_meta
+from .encoders.text import check_tokenizer, umt5_on_meta
 from .tensor_files import TensorFiles, TensorSpec, open_weights
 from .vae import VAE
-from .weights import check_module
+from .weights import ROUNDED, check_module
 
 Status = Literal["found", "missing", "broken", "not given"]
 
@@ -52,7 +53,8 @@ class Component:
         tensors: Number of tensors.
         parameters: Numbers in them.
         dtypes: Dtypes, the most frequent first.
-        problem: What is wrong and what to do; empty if nothing is.
+        problem: What is wrong and what to do; empty if nothing is. A part that is ``found`` may
+            have one as well, which makes its results approximate.
     """
 
     name: str
@@ -106,9 +108,9 @@ def inspect_checkpoint(
         UserError: One of the folders does not exist.
     """
     path = CheckpointFolder(folder).path
-    encoder = None if audio_encoder is None else Path(audio_encoder)
-    if encoder is not None and not encoder.is_dir():
-        raise UserError(f"{encoder}: no such folder; give the folder of wav2vec2")
+    encoder = None
+    if audio_encoder is not None:
+        encoder = check_folder(audio_encoder, "give the folder of wav2vec2")
     audio, audio_config = _inspect_audio_encoder(encoder)
     dit, dit_config = _inspect_dit(path, audio_config)
     width, tokens, text_width = (
@@ -154,18 +156,21 @@ def _inspect(
         check: Raises a UserError if the tensors are not those of this component.
         candidates: Files that there may be, if ``source`` is a folder.
     """
-    present = tuple(file for file in candidates or (source,) if file.is_file())
+    # A link to nothing, or a pipe, is opened too, which says what it is.
+    present = tuple(f for f in candidates or (source,) if find(f).kind not in ("missing", "folder"))
     if not present:
         problem = f"{source}: missing; download it"
-        if source.is_dir():
+        if is_folder(source):
             problem = f"{source}: no weights of the {name} in it; download them"
         return Component(name=name, needed_for=needed_for, status="missing", problem=problem)
-    size = sum(file.stat().st_size for file in present)
+    size = sum(find(file).bytes for file in present)
     row = Component(name=name, needed_for=needed_for, status="found", files=present, bytes=size)
     try:
         with open_weights(source) as files:
             row = dataclasses.replace(row, **_count(files.shapes.values()))
             check(files)
+            if files.rounded:
+                row = dataclasses.replace(row, problem=f"{files.name}: {ROUNDED}")
     except UserError as error:
         return dataclasses.replace(row, status="broken", problem=str(error))
     return row
@@ -236,12 +241,16 @@ def _inspect_audio_encoder(
 def _inspect_tokenizer(folder: Path) -> Component:
     """Row of the tokenizer; its contents are checked when it is used."""
     row = Component(name="tokenizer", needed_for="prepare", status="found")
-    if not folder.is_dir():
+    if find(folder).kind == "missing":
         problem = f"{folder}: missing; download it"
         return dataclasses.replace(row, status="missing", problem=problem)
-    files = tuple(sorted(file for file in folder.iterdir() if file.is_file()))
-    row = dataclasses.replace(row, files=files, bytes=sum(file.stat().st_size for file in files))
-    if not any(file.name in _TOKENIZER_FILES and file.stat().st_size for file in files):
+    try:
+        check_tokenizer(folder)
+    except UserError as error:
+        return dataclasses.replace(row, status="broken", problem=str(error))
+    files = tuple(sorted(file for file in folder.iterdir() if is_file(file)))
+    row = dataclasses.replace(row, files=files, bytes=sum(find(file).bytes for file in files))
+    if not any(file.name in _TOKENIZER_FILES and find(file).bytes for file in files):
         problem = f"{folder}: neither of {', '.join(_TOKENIZER_FILES)}; download the folder again"
         return dataclasses.replace(row, status="broken", problem=problem)
     return row

@@ -222,7 +222,7 @@ class ModelSource:
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
             vae = VAE(shape, ops, reuse=self.reuse)
-        self._fill(vae, None if folder is None else folder.vae, None)
+        rounded = self._fill(vae, None if folder is None else folder.vae, None)
         vae.prepare()
         return Preparer(
             config=config,
@@ -230,6 +230,7 @@ class ModelSource:
             ops=ops,
             size=preset.size,
             checkpoint=folder,
+            rounded=rounded,
             load_seconds=time.perf_counter() - begin,
         )
 
@@ -256,7 +257,8 @@ class ModelSource:
             dit_config = self.folder.dit_config(*shape)
         dit = self._build_dit(dit_config, team)
         host = dit.avatar_parameters() if self.spares_memory else frozenset()
-        self._fill(dit, None if self.folder is None else self.folder.dit, dit.key_map(), host)
+        weights = None if self.folder is None else self.folder.dit
+        rounded = self._fill(dit, weights, dit.key_map(), host)
         return Pipeline(
             dit=dit,
             audio_encoder=encoder,
@@ -264,6 +266,7 @@ class ModelSource:
             team=team,
             cuda_graphs=self.cuda_graphs,
             compiled=self.compiled,
+            rounded=rounded,
             load_times=LoadTimes(
                 dit=time.perf_counter() - encoder_done,
                 vae=preparer.load_seconds,
@@ -297,13 +300,15 @@ class ModelSource:
         weights: Path | None,
         key_map: Mapping[str, Slot] | None,
         host: Collection[str] = (),
-    ) -> None:
+    ) -> bool:
+        """Fill a module; whether its weights come from FP8."""
         where: Any = {"dtype": self.dtype, "device": self.device, "key_map": key_map, "host": host}
         if weights is None:
             random_module(module, seed=RANDOM_SEED, **where)
-            return
+            return False
         with open_weights(weights) as files:
             load_module(module, files, **where)
+            return files.rounded
 
 
 def resolve_device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import is_file, read_text
 from livetalk_kernels.outputs import new_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -72,7 +73,7 @@ def verify_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -
         if label not in roots:
             raise UserError(f"{path}: lists {name}; give the folder with --{label} DIR")
         file = roots[label] / inner
-        if not file.is_file():
+        if not is_file(file):
             results[name] = "missing"
         else:
             results[name] = "ok" if _sha256(file, name, progress) == digest else "changed"
@@ -86,18 +87,16 @@ def read_manifest(path: Path) -> dict[str, str]:
         UserError: The manifest cannot be read, is empty, has a line of another form or a path
             that leaves its folder.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a manifest; expected SHA-256 lines") from None
-    digests = {}
-    for number, line in enumerate(lines, 1):
+    digests: dict[str, str] = {}
+    for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None or ".." in PurePosixPath(match[2]).parts or "/" not in match[2]:
             raise UserError(
                 f"{path}: line {number} is not 'SHA-256  label/path'; write the manifest again"
+            )
+        if match[2] in digests:
+            raise UserError(
+                f"{path}: line {number} names {match[2]} again; write the manifest again"
             )
         digests[match[2]] = match[1]
     if not digests:
@@ -112,9 +111,9 @@ def manifest_files(roots: Mapping[str, Path], *, without: Path | None = None) ->
         for file in sorted(root.rglob("*")):
             inner = file.relative_to(root)
             hidden = any(part.startswith(".") for part in inner.parts)
-            if hidden or file.suffix == ".part" or not file.is_file():
+            if hidden or file.suffix == ".part" or not is_file(file):
                 continue
-            if without is not None and without.exists() and file.samefile(without):
+            if without is not None and is_file(without) and file.samefile(without):
                 continue
             files[f"{label}/{inner.as_posix()}"] = file
     return files

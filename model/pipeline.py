@@ -52,6 +52,7 @@ class Pipeline:
         graphed: A stream replays CUDA graphs.
         compiled: The transformer runs by torch.compile.
         calls: What a stream calls: the models' methods, or what stands for them.
+        rounded: Weights of the transformer or the VAE were cast to FP8 before they were loaded.
         random: The weights are random: the pictures mean nothing, the speed does.
         load_times: How long loading took.
     """
@@ -66,8 +67,10 @@ class Pipeline:
         team: Team | None = None,
         cuda_graphs: bool = False,
         compiled: bool = False,
+        rounded: bool = False,
     ) -> None:
         """Put loaded parts together."""
+        self.rounded = rounded or preparer.rounded
         self.dit, self.audio_encoder, self.preparer = dit, audio_encoder, preparer
         self.vae: VAE = preparer.vae
         self.ops: dict[str, Ops] = {"dit": dit.ops, "vae": preparer.ops}
@@ -90,6 +93,8 @@ class Pipeline:
         }
         if self.dit.parallel.approximate:
             found.add("FP8 exchange")
+        if self.rounded:
+            found.add("FP8 weights")
         return sorted(found)
 
     def prepare(

@@ -61,8 +61,10 @@ class Preparer:
         size: tuple[int, int],
         checkpoint: CheckpointFolder | None,
         load_seconds: float,
+        rounded: bool = False,
     ) -> None:
         """Put loaded parts together; without a checkpoint the encoders are random."""
+        self.rounded = rounded
         self.config, self.vae, self.size = config, vae, size
         self.load_seconds = load_seconds
         self.ops = ops
@@ -73,8 +75,8 @@ class Preparer:
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
         shape["vae"] = dataclasses.asdict(vae.config)
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-        rounded = weight.to("cpu", torch.bfloat16).contiguous()
-        digest.update(rounded.view(torch.int16).numpy().tobytes())
+        sixteen = weight.to("cpu", torch.bfloat16).contiguous()
+        digest.update(sixteen.view(torch.int16).numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:12]
 
     def prepare(

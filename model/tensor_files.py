@@ -4,24 +4,24 @@ Formats: ``.safetensors`` (one file, or shards with an index) and ``torch.save``
 ``weights_only=True``, so that no code in a checkpoint ever runs.
 """
 
-import json
-import math
-import mmap
-import operator
+import os
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import check_folder, check_input, find, is_folder, open_input
 
-from .config import read_json
+from .config import read_config
+from .safetensors_file import FP8_DTYPES, MAPPING, SafetensorsFile, TensorSpec
 
 # Names that diffusers, transformers and torch give to weights in a folder, best first.
 _FOLDER_NAMES = (
@@ -31,27 +31,15 @@ _FOLDER_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_MAX_HEADER = 100_000_000  # of the format
 _PICKLED_SUFFIXES = (".pth", ".pt", ".bin")
+_MAX_PICKLE = 64 << 20  # of a zip: what it says of its tensors, not their numbers
+_MAX_MEMBERS = 1 << 20
+_ZIP_END = 1 << 17  # bytes that hold the records and the comment at the end of a zip
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-_SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+# What programs that hold a model as a part of something larger put in front of its names.
+_WRAPPERS = ("model.", "diffusion_model.", "_orig_mod.", "module.", "dit.")
 LISTED_KEYS = 8
-
-TensorSpec = tuple[tuple[int, ...], torch.dtype]
 
 
 def list_keys(keys: Iterable[str]) -> str:
@@ -72,98 +60,6 @@ class _Part(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One tensor of a safetensors file; its bytes are ``begin`` to ``end`` of the file."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    begin: int
-    end: int
-
-
-class _SafetensorsFile:
-    """One safetensors file, mapped read-only when the first tensor is read.
-
-    The library's own reader maps copy-on-write, which the kernel counts as committed memory: it
-    cannot open a file larger than the host's memory, not even to look at the header.
-
-    Source: the format's description, https://github.com/huggingface/safetensors.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._entries = _read_header(path)
-        except _DamagedError as error:
-            raise UserError(
-                f"{path}: truncated or damaged ({error}); download the file again"
-            ) from None
-        self.shapes: dict[str, TensorSpec] = {
-            key: (entry.shape, entry.dtype) for key, entry in self._entries.items()
-        }
-        self._map: mmap.mmap | None = None
-
-    def read(self, key: str) -> Tensor:
-        entry = self._entries[key]
-        if entry.begin == entry.end:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with warnings.catch_warnings():  # that the tensor must not be written to
-            warnings.simplefilter("ignore")
-            data = torch.frombuffer(
-                self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin
-            )
-        return data.view(entry.dtype).reshape(entry.shape)
-
-    def close(self) -> None:
-        self._map = None  # unmapped with the last tensor that was read
-
-
-class _DamagedError(Exception):
-    """A file does not hold what its header says."""
-
-
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """Entries of a safetensors file: 8 bytes length of the header, header in JSON, data.
-
-    Raises:
-        _DamagedError: The header is no such header, or does not cover the file exactly.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = 8 + length
-        if start > size or length > _MAX_HEADER:
-            raise _DamagedError(f"{size} bytes, no header of a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = {key: _read_entry(value, start) for key, value in header.items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise _DamagedError("its header cannot be understood") from None
-    end = max((entry.end for entry in entries.values()), default=start)
-    if size != end:
-        raise _DamagedError(f"{size} bytes, its header says {end}")
-    if sum(entry.end - entry.begin for entry in entries.values()) != end - start:
-        raise _DamagedError("its tensors overlap or leave gaps")
-    return entries
-
-
-def _read_entry(value: dict[str, Any], start: int) -> _Entry:
-    """One entry of the header; a malformed one raises any of what ``_read_header`` catches."""
-    dtype = _SAFETENSORS_DTYPES.get(value["dtype"])
-    if dtype is None:
-        raise _DamagedError(f"unknown dtype {value['dtype']}")
-    shape = tuple(operator.index(size) for size in value["shape"])
-    begin, end = (operator.index(offset) for offset in value["data_offsets"])
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError("sizes and offsets do not agree")
-    return _Entry(shape=shape, dtype=dtype, begin=start + begin, end=start + end)
-
-
 class _PickledFile:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,9 +77,11 @@ class _PickledFile:
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
     """State dict of a ``torch.save`` file: mapped if it is a zip, read if older than that."""
-    with path.open("rb") as file:
+    with open_input(path, "weights") as file:
         magic = file.read(4)
-    is_zip = magic == _ZIP_MAGIC
+        is_zip = magic == _ZIP_MAGIC
+        if is_zip and (problem := _zip_problem(file)):
+            raise UserError(f"{path}: {problem}; download the file again")
     if not is_zip and not magic.startswith(_PICKLE_MAGIC):
         raise UserError(f"{path}: not a PyTorch weights file; download the file again")
     try:
@@ -205,7 +103,60 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: {len(others)} entries are not tensors ({list_keys(others)}); "
             "expected a plain state dict"
         )
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for storage in (value.untyped_storage() for value in tensors.values())
+    }
+    shared = any(
+        value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        for value in tensors.values()
+    )
+    # Otherwise a file of a few bytes could ask for any amount of memory.
+    if shared or sum(storages.values()) > find(path).bytes:
+        raise UserError(
+            f"{path}: its tensors are larger than what is stored of them; save contiguous copies"
+        )
     return dict(tensors)
+
+
+def _zip_problem(file: BinaryIO) -> str | None:
+    """What a zip has that no ``torch.save`` writes and that could fill the memory; None: nothing.
+
+    Sizes are those of the directory at its end; nothing is unpacked.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _ZIP_END))
+    directory = _directory_bytes(file.read())
+    if directory is None or directory > _MAX_PICKLE:
+        return "truncated or damaged (no usable directory at the end of the zip)"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error):
+        return "truncated or damaged (no usable directory at the end of the zip)"
+    if len(members) > _MAX_MEMBERS:
+        return f"holds {len(members)} files, {_MAX_MEMBERS} is the most"
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        return f"holds compressed files ({list_keys(packed)}), which no torch.save writes"
+    pickles = [m for m in members if m.filename.endswith(".pkl") and m.file_size > _MAX_PICKLE]
+    if pickles:
+        return f"{pickles[0].filename} has {pickles[0].file_size} bytes, {_MAX_PICKLE} is the most"
+    if sum(member.file_size for member in members) > size:
+        return "truncated or damaged (its files are larger than the zip)"
+    return None
+
+
+def _directory_bytes(end: bytes) -> int | None:
+    """Size of a zip's directory, which its last bytes say; None where they do not."""
+    place = end.rfind(b"PK\5\6")
+    if place < 0 or len(end) < place + 22:
+        return None
+    size = int.from_bytes(end[place + 12 : place + 16], "little")
+    large = end.rfind(b"PK\6\6", 0, place)  # sizes beyond 32 bits have a record of their own
+    if size == 0xFFFFFFFF and large >= 0:
+        size = int.from_bytes(end[large + 40 : large + 48], "little")
+    return size
 
 
 def _pickle_problem(error: Exception) -> str:
@@ -217,7 +168,7 @@ def _pickle_problem(error: Exception) -> str:
     if "Weights only load failed" in message:
         return "cannot be read as plain tensors; download the file again"
     if "unable to mmap" in message:
-        return "too large to be mapped; free some memory"
+        return MAPPING
     reason = message.partition("\n")[0].partition(". ")[0] or type(error).__name__
     return f"truncated or damaged ({reason}); download the file again"
 
@@ -229,6 +180,7 @@ class TensorFiles:
         name: What was opened, for messages: the file or the folder.
         paths: The files with tensors in them.
         shapes: Key -> (shape, dtype), known from the headers alone.
+        prefix: What stands in front of every key in the files, and is left off here.
     """
 
     def __init__(self, name: Path, parts: Sequence[_Part]) -> None:
@@ -248,6 +200,15 @@ class TensorFiles:
                 )
             self.shapes |= part.shapes
             self._owner |= dict.fromkeys(part.shapes, part)
+        self.prefix = _wrapper(self.shapes)
+        if self.prefix:
+            self.shapes = {key.removeprefix(self.prefix): s for key, s in self.shapes.items()}
+            self._owner = {key.removeprefix(self.prefix): p for key, p in self._owner.items()}
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights are stored in FP8, which keeps two or three bits of each."""
+        return any(dtype in FP8_DTYPES for _, dtype in self.shapes.values())
 
     def read(self, key: str) -> Tensor:
         """Tensor of that key, on the CPU in the file's dtype; valid until ``close``.
@@ -256,7 +217,11 @@ class TensorFiles:
         no anonymous memory. (A ``torch.save`` file of the format before PyTorch 1.6 cannot be
         mapped; such a file is in memory as a whole.) Do not write to it.
         """
-        return self._owner[key].read(key)
+        return self._owner[key].read(self.prefix + key)
+
+    def holds(self, stored: str) -> bool:
+        """Whether a key, as it is stored, is in the files."""
+        return stored.startswith(self.prefix) and stored.removeprefix(self.prefix) in self.shapes
 
     def path_of(self, key: str) -> Path:
         """File that holds the key."""
@@ -297,7 +262,7 @@ def open_weights(paths: str | Path | Sequence[str | Path]) -> TensorFiles:
     """
     if isinstance(paths, str | Path):
         name = Path(paths)
-        source = _find_in_folder(name) if name.is_dir() else name
+        source = _find_in_folder(name) if is_folder(name) else name
         if source.name.endswith(".index.json"):
             return _open_index(name, source)
         return TensorFiles(name, [_open_part(source)])
@@ -306,9 +271,21 @@ def open_weights(paths: str | Path | Sequence[str | Path]) -> TensorFiles:
     return TensorFiles(files[0].parent, _open_parts(files))
 
 
+def _wrapper(keys: Iterable[str]) -> str:
+    """What programs have put in front of every single key; empty where one is without it."""
+    prefix = ""
+    while True:
+        more = (known for known in _WRAPPERS if all(k.startswith(prefix + known) for k in keys))
+        found = next(more, "") if keys else ""
+        if not found:
+            return prefix
+        prefix += found
+
+
 def _find_in_folder(folder: Path) -> Path:
+    check_folder(folder, "check the path")
     for name in _FOLDER_NAMES:
-        if (folder / name).is_file():
+        if find(folder / name).kind != "missing":  # a link to nothing is named for what it is
             return folder / name
     shards = sorted(folder.glob("*-of-*.safetensors"))
     if shards:
@@ -321,7 +298,7 @@ def _find_in_folder(folder: Path) -> Path:
 
 def _open_index(name: Path, index: Path) -> TensorFiles:
     """Shards of an index; every key must be in the shard that the index names for it."""
-    shard_of = read_json(index).get("weight_map")
+    shard_of = read_config(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise UserError(f"{index}: has no weight_map; download the file again")
     # A shard is a file beside the index: a path would let an index read anything.
@@ -329,7 +306,7 @@ def _open_index(name: Path, index: Path) -> TensorFiles:
     if outside:
         raise UserError(f"{index}: {outside[0]!r} is not a file name; download the file again")
     shards = sorted(set(shard_of.values()))
-    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    missing = [shard for shard in shards if find(index.parent / shard).kind == "missing"]
     if missing:
         raise UserError(
             f"{index.parent}: {len(missing)} of {len(shards)} shards missing "
@@ -339,7 +316,7 @@ def _open_index(name: Path, index: Path) -> TensorFiles:
     absent = [
         key
         for key, shard in shard_of.items()
-        if key not in files.shapes or files.path_of(key).name != shard
+        if not files.holds(key) or files.path_of(key.removeprefix(files.prefix)).name != shard
     ]
     if absent:
         files.close()
@@ -363,16 +340,9 @@ def _open_parts(paths: Sequence[Path]) -> list[_Part]:
 
 
 def _open_part(path: Path) -> _Part:
-    try:
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if size == 0:
-        raise UserError(f"{path}: empty file; download it again")
+    check_input(path, "weights")
     if path.suffix == ".safetensors":
-        return _SafetensorsFile(path)
+        return SafetensorsFile(path)
     if path.suffix in _PICKLED_SUFFIXES:
         return _PickledFile(path)
     raise UserError(

@@ -3,6 +3,7 @@
 Modules are built on the meta device, so that nothing is allocated before everything is checked.
 """
 
+import logging
 import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +16,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.precision import FP8
 
-from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
+from .safetensors_file import FP8_DTYPES, TensorSpec
+from .tensor_files import TensorFiles, list_keys, open_weights
 
 __all__ = [
     "Slot",
@@ -28,6 +30,13 @@ __all__ = [
 ]
 
 QUANTIZED_ROWS = 2048  # of a weight at a time
+ROUNDED = (
+    "the weights were cast to FP8 without scales, so that the result is approximate; use the bf16 "
+    "weights, with --precision fp8 if memory is short"
+)
+_LARGEST = 1e9  # no training leaves such a weight, but a flipped bit of an exponent does
+
+logger = logging.getLogger(__name__)
 
 # Last part of a name: tensors that multiply a normalised value and are therefore around one.
 _SCALES = ("gamma", "weight_g", "original0")
@@ -108,8 +117,28 @@ def check_module(
     if problems:
         raise UserError(
             f"{files.name}: keys do not fit the model: {'; '.join(problems)}; "
-            "use the checkpoint that belongs to this configuration"
+            f"{_cure(files, missing, extra)}"
         )
+
+
+def _cure(files: TensorFiles, missing: Sequence[str], extra: Sequence[str]) -> str:
+    """What to do about keys that do not fit."""
+    scales = [key for key in extra if "scale" in key.rpartition(".")[2]]
+    if files.rounded and scales:
+        return (
+            f"these are FP8 weights with scales of another program ({list_keys(scales)}); use the "
+            "bf16 weights, with --precision fp8"
+        )
+    first = missing[0] if missing else ""
+    prefixes = {key.removesuffix(first) for key in extra if missing and key.endswith(first)}
+    counts = {prefix: sum(prefix + key in files.shapes for key in missing) for prefix in prefixes}
+    best = max(counts, key=counts.__getitem__, default="")
+    if counts.get(best, 0) > len(missing) // 2:
+        return (
+            f"{counts[best]} of those missing are there with {best!r} in front: the file holds "
+            "more than this model; save these tensors alone, without the prefix"
+        )
+    return "use the checkpoint that belongs to this configuration"
 
 
 def load_module(
@@ -139,15 +168,20 @@ def load_module(
 
     Raises:
         UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
-            counts and lists them. Nothing has been allocated then.
+            counts and lists them. Nothing has been allocated then. Or a weight is NaN, Inf or
+            beyond 1e9, which only damage leaves.
     """
     check_module(module, files, key_map=key_map, ignore=ignore)
+    if files.rounded:
+        logger.warning("%s: %s", files.name, ROUNDED)
     targets = _targets(module)
     slots = _slots(targets, key_map)
     tensors = _allocate(targets, slots, dtype, torch.device(device), host)
     with torch.no_grad():
         for key in sorted(slots, key=lambda key: (files.path_of(key), key)):
-            _fill(tensors, slots[key], files.read(key))
+            values = files.read(key)
+            _check_values(values, key, files)
+            _fill(tensors, slots[key], values)
     _replace(module, targets, tensors)
 
 
@@ -185,6 +219,23 @@ def random_module(
     _replace(module, targets, tensors)
 
 
+def _check_values(values: Tensor, key: str, files: TensorFiles) -> None:
+    """Refuse numbers that no training leaves: a flipped bit that matters makes such ones.
+
+    Raises:
+        UserError: There are some.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return
+    wide = values.to(torch.bfloat16) if values.dtype in FP8_DTYPES else values
+    least, most = (value.item() for value in wide.aminmax())
+    if not (least >= -_LARGEST and most <= _LARGEST):  # NaN is neither
+        raise UserError(
+            f"{files.path_of(key)}: {key} holds {least:.3g} to {most:.3g}, which no training "
+            "leaves: the file is damaged; download it again"
+        )
+
+
 def _fill(tensors: Mapping[str, Tensor], slot: Slot, values: Tensor) -> None:
     """Put a checkpoint's tensor where it belongs."""
     target = _part_of(tensors[slot.param], slot)
@@ -195,7 +246,9 @@ def _fill(tensors: Mapping[str, Tensor], slot: Slot, values: Tensor) -> None:
     # In pieces, so that neither host nor device holds the whole matrix in another dtype.
     for start in range(0, len(values), QUANTIZED_ROWS):
         rows = slice(start, start + QUANTIZED_ROWS)
-        quantized, scale = quantize(values[rows].to(target.device))
+        part = values[rows].to(target.device)
+        # What comes in FP8 is exact in bf16, in which it can be computed with.
+        quantized, scale = quantize(part.to(torch.bfloat16) if part.dtype in FP8_DTYPES else part)
         target[rows] = quantized
         scales[rows] = scale
 

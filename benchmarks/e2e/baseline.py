@@ -1,6 +1,5 @@
 """A saved run of these suites, and what has become slower since."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 
 from livetalk_kernels.bench.compare import ALARM, MIN_SAMPLES, Change, unpaired
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import REPORT_BYTES, read_json
 
 HARDWARE = ("cpu", "cores", "memory_bytes", "threads", "gpu")  # what times depend on
 GPU = ("name", "count")  # of a GPU; its clock and temperature pass
@@ -84,8 +84,9 @@ class Baseline:
         Raises:
             UserError: It is missing, or was not written by these suites.
         """
+        write = "write one with 'pytest benchmarks/e2e --benchmark-json FILE'"
         try:
-            entries = json.loads(path.read_bytes())["benchmarks"]
+            entries = read_json(path, "baseline", cure=write, limit=REPORT_BYTES)["benchmarks"]
             runs = {}
             for entry in entries:
                 name, info = entry["fullname"].rpartition("/")[2], entry["extra_info"]
@@ -95,15 +96,11 @@ class Baseline:
                     probe=tuple(map(float, info["probe"])),
                 )
             facts = {name: entries[0]["extra_info"][name] for name in ("settings", "machine")}
-        except OSError as error:
-            raise UserError(
-                f"--baseline {path}: cannot be read ({error.strerror}); write one with "
-                "--benchmark-json"
-            ) from None
+        except UserError as error:
+            raise UserError(f"--baseline {error}") from None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise UserError(
-                f"--baseline {path}: was not written by these suites; write one with "
-                "'pytest benchmarks/e2e --benchmark-json FILE'"
+                f"--baseline {path}: was not written by these suites; {write}"
             ) from None
         for run in runs.values():
             samples = np.array([*run.seconds, *run.probe])

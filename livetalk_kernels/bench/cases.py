@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from .roofline import Roofline
 ALL_LARGE = "model"  # what --case takes for every large case
 ONE_RANK = ("_ulysses8", "_ring8")  # endings of the cases that one of several ranks runs
 MAX_SWEEP = 256
+MAX_SIZE = 2**31 - 1  # of one letter; kernels count in 32 bits
 MAX_REASON = 200
 CASE_SECONDS = 120.0
 CALLS, SLOWDOWN = 25, 8  # calls of a case with its checks; of eager PyTorch, against the floor
@@ -41,20 +43,27 @@ def parse_shape(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(text: str, sizes: str) -> tuple[int, ...]:
-    numbers = sizes.split(":")
-    if len(numbers) not in (1, 3) or not all(number.isdecimal() for number in numbers):
+    words = sizes.split(":")
+    digits = all(word.isdecimal() and len(word) <= len(str(MAX_SIZE)) for word in words)
+    if len(words) not in (1, 3) or not digits:
         raise _misread(text)
+    numbers = [int(word) for word in words]
+    if not all(1 <= number <= MAX_SIZE for number in numbers):
+        raise UserError(f"--shape {text:.80}: {sizes} is not from 1 to {MAX_SIZE}")
     if len(numbers) == 1:
-        return (int(sizes),)
-    first, last, step = map(int, numbers)
-    if not step or last < first:
-        raise UserError(f"--shape {text}: {sizes} is empty; write from:to:by, as 512:4096:512")
-    return tuple(range(first, last + 1, step))
+        return (numbers[0],)
+    first, last, step = numbers
+    found = range(first, last + 1, step)
+    if not found:
+        raise UserError(f"--shape {text:.80}: {sizes} is empty; write from:to:by, as 512:4096:512")
+    if len(found) > MAX_SWEEP:
+        raise UserError(f"--shape {text:.80}: {sizes} is {len(found)} sizes; {MAX_SWEEP} at most")
+    return tuple(found)
 
 
 def _misread(text: str) -> UserError:
     return UserError(
-        f"--shape {text}: not understood; write L=1512,D=5120, or L=1,2,3, or L=512:4096:512"
+        f"--shape {text:.80}: not understood; write L=1512,D=5120, or L=1,2,3, or L=512:4096:512"
     )
 
 
@@ -105,11 +114,11 @@ def _sweep(base: Case, shape: Mapping[str, tuple[int, ...]]) -> list[Case]:
         if letter not in base.dims:
             known = ", ".join(base.dims)
             raise UserError(f"--shape {letter}=: {base.op} has no size {letter}; it has {known}")
-    combinations = list(itertools.product(*shape.values()))
-    if len(combinations) > MAX_SWEEP:
-        raise UserError(f"--shape: {len(combinations)} combinations of sizes; {MAX_SWEEP} at most")
+    count = math.prod(len(sizes) for sizes in shape.values())
+    if count > MAX_SWEEP:
+        raise UserError(f"--shape: {count} combinations of sizes; {MAX_SWEEP} at most")
     cases = []
-    for sizes in combinations:
+    for sizes in itertools.product(*shape.values()):
         given = dict(zip(shape, sizes, strict=True))
         name = ",".join(f"{letter}={size}" for letter, size in given.items())
         cases.append(dataclasses.replace(base, name=name, dims={**base.dims, **given}, large=True))

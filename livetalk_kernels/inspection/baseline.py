@@ -1,12 +1,12 @@
 """Keep a report, and find what has become worse since."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from ..inputs import build, is_folder, read_json
 from ..outputs import write_json
-from .report import Kernel, Report, as_json, from_json
+from .report import Kernel, Report, as_json
 from .sass import TENSOR_CORES
 
 SHARE_SLACK = 0.05  # scalars that are loaded one way or another
@@ -14,7 +14,7 @@ SHARE_SLACK = 0.05  # scalars that are loaded one way or another
 
 def baseline_file(path: Path, report: Report) -> Path:
     """The file that is meant: in a folder, the one of this Triton's version."""
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     version = report.versions.get("triton")
     if version is None:
@@ -36,16 +36,16 @@ def load(path: Path, report: Report) -> Report:
         UserError: There is none, or it is of another dtype.
     """
     file = baseline_file(path, report)
+    make = "make it with `livetalk inspect --save`"
+    value = read_json(file, "report", cure=make, missing=make)
     try:
-        before = from_json(json.loads(file.read_text("utf-8")))
-    except OSError as error:
+        before = build(Report, value)
+    except ValueError as error:
         raise UserError(
-            f"--compare {file}: {error.strerror}; make it with `livetalk inspect --save`"
+            f"{file}: is no report of `livetalk inspect --save`: {error}; {make}"
         ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"--compare {file}: is no report of `livetalk inspect --save`") from None
     if before.dtype != report.dtype:
-        raise UserError(f"--compare {file}: is of {before.dtype}; compare with --dtype of it")
+        raise UserError(f"{file}: is of {before.dtype:.40}; compare with --dtype of it")
     return before
 
 

@@ -6,9 +6,9 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..inputs import build, read_json
 from ..triton_launch import Launch
 
 CAPABILITY = 90
@@ -75,6 +75,14 @@ class Compiled:
     def dots(self) -> tuple[str, ...]:
         """Dtypes of the left operands of the kernel's ``tl.dot``, as Triton's IR names them."""
         return tuple(sorted(set(_DOT.findall(self.ttir))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Note:
+    """What stands beside a kernel in Triton's cache."""
+
+    log: str
+    seconds: float
 
 
 def specialise(launch: Launch) -> Source:
@@ -144,12 +152,13 @@ def _compile(source: Source) -> Compiled:
         if note is None:
             text = {"log": log.getvalue(), "seconds": round(time.monotonic() - start, 2)}
             note = cache.put(json.dumps(text), _NOTE, binary=False)
-    kept = json.loads(Path(note).read_text("utf-8"))
+    kept = build(_Note, read_json(note, "note", cure="remove it from Triton's cache"), str(note))
     return Compiled(
         entry=kernel.metadata.name,
         shared=kernel.metadata.shared,
+        log=kept.log,
+        seconds=kept.seconds,
         **{kind: kernel.asm[kind] for kind in ("cubin", "ttir", "ttgir", "ptx")},
-        **kept,
     )
 
 

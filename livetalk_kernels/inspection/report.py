@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..inputs import Count
 from .occupancy import SHARED_BLOCK, WARPS, warps_per_sm
 from .sass import WIDE, Code
 
@@ -42,10 +43,10 @@ class Kernel:
     cases: tuple[str, ...] = ()
     error: str = ""
     code: Code | None = None
-    stages: int | None = None
+    stages: Count | None = None
     constants: Mapping[str, int] = field(default_factory=dict)
-    dynamic_shared: int | None = None
-    spills: tuple[int, int] | None = None
+    dynamic_shared: Count | None = None
+    spills: tuple[Count, Count] | None = None
     pointers: tuple[str, ...] = ()
     dots: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -138,26 +139,3 @@ def as_json(report: Report) -> dict[str, Any]:
         entry["faults"] = list(faults(kernel))
         kernels.append(entry)
     return {"target": TARGET, **asdict(report), "kernels": kernels}
-
-
-def from_json(value: dict[str, Any]) -> Report:
-    """The report of which ``as_json`` made a value.
-
-    Raises:
-        KeyError, TypeError: It is of no report.
-    """
-    kernels = []
-    for entry in value["kernels"]:
-        fields = {name: entry[name] for name in Kernel.__dataclass_fields__}
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        if fields["code"] is not None:
-            fields["code"] = Code(**fields["code"])
-        kernels.append(Kernel(**fields))
-    return Report(
-        dtype=value["dtype"],
-        date=value["date"],
-        commit=value["commit"],
-        versions=value["versions"],
-        kernels=tuple(kernels),
-        notes=tuple(value["notes"]),
-    )

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from ..inputs import Count, Range
 from .occupancy import SHARED_RESERVED
 from .tools import find_tool, run_tool
 
@@ -16,6 +17,7 @@ TMA_LOADS = ("UTMALDG", "UBLKCP")
 TMA_STORES = ("UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
 WIDE = "128"
 _BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16", "64": "64", "128": "128"}
+_WIDTHS = {"32", *_BITS.values()}
 _LOADS, _STORES, _COPIES, _LOCAL = ("LDG", "LD"), ("STG", "ST"), ("LDGSTS",), ("LDL", "STL")
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.MULTILINE)
@@ -46,16 +48,22 @@ class Code:
         local: Loads and stores of local memory, which spills and indexed arrays use.
     """
 
-    registers: int
-    stack: int | None
-    static_shared: int
-    threads: int | None
-    tensor_cores: dict[str, int] = field(default_factory=dict)
-    tma: dict[str, int] = field(default_factory=dict)
-    loads: dict[str, int] = field(default_factory=dict)
-    stores: dict[str, int] = field(default_factory=dict)
-    copies: dict[str, int] = field(default_factory=dict)
-    local: int = 0
+    registers: Count
+    stack: Count | None
+    static_shared: Count
+    threads: Annotated[int, Range(1, 1024)] | None
+    tensor_cores: dict[str, Count] = field(default_factory=dict)
+    tma: dict[str, Count] = field(default_factory=dict)
+    loads: dict[str, Count] = field(default_factory=dict)
+    stores: dict[str, Count] = field(default_factory=dict)
+    copies: dict[str, Count] = field(default_factory=dict)
+    local: Count = 0
+
+    def __post_init__(self) -> None:
+        """Refuse widths that no access has."""
+        for bits in (*self.loads, *self.stores, *self.copies):
+            if bits not in _WIDTHS:
+                raise ValueError(f"{bits!r:.40} is no width of an access")
 
     @property
     def widest_load(self) -> str:

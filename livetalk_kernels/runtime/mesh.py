@@ -12,6 +12,8 @@ from typing import Self
 
 from ..errors import UserError
 
+MAX_GRID_TEXT = 9  # characters of RxC
+
 
 def shares(total: int, parts: int) -> tuple[int, ...]:
     """Sizes of ``parts`` parts of ``total``, as equal as can be, larger ones first."""
@@ -184,8 +186,9 @@ class Grid:
             UserError: The text is of another form.
         """
         rows, cross, columns = text.lower().partition("x")
-        if not (cross and rows.isdecimal() and columns.isdecimal()):
-            raise UserError(f"--vae-grid {text}: write rows x columns, for example 4x2")
+        digits = cross and rows.isdecimal() and columns.isdecimal()
+        if not digits or len(text) > MAX_GRID_TEXT:
+            raise UserError(f"--vae-grid {text:.40}: write rows x columns, for example 4x2")
         return cls(rows=int(rows), columns=int(columns))
 
     @property

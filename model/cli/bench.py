@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import bench_comm, common
+from . import bench_comm, common, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -75,11 +75,16 @@ def add_parser(subparsers: common.Subparsers) -> None:
     common.add_device_options(what)
     what.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     how = parser.add_argument_group("how it is timed")
-    how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    how.add_argument(
+        "--threads", type=numbers.THREADS, metavar="N", help="CPU threads (default: torch's)"
+    )
     length = how.add_mutually_exclusive_group()
-    length.add_argument("--rounds", type=int, metavar="N", help="rounds per case")
+    length.add_argument("--rounds", type=numbers.ROUNDS, metavar="N", help="rounds per case")
     length.add_argument(
-        "--seconds", type=float, metavar="S", help="time for the rounds of a case (default: 3)"
+        "--seconds",
+        type=numbers.SECONDS,
+        metavar="S",
+        help="time for the rounds of a case (default: 3)",
     )
     how.add_argument(
         "--hot", action="store_true", help="leave the inputs in the cache (default: cold)"
@@ -151,10 +156,6 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
     from livetalk_kernels.bench.runner import Settings
 
-    for option in ("threads", "rounds", "seconds"):
-        value = getattr(args, option)
-        if value is not None and value <= 0:
-            raise UserError(f"--{option} {value}: use a number above 0")
     if args.tool and device.type != "cuda":
         raise UserError(f"--{args.tool}: profiles a GPU, not {device.type}; use --device cuda")
     given = {} if args.seconds is None else {"seconds": args.seconds}

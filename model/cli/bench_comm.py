@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common
+from . import common, numbers
 from .ranks import PROGRAM, add_split_options, joined_team
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what only ``comm`` takes."""
     group = parser.add_argument_group("comm: what ranks send each other")
     group.add_argument(
-        "--nproc", type=int, metavar="N", help="ranks to start on this machine (or use torchrun)"
+        "--nproc",
+        type=numbers.RANKS,
+        metavar="N",
+        help="ranks to start on this machine (or use torchrun)",
     )
     add_split_options(group)
     parser.set_defaults(fp8_exchange=False, halo_overlap=False, xfuser=False, deadline=[])
@@ -166,10 +169,6 @@ def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | Non
         if getattr(args, option):
             name = args.tool if option == "tool" else option.replace("_", "-")
             raise UserError(f"--{name}: goes with ops, not with {NAME}")
-    for option in ("rounds", "seconds"):
-        value = getattr(args, option)
-        if value is not None and value <= 0:
-            raise UserError(f"--{option} {value}: use a number above 0")
     world = _world(args.nproc, device, ranks)
     if args.json not in (None, STDOUT):
         # Ranks that were started from here are told nothing twice.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
+from . import numbers
+
 if TYPE_CHECKING:
     from fractions import Fraction
 
@@ -27,6 +29,7 @@ COLUMNS = 80
 MOST_NAMES = 5  # in a warning
 REPLACED = "a file of that name is replaced, a link's target in its stead"
 """How every output deals with what is there, for the options' help."""
+MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
 Subparsers = Any  # argparse's own type is private
 
@@ -162,11 +165,11 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     rate = "frames per second, as 24, 29.97 or 30000/1001 (default: 25, as trained)"
     colours = "0 (off) to 1: keep the portrait's colours (default: 1)"
     for option, kind, metavar, meaning in (
-        ("--steps", int, "N", "denoising steps per chunk (default: 4)"),
-        ("--shift", float, "S", "shift of the timesteps (default: 5)"),
-        ("--seed", int, "N", "seed of the noise (default: 9999)"),
+        ("--steps", numbers.STEPS, "N", "denoising steps per chunk (default: 4)"),
+        ("--shift", numbers.number(0.001, 1000), "S", "shift of the timesteps (default: 5)"),
+        ("--seed", numbers.whole(0, 2**63 - 1), "N", "seed of the noise (default: 9999)"),
         ("--fps", parse_fps, "N", rate),
-        ("--color-correction", float, "S", colours),
+        ("--color-correction", numbers.number(0, 1), "S", colours),
     ):
         group.add_argument(
             option, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=meaning
@@ -195,8 +198,9 @@ def parse_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: The text is of another form.
     """
     height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW; write for example 768x448")
+    digits = cross and height.isdecimal() and width.isdecimal()
+    if not digits or len(text) > MAX_SIZE_TEXT:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not HxW; write for example 768x448")
     return int(height), int(width)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common
+from . import common, numbers
 
 if TYPE_CHECKING:
     from ..diff import Configuration, Difference
@@ -44,9 +44,15 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument("--avatar", metavar="FILE", help="made by 'livetalk prepare'")
     parser.add_argument("--size", type=common.parse_size, metavar="HxW", help="picture size")
     parser.add_argument(
-        "--chunks", type=int, default=3, metavar="N", help="chunks to generate (default: 3)"
+        "--chunks",
+        type=numbers.CHUNKS,
+        default=3,
+        metavar="N",
+        help="chunks to generate (default: 3)",
     )
-    parser.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps")
+    parser.add_argument(
+        "--steps", type=numbers.STEPS, default=4, metavar="N", help="denoising steps"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -72,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     from ..media.synthetic import speech
     from ..stream.chunk import StreamOptions
 
-    if args.chunks < 1:
-        raise UserError(f"--chunks {args.chunks}: must be 1 or more")
     for path, suffixes in ((args.output, (".json",)), (args.plot, (".png", ".svg"))):
         if path is not None:
             common.check_file(path, suffixes, inputs=[args.avatar])

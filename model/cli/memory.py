@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 from .common import console, parse_size, print_json
+from .numbers import RANKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         ("--ulysses", "of them, those that exchange heads"),
         ("--ring", "groups of them that pass keys and values around"),
     ):
-        group.add_argument(option, type=int, metavar="N", help=meaning)
+        group.add_argument(option, type=RANKS, metavar="N", help=meaning)
     group.add_argument(
         "--measure",
         action="store_true",
@@ -136,10 +137,6 @@ def _split(args: argparse.Namespace, heads: int) -> "Split":
     """The ranks asked for; what is not said is chosen so that as few as possible form the ring."""
     from ..memory import Split
 
-    given = {"--ranks": args.ranks, "--ulysses": args.ulysses, "--ring": args.ring}
-    for option, value in given.items():
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: must be at least 1")
     if args.ranks is None:
         return Split(ulysses=args.ulysses or 1, ring=args.ring or 1)
     ulysses = args.ulysses or (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import NumericsError, UserError
 
-from . import common, ranks
+from . import common, numbers, ranks
 
 if TYPE_CHECKING:
     from ..avatar import Avatar
@@ -39,10 +39,18 @@ def add_parser(subparsers: common.Subparsers) -> None:
         EXAMPLE,
     )
     parser.add_argument(
-        "--chunks", type=int, default=10, metavar="N", help="chunks to measure (default: 10)"
+        "--chunks",
+        type=numbers.CHUNKS,
+        default=10,
+        metavar="N",
+        help="chunks to measure (default: 10)",
     )
     parser.add_argument(
-        "--warmup", type=int, default=2, metavar="N", help="chunks before them (default: 2)"
+        "--warmup",
+        type=numbers.CHUNKS,
+        default=2,
+        metavar="N",
+        help="chunks before them (default: 2)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"folder to write (default: {FOLDER})"
@@ -77,7 +85,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     compare.add_argument(
         "--pairs",
-        type=int,
+        type=numbers.PAIRS,
         default=20,
         metavar="N",
         help="pairs of chunks; up to four times as many where times are noisy (default: 20)",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from livetalk_kernels.errors import UserError
 
+from . import numbers
+
 if TYPE_CHECKING:
     from livetalk_kernels.config import Ranks
     from livetalk_kernels.runtime.beat import Deadlines
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 PROGRAM = ("-m", f"{__package__}.main")
 CPU_PATIENCE = 20.0  # how many times slower than a GPU a CPU may be before it counts as hung
-MAX_RANKS = 1024
 
 # Stage of a stream -> phase of the watchdog, whose deadline it has.
 PHASES: Mapping[str, str] = MappingProxyType(
@@ -47,7 +48,7 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("ranks")
     group.add_argument(
         "--nproc",
-        type=int,
+        type=numbers.RANKS,
         metavar="N",
         help="ranks to start on this machine, a GPU each; for several machines use torchrun",
     )
@@ -78,10 +79,16 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
 def add_split_options(group: argparse._ActionsContainer) -> None:
     """Add ``--ulysses``, ``--ring`` and ``--vae-grid``."""
     group.add_argument(
-        "--ulysses", type=int, metavar="U", help="ranks that share the heads of a block of tokens"
+        "--ulysses",
+        type=numbers.RANKS,
+        metavar="U",
+        help="ranks that share the heads of a block of tokens",
     )
     group.add_argument(
-        "--ring", type=int, metavar="R", help="blocks of tokens (default: U x R = ranks, U large)"
+        "--ring",
+        type=numbers.RANKS,
+        metavar="R",
+        help="blocks of tokens (default: U x R = ranks, U large)",
     )
     group.add_argument(
         "--vae-grid", metavar="RxC", help="rows x columns of slices of the picture, a rank each"
@@ -105,8 +112,6 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
 
     ranks = Ranks.from_environ()
     nproc = args.nproc
-    if nproc is not None and not 1 <= nproc <= MAX_RANKS:
-        raise UserError(f"--nproc {nproc}: must be from 1 to {MAX_RANKS}")
     if ranks is not None:
         if nproc not in (None, ranks.local_world):
             raise UserError(

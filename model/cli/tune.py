@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common
+from . import common, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -66,13 +66,15 @@ def add_parser(subparsers: common.Subparsers) -> None:
     how = parser.add_argument_group("how it is timed")
     how.add_argument(
         "--budget",
-        type=float,
+        type=numbers.number(1e-9, numbers.MAX_SECONDS),
         default=DEFAULT_BUDGET,
         metavar="SECONDS",
         help="for all shapes together, the most frequent first; what does not fit is left out "
         f"(default: {DEFAULT_BUDGET:g})",
     )
-    how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    how.add_argument(
+        "--threads", type=numbers.THREADS, metavar="N", help="CPU threads (default: torch's)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from livetalk_kernels.bench.heap import keep_freed_memory
     from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.inputs import find
     from livetalk_kernels.outputs import write_json
     from livetalk_kernels.tuning import Tuning, TuningKey
 
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     path: Path = args.output
-    before = Tuning.load(path) if path.exists() else Tuning(path=str(path))
+    before = Tuning.load(path) if find(path).kind != "missing" else Tuning(path=str(path))
     calls = _calls(args, device, dtype)
     outcomes: list[Outcome] = []
     interrupted = True
@@ -143,10 +146,6 @@ def _check(args: argparse.Namespace) -> None:
     for op in args.ops:
         if op not in (*known, ALL):
             raise UserError(f"{op}: there is no such op; ops are {', '.join(known)}, or {ALL}")
-    if not args.budget > 0:
-        raise UserError(f"--budget {args.budget:g}: use a number of seconds above 0")
-    if args.threads is not None and args.threads <= 0:
-        raise UserError(f"--threads {args.threads}: use a number above 0")
     for option in ("size", "precision"):
         if getattr(args, option) is not None and args.preset is None:
             raise UserError(f"--{option}: is that of a model; goes with --preset")

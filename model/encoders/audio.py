@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from livetalk_kernels.errors import UserError
 
-from ..config import AudioEncoderConfig, read_json
+from ..config import AudioEncoderConfig, read_config
 from ..weights import Slot, TensorFiles, load_module, open_weights, random_module
 
 if TYPE_CHECKING:
@@ -340,14 +340,15 @@ def wav2vec2_on_meta(
 
 
 def _read_network(path: Path) -> Wav2Vec2Model:
-    values = read_json(path)
+    values = read_config(path)
     kind = values.get("model_type")
     if kind != "wav2vec2":
         raise UserError(f"{path}: model_type is {kind!r}; give the folder of a wav2vec2 model")
+    AudioEncoderConfig.from_json(path)  # types and ranges, before anything is built
     try:
         return _network(**{name: values[name] for name in _SHAPE_FIELDS if name in values})
     except Exception as error:  # what an impossible value raises differs between versions
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: {reason}; restore the published file") from None
 
 

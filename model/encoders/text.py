@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import check_folder, check_input
 
 from ..weights import Slot, TensorFiles, load_module, open_weights
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
 MAX_TOKENS = 512
+_TOKENIZER_FILES = ("*.json", "*.model")
 _BLOCK_KEYS = {
     "norm1.weight": "layer.0.layer_norm.weight",
     "attn.q.weight": "layer.0.SelfAttention.q.weight",
@@ -139,24 +141,35 @@ class RandomTextEncoder:
 def load_tokenizer(folder: str | Path) -> Any:
     """Load the tokenizer of a local folder.
 
+    Code that the folder brings along is never run, and nobody is asked whether it may.
+
     Raises:
         UserError: There is no such folder, or its files cannot be used.
     """
+    folder = check_tokenizer(folder)  # transformers looks for a missing folder on the hub
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
-    # transformers takes the name of a missing folder for one on the hub.
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such tokenizer folder; copy google/umt5-xxl of the checkpoint there"
-        )
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # anything from a missing file to a parser's panic
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: not a usable tokenizer ({reason}); download google/umt5-xxl again"
         ) from None
+
+
+def check_tokenizer(folder: str | Path) -> Path:
+    """Check that a folder is there, and that its files are files.
+
+    Raises:
+        UserError: It is not; or one is a pointer of Git LFS, a link to nothing, a pipe, empty.
+    """
+    folder = check_folder(folder, "copy google/umt5-xxl of the checkpoint there")
+    for file in (file for name in _TOKENIZER_FILES for file in sorted(folder.glob(name))):
+        check_input(file, "tokenizer")
+    return folder
 
 
 def load_umt5(

@@ -47,15 +47,18 @@ def gpu_evidence(recorded: Sequence[Recorded], gpu: Gpu, start: Shares) -> Evide
     limits: dict[str, tuple[float, str]] = {}  # figure -> what is reached of it, in which file
     for entry, other in files:
         if entry.kind == BENCH:
-            for name, share in _limits(entry.values, other).items():
+            with entry.reading():
+                own = _limits(entry.values, other)
+            for name, share in own.items():
                 limits[name] = max(limits.get(name, (0.0, "")), (share, _where(entry, other)))
     reached: dict[str, list[tuple[float, str]]] = {}  # share -> what each file says
     for entry, other in files:
         found: dict[str, float] = {}
-        if entry.kind == BENCH:
-            found = _benched(entry.values, other, _figures(other, limits))
-        elif entry.kind == COMM:
-            found = _linked(entry.values, other)
+        with entry.reading():
+            if entry.kind == BENCH:
+                found = _benched(entry.values, other, _figures(other, limits))
+            elif entry.kind == COMM:
+                found = _linked(entry.values, other)
         for name, share in found.items():
             reached.setdefault(name, []).append((share, _where(entry, other)))
     values = {name: median(share for share, _ in told) for name, told in reached.items()}

@@ -6,7 +6,8 @@ are fitted, as here; on a GPU, shares of the hardware's own figures (see `eviden
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import REPORT_BYTES, is_folder, read_json
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 
-from ..config import PRESETS, read_json
+from ..config import PRESETS
 from .dit_work import Schedule
 from .fit import GOAL, NOISE, Prior, Vector, least_squares
 from .forecast import Job, forecast
@@ -57,12 +59,29 @@ class Recorded:
     kind: str
     values: Mapping[str, Any]
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Look into the values; what is not as its writer writes it is an error of the file.
+
+        Raises:
+            UserError: Something is missing, of another type or out of range.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--fit {self.path}: the report lacks or garbles {error!s:.80}; record it again"
+            ) from None
+
     @property
     def gpu_name(self) -> str | None:
         """The driver's name of its GPU; None if it ran on a CPU."""
         device = str(self.values["settings"].get("device", ""))
         gpu = self.values["machine"].get("gpu")
-        return gpu["name"] if gpu and device.startswith("cuda") else None
+        with self.reading():
+            return str(gpu["name"]) if gpu and device.startswith("cuda") else None
 
 
 def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
@@ -73,7 +92,7 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
     """
     found: list[Recorded] = []
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not is_folder(path):
             found.append(_read(path))
             continue
         inside = []
@@ -90,10 +109,9 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
 
 def _read(path: Path) -> Recorded:
     try:
-        values = read_json(path)
+        values = read_json(path, "report", cure="name a report", limit=REPORT_BYTES)
     except UserError as error:
-        message = str(error).replace("download the file again", "name a report")
-        raise UserError(f"--fit {message}") from None
+        raise UserError(f"--fit {error}") from None
     kind = None
     if values.get("schema") == SCHEMA:
         kind = PROFILE
@@ -150,14 +168,8 @@ class Observed:
         Raises:
             UserError: It is of a model without a preset, or lacks something.
         """
-        values, path = recorded.values, recorded.path
-        try:
-            return cls._of(values, path)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"--fit {path}: the report lacks or garbles {error}; record it again with "
-                "'livetalk profile'"
-            ) from None
+        with recorded.reading():
+            return cls._of(recorded.values, recorded.path)
 
     @classmethod
     def _of(cls, values: Mapping[str, Any], path: Path) -> "Observed":
@@ -185,7 +197,12 @@ class Observed:
         )
         times = {(row["stage"], row["part"]): float(row["p50"]) for row in summary["stages"]}
         known = forecast(job, layout, _any_machine()).stages
+        if not all(0 <= seconds < math.inf for seconds in times.values()):
+            raise ValueError("times")
         unknown = sum(s for (stage, part), s in times.items() if not part and stage not in known)
+        chunk = float(summary["chunk"]["p50"]) - unknown
+        if not 0 < chunk < math.inf:
+            raise ValueError("the time of a chunk")
         setting = {"CPU": machine["cpu"]} | {key: settings.get(key) for key in SETTING}
         for model, backends in (settings.get("backends") or {}).items():
             setting |= {f"{model} {op}": backend for op, backend in backends.items()}
@@ -194,7 +211,7 @@ class Observed:
             job=job,
             layout=layout,
             times={key: seconds for key, seconds in times.items() if key[0] in known},
-            chunk=float(summary["chunk"]["p50"]) - unknown,
+            chunk=chunk,
             setting=setting,
             hardware=f"{machine['cpu']}, {threads} thread{'s' * (threads != 1)}: "
             f"{settings['model']}, {settings['dtype']}, {settings['precision']}"

@@ -5,7 +5,6 @@ Chunks that were made by turns are compared pair by pair, those of two reports a
 of a false alarm among them, so that a table of many rows is hardly more often wrong than one row.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from livetalk_kernels.bench.compare import (
     unpaired,
 )
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.inputs import check_input
+from livetalk_kernels.inputs import REPORT_BYTES, read_json
 
 from .paced import Worker
 
@@ -285,9 +284,9 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, damaged, or holds too few chunks.
     """
-    path = check_input(folder / REPORT, "report")
+    path = folder / REPORT
+    report = read_json(path, "report", cure="profile again", limit=REPORT_BYTES)
     try:
-        report = json.loads(path.read_bytes())
         schema, series = report["schema"], _series(report["chunks"])
         facts = isinstance(report["settings"], dict) and isinstance(report["machine"], dict)
         if not facts or not np.isfinite([x for row in series.values() for x in row]).all():

@@ -74,7 +74,6 @@ def test_under_plain_torchrun() -> None:
         (["--nproc", 2, "--vae-grid", "3x1"], ["--vae-grid 3x1", "2x1"]),
         (["--nproc", 2, "--preset", "abacus"], ["abacus", "14b"]),
         (["--nproc", 2, "--size", "50x48"], ["50x48"]),
-        (["--nproc", 2, "--rounds", 0], ["--rounds 0"]),
         (["--nproc", 2, "--json", "x.txt"], ["x.txt", ".json"]),
         (["--nproc", 2, "--case", "model"], ["--case", "ops"]),
         (["--nproc", 2, "--no-compile"], ["--no-compile", "ops"]),

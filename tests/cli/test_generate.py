@@ -250,8 +250,8 @@ def test_bad_picture(kind, portrait, speech, out, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--size", "30x48"), ("--size", "0x48"), ("--steps", "0"), ("--shift", "-1"), ("--fps", "4"),
-     ("--color-correction", "2"), ("--seed", "-1"), ("--device", "tpu"), ("--device", "cuda:99"),
+    [("--size", "30x48"), ("--size", "0x48"), ("--fps", "4"),
+     ("--device", "tpu"), ("--device", "cuda:99"),
      ("--backend", "nosuch"), ("--backend", "add_norm=nosuch"), ("--backend", "nosuch=reference")],
 )  # fmt: skip
 def test_bad_options(option, value, portrait, speech, out, capsys):

@@ -165,7 +165,6 @@ def test_ctrl_c_stops_all_ranks_and_keeps_the_video(inputs: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--nproc", "0"], "--nproc 0: must be from 1"),
         (["--nproc", "2", "--ulysses", "3"], "--ulysses 3: does not fit 2 ranks"),
         (["--ulysses", "2"], "--ulysses 2: does not fit 1 rank"),
         (["--deadline", "sleep=1"], "there is no phase sleep"),

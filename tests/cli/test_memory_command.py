@@ -59,7 +59,6 @@ def test_a_checkpoint(golden_checkpoint, capsys):
         (["--memory", "--preset", "huge"], "huge"),
         (["--memory", "--size", "100x100"], "--size 100x100"),
         (["--memory", "--ulysses", "3"], "--ulysses 3"),
-        (["--memory", "--ranks", "0"], "--ranks 0"),
         (["--memory", "--ranks", "8", "--ulysses", "2", "--ring", "2"], "--ranks 8"),
         (["--memory", "--measure", "--ranks", "2"], "--measure"),
         (["--memory", "--preset", "tiny", "--checkpoint", "."], "--checkpoint"),

@@ -52,8 +52,6 @@ def test_json_is_the_report(out, capsys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--chunks", "0"], "--chunks 0"),
-        (["--warmup", "0"], "--warmup 0"),
         (["--size", "30x48"], "30x48"),
         (["--avatar", "a.avatar", "--size", "32x48"], "--size"),
         (["--compile", "--cuda-graphs"], "--compile and --cuda-graphs"),

@@ -149,7 +149,6 @@ def test_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     [
         ("--preset tiny", "--preset bad", (), "command B: --preset bad: unknown"),
         ("--preset bad", "", (), "command A: --preset bad: unknown"),
-        ("", "", ("--pairs", 9), "--pairs 9: must be from 10"),
         ("here", "", (), "A is 'here', neither a folder nor options"),
         ("", "--x '", (), "No closing quotation; mend the quotes"),
         ("", "--compare a b", (), "B has --compare, which is not for"),

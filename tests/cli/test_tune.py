@@ -110,9 +110,6 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     ("arguments", "names"),
     [
         (["abacus"], ["abacus", "add_norm"]),
-        (["--budget", "0"], ["--budget 0"]),
-        (["--budget", "nan"], ["--budget nan"]),
-        (["--threads", "0"], ["--threads 0"]),
         (["--size", "16x16"], ["--size", "--preset"]),
         (["--precision", "fp8"], ["--precision", "--preset"]),
         (["--preset", "huge"], ["huge"]),

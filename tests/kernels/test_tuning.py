@@ -237,17 +237,20 @@ def first_choice(value: dict) -> dict:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is no JSON"),
+        (" ", "is no JSON"),
         ("{", "is no JSON"),
-        ("[]", "is no tuning file"),
+        ("[]", "not a JSON object"),
         ('{"format": "avatar"}', "is no tuning file"),
         (broken(lambda v: v.update(version=7)), "version 7"),
         (broken(lambda v: v.pop("machines")), "machines is missing"),
-        (broken(lambda v: v.update(machines=[3])), "3 is no object"),
+        (broken(lambda v: v.update(machines=[3])), "machines[0] is 3, not an object"),
         (broken(lambda v: v["machines"][0]["key"].pop("threads")), "threads is missing"),
-        (broken(lambda v: v["machines"][0]["key"].update(versions={"torch": 1})), "torch is 1"),
+        (
+            broken(lambda v: v["machines"][0]["key"].update(versions={"torch": 1})),
+            "torch is 1, not",
+        ),
         (broken(lambda v: first_choice(v).pop("dims")), "dims is missing"),
-        (broken(lambda v: first_choice(v).update(dims={"L": -1})), "size L is -1"),
+        (broken(lambda v: first_choice(v).update(dims={"L": -1})), "dims.L is -1"),
         (broken(lambda v: first_choice(v).update(p50={"reference": 0.0})), "is 0.0"),
         (broken(lambda v: first_choice(v).update(backend="sdpa")), "sdpa was not timed"),
         (broken(lambda v: first_choice(v).update(calls=True)), "calls is True"),
@@ -266,7 +269,7 @@ def test_a_damaged_file_is_named_with_the_remedy(text, said, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such tuning file"):
         Tuning.load(tmp_path / "t.json")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         Tuning.load(tmp_path)
 
 

@@ -294,12 +294,18 @@ def use_code(folder: Path) -> None:
 
 NORM = "encoder.layer_norm.weight"
 DAMAGES = {
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no such config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights found"),
-    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is no JSON"),
     "other model": (lambda f: edit_config(f, model_type="bert"), "model_type is 'bert'"),
-    "impossible": (lambda f: edit_config(f, num_attention_heads=5), "config.json: .*num_heads"),
-    "wrong type": (lambda f: edit_config(f, hidden_size="wide"), "config.json: "),
+    "impossible": (
+        lambda f: edit_config(f, num_attention_heads=5),
+        "num_attention_heads: 5",
+    ),
+    "wrong type": (
+        lambda f: edit_config(f, hidden_size="wide"),
+        "hidden_size is .wide",
+    ),
     "truncated": (lambda f: truncate(f / "model.safetensors"), "model.safetensors: truncated"),
     "missing key": (lambda f: edit_weights(f, lambda w: w.pop(NORM)), f"1 missing .{NORM}"),
     "wrong shape": (

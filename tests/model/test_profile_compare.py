@@ -183,7 +183,7 @@ def test_two_folders(tmp_path: Path) -> None:
         ({"chunks": [chunk(0.0)] * 9}, "a chunk took no time"),
         ({"chunks": [{"seconds": 1}] * 9}, "is no report"),
         ({"chunks": "none"}, "is no report"),
-        ({"chunks": [chunk(float("nan"))] * 9}, "is no report"),
+        ({"chunks": [chunk(float("nan"))] * 9}, "seconds: NaN is no"),
         ({"settings": None}, "is no report"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_missing_or_broken_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such report file"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text("[1, 2")
-    with pytest.raises(UserError, match="is no report"):
+    with pytest.raises(UserError, match="is no JSON"):
         read_report(tmp_path)
 
 

@@ -54,7 +54,6 @@ def write_header(path: Path, header: object, data: bytes = b"") -> None:
         [],
         {"a": 3},
         {"a": {"dtype": "F32", "shape": [2]}},
-        {"a": {"dtype": "F7", "shape": [2], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}},
