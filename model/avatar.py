@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import list_keys
 from livetalk_kernels.outputs import new_file
 
 from .config import LATENT_FRAMES
@@ -38,6 +39,7 @@ class Avatar:
         model: Fingerprint of the model that made it (`Preparer.fingerprint`).
         prompt: The text behind ``context``; empty if unknown.
         note: How the embeddings were made, when not by the published encoders.
+        warnings: What the user should know of the portrait, a line each; not in the file.
     """
 
     context: Tensor
@@ -47,6 +49,7 @@ class Avatar:
     model: str
     prompt: str = ""
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -150,7 +153,7 @@ def load_embedding(path: str | Path, name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             if name not in names:
-                found = ", ".join(names) or "nothing"
+                found = list_keys(names) or "nothing"
                 raise UserError(f"{path}: holds {found}, but {name} is needed; rename the tensor")
             tensor: Tensor = file.get_tensor(name)
     except (SafetensorError, OSError) as error:

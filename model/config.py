@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from livetalk_kernels.errors import UserError
 
+_SHORT_DTYPES = MappingProxyType({"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"})
+
 # Mean and standard deviation of each latent channel over Wan2.1's training data. The network
 # sees (latent - mean) / std.
 _LATENT_MEAN = (
@@ -428,3 +430,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object; download the file again")
     return values
+
+
+def short_dtype(name: str) -> str:
+    """Give torch's name of a dtype its short form: ``fp32`` for ``float32``. Others stay."""
+    return _SHORT_DTYPES.get(name, name)

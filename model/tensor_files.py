@@ -10,7 +10,7 @@ import mmap
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import list_keys
 
 from .config import read_json
 
@@ -49,16 +50,8 @@ _SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LISTED_KEYS = 8
 
 TensorSpec = tuple[tuple[int, ...], torch.dtype]
-
-
-def list_keys(keys: Iterable[str]) -> str:
-    """At most eight names in one line, and how many more there are."""
-    names = list(keys)
-    more = len(names) - LISTED_KEYS
-    return ", ".join(names[:LISTED_KEYS]) + (f", and {more} more" if more > 0 else "")
 
 
 class _Part(Protocol):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import list_keys
 from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.precision import FP8
 
-from .tensor_files import TensorFiles, TensorSpec, list_keys, open_weights
+from .tensor_files import TensorFiles, TensorSpec, open_weights
 
 __all__ = [
     "Slot",

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from ..lines import one_line
+
 ECHO = 0.1
 """Seconds; nobody presses Ctrl-C twice in so short a time."""
 
@@ -86,7 +88,7 @@ def say(line: str) -> None:
     """
     start = "\x1b[?25h\n" if os.isatty(2) else ""
     with suppress(OSError):
-        os.write(2, f"{start}{line}\n".encode())
+        os.write(2, f"{start}{one_line(line)}\n".encode(errors="backslashreplace"))
 
 
 def leave_quickly(code: int) -> None:

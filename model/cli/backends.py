@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels import KernelConfig, bind_ops
@@ -19,6 +18,7 @@ from .common import (
     add_device_options,
     add_json_option,
     console,
+    escape,
     print_json,
 )
 

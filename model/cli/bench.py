@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -316,7 +315,7 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         file.discard()
         raise output_error(path, error) from None
-    print(f"wrote {path}", file=sys.stderr)
+    common.note(f"wrote {path}")
 
 
 def _capture(

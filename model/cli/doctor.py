@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from .common import (
     add_command,
     add_json_option,
     console,
+    escape,
     human_bytes,
     human_count,
     plural,
@@ -110,7 +110,7 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
         task = bar.add_task("hashing", total=total)
 
         def progress(name: str, count: int) -> None:
-            bar.update(task, advance=count, description=name.rpartition("/")[2][-24:])
+            bar.update(task, advance=count, description=escape(name.rpartition("/")[2][-24:]))
 
         if args.verify_manifest:
             return verify_manifest(path, roots, progress)

@@ -2,15 +2,16 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
 
 from . import common, ranks
+from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
     from livetalk_kernels.runtime.timeline import Timeline
@@ -172,8 +173,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome == 0:
             pipeline.end()
-    for warning in reader.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    common.warn(reader.warnings)
     if not writer.frames:
         return _nothing_written(args, outcome)
     report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
@@ -183,14 +183,15 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         "size": list(avatar.size),
         "complete": outcome == 0,
     }
-    report["warnings"] = list(reader.warnings)
+    report["warnings"] = [*avatar.warnings, *reader.warnings]
     if args.timeline:
         _write_timeline(args.timeline, timeline, facts)
-    if args.json:
-        report["memory"] = memory
-        common.print_json(report)
-    else:
-        _print_report(report, session)
+    with suppress(ReaderGoneError):  # the video is there: its exit code counts
+        if args.json:
+            report["memory"] = memory
+            common.print_json(report)
+        else:
+            _print_report(report, session)
     return outcome
 
 
@@ -227,7 +228,7 @@ def _stream(
                             interrupts.release()
                             advance(len(frames))
                 except NumericsError as error:
-                    print(f"error: {error}", file=sys.stderr)
+                    common.note(f"error: {error}")
                     outcome = 1
                 except CommError:
                     if lost is not None:
@@ -271,12 +272,11 @@ def _nothing_written(args: argparse.Namespace, outcome: int) -> int:
     if outcome == 0:
         raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
     if outcome == common.INTERRUPTED:
-        print("stopped before the first frame; nothing was written", file=sys.stderr)
+        common.note("stopped before the first frame; nothing was written")
     return outcome
 
 
 def _print_report(report: dict[str, Any], session: "Session") -> None:
-    from rich.markup import escape
 
     from .latency import print_latency
 
@@ -287,7 +287,8 @@ def _print_report(report: dict[str, Any], session: "Session") -> None:
     seconds = output["frames"] / session.options.fps
     state = "" if output["complete"] else " (stopped early)"
     console.print(
-        f"wrote {escape(output['path'])}: {frames} of {height}x{width}, {seconds:.2f} s{state}",
+        f"wrote {common.escape(output['path'])}: {frames} of {height}x{width}, "
+        f"{seconds:.2f} s{state}",
         soft_wrap=True,
     )
     if report["settings"]["random_weights"]:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print(entry, outcomes)
         if entry.choices:
-            print(f"wrote {path}; use it by --config or LIVETALK_CONFIG", file=sys.stderr)
+            common.note(f"wrote {path}; use it by --config or LIVETALK_CONFIG")
     if interrupted:
         return common.INTERRUPTED
     return 0 if entry.choices else 1
@@ -220,7 +219,6 @@ def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dic
 
 def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from livetalk_kernels.dispatch import load_backend
@@ -252,12 +250,12 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     for outcome in outcomes:
         where = f"{outcome.call.case.op} {outcome.call.case.name}"
         for backend, reason in outcome.red.items():
-            out.print(f"[red]red[/]: {escape(f'{where}, {backend}: {reason}')}")
+            out.print(f"[red]red[/]: {common.escape(f'{where}, {backend}: {reason}')}")
         if outcome.skipped:
             skipped.setdefault(outcome.skipped, []).append(where)
     for reason, places in skipped.items():
         more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
-        out.print(f"[yellow]left out[/]: {escape(f'{places[0]}{more}: {reason}')}")
+        out.print(f"[yellow]left out[/]: {common.escape(f'{places[0]}{more}: {reason}')}")
 
 
 def _seconds(value: float) -> str:
