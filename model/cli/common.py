@@ -381,9 +381,11 @@ def progress_line() -> Iterator[Callable[[str, str], None]]:
 @contextlib.contextmanager
 def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
     """A line that changes, on a terminal."""
+    from rich.text import Text
+
     letters = out.encoding.startswith("utf")
     with out.status("starting", spinner="dots" if letters else "line") as status:
-        yield lambda text: status.update(escape(text))
+        yield lambda text: status.update(Text(one_line(text)))
 
 
 def print_json(value: object) -> None:
