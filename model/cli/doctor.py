@@ -150,6 +150,8 @@ def _as_json(
 
 def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) -> None:
     table = Table(title="Environment", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # in few columns no command is cut off
     for name, value in facts.items():
         table.add_row(name, escape(value))
     for library in optional:

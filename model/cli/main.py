@@ -143,9 +143,13 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
     except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        return _fail(1, "error: out of memory; use a smaller --size or --preset, or --dtype bf16")
+        if _out_of_memory(error):
+            less = "use a smaller --size or --preset, or --dtype bf16"
+            return _fail(1, f"error: out of memory; {less}")
+        if isinstance(error, FileNotFoundError) and "usable temporary" in str(error):
+            place = "set TMPDIR to a folder that can be written"
+            return _fail(1, f"error: no folder for temporary files can be written; {place}")
+        raise
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +176,15 @@ def test_refusals_are_one_line(
     assert error[:-1].isprintable()
 
 
+def test_no_folder_for_temporary_files_is_one_line(act, capsys, monkeypatch) -> None:
+    """As in a container that is read-only; what needs one says which ones it has tried."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/1"])
+    assert act(lambda: tempfile.mkdtemp()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: no folder for temporary files") and error.count("\n") == 1
+
+
 # Standard output that takes nothing
 
 
@@ -325,8 +335,9 @@ def test_the_video_is_whole(kind, json: list[str], portrait, speech, out: Path, 
         assert generate(*command) == 1
     assert [file.name for file in out.iterdir()] == ["a.npy"]
     assert (out / "a.npy").stat().st_size == 128 + 38 * 32 * 48 * 3
-    error = capfd.readouterr().err
-    assert error.count("\n") == (kind != "pipe"), error
+    lines = capfd.readouterr().err.splitlines()  # on a slow machine with the progress
+    assert sum(line.startswith("error: standard output") for line in lines) == (kind != "pipe")
+    assert not [line for line in lines if "Traceback" in line]
 
 
 @pytest.mark.parametrize(("encoding", "columns"), [("ascii", 80), ("latin-1", 80), ("utf-8", 40)])
