@@ -14,12 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import list_keys
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 
 from .config import LATENT_FRAMES
 from .safetensors_file import FLOATS, SafetensorsFile, TensorSpec
-from .tensor_files import list_keys
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")
@@ -41,6 +41,7 @@ class Avatar:
         model: Fingerprint of the model that made it (`Preparer.fingerprint`).
         prompt: The text behind ``context``; empty if unknown.
         note: How the embeddings were made, when not by the published encoders.
+        warnings: What the user should know of the portrait, a line each; not in the file.
     """
 
     context: Tensor
@@ -50,6 +51,7 @@ class Avatar:
     model: str
     prompt: str = ""
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

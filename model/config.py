@@ -15,6 +15,8 @@ from typing import Any, Self
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import build, read_json
 
+_SHORT_DTYPES = MappingProxyType({"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"})
+
 # Mean and standard deviation of each latent channel over Wan2.1's training data. The network
 # sees (latent - mean) / std.
 _LATENT_MEAN = (
@@ -469,3 +471,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         UserError: See `inputs.read_json`.
     """
     return read_json(path, Path(path).name, cure="download the file again")
+
+
+def short_dtype(name: str) -> str:
+    """Give torch's name of a dtype its short form: ``fp32`` for ``float32``. Others stay."""
+    return _SHORT_DTYPES.get(name, name)

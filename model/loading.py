@@ -14,7 +14,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 
 from .checkpoint import CheckpointFolder
-from .config import DiTConfig, get_preset
+from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
 from .encoders.audio import AudioEncoder
 from .pipeline import LoadTimes, Pipeline
@@ -341,6 +341,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
+    known = DTYPES.get(short_dtype(name))
+    if known is None:
         raise UserError(f"--dtype {name}: unknown; use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return known

@@ -13,6 +13,7 @@ from livetalk_kernels.runtime.timeline import Timeline
 from .avatar import Avatar
 from .dit import DiT
 from .encoders.audio import AudioEncoder
+from .media.image import Crop, Portrait
 from .preparation import DEFAULT_PROMPT, Preparer
 from .stream.chunk import StreamOptions
 from .stream.follower import follow
@@ -99,10 +100,11 @@ class Pipeline:
 
     def prepare(
         self,
-        portrait: str | Path | Image.Image,
+        portrait: str | Path | Image.Image | Portrait,
         *,
         prompt: str = DEFAULT_PROMPT,
         size: tuple[int, int] | None = None,
+        crop: Crop | str | None = None,
         prompt_embeds: Tensor | None = None,
         image_embeds: Tensor | None = None,
     ) -> Avatar:
@@ -111,6 +113,7 @@ class Pipeline:
             portrait,
             prompt=prompt,
             size=size,
+            crop=crop,
             prompt_embeds=prompt_embeds,
             image_embeds=image_embeds,
         )

@@ -21,7 +21,7 @@ from .checkpoint import CheckpointFolder
 from .config import CHUNK_FRAMES, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
-from .media.image import check_picture, fit_portrait, load_portrait, to_rgb
+from .media.image import Crop, Portrait, load_portrait, parse_crop
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
 from .vae import VAE
@@ -81,10 +81,11 @@ class Preparer:
 
     def prepare(
         self,
-        portrait: str | Path | Image.Image,
+        portrait: str | Path | Image.Image | Portrait,
         *,
         prompt: str = DEFAULT_PROMPT,
         size: tuple[int, int] | None = None,
+        crop: Crop | str | None = None,
         prompt_embeds: Tensor | None = None,
         image_embeds: Tensor | None = None,
     ) -> Avatar:
@@ -94,27 +95,31 @@ class Preparer:
         is not given.
 
         Args:
-            portrait: Picture file or PIL image; it is scaled to cover ``size`` and cropped.
+            portrait: Picture file, PIL image (which is not turned) or `Portrait`; it is scaled to
+                cover ``size`` and cropped.
             prompt: What is to be seen.
             size: Height and width in pixels, multiples of 16; by default the model's.
+            crop: What is kept of the portrait: ``"top"``, ``"centre"`` or (x, y, width, height) in
+                its pixels; by default the centre, with a warning where that loses much.
             prompt_embeds: [L, 4096], instead of encoding the prompt.
             image_embeds: [1, 257, 1280], instead of encoding the picture.
 
         Returns:
-            The avatar.
+            The avatar; its ``warnings`` are for the user.
 
         Raises:
-            UserError: The picture, the size or an embedding is no good, or an encoder's weights
-                are missing.
+            UserError: The picture, the size, the crop or an embedding is no good, or an encoder's
+                weights are missing.
             NumericsError: An encoder gave NaN or Inf; the message names it.
         """
         height, width = check_size(size or self.size)
         if isinstance(portrait, Image.Image):
-            check_picture("the portrait", portrait.width, portrait.height)
-            image = to_rgb(portrait)
-        else:
-            image = load_portrait(portrait)
-        pixels = fit_portrait(image, (height, width))
+            portrait = Portrait.of(portrait)
+        elif not isinstance(portrait, Portrait):
+            portrait = load_portrait(portrait)
+        if isinstance(crop, str):
+            crop = parse_crop(crop)
+        pixels, warnings = portrait.fit((height, width), crop)
         video = from_uint8(pixels.to(self._device), self._dtype)[None, :, None]
         notes = []
         guard = FiniteGuard()
@@ -141,6 +146,7 @@ class Preparer:
             model=self.fingerprint,
             prompt="" if prompt_embeds is not None else prompt,
             note=", ".join(sorted({note for note in notes if note})),
+            warnings=warnings,
         )
 
     def _encode_condition(self, video: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_folder, check_input, find, is_folder, open_input
+from livetalk_kernels.lines import list_keys
 
 from .config import read_config
 from .safetensors_file import FP8_DTYPES, MAPPING, SafetensorsFile, TensorSpec
@@ -39,14 +40,6 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 # What programs that hold a model as a part of something larger put in front of its names.
 _WRAPPERS = ("model.", "diffusion_model.", "_orig_mod.", "module.", "dit.")
-LISTED_KEYS = 8
-
-
-def list_keys(keys: Iterable[str]) -> str:
-    """At most eight names in one line, and how many more there are."""
-    names = list(keys)
-    more = len(names) - LISTED_KEYS
-    return ", ".join(names[:LISTED_KEYS]) + (f", and {more} more" if more > 0 else "")
 
 
 class _Part(Protocol):

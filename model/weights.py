@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import list_keys
 from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.precision import FP8
 
 from .safetensors_file import FP8_DTYPES, TensorSpec
-from .tensor_files import TensorFiles, list_keys, open_weights
+from .tensor_files import TensorFiles, open_weights
 
 __all__ = [
     "Slot",

@@ -31,7 +31,7 @@ MEASURING = ("livetalk_kernels.bench", "livetalk_kernels.testing")  # these may 
 
 MAX_LINES = {".py": 500, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
 MAX_LINES_OF = {
-    "README.md": 200,
+    "README.md": 220,
     "livetalk_kernels/dispatch.py": 200,
     "livetalk_kernels/ops/*/reference.py": 80,
 }

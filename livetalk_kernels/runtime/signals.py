@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ..lines import one_line
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end: Ctrl-C, ``kill``, a terminal or connection that is gone."""
 ECHO = 0.1
@@ -134,7 +136,7 @@ def say(line: str) -> None:
     """
     start = "\x1b[?25h\n" if os.isatty(2) else ""
     with suppress(OSError):
-        os.write(2, f"{start}{line}\n".encode())
+        os.write(2, f"{start}{one_line(line)}\n".encode(errors="backslashreplace"))
 
 
 def leave_quickly(code: int) -> None:

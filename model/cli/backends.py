@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels import KernelConfig, bind_ops
@@ -19,6 +18,7 @@ from .common import (
     add_device_options,
     add_json_option,
     console,
+    escape,
     print_json,
 )
 
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"device": str(device), "dtype": str(dtype), "backends": rows})
         return 0
     title = f"Backends on {device.type}, {dtype_name(dtype)}"
-    table = Table("op", "backend", "runs", "why not", title=title, title_justify="left")
+    table = Table("op", "backend", "runs", title=title, title_justify="left")
+    table.add_column("why not", overflow="fold")  # in few columns no command is cut off
     previous = None
     for row in rows:
         state = "auto" if row["auto"] else "yes" if row["runs"] else "no"

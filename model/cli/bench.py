@@ -5,13 +5,13 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import one_line
 
 from . import bench_comm, common, numbers
 
@@ -319,7 +319,7 @@ def _write(path: Path, text: str) -> None:
     from livetalk_kernels.outputs import write_text
 
     write_text(path, text)
-    print(f"wrote {path}", file=sys.stderr)
+    common.note(f"wrote {path}")
 
 
 def _capture(
@@ -330,7 +330,7 @@ def _capture(
     from livetalk_kernels.bench.report import RED, TIMED
     from livetalk_kernels.bench.roofline import Limits
 
-    print(f"to profile, run: {command_line(args.tool, args.argv)}")
+    print(one_line(f"to profile, run: {command_line(args.tool, args.argv)}"))
     red, limits = False, Limits(device)
     with common.progress_line() as say:
         for case in plan.cases:
@@ -340,5 +340,5 @@ def _capture(
             red |= any(row.state == RED for row in rows)
             for row in rows:
                 state = "marked" if row.state == TIMED else f"{row.state}: {row.note}"
-                print(f"{case.op}/{case.name}/{row.backend}: {state}")
+                print(one_line(f"{case.op}/{case.name}/{row.backend}: {state}"))
     return 1 if red else 0

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,13 +277,12 @@ def _write(path: Path, report: dict[str, Any]) -> None:
     from livetalk_kernels.outputs import write_json
 
     write_json(path, report)
-    print(f"wrote {path}", file=sys.stderr)
+    common.note(f"wrote {path}")
 
 
 def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> None:
     """A table, 80 columns wide, of the best rows of the link and all others."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from .bench_tables import number, seconds
@@ -325,7 +323,7 @@ def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> Non
     out.print(table)
     for row in rows:
         if row.note:
-            out.print(f"[red]red[/]: {escape(f'{row.pattern.name}: {row.note}')}")
+            out.print(f"[red]red[/]: {common.escape(f'{row.pattern.name}: {row.note}')}")
     out.print(
         "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s are theirs, "
         "at p50. p50 and p95: of the slowest rank. link: pairs of neighbours, all at once, at the "

@@ -3,13 +3,12 @@
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
 from livetalk_kernels.precision import dtype_name
 
-from .common import console, plural
+from .common import console, escape, plural
 
 
 def plain_table(title: str | None = None) -> Table:
@@ -83,7 +82,8 @@ def print_end(report: dict[str, Any], results: list[Result]) -> None:
     """Print what concerns all cases: those skipped, means over cases, and the machine."""
     out = console()
     for entry in report["skipped"]:
-        out.print(f"skipped: {entry['op']} {entry['case']}".rstrip() + f": {entry['reason']}")
+        what = f"{entry['op']} {entry['case']}".rstrip()
+        out.print(f"skipped: {escape(what)}: {escape(entry['reason'])}")
     for mean in report["means"]:
         text = f"{mean['backend']}: geometric mean of {mean['cases']} cases: "
         text += f"{mean['vs_eager']:.2f} x eager"
@@ -100,7 +100,7 @@ def print_end(report: dict[str, Any], results: list[Result]) -> None:
     gpu = where["gpu"]
     device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
     out.print(
-        f"{device}{where['cpu']}, {plural(where['threads'], 'thread')}; torch "
+        f"{escape(device)}{escape(where['cpu'])}, {plural(where['threads'], 'thread')}; torch "
         f"{where['torch']}; commit {where['commit'] or 'unknown'}"
     )
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import one_line
 
+from ..config import short_dtype
 from . import numbers
 
 if TYPE_CHECKING:
@@ -84,12 +86,27 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
         metavar="NAME",
         help="cpu, cuda, cuda:N, or auto: the GPU where there is one (default)",
     )
-    parser.add_argument(
-        "--dtype",
+    add_dtype_option(
+        parser,
+        ("auto", "fp32", "bf16"),
         default="auto",
-        choices=("auto", "fp32", "bf16"),
-        help="of DiT and VAE; auto: bf16 on a GPU, fp32 on a CPU (default)",
+        help="of DiT and VAE, also as float32, bfloat16; auto: bf16 on a GPU, fp32 on a CPU "
+        "(default)",
     )
+
+
+def add_dtype_option(
+    parser: argparse._ActionsContainer, choices: Collection[str], **options: Any
+) -> None:
+    """Add ``--dtype``, which takes torch's names as well and gives the short ones.
+
+    Args:
+        parser: Where to add it.
+        choices: Short names, such as ``"fp32"``.
+        options: Further arguments of ``add_argument``.
+    """
+    metavar = f"{{{','.join(choices)}}}"
+    parser.add_argument("--dtype", type=short_dtype, choices=choices, metavar=metavar, **options)
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = True) -> None:
@@ -156,6 +173,11 @@ def add_avatar_options(parser: argparse.ArgumentParser) -> None:
         type=parse_size,
         metavar="HxW",
         help="picture size in pixels, height first, multiples of 16 (default: the model's)",
+    )
+    group.add_argument(
+        "--crop",
+        metavar="PART",
+        help="what is kept of the picture: top, centre (default), or x,y,w,h in its pixels",
     )
 
 
@@ -322,17 +344,17 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
         args: With ``portrait`` or ``avatar``, and the options of ``add_avatar_options``.
 
     Returns:
-        Function that gives the avatar once there is a model.
+        Function that gives the avatar once there is a model, and prints its warnings.
 
     Raises:
         UserError: A file or the size is no good, or options do not go together.
     """
     from ..avatar import Avatar, load_embedding
-    from ..media.image import load_portrait
+    from ..media.image import load_portrait, parse_crop
     from ..preparation import check_size
 
     if getattr(args, "avatar", None) is not None:
-        for option in ("prompt", "prompt_embeds", "image_embeds", "size"):
+        for option in ("prompt", "prompt_embeds", "image_embeds", "size", "crop"):
             if getattr(args, option) is not None:
                 name = option.replace("_", "-")
                 raise UserError(f"--{name}: goes with --portrait; the avatar file says it already")
@@ -353,7 +375,10 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
         context = load_embedding(args.prompt_embeds, "context")
     if args.image_embeds is not None:
         features = load_embedding(args.image_embeds, "clip_fea")
+    if args.crop is not None:
+        given["crop"] = parse_crop(args.crop)
     portrait = load_portrait(args.portrait)
+    portrait.check_crop(given.get("crop"))
 
     def made(preparer: "Preparer") -> Avatar:
         preparer.check_embeddings(
@@ -362,7 +387,9 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
             context_name=f"{args.prompt_embeds}: context",
             features_name=f"{args.image_embeds}: clip_fea",
         )
-        return preparer.prepare(portrait, prompt_embeds=context, image_embeds=features, **given)
+        avatar = preparer.prepare(portrait, prompt_embeds=context, image_embeds=features, **given)
+        warn(avatar.warnings)
+        return avatar
 
     return made
 
@@ -371,7 +398,26 @@ def console(*, stderr: bool = False) -> "Console":
     """Console for tables, 80 columns wide where the output is not a terminal."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    # Names are no emoji, even with colons around them.
+    return Console(stderr=stderr, highlight=False, emoji=False)
+
+
+def escape(text: object) -> str:
+    """What a user or a file named, for a rich console: in one line, and no markup."""
+    from rich.markup import escape
+
+    return escape(one_line(str(text)))
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on stderr, a line each."""
+    for warning in warnings:
+        note(f"warning: {warning}")
 
 
 @contextlib.contextmanager
@@ -393,19 +439,27 @@ def progress_line() -> Iterator[Callable[[str, str], None]]:
     """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
     out = console(stderr=True)
     if out.is_interactive:
-        with out.status("starting") as status:
-            yield lambda head, text: status.update(
-                (f"{head}: {text}" if text else head).replace("[", r"\[")
-            )
+        with status_line(out) as say:
+            yield lambda head, text: say(f"{head}: {text}" if text else head)
         return
     shown: set[str] = set()
 
     def line(head: str, text: str) -> None:
         if head not in shown:
             shown.add(head)
-            print(head, file=sys.stderr, flush=True)
+            note(head)
 
     yield line
+
+
+@contextlib.contextmanager
+def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
+    """A line that changes, on a terminal."""
+    from rich.text import Text
+
+    letters = out.encoding.startswith("utf")
+    with out.status("starting", spinner="dots" if letters else "line") as status:
+        yield lambda text: status.update(Text(one_line(text)))
 
 
 def print_json(value: object) -> None:

@@ -161,14 +161,13 @@ def _report(
 
 
 def _print(report: dict[str, Any], difference: "Difference") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     console = common.console()
     kind = "random weights" if report["random_weights"] else "checkpoint"
     console.print(
-        f"{escape(str(report['model']))} ({kind}): {escape(report['a']['config'])} "
-        f"against {escape(report['b']['config'])}",
+        f"{common.escape(str(report['model']))} ({kind}): {common.escape(report['a']['config'])} "
+        f"against {common.escape(report['b']['config'])}",
         soft_wrap=True,
     )
     table = Table(title="Layers that lose most, on equal inputs", title_justify="left")

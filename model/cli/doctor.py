@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.lines import one_line
 
 from ..environment import Library, environment, libraries
 from ..inspection import CheckpointReport, inspect_checkpoint
@@ -23,6 +23,7 @@ from .common import (
     add_json_option,
     check_file,
     console,
+    escape,
     human_bytes,
     human_count,
     plural,
@@ -110,13 +111,18 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
         listed = read_manifest(path)
         files = {name: file for name, file in files.items() if name in listed}
     total = sum(file.stat().st_size for file in files.values())
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
     out = console(stderr=True)
     with Progress(*columns, console=out, transient=True, disable=not out.is_interactive) as bar:
         task = bar.add_task("hashing", total=total)
 
         def progress(name: str, count: int) -> None:
-            bar.update(task, advance=count, description=name.rpartition("/")[2][-24:])
+            bar.update(task, advance=count, description=one_line(name.rpartition("/")[2], 24))
 
         if args.verify_manifest:
             return verify_manifest(path, roots, progress)
@@ -150,6 +156,8 @@ def _as_json(
 
 def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) -> None:
     table = Table(title="Environment", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # in few columns no command is cut off
     for name, value in facts.items():
         table.add_row(name, escape(value))
     for library in optional:

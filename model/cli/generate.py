@@ -1,15 +1,16 @@
 """``livetalk generate``: portrait and speech in, talking video out."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
 
 from . import common, ranks
+from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
     from livetalk_kernels.runtime.timeline import Timeline
@@ -184,8 +185,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             pipeline.end()
     _tell_notes(reader, told)
     warnings = [*reader.warnings, *writer.warnings]
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    common.warn(warnings)
     if not writer.frames:
         return _nothing_written(args, outcome, failure)
     report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
@@ -196,12 +196,13 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         "complete": outcome == 0,
     }
     report["sound"] = reader.report()
-    report["warnings"] = warnings
-    if args.json:
-        report["memory"] = memory
-        common.print_json(report)
-    else:
-        _print_report(report, session)
+    report["warnings"] = [*avatar.warnings, *warnings]
+    with suppress(ReaderGoneError):  # the video is there: its exit code counts
+        if args.json:
+            report["memory"] = memory
+            common.print_json(report)
+        else:
+            _print_report(report, session)
     if args.timeline:
         _write_timeline(args.timeline, timeline, facts)
     if failure is not None:
@@ -245,7 +246,7 @@ def _stream(
                             interrupts.release()
                             advance(len(frames))
                 except NumericsError as error:
-                    print(f"error: {error}", file=sys.stderr)
+                    common.note(f"error: {error}")
                     outcome = 1
                 except UserError as error:
                     outcome, failure = _BAD_INPUT, error
@@ -263,7 +264,7 @@ def _stream(
         except Exception:
             if writer.frames:
                 kept = common.plural(writer.frames, "frame")
-                print(f"wrote {writer.path}: {kept} (stopped early)", file=sys.stderr)
+                common.note(f"wrote {writer.path}: {kept} (stopped early)")
             raise
     return outcome, failure, writer
 
@@ -284,7 +285,7 @@ def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterato
 def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
     """Print what was decided about the sound, but for the first ``told`` notes; their number."""
     for note in reader.notes[told:]:
-        print(f"note: {note}", file=sys.stderr)
+        common.note(f"note: {note}")
     return len(reader.notes)
 
 
@@ -306,12 +307,11 @@ def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError 
     if outcome == 0:
         raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
     if outcome == common.INTERRUPTED:
-        print("stopped before the first frame; nothing was written", file=sys.stderr)
+        common.note("stopped before the first frame; nothing was written")
     return outcome
 
 
 def _print_report(report: dict[str, Any], session: "Session") -> None:
-    from rich.markup import escape
 
     from .latency import print_latency
 
@@ -322,7 +322,8 @@ def _print_report(report: dict[str, Any], session: "Session") -> None:
     seconds = output["frames"] / float(session.options.fps)
     state = "" if output["complete"] else " (stopped early)"
     console.print(
-        f"wrote {escape(output['path'])}: {frames} of {height}x{width}, {seconds:.2f} s{state}",
+        f"wrote {common.escape(output['path'])}: {frames} of {height}x{width}, "
+        f"{seconds:.2f} s{state}",
         soft_wrap=True,
     )
     if report["settings"]["random_weights"]:

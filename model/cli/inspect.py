@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from livetalk_kernels.inspection.baseline import load, regressions, save
@@ -19,11 +18,15 @@ from .common import (
     REPLACED,
     Subparsers,
     add_command,
+    add_dtype_option,
     add_json_option,
     check_file,
     console,
+    escape,
+    note,
     plural,
     print_json,
+    status_line,
 )
 
 EXAMPLE = """\
@@ -51,9 +54,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, help="only the kernels of this backend (default: both)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
+    add_dtype_option(
+        parser,
+        DTYPES,
         default="bf16",
         help="of the activations, for the Triton kernels (default: bf16)",
     )
@@ -102,10 +105,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     if args.save is not None:
-        console(stderr=True).print(f"wrote {save(report, args.save)}", soft_wrap=True)
+        note(f"wrote {save(report, args.save)}")
     if worse:
-        lines = [f"worse than {args.compare}:", *(f"  {line}" for line in worse)]
-        console(stderr=True).print("\n".join(lines), markup=False, soft_wrap=True)
+        note(f"worse than {args.compare}:")
+        for line in worse:
+            note(f"  {line}")
         return 1
     return 0
 
@@ -114,16 +118,16 @@ def run(args: argparse.Namespace) -> int:
 def _progress() -> Iterator[Callable[[str], None]]:
     out = console(stderr=True)
     if out.is_interactive:
-        with out.status("inspecting") as status:
-            yield lambda line: status.update(escape(line))
+        with status_line(out) as say:
+            yield say
     else:
-        yield lambda line: out.print(line, markup=False, soft_wrap=True)
+        yield note
 
 
 def _print(report: Report) -> None:
     out = console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    title = f"Kernels for {TARGET}, {report.dtype}" + (f"; {versions}" if versions else "")
+    title = f"Kernels for {TARGET}, {report.dtype}" + (f"; {escape(versions)}" if versions else "")
     out.print(f"[italic]{title}[/]")
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("kernel", "shape"):
@@ -140,14 +144,14 @@ def _print(report: Report) -> None:
         "smem: KB of a block. warps: on an SM, of 64. MMA: tensor-core instructions in the code. "
         "ld/st: bits of the widest access to global memory, or TMA."
     )
-    for note in report.notes:
-        out.print(note, markup=False)
+    for line in report.notes:
+        out.print(escape(line))
     found = [f"{kernel}: {fault}" for kernel in report.kernels for fault in faults(kernel)]
     seconds = sum(kernel.seconds or 0 for kernel in report.kernels)
     count = plural(len(report.kernels), "kernel")
     out.print(f"{count}, {seconds:.0f} s to compile; {plural(len(found), 'fault')}.")
     for line in found:
-        out.print(f"  {line}", markup=False, style="yellow")
+        out.print(f"  {escape(line)}", style="yellow")
 
 
 def _row(kernel: Kernel) -> tuple[str, ...]:

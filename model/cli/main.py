@@ -4,14 +4,20 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
 import argparse
+import difflib
 import importlib
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from livetalk_kernels.errors import CommError, NumericsError, UserError
+from livetalk_kernels.lines import one_line
+
+from .common import INTERRUPTED
+from .streams import ReaderGoneError, Streams
 
 # Subcommand -> its line in the help. Each is the module of that name beside this one, with
 # add_parser(subparsers), which sets run(args) -> exit code as a default; only the chosen one is
@@ -40,11 +46,66 @@ example:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and which knows what may have been meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but refuse what is unknown here, where the options are known."""
+        self._given = args
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave with exit code 2."""
-        self.exit(2, f"error: {message}; see '{self.prog} --help'\n")
+        hint = f"; did you mean {nearest}?" if (nearest := self._meant()) else ""
+        self.exit(2, one_line(f"error: {message}{hint}; see '{self.prog} --help'") + "\n")
+
+    def _meant(self) -> str | None:
+        """The option or command nearest to the first word that is none."""
+        options = list(self._option_string_actions)
+        words = [word.partition("=")[0] for word in self._given]
+        for word in words:
+            if word.startswith("--") and not any(option.startswith(word) for option in options):
+                return next(iter(difflib.get_close_matches(word, options, n=1)), None)
+        if self._subparsers is None:
+            return None
+        word = next((word for word in words if not word.startswith("-")), "")
+        near = [] if word in COMMANDS else difflib.get_close_matches(word, COMMANDS, n=1)
+        return next(iter(near), None)
+
+
+class Version(argparse.Action):
+    """Prints the version; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print and leave."""
+        from importlib.metadata import version
+
+        print(f"livetalk {version('livetalk')}")
+        parser.exit()
+
+
+class _OneLine(logging.Formatter):
+    """Formats a record as a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(record.getMessage())
+
+
+@contextmanager
+def _log_lines() -> Iterator[None]:
+    """Print warnings of the loggers on stderr."""
+    handler, root = logging.StreamHandler(sys.stderr), logging.getLogger()
+    handler.setFormatter(_OneLine())
+    handler.setLevel(logging.WARNING)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,19 +118,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code. (Help and unreadable arguments raise SystemExit, as argparse does.)
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with Streams() as streams, _log_lines():
+        try:
+            code = _run(arguments)
+        except ReaderGoneError:
+            code = 1
+        except SystemExit as stop:  # help, or arguments that cannot be read
+            raise SystemExit(streams.exit_code(int(stop.code or 0))) from None
+        return streams.exit_code(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command line, and say what went wrong; the exit code."""
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
-    from livetalk_kernels.config import Ranks
-    from livetalk_kernels.errors import CommError, NumericsError, UserError  # slow: imports torch
+    from livetalk_kernels.config import Ranks  # slow: imports torch
     from livetalk_kernels.runtime.signals import ended_like_ctrl_c
 
-    from .common import INTERRUPTED
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         # Of several ranks the watchdog looks after the signals.
         with ended_like_ctrl_c() if Ranks.from_environ() is None else nullcontext():
             code: int = args.run(args)
-            sys.stdout.flush()
         return code
     except UserError as error:
         return _fail(2, f"error: {error}")
@@ -79,14 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(1, f"error: another rank was lost: {error}")
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
-    except BrokenPipeError:
-        # The reader has closed our output. Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        return _fail(1, "error: out of memory; use a smaller --size or --preset, or --dtype bf16")
+        if _out_of_memory(error):
+            less = "use a smaller --size or --preset, or --dtype bf16"
+            return _fail(1, f"error: out of memory; {less}")
+        if isinstance(error, FileNotFoundError) and "usable temporary" in str(error):
+            place = "set TMPDIR to a folder that can be written"
+            return _fail(1, f"error: no folder for temporary files can be written; {place}")
+        raise
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -106,6 +174,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
@@ -118,7 +187,7 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
 
 def _fail(code: int, message: str) -> int:
-    print(message, file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from .common import console, parse_size, print_json
+from .common import add_dtype_option, console, escape, parse_size, print_json
 from .numbers import RANKS
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         "--size", type=parse_size, metavar="HxW", help="picture size (default: the model's)"
     )
     group.add_argument("--precision", choices=("exact", "fp8"), help="default: exact")
-    group.add_argument(
-        "--dtype", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU"
-    )
+    add_dtype_option(group, ("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
     group.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -208,7 +206,6 @@ def _title(args: argparse.Namespace, model: "Model") -> str:
 def _print(
     title: str, prediction: "Prediction", measured: "Measured | None", *, ranks: int
 ) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from ..memory import ASSUMPTIONS

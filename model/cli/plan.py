@@ -57,8 +57,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         help="of the blocks' linear layers (default: both are tried); fp8 is an approximation",
     )
     parser.add_argument("--preset", metavar="NAME", help="14b, small, mid or tiny (default: 14b)")
-    parser.add_argument(
-        "--dtype", choices=("bf16", "fp32"), help="default: bf16, on a CPU fp32, its only choices"
+    common.add_dtype_option(
+        parser, ("bf16", "fp32"), help="default: bf16, on a CPU fp32, its only choices"
     )
     parser.add_argument(
         "--steps", type=numbers.STEPS, metavar="N", help="denoising steps per chunk (default: 4)"
@@ -241,7 +241,6 @@ def _plot(
     choice: "Choice",
     title: str,
 ) -> None:
-    import sys
     from dataclasses import replace
 
     from livetalk_kernels.bench.machine import commit
@@ -258,7 +257,7 @@ def _plot(
     }
     target = Path(args.plot)
     draw(curves, target, title=title, commit=commit())
-    print(f"wrote {target}", file=sys.stderr)
+    common.note(f"wrote {target}")
 
 
 # For machines -----------------------------------------------------------------------------
@@ -410,7 +409,6 @@ def _print_best(plan: "Plan") -> None:
 
 
 def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> None:
-    from rich.markup import escape
 
     from ..plan.evidence import kinds
     from ..plan.figures import figures
@@ -421,7 +419,7 @@ def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> No
         text = ", ".join(
             f"{name} {_amount(name, quantity.value)}" for name, quantity in quantities.items()
         )
-        out.print(f"- {kind}: {escape(text)}")
+        out.print(f"- {kind}: {common.escape(text)}")
     fitted = {
         name: value
         for name, value in machine.shares.as_dict().items()
@@ -435,7 +433,7 @@ def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> No
         )
     for name, where in evidence.measured.items():
         value = machine.shares.as_dict()[name]
-        out.print(f"- share of {name}, measured: {value:.2f}, from {escape(where)}")
+        out.print(f"- share of {name}, measured: {value:.2f}, from {common.escape(where)}")
     costs = machine.costs
     out.print(
         f"- assumed: {costs.launch * 1e6:.0f} µs a launch, {costs.latency * 1e6:.0f} µs an "
@@ -454,12 +452,11 @@ def _amount(name: str, value: float) -> str:
 
 
 def _print_rates(machine: "CpuMachine", count: int, hardware: str) -> None:
-    from rich.markup import escape
 
     rates = machine.rates
     common.console().print(
         f"What this rests on: 6 rates fitted to {common.plural(count, 'report')} of "
-        f"{escape(hardware)}: linears {rates.linears / 1e9:.0f}, attention "
+        f"{common.escape(hardware)}: linears {rates.linears / 1e9:.0f}, attention "
         f"{rates.attention / 1e9:.0f}, convolution {rates.convolution / 1e9:.0f}, audio encoder "
         f"{rates.audio / 1e9:.0f} GFLOP/s, memory {rates.bandwidth / 1e9:.1f} GB/s, "
         f"{rates.call * 1e6:.0f} µs a call."

@@ -104,7 +104,6 @@ def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
 
 
 def _print_figures(checks: "list[Check]") -> None:
-    from rich.markup import escape
 
     from ..plan.fit import GOAL, PRIORS
     from .bench_tables import plain_table, seconds
@@ -131,15 +130,15 @@ def _print_figures(checks: "list[Check]") -> None:
     )
     for check in checks:
         if not check.within:
-            reason = escape(check.figure.doubt)
-            out.print(f"[red]{check.error:+.0%}[/] {escape(check.figure.name)}: {reason}.")
+            reason = common.escape(check.figure.doubt)
+            out.print(f"[red]{check.error:+.0%}[/] {common.escape(check.figure.name)}: {reason}.")
     out.print("\nWhat each system is taken to do, and where its figure stands:")
     told: set[tuple[str, str]] = set()
     for check in checks:
         key = check.figure.source, check.figure.settings
         if key not in told:
             told.add(key)
-            out.print(escape(f"- {check.figure.source}. {check.figure.settings}."))
+            out.print(common.escape(f"- {check.figure.source}. {check.figure.settings}."))
 
 
 def _print_flops() -> None:
@@ -151,7 +150,6 @@ def _print_flops() -> None:
 
 
 def _print_sizes(sizes: "list[CpuCheck]") -> None:
-    from rich.markup import escape
 
     from ..plan.fit import GOAL
     from ..plan.recorded import CPU_PRIORS
@@ -164,7 +162,9 @@ def _print_sizes(sizes: "list[CpuCheck]") -> None:
         )
         return
     for hardware in dict.fromkeys(size.hardware for size in sizes):
-        out.print(f"\nRecorded on {escape(hardware)}; each size predicted by a fit to the others")
+        out.print(
+            f"\nRecorded on {common.escape(hardware)}; each size predicted by a fit to the others"
+        )
         out.print(_sizes_table([size for size in sizes if size.hardware == hardware]))
     met = sum(size.within for size in sizes)
     out.print(

@@ -4,8 +4,6 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.markup import escape
-
 from . import common
 
 EXAMPLE = """\
@@ -56,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "model": avatar.model,
         "prompt": avatar.prompt,
         "note": avatar.note,
+        "warnings": list(avatar.warnings),
         "load_seconds": loaded - begin,
         "encode_seconds": encoded - loaded,
     }
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     height, width = avatar.size
     common.console().print(
-        f"wrote {escape(str(args.output))}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
+        f"wrote {common.escape(args.output)}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
         f"model {avatar.model}{', ' + avatar.note if avatar.note else ''} "
         f"(load {result['load_seconds']:.1f} s, encode {result['encode_seconds']:.1f} s)",
         soft_wrap=True,

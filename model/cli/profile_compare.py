@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             comparison = _commands(args)
         except WorkerError as error:
-            print(f"error: {error}", file=sys.stderr)
+            common.note(f"error: {error}")
             return 1
     report = {"command": ["livetalk", *args.argv], "machine": machine(), **comparison.as_json()}
     if args.output is not None:
@@ -239,24 +239,23 @@ def _value(value: object) -> str:
 
 
 def _print(comparison: "Comparison") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     console = common.console()
     for side, name in zip("AB", comparison.names, strict=True):
-        console.print(f"{side}: {escape(name) or '(the defaults)'}", soft_wrap=True)
+        console.print(f"{side}: {common.escape(name) or '(the defaults)'}", soft_wrap=True)
     console.print("changed:")
     for line in _changed(comparison):
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        console.print(f"  {common.escape(line)}", soft_wrap=True)
     table = Table()
     for index, column in enumerate(COLUMNS):
         left = index in (0, len(COLUMNS) - 1)
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in comparison.rows:
-        table.add_row(*map(escape, _cells(row)))
+        table.add_row(*map(common.escape, _cells(row)))
     console.print(table)
     for line in _sentences(comparison):
-        console.print(escape(line))
+        console.print(common.escape(line))
 
 
 def _markdown(report: dict[str, Any], comparison: "Comparison") -> str:

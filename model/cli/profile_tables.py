@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ..profile.words import ABOVE, above, hardware_line, ms, op_time, settings_line
-from .common import console, human_bytes, plural
+from .common import console, escape, human_bytes, plural
 
 LEAST_SHARE = 0.001
 MOST_OPS = 12
@@ -28,7 +27,7 @@ def print_profile(report: dict[str, Any], folder: Path) -> None:
         out.print(_ops(report))
         if above(report):
             out.print(ABOVE)
-    out.print(f"wrote {escape(str(folder))}: {', '.join(report['files'])}", soft_wrap=True)
+    out.print(f"wrote {escape(folder)}: {', '.join(report['files'])}", soft_wrap=True)
     if not report["complete"]:
         out.print("Stopped early: the report is of the chunks that were done.")
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
             _print(entry, outcomes)
         if entry.choices:
             write_json(path, before.updated(entry).as_json())
-            print(f"wrote {path}; use it by --config or LIVETALK_CONFIG", file=sys.stderr)
+            common.note(f"wrote {path}; use it by --config or LIVETALK_CONFIG")
     if kept.error is not None:
         raise kept.error
     if interrupted:
@@ -212,7 +211,6 @@ def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dic
 
 def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from livetalk_kernels.dispatch import load_backend
@@ -244,12 +242,12 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     for outcome in outcomes:
         where = f"{outcome.call.case.op} {outcome.call.case.name}"
         for backend, reason in outcome.red.items():
-            out.print(f"[red]red[/]: {escape(f'{where}, {backend}: {reason}')}")
+            out.print(f"[red]red[/]: {common.escape(f'{where}, {backend}: {reason}')}")
         if outcome.skipped:
             skipped.setdefault(outcome.skipped, []).append(where)
     for reason, places in skipped.items():
         more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
-        out.print(f"[yellow]left out[/]: {escape(f'{places[0]}{more}: {reason}')}")
+        out.print(f"[yellow]left out[/]: {common.escape(f'{places[0]}{more}: {reason}')}")
 
 
 def _seconds(value: float) -> str:

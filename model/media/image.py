@@ -1,16 +1,24 @@
-"""Pictures in: a portrait of any common format as RGB, and its crop to the frame size."""
+"""Pictures in: a portrait of any common format as sRGB, and its crop to the frame size."""
 
 import math
+import re
 import struct
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, Literal, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_input
+
+from .icc import ProfileError, to_srgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Pillow's names of the formats that are read; none of them runs another program."""
@@ -20,50 +28,165 @@ MAX_PIXELS = 80_000_000
 """Width times height, at most; checked in the header, before anything is decoded."""
 MAX_ASPECT = 20
 """Longer side by shorter side, at most, so that scaling to cover a frame stays affordable."""
+MAX_BYTES = 1 << 28
+"""Bytes of the file, at most; `MAX_PIXELS` as BMP take less."""
+MAX_EXIF = 1 << 16
+"""Bytes of EXIF, at most, as in JPEG's standard: when it is read, each of its entries may take as
+much memory as there are bytes."""
+MAX_SCANS = 200
+"""Scans of a progressive JPEG, at most: each costs a pass over all pixels, and usual are ten."""
+CUT = 0.2
+"""Share of a picture that a crop may remove without a word."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
-"""What Pillow's decoders raise on damaged data."""
+Crop = Literal["centre", "top"] | tuple[int, int, int, int]
+"""Part of a picture that is kept: its centre, its top, or x, y, width and height in pixels."""
+
+_GAMMA = 1 / 2.2
+_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of sRGB: white, red, green, blue
+_CICP_SRGB = bytes((1, 13, 0, 1))
+_ORIENTATION = 0x0112
+_TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
 
 
-def load_portrait(path: Path | str) -> Image.Image:
-    """Read a picture as 8-bit RGB, upright.
+@dataclass(frozen=True, kw_only=True)
+class Portrait:
+    """A picture that was read.
 
-    The orientation in EXIF is applied, transparency is laid on white, palettes are expanded, 16-bit
-    grey is scaled to 8 bits, an animation gives its first frame. Colour profiles are ignored.
+    Attributes:
+        image: Mode RGB, in sRGB, upright.
+        name: What to call it in messages: its file.
+        warnings: What the user should know, a line each.
+    """
+
+    image: Image.Image
+    name: str
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, image: Image.Image, name: str = "the portrait") -> Self:
+        """Take a Pillow image of any mode that the formats have; it is not turned.
+
+        Its embedded colour profile is applied, transparency is laid on white, palettes are
+        expanded, 16-bit grey is scaled to 8 bits.
+
+        Raises:
+            UserError: It is damaged, smaller than `MIN_SIDE`, larger than `MAX_PIXELS`, or longer
+                than `MAX_ASPECT`.
+        """
+        check_picture(name, image.width, image.height)
+        with _decoding(name):
+            rgb, notes = _to_rgb(image)
+        return cls(image=rgb, name=name, warnings=tuple(f"{name}: {note}" for note in notes))
+
+    def check_crop(self, crop: Crop | None) -> None:
+        """Check that a rectangle lies in the picture.
+
+        Raises:
+            UserError: It does not, or is too small or too long for a portrait.
+        """
+        if not isinstance(crop, tuple):
+            return
+        x, y, width, height = crop
+        option = f"--crop {x},{y},{width},{height}"
+        if min(x, y) < 0 or x + width > self.image.width or y + height > self.image.height:
+            raise UserError(
+                f"{option}: reaches beyond {self.name}, which is {self.image.width} wide and "
+                f"{self.image.height} high; x, y, width and height are in its pixels"
+            )
+        check_picture(option, width, height)
+
+    def fit(
+        self, size: tuple[int, int], crop: Crop | None = None
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Crop and scale to the frame.
+
+        Args:
+            size: Frame size (H, W), height first.
+            crop: What is kept. None: the centre, with a warning where more than `CUT` is lost. Of
+                a rectangle the centre is kept as well, where its shape is not the frame's.
+
+        Returns:
+            Uint8 [3, H, W], see `fit_portrait`; and all warnings, that one among them.
+
+        Raises:
+            UserError: See `check_crop`.
+        """
+        self.check_crop(crop)
+        image = self.image
+        if isinstance(crop, tuple):
+            x, y, width, height = crop
+            image = image.crop((x, y, x + width, y + height))
+        said = () if isinstance(crop, str) else _cut(self.name, image, size)
+        pixels = fit_portrait(image, size, top=crop == "top")
+        return pixels, self.warnings + said
+
+
+def parse_crop(text: str) -> Crop:
+    """Read ``centre`` (or ``center``), ``top`` or ``x,y,w,h``.
+
+    Raises:
+        UserError: The text is of another form.
+    """
+    if text in ("centre", "center"):
+        return "centre"
+    if text == "top":
+        return "top"
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6}){3}", text):
+        raise UserError(
+            f"--crop {text!r}: is not top, centre or x,y,w,h; write for example 0,0,600,800"
+        )
+    x, y, width, height = map(int, text.split(","))
+    return x, y, width, height
+
+
+def load_portrait(path: Path | str) -> Portrait:
+    """Read a picture as 8-bit sRGB, upright.
+
+    The orientation in EXIF is applied, an embedded ICC profile is converted to sRGB, transparency
+    is laid on white, palettes are expanded, 16-bit grey is scaled to 8 bits, an animation gives its
+    first frame. Without an ICC profile the picture is taken as sRGB; a PNG that says otherwise (by
+    cICP, or by cHRM or gAMA without sRGB) gives a warning. A damaged profile or orientation is
+    ignored, with a warning.
 
     Args:
         path: PNG, JPEG, WebP, BMP or GIF.
 
     Returns:
-        A Pillow image of mode RGB.
+        The picture.
 
     Raises:
         UserError: The file is missing, a folder, empty or unreadable, not a picture, damaged,
-            smaller than `MIN_SIDE`, larger than `MAX_PIXELS`, longer than `MAX_ASPECT`.
+            smaller than `MIN_SIDE`, larger than `MAX_PIXELS` or `MAX_BYTES`, longer than
+            `MAX_ASPECT`.
     """
     path = check_input(path, "picture")
-    with warnings.catch_warnings():
-        # About sizes below our own limit's error, and about EXIF fields that are not needed here.
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                check_picture(path, image.width, image.height)
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
-        except UserError:
-            raise
-        except Image.DecompressionBombError:
-            raise _too_large(path) from None
-        except UnidentifiedImageError:
-            raise UserError(
-                f"{path}: not a picture that can be read; use PNG, JPEG, WebP, BMP or GIF"
-            ) from None
-        except _BROKEN as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{path}: the picture is damaged ({reason}); export it again") from None
+    name = str(path)
+    with _decoding(name), path.open("rb") as file:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MiB; scale the picture down")
+        _check_jpeg(file)
+        with Image.open(file, formats=FORMATS) as image:
+            check_picture(name, image.width, image.height)
+            image.load()
+            turned, notes = _upright(image)
+            if image.format == "PNG" and "icc_profile" not in image.info:
+                notes += _png_colours(image, file)
+            portrait = Portrait.of(turned, name)
+    said = tuple(f"{name}: {note}" for note in notes)
+    return replace(portrait, warnings=said + portrait.warnings)
 
 
-def fit_portrait(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+def fit_portrait(image: Image.Image, size: tuple[int, int], *, top: bool = False) -> torch.Tensor:
     """Scale a picture to cover the frame and cut out its centre, as the published model does.
 
     With s = max(H / h, W / w) the picture becomes ceil(h s) x ceil(w s) by Pillow's bilinear
@@ -73,6 +196,7 @@ def fit_portrait(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     Args:
         image: Mode RGB, w x h pixels.
         size: Frame size (H, W), height first.
+        top: Cut out the top rather than the centre of the rows.
 
     Returns:
         Uint8 [3, H, W].
@@ -82,8 +206,9 @@ def fit_portrait(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     scale = max(height / image.height, width / image.width)
     rows, columns = math.ceil(image.height * scale), math.ceil(image.width * scale)
     scaled_HWC = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
-    top, left = round((rows - height) / 2), round((columns - width) / 2)
-    crop_HWC = scaled_HWC[top : top + height, left : left + width]
+    first = 0 if top else round((rows - height) / 2)
+    left = round((columns - width) / 2)
+    crop_HWC = scaled_HWC[first : first + height, left : left + width]
     return torch.from_numpy(crop_HWC.transpose(2, 0, 1).copy())
 
 
@@ -109,13 +234,133 @@ def _too_large(path: Path | str, found: str = "") -> UserError:
     return UserError(f"{path}: more than {limit} megapixels{found}; scale the picture down")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode that the formats above have to RGB."""
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a `UserError` that names the picture."""
+    with warnings.catch_warnings():
+        # About sizes below our own limit's error, and about metadata that is not needed here.
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Image.DecompressionBombError:
+            raise _too_large(name) from None
+        except UnidentifiedImageError:
+            raise UserError(
+                f"{name}: not a picture that can be read; use PNG, JPEG, WebP, BMP or GIF"
+            ) from None
+        except Exception as error:  # on damaged data decoders raise nearly everything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{name}: the picture is damaged ({reason}); export it again") from None
+
+
+def _check_jpeg(file: BinaryIO) -> None:
+    """Refuse a JPEG that costs a reader far more than its size; leave the file at its start.
+
+    Raises:
+        ValueError: It says why.
+    """
+    data = file.read()
+    file.seek(0)
+    if data[:3] != b"\xff\xd8\xff":
+        return
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError("far too many scans")
+    at, exif = 2, 0
+    while at < len(data):
+        begin = data.find(b"\xff", at)
+        if begin < 0 or begin > at + MAX_EXIF:
+            raise ValueError("no picture after the header")
+        kind = data[begin + 1 : begin + 2]
+        at = begin + 1 if kind == b"\xff" else begin + 2
+        if kind == b"\xda" or not kind:  # the picture itself begins
+            break
+        if kind in b"\x00\x01\xc8\xff" or b"\xd0" <= kind <= b"\xd9" or b"\xf0" <= kind <= b"\xfd":
+            continue  # without a body
+        length = int.from_bytes(data[at : at + 2])
+        if kind == b"\xe1" and data[at + 2 : at + 6] == b"Exif":
+            exif += length
+        at += max(length, 2)
+    if exif > MAX_EXIF:
+        raise ValueError("more EXIF data than JPEG allows")
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Turn a picture as its EXIF data says, and what there is to say about that."""
+    data = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
+    try:
+        # In hexadecimal where it is text.
+        if len(data) > MAX_EXIF * (1 + isinstance(data, str)):
+            raise ValueError("too large")
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of many kinds, as with the picture itself, which may be sound
+        note = "its EXIF data is damaged and ignored; export it again if it is not upright"
+        return image, [note]
+    return (image if turn is None else image.transpose(turn)), []
+
+
+def _png_colours(image: Image.Image, file: BinaryIO) -> list[str]:
+    """What a PNG without a profile says of its colours, where that is not sRGB."""
+    info = image.info
+    primaries, gamma = info.get("chromaticity", _PRIMARIES), info.get("gamma", _GAMMA)
+    off = max(abs(a - b) for a, b in zip(primaries, _PRIMARIES, strict=True))
+    plain = "srgb" in info or (abs(gamma - _GAMMA) < 0.02 and off < 0.01)
+    if plain and _png_chunk(file, b"cICP") in (None, _CICP_SRGB):
+        return []
+    return ["its colours are not sRGB and it has no ICC profile; export it as sRGB"]
+
+
+def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
+    """A chunk before the picture's data."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == name:
+            return file.read(length)
+        if kind == b"IDAT":
+            break
+        file.seek(length + 4, 1)
+    return None
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Any mode that the formats have to RGB, and what there is to say about its profile."""
+    info, notes = image.info, []
+    layer = image.convert("RGBA") if image.has_transparency_data else None
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # 65535 = 257 * 255 is white
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    rgb = None
+    if "icc_profile" in info:
+        modes = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}
+        try:
+            rgb = to_srgb(image.convert(modes.get(image.mode, "RGB")), info["icc_profile"] or b"")
+        except ProfileError as error:
+            notes.append(
+                f"its colour profile {error} and is ignored; export it as sRGB if the colours "
+                "are wrong"
+            )
+    if layer is None:
+        return rgb or image.convert("RGB"), notes
+    if rgb is not None:
+        rgb.putalpha(layer.getchannel("A"))
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, rgb or layer).convert("RGB"), notes
+
+
+def _cut(name: str, image: Image.Image, size: tuple[int, int]) -> tuple[str, ...]:
+    """What a crop to the frame loses, where that is much."""
+    height, width = size
+    down, across = height / image.height, width / image.width
+    lost = 1 - min(down, across) / max(down, across)
+    if lost <= CUT:
+        return ()
+    if down < across:
+        where = "at the top and bottom; choose with --crop top or --crop x,y,w,h"
+    else:
+        where = "at the left and right; choose with --crop x,y,w,h"
+    return (
+        f"{name}: the crop to {height}x{width} removes {lost:.0%} of the picture, {where}, or "
+        "keep its shape with --size",
+    )

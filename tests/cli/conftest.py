@@ -12,8 +12,8 @@ from PIL import Image
 def portrait(tmp_path: Path) -> Path:
     """A picture."""
     path = tmp_path / "portrait.png"
-    y, x = np.mgrid[:80, :70]
-    Image.fromarray(np.stack([3 * x, 3 * y, 90 + 0 * x], -1).astype(np.uint8)).save(path)
+    y, x = np.mgrid[:80, :98]  # of no frame here is more than a fifth cut off
+    Image.fromarray(np.stack([2 * x, 3 * y, 90 + 0 * x], -1).astype(np.uint8)).save(path)
     return path
 
 

@@ -35,7 +35,7 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 def test_crop_equals_the_published_one(
     reference_dir: Path, golden: Callable[[str], dict[str, torch.Tensor]], size: tuple[int, int]
 ) -> None:
-    image = load_portrait(reference_dir / "io" / "portrait_149x203.png")
+    image = load_portrait(reference_dir / "io" / "portrait_149x203.png").image
     wanted = golden("misc")[f"image.crop_{size[0]}x{size[1]}"][0, :, 0]
     assert torch.equal(fit_portrait(image, size), wanted)
 
@@ -69,7 +69,7 @@ def test_half_pixels_of_the_crop_round_to_even() -> None:
 def test_formats(tmp_path: Path, ending: str) -> None:
     image = gradient()
     options = {"lossless": True} if ending == "webp" else {}
-    loaded = load_portrait(save(image, tmp_path / f"a.{ending}", **options))
+    loaded = load_portrait(save(image, tmp_path / f"a.{ending}", **options)).image
     assert loaded.mode == "RGB"
     error = np.abs(np.asarray(loaded).astype(int) - np.asarray(image))
     assert error.max() == 0 if ending in ("png", "webp", "bmp") else error.mean() < 8
@@ -81,7 +81,7 @@ def test_exif_orientation(tmp_path: Path, ending: str) -> None:
     image.paste("white", (0, 0, 30, 40))  # the left half
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # to be turned clockwise: left becomes top
-    loaded = load_portrait(save(image, tmp_path / f"a.{ending}", exif=exif))
+    loaded = load_portrait(save(image, tmp_path / f"a.{ending}", exif=exif)).image
     assert loaded.size == (40, 60)
     pixels = np.asarray(loaded)
     assert pixels[:28].min() > 200 and pixels[32:].max() < 50
@@ -91,7 +91,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (32, 32), (200, 0, 0, 0))
     image.paste((0, 0, 200, 255), (0, 0, 16, 32))
     image.paste((0, 0, 0, 128), (16, 16, 32, 32))
-    pixels = np.asarray(load_portrait(save(image, tmp_path / "a.png")))
+    pixels = np.asarray(load_portrait(save(image, tmp_path / "a.png")).image)
     assert (pixels[0, 0] == (0, 0, 200)).all()
     assert (pixels[0, 31] == 255).all()
     assert np.abs(pixels[31, 31].astype(int) - 127).max() <= 1
@@ -101,18 +101,18 @@ def test_palette_grey_and_one_bit(tmp_path: Path) -> None:
     image = gradient()
     for mode in ("P", "L", "1", "LA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
-        loaded = load_portrait(save(image.convert(mode), tmp_path / f"{mode}.{ending}"))
+        loaded = load_portrait(save(image.convert(mode), tmp_path / f"{mode}.{ending}")).image
         wanted = np.asarray(image.convert(mode).convert("RGB")).astype(int)
         assert loaded.mode == "RGB"
         assert np.abs(np.asarray(loaded) - wanted).mean() < 3
     palette = image.convert("P")
     palette.info["transparency"] = 0
-    assert load_portrait(save(palette, tmp_path / "t.png")).mode == "RGB"
+    assert load_portrait(save(palette, tmp_path / "t.png")).image.mode == "RGB"
 
 
 def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
-    pixels = np.asarray(load_portrait(save(Image.fromarray(grey), tmp_path / "a.png")))
+    pixels = np.asarray(load_portrait(save(Image.fromarray(grey), tmp_path / "a.png")).image)
     wanted = np.round(grey / 257)
     assert np.array_equal(pixels, np.repeat(wanted[..., None], 3, axis=2))
 
@@ -199,6 +199,6 @@ def test_bad_files_give_one_line(
 
 
 def test_bundled_portrait() -> None:
-    image = load_portrait(EXAMPLES / "portrait.png")
+    image = load_portrait(EXAMPLES / "portrait.png").image
     assert image.size == (448, 768)
     assert fit_portrait(image, (64, 64)).float().std() > 20
