@@ -24,7 +24,7 @@ TRITON36 := .venv-triton36
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 
 .PHONY: help install install-dev demo build cuda cutlass test test-gpu sanitize inspect-baseline
-.PHONY: inspect-baseline-36 lint format soak clean gpu-report
+.PHONY: inspect-baseline-36 lint format soak fuzz clean gpu-report
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,9 @@ inspect-baseline-36: $(TRITON36)/.installed ## the same with Triton 3.6
 $(TRITON36)/.installed: $(INSTALLED_DEV)
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(TRITON36) triton==3.6.0
 	@touch $@
+
+fuzz: $(BUILT) $(INSTALLED_DEV) ## 20,000 spoiled files through every loader; see ARGS=--help
+	cd tests && $(abspath $(BIN))/python -m fuzz $(ARGS)
 
 soak: $(BUILT) $(INSTALLED_DEV) ## ten minutes of audio
 	$(BIN)/pytest -m soak --timeout 7200
