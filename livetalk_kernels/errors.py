@@ -1,11 +1,17 @@
 """The errors that livetalk raises on purpose."""
 
+from .lines import one_line
+
 
 class UserError(ValueError):
     """Bad input from the user: one line that says what is wrong, which input, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        """Make one line of the message, whatever names are in it (see `lines.one_line`)."""
+        super().__init__(one_line(message))
 
 
 class NumericsError(RuntimeError):

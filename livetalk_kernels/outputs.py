@@ -77,6 +77,8 @@ def output_error(path: Path, error: OSError) -> UserError:
     folder = path.absolute().parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space or use another folder")
+    if error.errno == errno.EFBIG:
+        return UserError(f"{path}: a limit on the size of files is reached; raise 'ulimit -f'")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"{path}: {folder} is not a folder; use another output folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

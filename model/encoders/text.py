@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 512
 _TOKENIZER_FILES = ("*.json", "*.model")
+_UNCOMMON = "\u0de9 \u2603"  # what no vocabulary has: some tokenizers fail only there
 _BLOCK_KEYS = {
     "norm1.weight": "layer.0.layer_norm.weight",
     "attn.q.weight": "layer.0.SelfAttention.q.weight",
@@ -150,14 +151,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
+        tokenizer(_UNCOMMON)
     except Exception as error:  # anything from a missing file to a parser's panic
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: not a usable tokenizer ({reason}); download google/umt5-xxl again"
         ) from None
+    return tokenizer
 
 
 def check_tokenizer(folder: str | Path) -> Path:
