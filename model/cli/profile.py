@@ -143,7 +143,8 @@ def _checked(args: argparse.Namespace) -> "Length":
         raise UserError("--nsys and --ncu: give one of them, not both")
     if args.paced is None:
         args.output = args.output or FOLDER
-        common.check_file(args.output / REPORT, inputs=[args.avatar])
+        for name in (REPORT, TEXT):
+            common.check_file(args.output / name, inputs=[args.avatar])
     return length
 
 

@@ -2,13 +2,16 @@
 
 import errno
 import io
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 from cli_tools import FAST, generate, prepare, refused
 
 from livetalk_kernels.outputs import PartFile
+from livetalk_model.cli.main import main
 
 ROOM = 150_000
 
@@ -114,3 +117,67 @@ def test_avatar_that_is_an_input(option, portrait, tmp_path, capsys):
     code = prepare(*(word for pair in given.items() for word in pair), "--output", source)
     refused(capsys, code, "x.safetensors", "is the input")
     assert source.read_bytes() == portrait.read_bytes()
+
+
+# Something else is there ----------------------------------------------------------------
+
+
+SMALL = ("--preset", "tiny", "--device", "cpu")
+TALK = ("generate", *SMALL, "--portrait", "{portrait}", "--audio", "{speech}", *FAST)
+COMMANDS = {  # every option that names an output -> a command, and the file's name at its end
+    "generate --output": (*TALK, "--output", "x.mp4"),
+    "generate --timeline": (*TALK, "--output", "{tmp_path}/new.mp4", "--timeline", "x.json"),
+    "prepare --output": ("prepare", *SMALL, "--portrait", "{portrait}", "--output", "x.avatar"),
+    "bench --csv": ("bench", "add_norm", "--csv", "x.csv"),
+    "bench --json": ("bench", "add_norm", "--json", "x.json"),
+    "bench comm --json": ("bench", "comm", "--nproc", "2", "--device", "cpu", "--json", "x.json"),
+    "tune --output": ("tune", "add_norm", "--output", "x.json"),
+    "diff --output": ("diff", *SMALL, "--b", "precision=fp8", "--output", "x.json"),
+    "diff --plot": ("diff", *SMALL, "--b", "precision=fp8", "--plot", "x.png"),
+    "profile --output": ("profile", *SMALL, "--output", "report.json"),
+    "profile --compare": ("profile", "--compare", "--preset tiny", "--preset tiny", "--output",
+                          "compare.json"),
+    "plan --plot": ("plan", "--gpu", "h200", "--gpus", "8", "--plot", "x.png"),
+    "doctor --write-manifest": ("doctor", "--checkpoint", "{out}", "--write-manifest", "x"),
+    "inspect --save": ("inspect", "--save", "x.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["device", "FIFO"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_no_file_is_refused_by_every_command(
+    name, kind, portrait, speech, out, tmp_path, capsys
+):
+    places = {"portrait": portrait, "speech": speech, "out": out, "tmp_path": tmp_path}
+    *words, last = (word.format(**places) for word in COMMANDS[name])
+    path = out / last
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/full")
+    given = path.parent if words[0] == "profile" else path
+    code = main([*words, str(given)])
+    refused(capsys, code, str(path), f"is a {kind}")
+    assert [file.name for file in out.iterdir()] == [path.name]
+    assert not stat.S_ISREG(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("kind", ["itself", "link to it", "hard link", "file that it is a link to"])
+def test_a_manifest_that_would_replace_what_it_lists(kind, tmp_path, capsys):
+    weights, path = tmp_path / "weights", tmp_path / "m.sha256"
+    weights.mkdir()
+    file = weights / "a.safetensors"
+    file.write_bytes(b"weights")
+    if kind == "itself":
+        path = file
+    elif kind == "link to it":
+        path.symlink_to(file)
+    elif kind == "hard link":
+        path.hardlink_to(file)
+    else:
+        path.write_bytes(b"weights")
+        file.unlink()
+        file.symlink_to(path)
+    code = main(["doctor", "--checkpoint", str(weights), "--write-manifest", str(path)])
+    refused(capsys, code, str(path), "give the manifest another name")
+    assert file.read_bytes() == path.read_bytes() == b"weights"
