@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from livetalk_kernels.bench.compare import ALARM, MIN_PAIRS, TOLERANCE
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_model import load_pipeline
 from livetalk_model.media.synthetic import picture, speech
 from livetalk_model.profile.compare import compare_workers

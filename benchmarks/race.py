@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import UserError
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.roofline import Roofline, from_samples, make_probes, start_probes
 from livetalk_kernels.bench.timer import Sampler, Summary, interleave, ratio
+from livetalk_kernels.machine import machine
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.testing.numerics import relative_l2
 

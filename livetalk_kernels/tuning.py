@@ -25,7 +25,7 @@ import torch
 from . import extension
 from .dispatch import backend_names, op_names
 from .errors import UserError
-from .hardware import cpu_name, gpu_entry, version
+from .machine import cpu_name, gpu_entry, version
 from .precision import dtype_name
 from .spec import Case
 

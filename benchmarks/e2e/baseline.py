@@ -12,7 +12,7 @@ import numpy as np
 from livetalk_kernels.bench.compare import ALARM, MIN_SAMPLES, Change, unpaired
 from livetalk_kernels.errors import UserError
 
-HARDWARE = ("cpu", "cores", "memory_bytes", "threads", "gpu")  # what times depend on
+HARDWARE = ("cpu", "cores", "cpu_quota", "memory_bytes", "threads", "gpu")  # what times depend on
 GPU = ("name", "count")  # of a GPU; its clock and temperature pass
 
 

@@ -9,6 +9,7 @@ from torch import Generator
 
 from ..dispatch import load_backend, load_op
 from ..errors import UserError
+from ..machine import memory
 from ..spec import Case
 from .roofline import Roofline
 
@@ -164,9 +165,7 @@ def too_large(case: Case) -> str | None:
     if case.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(case.device)
     else:
-        import psutil  # a machine that is measured for its GPU may be without
-
-        free = psutil.virtual_memory().available
+        free = memory().available
     if need <= free:
         return None
     return f"needs about {need / 2**30:.1f} GiB with its checks; {free / 2**30:.1f} GiB are free"

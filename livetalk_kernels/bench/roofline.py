@@ -16,9 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..dispatch import load_op
+from ..machine import last_level_cache
 from ..precision import FP8
 from ..spec import Case, Cost
-from .machine import last_level_cache
 from .timer import Sampler, interleave, make_timer
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}

@@ -9,9 +9,9 @@ import torch
 from torch import Generator
 
 from ..dispatch import backend_names, load_backend, load_op, pick
+from ..machine import sm_clock
 from ..spec import Arguments, Case
 from .baseline import COMPILE, EAGER, compile_reference
-from .machine import sm_clock
 from .report import LEFT_OUT, RED, TIMED, Result, Row, compare
 from .roofline import Probe, Roofline, from_samples, start_probes
 from .timer import CpuTimer, CudaTimer, Sampler, interleave, make_timer

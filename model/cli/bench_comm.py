@@ -241,7 +241,7 @@ def _bench(
 ) -> "tuple[dict[str, Any], list[Row], Link]":
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
     from livetalk_kernels.bench.comm_patterns import link_patterns, model_patterns
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.runtime.shared_memory import LARGEST
 
     report: dict[str, Any] = {

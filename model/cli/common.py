@@ -314,6 +314,28 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def usable_threads() -> Iterator[None]:
+    """Keep torch for a while from starting more threads than the CPU quota can run at once.
+
+    It knows of cores and affinity, not of quotas. What the user has set (``OMP_NUM_THREADS``, a
+    command's ``--threads``) stays.
+    """
+    from livetalk_kernels.machine import cpus
+
+    here = cpus()
+    if here.quota is None:  # then torch, which is slow to import, is not asked
+        yield
+        return
+    import torch
+
+    from livetalk_kernels.config import omp_threads
+
+    own = omp_threads() is not None
+    with torch_threads(None if own else min(torch.get_num_threads(), here.usable)):
+        yield
+
+
+@contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str, str], None]]:
     """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
     out = console(stderr=True)

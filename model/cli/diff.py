@@ -125,7 +125,7 @@ def _report(
     difference: "Difference",
     size: tuple[int, int],
 ) -> dict[str, Any]:
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.precision import dtype_name
 
     def describe(side: "Configuration", pipeline: "Pipeline") -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _left(output: Path) -> str:
 
 def _follow(args: argparse.Namespace, team: "Team") -> int:
     """Compute what rank 0 does not; it reports."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     with team.phase("load"):
         source = common.model_source(args)
@@ -124,7 +124,7 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.outputs import check_output
 
     from ..media.audio import AudioReader

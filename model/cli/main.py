@@ -59,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.errors import CommError, NumericsError, UserError  # slow: imports torch
 
-    from .common import INTERRUPTED
+    from .common import INTERRUPTED, usable_threads
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        code: int = args.run(args)
+        with usable_threads():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -244,7 +244,7 @@ def _plot(
     import sys
     from dataclasses import replace
 
-    from livetalk_kernels.bench.machine import commit
+    from livetalk_kernels.machine import commit
 
     from ..plan.plot import WORLDS, draw
     from ..plan.search import Choice, scaling

@@ -143,7 +143,7 @@ def _checked(args: argparse.Namespace) -> "Length":
 
 def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     """Be one of the ranks, or the only one; exit code."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     from ..profile.engine import Plan, Profiler
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A or B is no good.
     """
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.outputs import check_output
 
     from ..profile.compare import Comparison, compare_folders

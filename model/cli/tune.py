@@ -178,7 +178,7 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
 
 
 def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEntry":
-    from livetalk_kernels.bench.machine import commit
+    from livetalk_kernels.machine import commit
     from livetalk_kernels.tuning import MachineEntry
 
     choices = tuple(outcome.choice for outcome in outcomes if outcome.choice is not None)
