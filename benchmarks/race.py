@@ -342,7 +342,7 @@ def row_line(name: str, row: Mapping[str, Any]) -> str:
         return f"{name:44s} {row['state']}: {row['note']}"
     against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
     return (
-        f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
+        f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.3g} "
         f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
     )
 

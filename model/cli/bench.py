@@ -79,7 +79,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
     length = how.add_mutually_exclusive_group()
     length.add_argument("--rounds", type=int, metavar="N", help="rounds per case")
     length.add_argument(
-        "--seconds", type=float, metavar="S", help="time for the rounds of a case (default: 3)"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time for the rounds of a case, however few they are (default: 3, and 5 rounds or "
+        "more)",
     )
     how.add_argument(
         "--hot", action="store_true", help="leave the inputs in the cache (default: cold)"
@@ -152,7 +156,9 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
             raise UserError(f"--{option} {value}: use a number above 0")
     if args.tool and device.type != "cuda":
         raise UserError(f"--{args.tool}: profiles a GPU, not {device.type}; use --device cuda")
-    given = {} if args.seconds is None else {"seconds": args.seconds}
+    given: dict[str, Any] = {}
+    if args.seconds is not None:  # what the user says is kept to, however few rounds that makes
+        given = {"seconds": args.seconds, "least": 1}
     return Settings(
         backends=tuple(args.backend),
         compile=not args.no_compile,
@@ -193,7 +199,7 @@ def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
         if not selected:
             skipped.append((op, "", f"has no case {' or '.join(args.case)}"))
         for case in selected:
-            reason = too_large(case)
+            reason = too_large(case, hot=args.hot)
             if reason is None:
                 cases.append(case)
             else:
