@@ -1,7 +1,9 @@
 """Files that go out: one-line errors, and outputs that appear only when complete."""
 
 import errno
+import json
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,7 @@ from typing import BinaryIO
 from .errors import UserError
 
 PROBE_BYTES = 65536
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_output(
@@ -87,6 +90,36 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise output_error(path, error) from None
         raise
+
+
+def write_json(path: Path, value: object, *, indent: int | None = None) -> None:
+    """Write a report or a trace that every reader of JSON takes, whatever the names in it are.
+
+    Args:
+        path: The file, as in `new_file`.
+        value: Plain values; no number is NaN or infinite.
+        indent: Blanks per level; None: all in one line.
+
+    Raises:
+        UserError: The file cannot be made or written.
+    """
+    with new_file(path) as stream:
+        stream.write(json_bytes(value, indent=indent))
+
+
+def json_bytes(value: object, *, indent: int | None = None) -> bytes:
+    r"""Encode plain values as JSON in UTF-8, with the end of a line.
+
+    A file name in another encoding reaches Python as lone surrogates, which neither UTF-8 nor JSON
+    has; its bytes are shown as ``\xe9``, as by Python's ``backslashreplace``.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    return _SURROGATE.sub(_backslash, text).encode() + b"\n"
+
+
+def _backslash(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\\\u{code:04x}"
 
 
 class PartFile:

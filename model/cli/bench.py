@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -292,6 +291,7 @@ def _finish(
 ) -> None:
     """Print what concerns all cases, and write the files."""
     from livetalk_kernels.bench.report import as_csv, geometric_means
+    from livetalk_kernels.outputs import write_json
 
     from .bench_tables import print_end
 
@@ -307,7 +307,8 @@ def _finish(
     else:
         print_end(report, results)
     if args.json not in (None, STDOUT):
-        _write(Path(args.json), json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_json(Path(args.json), report, indent=1)
+        print(f"wrote {args.json}", file=sys.stderr)
     if args.csv is not None:
         _write(args.csv, as_csv(results))
 

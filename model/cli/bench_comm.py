@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -276,10 +275,9 @@ def _bench(
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as stream:
-        stream.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    write_json(path, report, indent=1)
     print(f"wrote {path}", file=sys.stderr)
 
 

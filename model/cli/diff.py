@@ -1,6 +1,7 @@
 """``livetalk diff``: how far two configurations of one model are apart, and where."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     for side, meaning in (("a", "the configuration in question"), ("b", "what it is held against")):
         parser.add_argument(
-            f"--{side}", default="", metavar="CONFIG", help=f"{meaning} (default: the defaults)"
+            f"--{side}",
+            default="",
+            metavar="CONFIG",
+            help=f"{meaning} (default: the defaults; one of both has to differ from them)",
         )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A configuration cannot be had, or a file cannot be written.
     """
-    from livetalk_kernels.outputs import check_output
+    from livetalk_kernels.outputs import check_output, write_json
 
     from ..diff import Configuration, compare
     from ..media.synthetic import speech
@@ -71,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             check_output(path, suffixes, inputs=[args.avatar])
     sides = [Configuration.parse(getattr(args, side), f"--{side}") for side in ("a", "b")]
+    _require_difference(args, sides)
     options = StreamOptions(steps=args.steps)
     a, b = (_load(args, side) for side in sides)
     avatar = _avatar(args, b)
@@ -78,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     difference = compare(a, b, avatar, sound, options)
     report = _report(args, sides, [a, b], difference, avatar.size)
     if args.output is not None:
-        _write_json(args.output, report)
+        write_json(args.output, report, indent=1)
     if args.plot is not None:
         from .diff_plot import draw
 
@@ -88,6 +93,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report, difference)
     return 0
+
+
+def _require_difference(args: argparse.Namespace, sides: "list[Configuration]") -> None:
+    """Refuse two equal configurations: their difference is nothing, after minutes of work.
+
+    Raises:
+        UserError: They are equal.
+    """
+    from ..loading import resolve_device, resolve_dtype
+
+    device = resolve_device(args.device)
+    a, b = (replace(side, text="", dtype=str(resolve_dtype(side.dtype, device))) for side in sides)
+    if a == b:
+        texts = " and ".join(side.text for side in sides)
+        raise UserError(
+            f"--a and --b: both are the same configuration ({texts}); say what differs, for "
+            "example --a dtype=bf16 --b dtype=fp32"
+        )
 
 
 def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
@@ -147,15 +170,6 @@ def _report(
         **difference.as_dict(),
         "machine": machine(),
     }
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    import json
-
-    from livetalk_kernels.outputs import new_file
-
-    with new_file(path) as file:
-        file.write(json.dumps(report, indent=1).encode() + b"\n")
 
 
 def _print(report: dict[str, Any], difference: "Difference") -> None:

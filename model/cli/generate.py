@@ -1,7 +1,6 @@
 """``livetalk generate``: portrait and speech in, talking video out."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -119,7 +118,11 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 
     kept = _KEPT_RANGES if args.timeline else 0
     nvtx = bool(kept) and pipeline.device.type == "cuda"
-    return Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
+    timeline = Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
+    if args.timeline:
+        with team.phase("wait"):  # for rank 0, which makes the avatar
+            timeline.align(team.gather)
+    return timeline
 
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
@@ -256,10 +259,9 @@ def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterato
 
 def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:
     """Write the trace, whole or not at all."""
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as stream:
-        stream.write(json.dumps(timeline.trace(facts), allow_nan=False).encode())
+    write_json(path, timeline.trace(facts))
 
 
 def _nothing_written(args: argparse.Namespace, outcome: int) -> int:

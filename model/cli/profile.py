@@ -73,7 +73,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         nargs=2,
         metavar=("A", "B"),
         help="two folders, or two commands, which take turns: options of this one in quotes, with "
-        "a blank or 'profile' in front",
+        "a blank or 'profile' in front; exit code 1: the folders are of two machines",
     )
     compare.add_argument(
         "--pairs",
@@ -144,6 +144,7 @@ def _checked(args: argparse.Namespace) -> "Length":
 def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     """Be one of the ranks, or the only one; exit code."""
     from livetalk_kernels.machine import machine
+    from livetalk_kernels.outputs import json_bytes
 
     from ..profile.engine import Plan, Profiler
 
@@ -171,6 +172,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
                 profiler.pace(avatar, args.size, pacer)
             return 0
         report, trace = profiler.lead(avatar, args.size, facts)
+    report = json.loads(json_bytes(report))  # a name in another encoding looks alike everywhere
     _write(args.output, report, trace)
     if args.json:
         common.print_json(report)
@@ -238,7 +240,6 @@ def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as file:
-        file.write(json.dumps(value, allow_nan=False).encode())
+    write_json(path, value)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -109,6 +108,9 @@ def run(args: argparse.Namespace) -> int:
     path: Path = args.output
     before = Tuning.load(path) if path.exists() else Tuning(path=str(path))
     calls = _calls(args, device, dtype)
+    if not calls:
+        what = f"--preset {args.preset}" if args.preset else f"--dtype {args.dtype}"
+        raise UserError(f"{' '.join(args.ops)}: {what} has no call of it; name other ops, or none")
     outcomes: list[Outcome] = []
     interrupted = True
     with common.torch_threads(args.threads), Interrupts() as interrupts:
@@ -131,7 +133,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"wrote {path}; use it by --config or LIVETALK_CONFIG", file=sys.stderr)
     if interrupted:
         return common.INTERRUPTED
-    return 0 if entry.choices else 1
+    if not entry.choices:
+        print("nothing was timed, so nothing was written", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -192,11 +197,9 @@ def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEn
 
 
 def _write(path: Path, tuning: "Tuning") -> None:
-    from livetalk_kernels.outputs import new_file
+    from livetalk_kernels.outputs import write_json
 
-    with new_file(path) as file:
-        text = json.dumps(tuning.as_json(), indent=1, allow_nan=False)
-        file.write(text.encode() + b"\n")
+    write_json(path, tuning.as_json(), indent=1)
 
 
 def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dict[str, Any]:
