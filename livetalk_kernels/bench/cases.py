@@ -125,7 +125,7 @@ def _check_sizes(case: Case) -> None:
     try:
         positional, keywords = load_op(case.op).make_inputs(on_meta, Generator())
         outputs = load_backend(case.op, "reference").run(*positional, **keywords)
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except (AssertionError, ArithmeticError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"--shape {case.name}: {case.op} has no such sizes: {reason[:MAX_REASON]}"

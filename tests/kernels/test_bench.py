@@ -102,8 +102,8 @@ def test_rounds_by_time() -> None:
     assert len(interleave({"a": lambda: 1.0}, seconds=0.0)["a"]) == timer_module.MIN_ROUNDS
     begin = time.perf_counter()
     samples = interleave({"a": lambda: time.sleep(0.01) or 1.0}, seconds=0.15)["a"]
-    assert timer_module.MIN_ROUNDS < len(samples) <= 16
-    assert time.perf_counter() - begin >= 0.15
+    assert timer_module.MIN_ROUNDS < len(samples) <= 14
+    assert time.perf_counter() - begin > 0.05
 
 
 def seen_inputs(timer: CpuTimer) -> list[tuple[Tensor, ...]]:
