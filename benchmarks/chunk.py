@@ -22,7 +22,7 @@ from PIL import Image
 from psnr import psnr
 
 from livetalk_kernels import KernelConfig
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_text
 from livetalk_model import load_pipeline
 from livetalk_model.flops import dit_flops

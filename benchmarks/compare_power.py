@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from livetalk_kernels.bench.compare import ALARM, MIN_PAIRS, TOLERANCE
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.inputs import REPORT_BYTES, find, read_json
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_model import load_pipeline
 from livetalk_model.media.synthetic import picture, speech

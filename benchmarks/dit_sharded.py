@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs

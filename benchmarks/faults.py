@@ -23,7 +23,7 @@ from typing import Any
 
 import av
 
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_text
 from livetalk_kernels.testing.faults import Run, run_fault
 

@@ -108,7 +108,7 @@ def versions() -> dict[str, Any]:
 
 def measured_on() -> dict[str, Any]:
     """As every result of livetalk has it."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     return machine()
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import bind_ops
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.timer import Summary, interleave, ratio
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset, get_preset
 from livetalk_model.dit import DiT

@@ -145,7 +145,7 @@ def table(output: Mapping[str, Any]) -> str:
                 continue
             lines.append(
                 f"{name:62s} {row['time']['p50'] * 1e6:10.1f} {row['gb_per_s']:8.1f} "
-                f"{row['tflop_per_s']:8.2f} {row['of_floor'] * 100:8.1f} {row['vs_eager']:6.2f}x"
+                f"{row['tflop_per_s']:8.3g} {row['of_floor'] * 100:8.1f} {row['vs_eager']:6.2f}x"
             )
     for kind in ("skipped", "failed"):
         lines += [f"{e['op']} {e['case']}: {kind}: {e['reason']}" for e in output[kind]]

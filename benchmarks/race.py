@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import UserError
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.bench.roofline import Roofline, from_samples, make_probes, start_probes
 from livetalk_kernels.bench.timer import Sampler, Summary, interleave, ratio
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_text
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.testing.numerics import relative_l2
@@ -340,7 +340,7 @@ def row_line(name: str, row: Mapping[str, Any]) -> str:
         return f"{name:44s} {row['state']}: {row['note']}"
     against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
     return (
-        f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.2f} "
+        f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.3g} "
         f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"
     )
 

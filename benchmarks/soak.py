@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_model import load_pipeline
 from livetalk_model.media.audio import AudioReader

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_kernels.bench.machine import machine
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange

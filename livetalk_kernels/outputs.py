@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from .errors import UserError
 
@@ -21,6 +21,7 @@ PART = ".part"
 LEFT_SECONDS = 24 * 3600
 """Age at which a ``.part`` file is no longer taken for that of a run under way."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _RANDOM_BYTES = 4
 _TRIES = 100
 _KINDS = (
@@ -110,15 +111,6 @@ def part_pattern(path: Path) -> Path:
     return target.with_name(f"{_stem(target)}.*{PART}")
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write a value as a JSON file, whole or not at all.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all.
 
@@ -126,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
         UserError: The file cannot be written.
     """
     with new_file(path) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager
@@ -152,6 +144,36 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise output_error(path, error) from None
         raise
+
+
+def write_json(path: Path, value: object, *, indent: int | None = 1) -> None:
+    """Write a report or a trace that every reader of JSON takes, whatever the names in it are.
+
+    Args:
+        path: The file, as in `new_file`.
+        value: Plain values; no number is NaN or infinite.
+        indent: Blanks per level; None: all in one line.
+
+    Raises:
+        UserError: The file cannot be made or written.
+    """
+    with new_file(path) as stream:
+        stream.write(json_bytes(value, indent=indent))
+
+
+def json_bytes(value: object, *, indent: int | None = None) -> bytes:
+    r"""Encode plain values as JSON in UTF-8, with the end of a line.
+
+    A file name in another encoding reaches Python as lone surrogates, which neither UTF-8 nor JSON
+    has; its bytes are shown as ``\xe9``, as by Python's ``backslashreplace``.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    return _SURROGATE.sub(_backslash, text).encode() + b"\n"
+
+
+def _backslash(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\\\u{code:04x}"
 
 
 class PartFile:

@@ -25,8 +25,8 @@ import torch
 from . import extension
 from .dispatch import backend_names, op_names
 from .errors import UserError
-from .hardware import cpu_name, gpu_entry, version
 from .inputs import Count, Range, build, read_json
+from .machine import cpu_name, gpu_entry, version
 from .precision import dtype_name
 from .spec import Case
 

@@ -5,11 +5,10 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from livetalk_kernels import extension, extension_cuda
-from livetalk_kernels.hardware import cpu_name, gpus
+from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
 
 _GIB = 1 << 30
 
@@ -42,19 +41,35 @@ _OPTIONAL = (
 
 def environment() -> dict[str, str]:
     """Facts for a report: name -> value, both for people."""
-    memory = psutil.virtual_memory()
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    here = cpus()
     return {
         "livetalk": importlib.metadata.version("livetalk"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.release()}",
         "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
         "CUDA": _cuda(),
         **_gpus(),
-        "CPU": f"{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "CPU": f"{cpu_name()}, {physical_cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "CPU quota": quota_line(here),
         "CPU kernels": extension.missing() or f"compiled, using {extension.isa()}",
         "CUDA kernels": extension_cuda.missing() or "compiled",
-        "memory": f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
+        "memory": memory_line(memory()),
     }
+
+
+def quota_line(found: Cpus) -> str:
+    """How many CPUs this process may use, and why: ``0.5 of 2 CPUs: 1 thread``."""
+    threads = f"{found.usable} thread{'' if found.usable == 1 else 's'}"
+    if found.quota is not None:
+        return f"{found.quota:.3g} of {found.logical} CPUs: {threads}"
+    return f"none; affinity to {found.affinity} of {found.logical} CPUs: {threads}"
+
+
+def memory_line(found: Memory) -> str:
+    """Memory of the machine, the limit where there is one, and what is available."""
+    total = f"{found.total / _GIB:.1f} GiB"
+    if found.limit is not None:
+        total = f"{found.limit / _GIB:.1f} GiB limit of a {total} machine"
+    return f"{total}, {found.available / _GIB:.1f} GiB available"
 
 
 def libraries() -> tuple[Library, ...]:

@@ -12,7 +12,7 @@ from livetalk_kernels.bench.compare import ALARM, MIN_SAMPLES, Change, unpaired
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import REPORT_BYTES, read_json
 
-HARDWARE = ("cpu", "cores", "memory_bytes", "threads", "gpu")  # what times depend on
+HARDWARE = ("cpu", "cores", "cpu_quota", "memory_bytes", "threads", "gpu")  # what times depend on
 GPU = ("name", "count")  # of a GPU; its clock and temperature pass
 
 

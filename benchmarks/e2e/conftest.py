@@ -29,8 +29,8 @@ from baseline import Baseline, Comparison, Run, sentence
 from probe import make_probe
 
 from livetalk_kernels.bench.compare import DRIFT, MIN_SAMPLES
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.machine import machine
 from livetalk_kernels.precision import dtype_name
 from livetalk_model.avatar import Avatar
 from livetalk_model.loading import ModelSource

@@ -10,8 +10,10 @@ from torch import Generator
 
 from ..dispatch import load_backend, load_op
 from ..errors import UserError
-from ..spec import Case
-from .roofline import Roofline
+from ..machine import last_level_cache, memory
+from ..spec import Case, as_tuple
+from .roofline import Roofline, probe_bytes
+from .timer import COLD_CACHES
 
 ALL_LARGE = "model"  # what --case takes for every large case
 ONE_RANK = ("_ulysses8", "_ring8")  # endings of the cases that one of several ranks runs
@@ -131,12 +133,18 @@ def _check_sizes(case: Case) -> None:
     on_meta = dataclasses.replace(case, device=torch.device("meta"))
     try:
         positional, keywords = load_op(case.op).make_inputs(on_meta, Generator())
-        load_backend(case.op, "reference").run(*positional, **keywords)
-    except (AssertionError, ValueError, RuntimeError) as error:
+        outputs = load_backend(case.op, "reference").run(*positional, **keywords)
+    except (AssertionError, ArithmeticError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"--shape {case.name}: {case.op} has no such sizes: {reason[:MAX_REASON]}"
         ) from None
+    cost = load_op(case.op).cost(case)
+    if not cost.flops or not all(output.numel() for output in as_tuple(outputs)):
+        raise UserError(
+            f"--shape {case.name}: leaves {case.op} nothing to compute, so nothing to time; use "
+            "sizes above 0"
+        )
 
 
 def check_names(ops: Iterable[str], names: Iterable[str], device: torch.device) -> None:
@@ -167,15 +175,24 @@ def too_long(case: Case, roofline: Roofline) -> str | None:
     return f"would take about {seconds / 60:.0f} minutes; --case {case.name} times it all the same"
 
 
-def too_large(case: Case) -> str | None:
-    """None, or why a case does not fit the memory that is free."""
+def too_large(case: Case, *, hot: bool = False) -> str | None:
+    """None, or why a case does not fit the memory that is free.
+
+    Args:
+        case: The case.
+        hot: Its inputs stay in the cache: on a CPU no buffer as large as that is needed.
+    """
     need = load_op(case.op).cost(case).bytes * 8 // case.dtype.itemsize * FP64_TENSORS
     if case.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(case.device)
     else:
-        import psutil  # a machine that is measured for its GPU may be without
-
-        free = psutil.virtual_memory().available
+        free = memory().available
+        need += 3 * probe_bytes()
+        if not hot and need <= free < need + COLD_CACHES * last_level_cache():
+            return (
+                f"cold caches take {COLD_CACHES * last_level_cache() / 2**30:.1f} GiB more than "
+                f"the {free / 2**30:.1f} GiB that are free; --hot does without"
+            )
     if need <= free:
         return None
     return f"needs about {need / 2**30:.1f} GiB with its checks; {free / 2**30:.1f} GiB are free"

@@ -7,6 +7,8 @@ case's dtype.
 """
 
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +18,14 @@ import torch
 from torch import Generator, Tensor
 
 from ..dispatch import load_op
+from ..machine import last_level_cache, memory
 from ..precision import FP8
 from ..spec import Case, Cost
-from .machine import last_level_cache
 from .timer import Sampler, interleave, make_timer
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 GPU_BUFFER = 1 << 30  # bytes
+CPU_BUFFER = 256 << 20  # at most, unless the last-level cache is larger
 FP8_CAPABILITY = (8, 9)
 ROUGH_ROUNDS = 3
 
@@ -74,7 +77,7 @@ def make_probes(device: torch.device, dtype: torch.dtype) -> dict[str, Probe]:
         free, _ = torch.cuda.mem_get_info(device)
         count = min(GPU_BUFFER, free // 8) // 4
     else:
-        count = 4 * last_level_cache() // 4
+        count = probe_bytes() // 4
     a, b, out = (torch.ones(count, device=device) for _ in range(3))
     size = GEMM_SIZE[device.type]
     return {
@@ -82,6 +85,15 @@ def make_probes(device: torch.device, dtype: torch.dtype) -> dict[str, Probe]:
         "sum": Probe(run=lambda: torch.add(a, b, out=out), amount=3 * a.nbytes, limit="bandwidth"),
         "gemm": Probe(run=_product(device, dtype, size), amount=2 * size**3, limit="rate"),
     }
+
+
+def probe_bytes() -> int:
+    """Size of one of the CPU probes' three buffers: larger than the cache, and time is not wasted.
+
+    It keeps within the memory that is available, though bandwidth then may be the cache's.
+    """
+    cache = last_level_cache()
+    return min(max(cache, min(4 * cache, CPU_BUFFER)), memory().available // 8)
 
 
 def gemm_dtype(case: Case) -> torch.dtype:
@@ -93,9 +105,20 @@ def gemm_dtype(case: Case) -> torch.dtype:
 
 
 def start_probes(device: torch.device, probes: Mapping[str, Probe]) -> dict[str, Sampler]:
-    """Samplers of the probes; their buffers are larger than any cache."""
+    """Samplers of the probes; their buffers are larger than any cache.
+
+    On a CPU a sample is one call, and nothing warms up: the round that is not counted does.
+    """
+    if device.type == "cpu":
+        return {name: functools.partial(_time_once, probe.run) for name, probe in probes.items()}
     timer = make_timer(device, ((), {}), hot=True)
     return {name: timer.start(probe.run) for name, probe in probes.items()}
+
+
+def _time_once(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def from_samples(

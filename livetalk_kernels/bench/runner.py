@@ -9,12 +9,12 @@ import torch
 from torch import Generator
 
 from ..dispatch import backend_names, load_backend, load_op, pick
+from ..machine import sm_clock
 from ..spec import Arguments, Case
 from .baseline import COMPILE, EAGER, compile_reference
-from .machine import sm_clock
 from .report import LEFT_OUT, RED, TIMED, Result, Row, compare
 from .roofline import Probe, Roofline, from_samples, start_probes
-from .timer import CpuTimer, CudaTimer, Sampler, interleave, make_timer
+from .timer import MIN_ROUNDS, CpuTimer, CudaTimer, Sampler, interleave, make_timer
 from .verify import Judge, check_small_cases
 
 SEED = 0
@@ -31,7 +31,8 @@ class Settings:
         compile: Time the reference through torch.compile too.
         hot: Leave inputs in the cache from call to call.
         rounds: Number of rounds; None: by time.
-        seconds: Time for a case's rounds.
+        seconds: Time for a case's rounds, with all that they cost.
+        least: Rounds that are made even if they take longer.
     """
 
     backends: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Settings:
     hot: bool = False
     rounds: int | None = None
     seconds: float = 3.0
+    least: int = MIN_ROUNDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,12 @@ def _time(
     used = {name: probe for name, probe in probes.items() if counts or probe.limit == "bandwidth"}
     own = {f"probe {name}": run for name, run in start_probes(case.device, used).items()}
     say(f"timing {', '.join(samplers)}")
-    samples = interleave(samplers | own, rounds=settings.rounds, seconds=settings.seconds)
+    samples = interleave(
+        samplers | own,
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        least=settings.least,
+    )
     limits = {name: samples.pop(f"probe {name}") for name in used}
     return Result(
         case=case,

@@ -321,14 +321,14 @@ class Telemetry:
         Args:
             origin_ns: ``time.perf_counter_ns`` when the timeline began; what was before is left
                 out, as is what was not told.
-            process: The process (rank) in the trace.
+            process: Number of the process in the trace (`Timeline.process`).
         """
         return [
             {
                 "name": f"{name}, {unit}",
                 "ph": "C",
                 "pid": process,
-                "tid": 0,
+                "tid": 1,
                 "ts": (ns - origin_ns) / 1e3,
                 "args": {"value": values[index]},
             }

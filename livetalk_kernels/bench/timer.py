@@ -6,8 +6,10 @@ each per round, and is compared round by round.
 Cold means that a call finds its inputs in memory, not in a cache, as it does in a model whose
 layers hold more than a cache. On a CPU calls take turns on several copies of the inputs, together
 larger than the last-level cache; where that would need too many copies, a buffer of that size is
-written before each call. On a GPU a buffer twice as large as L2 is written before each call. A
-call allocates its outputs, as in the model, and frees them within the time that is measured.
+written before each call. That takes longer than a small call does, so a sample then has fewer
+calls: the time that is asked for holds with all that it costs. On a GPU a buffer twice as large as
+L2 is written before each call. A call allocates its outputs, as in the model, and frees them within
+the time that is measured.
 """
 
 import copy
@@ -21,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..machine import last_level_cache
 from ..spec import Arguments
 from .heap import CALLS_UNTIL_KEPT
-from .machine import last_level_cache
 
 Run = Callable[..., Any]
 Sampler = Callable[[], float]
@@ -31,6 +33,7 @@ Sampler = Callable[[], float]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 1000
 MAX_COPIES = 16
+COLD_CACHES = 2  # what copies of the inputs, or a buffer, take: so many last-level caches
 WARM_CALLS, WARM_SECONDS = CALLS_UNTIL_KEPT, {"cpu": 0.05, "cuda": 0.2}
 SLOW_SECONDS = 2.0  # for a CPU's warm-up
 SAMPLE_SECONDS = 0.005  # a sample is the median of as many calls as fit
@@ -76,26 +79,32 @@ def ratio(base: Sequence[float], own: Sequence[float]) -> float:
 
 
 def interleave(
-    samplers: Mapping[str, Sampler], *, rounds: int | None = None, seconds: float = 1.0
+    samplers: Mapping[str, Sampler],
+    *,
+    rounds: int | None = None,
+    seconds: float = 1.0,
+    least: int = MIN_ROUNDS,
 ) -> dict[str, list[float]]:
     """Take turns; each round begins with another one. A round before them is not counted.
 
     Args:
         samplers: Name -> what takes one sample.
-        rounds: Number of rounds; None: as many as fit into ``seconds``, and at least 5.
-        seconds: Time for all rounds.
+        rounds: Number of rounds; None: as many as fit into ``seconds``, and at least ``least``.
+        seconds: Time for all rounds, with the one that is not counted and all that they cost.
+        least: Rounds that are made whatever they take.
 
     Returns:
         Name -> one sample per round.
     """
     names = list(samplers)
     samples: dict[str, list[float]] = {name: [] for name in names}
+    begin = start = time.perf_counter()
     for sampler in samplers.values():
         sampler()
-    end = time.perf_counter() + seconds
     for index in range(MAX_ROUNDS if rounds is None else rounds):
-        if rounds is None and index >= MIN_ROUNDS and time.perf_counter() >= end:
-            break
+        start, last = time.perf_counter(), start
+        if rounds is None and index >= least and 2 * start - last >= begin + seconds:
+            break  # one more, as long as the last one, would not fit
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             samples[name].append(samplers[name]())
@@ -144,14 +153,18 @@ class CpuTimer:
     def __init__(self, arguments: Arguments, *, hot: bool = False) -> None:
         """Copy the inputs as often as it takes to fill twice the last-level cache."""
         cache = last_level_cache()
-        wanted = 1 if hot else max(2, -(-2 * cache // max(1, input_bytes(arguments))))
+        wanted = 1 if hot else max(2, -(-COLD_CACHES * cache // max(1, input_bytes(arguments))))
         self.flushes = wanted > MAX_COPIES
         self.copies = 1 if self.flushes else wanted
         # deepcopy keeps strides, and views of one storage stay views of one storage.
         sets = [arguments, *(copy.deepcopy(arguments) for _ in range(self.copies - 1))]
         self._sets = itertools.cycle(sets)
-        self._buffer = torch.empty(2 * cache // 4) if self.flushes else None
+        self._buffer = torch.empty(COLD_CACHES * cache // 4) if self.flushes else None
         self._hot = hot
+        self._flush()  # its pages are new
+        begin = time.perf_counter()
+        self._flush()
+        self._flush_seconds = time.perf_counter() - begin
 
     def start(self, run: Run) -> Sampler:
         """Warm up until memory is known to the heap: some calls, and some time."""
@@ -159,8 +172,9 @@ class CpuTimer:
         while (spent := time.perf_counter() - begin) < SLOW_SECONDS:
             if len(times) >= WARM_CALLS and spent >= WARM_SECONDS["cpu"]:
                 break
-            times.append(self._call(run))
-        calls = max(1, min(MAX_CALLS, int(SAMPLE_SECONDS / min(times))))
+            times.append(self._call(run, flush=False))
+        seconds = min(times) + self._flush_seconds
+        calls = max(1, min(MAX_CALLS, int(SAMPLE_SECONDS / seconds)))
 
         def sample() -> float:
             if self._hot:  # another one's turn has filled the cache
@@ -171,12 +185,17 @@ class CpuTimer:
 
     def prepare(self) -> Arguments:
         """Make the caches ready for a call, and give its arguments."""
-        if self._buffer is not None:
-            self._buffer.fill_(1.0)
+        self._flush()
         return next(self._sets)
 
-    def _call(self, run: Run) -> float:
-        positional, keywords = self.prepare()
+    def _flush(self) -> None:
+        if self._buffer is not None:
+            self._buffer.fill_(1.0)
+
+    def _call(self, run: Run, *, flush: bool = True) -> float:
+        if flush:
+            self._flush()
+        positional, keywords = next(self._sets)
         begin = time.perf_counter()
         run(*positional, **keywords)
         return time.perf_counter() - begin

@@ -9,6 +9,7 @@ result. The reference takes part, since ``auto`` may fall back to it.
 import dataclasses
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from ..dispatch import backend_names, load_backend, load_op
+from ..errors import UserError
 from ..precision import dtype_name
 from ..spec import Arguments, Case
 from ..tuning import Choice
@@ -28,6 +30,7 @@ from .timer import Sampler, Summary, interleave, make_timer
 from .verify import Judge, Verdict, check_small_cases
 
 ROUNDS_SECONDS = (0.05, 3.0)  # least and most time for the rounds of a call
+BUDGET_MARGIN = 1.5  # of the least budget that is advised: the next run may be slower
 ROUNDS_SHARE = 0.5  # of a call's share of the budget; the rest is checks and warming up
 MAX_REASON = 200
 
@@ -88,10 +91,16 @@ class Tuner:
 
         Yields:
             One outcome a call, as soon as it is there.
+
+        Raises:
+            UserError: The budget, of which measuring the machine takes a part, is too short for
+                any of the calls; it says which one is not.
         """
-        end = time.perf_counter() + self._budget
+        begin = time.perf_counter()
+        end = begin + self._budget
         waiting = [(call, self._roofline(call)) for call in calls]
         waiting.sort(key=lambda pair: (-pair[0].count, seconds_needed(pair[0].case, pair[1])))
+        self._require_budget(waiting, time.perf_counter() - begin)
         for index, (call, roofline) in enumerate(waiting):
             left = end - time.perf_counter()
             reason = self._impossible(call.case, roofline, left)
@@ -103,6 +112,17 @@ class Tuner:
                 yield self._measure(call, roofline, left / (len(waiting) - index), head)
             except torch.OutOfMemoryError:  # the other calls may fit
                 yield Outcome(call=call, skipped="out of memory")
+
+    def _require_budget(self, waiting: Sequence[tuple[Call, Roofline]], spent: float) -> None:
+        fitting = [(call.case, limits) for call, limits in waiting if too_large(call.case) is None]
+        least = min((seconds_needed(case, limits) for case, limits in fitting), default=0.0)
+        if fitting and spent + least > self._budget:
+            advised = math.ceil(BUDGET_MARGIN * (spent + least))
+            raise UserError(
+                f"--budget {self._budget:.4g}: nothing can be timed: measuring this machine took "
+                f"{spent:.1f} s and the shortest call takes about {least:.1f} s; use --budget "
+                f"{advised} or more"
+            )
 
     def _roofline(self, call: Call) -> Roofline:
         self._say("machine", "measuring bandwidth and matrix rate")

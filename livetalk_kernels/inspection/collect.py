@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..bench.machine import commit
 from ..dispatch import op_names
 from ..errors import UserError
+from ..machine import commit
 from ..precision import dtype_name
 from . import cuda_kernels, triton_kernels
 from .compile import ptxas_path

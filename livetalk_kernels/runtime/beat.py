@@ -12,6 +12,7 @@ from torch.distributed import Store, TCPStore
 
 from ..config import Ranks
 from ..errors import UserError
+from ..machine import boot_id
 
 CONNECT = timedelta(seconds=60)
 
@@ -213,8 +214,7 @@ def first_beat() -> Beat:
     host = socket.gethostname()
     state = process_state(os.getpid())
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        machine = f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+        machine = f"{boot_id()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux: nobody sees a neighbour's process, and silence tells
         machine = f"{host}/{os.getpid()}"
     born = state[1] if state else 0

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from ..config import omp_threads
+from ..machine import cpus, physical_cores
 from .signals import Before, Echo, catch, give_back, leave_quickly, say
 
 GRACE = 10.0
@@ -54,7 +55,8 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "") -> int:
     assert nproc >= 1
     command = [sys.executable, *arguments]
     if omp_threads() is None:  # torchrun would give each rank one thread, however many cores
-        command = ["env", f"OMP_NUM_THREADS={_share_of_cores(nproc)}", *command]
+        threads = max(1, min(cpus().usable, physical_cores()) // nproc)
+        command = ["env", f"OMP_NUM_THREADS={threads}", *command]
     with tempfile.TemporaryDirectory(prefix="livetalk_") as folder, _silence(), _Asked() as asked:
         agent = _Agent(command, nproc, Path(folder))
         ranks = _Ranks(nproc)
@@ -212,13 +214,6 @@ def _catches_sigterm(process: psutil.Process) -> bool:
         return not process.is_running() or not Path("/proc").is_dir()
     caught = next((line.split()[1] for line in status.splitlines() if "SigCgt" in line), "0")
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def _share_of_cores(nproc: int) -> int:
-    """Cores of a rank: hyper-threads do not count, as with torch's own default."""
-    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(logical or 1, psutil.cpu_count(logical=False) or logical or 1)
-    return max(1, cores // nproc)
 
 
 @contextmanager

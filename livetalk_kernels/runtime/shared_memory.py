@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import CommError
+from ..machine import cpus
 from .beat import first_beat, process_state
 
 CAPACITY = 2 << 20
@@ -116,8 +117,7 @@ class Mailboxes:
             os.close(file)
             self._incoming[peer] = (_Ring(own, peer), deque())
             self._outgoing[peer] = (_Ring(theirs, self._rank), deque())
-        cores = len(os.sched_getaffinity(0))
-        self._spin = _SPIN if dist.get_world_size() <= cores else 0.0
+        self._spin = _SPIN if dist.get_world_size() <= cpus().usable else 0.0
 
     @classmethod
     def open(cls, group: dist.ProcessGroup) -> "Mailboxes | None":

@@ -9,14 +9,17 @@ The GPU part is untested on a GPU.
 """
 
 import copy
+import json
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+
+from ..machine import boot_id
 
 MAIN = "main"
 """The lane of whatever was not sent to another one."""
@@ -197,9 +200,9 @@ class Timeline:
 
     Attributes:
         device: Where `range` measures.
-        rank: Number of the process in the trace.
+        rank: Number of the process; in the trace it is one more, as 0 has a meaning there.
         nvtx: Ranges are shown to NVIDIA's profilers as well.
-        origin_ns: ``time.perf_counter_ns`` where it begins.
+        origin_ns: ``time.perf_counter_ns`` where it begins; of all ranks together after `align`.
     """
 
     def __init__(
@@ -209,7 +212,7 @@ class Timeline:
 
         Args:
             device: Where `range` measures: events on its streams, or the CPU's clock.
-            rank: Number of the process in the trace.
+            rank: Number of the process.
             capacity: How many ranges of each lane are kept, the newest; 0 measures only.
             nvtx: Show ranges to NVIDIA's profilers; needs CUDA.
         """
@@ -221,6 +224,28 @@ class Timeline:
         self._anchor = Anchor(device) if capacity and device.type == "cuda" else None
         self.origin_ns = time.perf_counter_ns()
         self._started = time.time()
+
+    @property
+    def process(self) -> int:
+        """Number of the process in the trace: viewers give 0 a meaning of its own."""
+        return self.rank + 1
+
+    def align(self, gather: Callable[[bytes], list[bytes]]) -> None:
+        """Count from where rank 0 began, so that traces of several ranks can be shown together.
+
+        All ranks call it together, before they record. On rank 0's machine the clock is the same;
+        on others it is placed by the time of day.
+
+        Args:
+            gather: Given this rank's bytes, returns those of all ranks, in their order.
+        """
+        own = {"origin_ns": self.origin_ns, "started": self._started, "boot": boot_id()}
+        first = json.loads(gather(json.dumps(own).encode())[0])
+        if first["boot"] == own["boot"]:
+            self.origin_ns = first["origin_ns"]
+        else:
+            self.origin_ns -= round((self._started - first["started"]) * 1e9)
+        self._started = first["started"]
 
     def range(self, name: str, lane: str | None = None, about: About = None) -> Range:
         """A range, for ``with``, measured where the device works.
@@ -315,26 +340,27 @@ class Timeline:
             facts: What to say about the run, JSON: its command, commit, hardware.
 
         Returns:
-            ``{"traceEvents": [...], "otherData": {...}}``; times in microseconds since the
-            timeline began, which was at ``started`` (Unix seconds).
+            ``{"traceEvents": [...], "otherData": {...}}``; times in microseconds since
+            `origin_ns`, which was at ``started`` (Unix seconds).
             Source: "Trace Event Format" (Google, 2016).
         """
         events: list[dict[str, Any]] = [
-            _meta("process_name", self.rank, 0, {"name": f"rank {self.rank}"})
+            _meta("process_name", self.process, 1, {"name": f"rank {self.rank}"})
         ]
         ranges = self.ranges()
-        threads = {name: thread for thread, name in enumerate(ranges)}
+        threads = {name: thread for thread, name in enumerate(ranges, 1)}
         for name, kept in ranges.items():
             thread = threads[name]
-            events.append(_meta("thread_name", self.rank, thread, {"name": name}))
-            events.append(_meta("thread_sort_index", self.rank, thread, {"sort_index": thread}))
+            events.append(_meta("thread_name", self.process, thread, {"name": name}))
+            events.append(_meta("thread_sort_index", self.process, thread, {"sort_index": thread}))
             for entry in kept:
                 event = self._event("X", entry.name, thread, entry.begin_ns)
                 event["dur"] = (entry.end_ns - entry.begin_ns) / 1e3
                 if entry.about:
                     event["args"] = dict(entry.about)
                 events.append(event)
-        for number, flow in enumerate(list(self._flows)):
+        first_flow = self.rank << 32  # each rank has numbers of its own
+        for number, flow in enumerate(list(self._flows), first_flow):
             lanes = [lane for lane, _ in flow.ends if lane in threads]
             if len(lanes) < 2:  # under way, or a range at one end did not end well
                 continue
@@ -347,7 +373,7 @@ class Timeline:
 
     def _event(self, kind: str, name: str, thread: int, ns: int) -> dict[str, Any]:
         when = (ns - self.origin_ns) / 1e3
-        return {"name": name, "ph": kind, "pid": self.rank, "tid": thread, "ts": when}
+        return {"name": name, "ph": kind, "pid": self.process, "tid": thread, "ts": when}
 
 
 def _nest(ranges: list[Range]) -> None:

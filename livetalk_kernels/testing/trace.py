@@ -18,9 +18,10 @@ Lane = tuple[Any, Any]  # process, thread
 def trace_problems(trace: Mapping[str, Any]) -> list[str]:
     """What is wrong with a trace; empty if nothing is.
 
-    Every event has a name, process, thread and finite time; spans of a lane come in the order of
-    time, and lie beside or within each other; each begin has its end; each arrow starts before it
-    ends, once, and no arrow is left open; every lane and process with spans is named.
+    Every event has a name, a finite time, and a process and thread from 1 on; spans of a lane come
+    in the order of time, and lie beside or within each other; each begin has its end; each arrow
+    starts before it ends, once, and no arrow is left open; every lane and process with spans is
+    named.
     """
     events = trace.get("traceEvents")
     if not isinstance(events, list) or not events:
@@ -46,7 +47,7 @@ def _bad_events(events: list[Mapping[str, Any]]) -> Iterator[str]:
         if not isinstance(event.get("name"), str) or not event["name"].strip():
             yield f"event {index}: no name"
         for field in ("pid", "tid"):
-            if not isinstance(event.get(field), int):
+            if not isinstance(event.get(field), int) or event[field] < 1:
                 yield f"event {index}: {field} is {event.get(field)!r}"
         times = [] if kind == "M" else ["ts", "dur"] if kind == "X" else ["ts"]
         for field in times:

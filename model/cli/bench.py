@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
 
 from . import bench_comm, common, numbers
+from .progress import progress_line
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--seconds",
         type=numbers.SECONDS,
         metavar="S",
-        help="time for the rounds of a case (default: 3)",
+        help="time for the rounds of a case, however few they are (default: 3, and 5 rounds or "
+        "more)",
     )
     how.add_argument(
         "--hot", action="store_true", help="leave the inputs in the cache (default: cold)"
@@ -158,7 +160,9 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
 
     if args.tool and device.type != "cuda":
         raise UserError(f"--{args.tool}: profiles a GPU, not {device.type}; use --device cuda")
-    given = {} if args.seconds is None else {"seconds": args.seconds}
+    given: dict[str, Any] = {}
+    if args.seconds is not None:  # what the user says is kept to, however few rounds that makes
+        given = {"seconds": args.seconds, "least": 1}
     return Settings(
         backends=tuple(args.backend),
         compile=not args.no_compile,
@@ -197,7 +201,7 @@ def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
         if not selected:
             skipped.append((op, "", f"has no case {' or '.join(args.case)}"))
         for case in selected:
-            reason = too_large(case)
+            reason = too_large(case, hot=args.hot)
             if reason is None:
                 cases.append(case)
             else:
@@ -233,10 +237,10 @@ def _bench(
 
     from livetalk_kernels.bench.cases import ALL_LARGE, too_long
     from livetalk_kernels.bench.heap import keep_freed_memory
-    from livetalk_kernels.bench.machine import machine
     from livetalk_kernels.bench.report import RED
     from livetalk_kernels.bench.roofline import Limits
     from livetalk_kernels.bench.runner import bench_case
+    from livetalk_kernels.machine import machine
 
     from .bench_tables import print_result
     from .interrupts import Interrupts
@@ -255,7 +259,7 @@ def _bench(
     named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
     complete = False
     with Interrupts() as interrupts:
-        with common.kept_until_failure() as kept, common.progress_line() as say:
+        with common.kept_until_failure() as kept, progress_line() as say:
             limits = Limits(device)
             for index, case in enumerate(plan.cases, 1):
                 tell = functools.partial(say, f"[{index}/{len(plan.cases)}] {case.op} {case.name}")
@@ -293,6 +297,7 @@ def _finish(
 ) -> None:
     """Print what concerns all cases, and write the files."""
     from livetalk_kernels.bench.report import as_csv, geometric_means
+    from livetalk_kernels.outputs import write_json, write_text
 
     from .bench_tables import print_end
 
@@ -307,18 +312,16 @@ def _finish(
         common.print_json(report)
     else:
         print_end(report, results)
+
     with contextlib.ExitStack() as files:  # one that fails does not keep the other back
         if args.csv is not None:
-            files.callback(_write, args.csv, as_csv(results))
+            files.callback(_write, write_text, args.csv, as_csv(results))
         if args.json not in (None, STDOUT):
-            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-            files.callback(_write, Path(args.json), text)
+            files.callback(_write, write_json, Path(args.json), report)
 
 
-def _write(path: Path, text: str) -> None:
-    from livetalk_kernels.outputs import write_text
-
-    write_text(path, text)
+def _write(write: Callable[[Path, Any], None], path: Path, value: object) -> None:
+    write(path, value)
     common.note(f"wrote {path}")
 
 
@@ -332,7 +335,7 @@ def _capture(
 
     print(one_line(f"to profile, run: {command_line(args.tool, args.argv)}"))
     red, limits = False, Limits(device)
-    with common.progress_line() as say:
+    with progress_line() as say:
         for case in plan.cases:
             tell = functools.partial(say, f"{case.op} {case.name}")
             _, rough = limits.of(case)

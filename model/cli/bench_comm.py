@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 from . import common, numbers
+from .progress import progress_line
 from .ranks import PROGRAM, add_split_options, joined_team
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _bench(
 ) -> "tuple[dict[str, Any], list[Row], Link]":
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
     from livetalk_kernels.bench.comm_patterns import link_patterns, model_patterns
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.runtime.shared_memory import LARGEST
 
     report: dict[str, Any] = {
@@ -252,7 +253,7 @@ def _bench(
     head = f"{len(patterns)} patterns, {comm.size} ranks"
     with contextlib.ExitStack() as stack:
         if comm.rank == 0:  # it alone speaks
-            say = stack.enter_context(common.progress_line())
+            say = stack.enter_context(progress_line())
             given["tell"] = functools.partial(say, head)
         rows = bench_patterns(
             comm,

@@ -8,6 +8,7 @@ from rich.table import Table
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
 from livetalk_kernels.precision import dtype_name
 
+from ..profile.words import percent, short
 from .common import console, escape, plural
 
 
@@ -44,7 +45,7 @@ def _table(result: Result) -> Table:
     if result.roofline.bound(cost) == "memory":
         why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
     else:
-        why = f"{cost.flops / 1e9:.4g} GFLOP at {result.roofline.rate / 1e12:.3g} TFLOP/s"
+        why = f"{cost.flops / 1e9:.4g} GFLOP at {short(result.roofline.rate)}FLOP/s"
     table = Table(
         title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
         f"floor {seconds(result.floor)}: {why}",
@@ -55,7 +56,7 @@ def _table(result: Result) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("backend", no_wrap=True)
-    for name in ("p50", "p20-p80", "GB/s", "TFLOP/s", "% floor", "x eager", "x compile"):
+    for name in ("p50", "p20-p80", "GB/s", "FLOP/s", "% floor", "x eager", "x compile"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.state != LEFT_OUT:
@@ -71,8 +72,8 @@ def _cells(result: Result, row: Row) -> list[str]:
         seconds(row.time.p50),
         _span(row.time.p20, row.time.p80),
         number(rates["gb_per_s"]),
-        f"{rates['tflop_per_s']:.3f}" if rates["tflop_per_s"] < 1 else number(rates["tflop_per_s"]),
-        f"{rates['of_floor']:.0%}",
+        short(1e12 * rates["tflop_per_s"]).strip(),
+        percent(rates["of_floor"]).replace(" ", ""),
         _times(row.vs_eager),
         _times(row.vs_compile),
     ]

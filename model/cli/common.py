@@ -435,31 +435,25 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[str, str], None]]:
-    """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
-    out = console(stderr=True)
-    if out.is_interactive:
-        with status_line(out) as say:
-            yield lambda head, text: say(f"{head}: {text}" if text else head)
+def usable_threads() -> Iterator[None]:
+    """Keep torch for a while from starting more threads than the CPU quota can run at once.
+
+    It knows of cores and affinity, not of quotas. What the user has set (``OMP_NUM_THREADS``, a
+    command's ``--threads``) stays.
+    """
+    from livetalk_kernels.machine import cpus
+
+    here = cpus()
+    if here.quota is None:  # then torch, which is slow to import, is not asked
+        yield
         return
-    shown: set[str] = set()
+    import torch
 
-    def line(head: str, text: str) -> None:
-        if head not in shown:
-            shown.add(head)
-            note(head)
+    from livetalk_kernels.config import omp_threads
 
-    yield line
-
-
-@contextlib.contextmanager
-def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
-    """A line that changes, on a terminal."""
-    from rich.text import Text
-
-    letters = out.encoding.startswith("utf")
-    with out.status("starting", spinner="dots" if letters else "line") as status:
-        yield lambda text: status.update(Text(one_line(text)))
+    own = omp_threads() is not None
+    with torch_threads(None if own else min(torch.get_num_threads(), here.usable)):
+        yield
 
 
 def print_json(value: object) -> None:

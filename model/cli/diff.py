@@ -1,6 +1,7 @@
 """``livetalk diff``: how far two configurations of one model are apart, and where."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     for side, meaning in (("a", "the configuration in question"), ("b", "what it is held against")):
         parser.add_argument(
-            f"--{side}", default="", metavar="CONFIG", help=f"{meaning} (default: the defaults)"
+            f"--{side}",
+            default="",
+            metavar="CONFIG",
+            help=f"{meaning} (default: the defaults; one of both has to differ from them)",
         )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             common.check_file(path, suffixes, inputs=[args.avatar])
     sides = [Configuration.parse(getattr(args, side), f"--{side}") for side in ("a", "b")]
+    _require_difference(args, sides)
     options = StreamOptions(steps=args.steps)
     a, b = (_load(args, side) for side in sides)
     avatar = _avatar(args, b)
@@ -99,6 +104,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report, difference)
     return 0
+
+
+def _require_difference(args: argparse.Namespace, sides: "list[Configuration]") -> None:
+    """Refuse two equal configurations: their difference is nothing, after minutes of work.
+
+    Raises:
+        UserError: They are equal.
+    """
+    from ..loading import resolve_device, resolve_dtype
+
+    device = resolve_device(args.device)
+    a, b = (replace(side, text="", dtype=str(resolve_dtype(side.dtype, device))) for side in sides)
+    if a == b:
+        texts = " and ".join(side.text for side in sides)
+        raise UserError(
+            f"--a and --b: both are the same configuration ({texts}); say what differs, for "
+            "example --a dtype=bf16 --b dtype=fp32"
+        )
 
 
 def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
@@ -136,7 +159,7 @@ def _report(
     difference: "Difference",
     size: tuple[int, int],
 ) -> dict[str, Any]:
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
     from livetalk_kernels.precision import dtype_name
 
     def describe(side: "Configuration", pipeline: "Pipeline") -> dict[str, Any]:

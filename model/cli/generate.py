@@ -107,7 +107,7 @@ def _left(part: Path) -> str:
 
 def _follow(args: argparse.Namespace, team: "Team") -> int:
     """Compute what rank 0 does not; it reports."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     with team.phase("load"):
         source = common.model_source(args)
@@ -129,12 +129,16 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 
     kept = _KEPT_RANGES if args.timeline else 0
     nvtx = bool(kept) and pipeline.device.type == "cuda"
-    return Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
+    timeline = Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
+    if args.timeline:
+        with team.phase("wait"):  # for rank 0, which makes the avatar
+            timeline.align(team.gather)
+    return timeline
 
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer

@@ -26,8 +26,8 @@ from .common import (
     note,
     plural,
     print_json,
-    status_line,
 )
+from .progress import status_line
 
 EXAMPLE = """\
 livetalk inspect chunk_attention add_norm

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from livetalk_kernels.errors import CommError, NumericsError, UserError
 from livetalk_kernels.lines import one_line
 
-from .common import INTERRUPTED
+from .common import INTERRUPTED, usable_threads
 from .streams import ReaderGoneError, Streams
 
 # Subcommand -> its line in the help. Each is the module of that name beside this one, with
@@ -136,7 +136,8 @@ def _run(arguments: Sequence[str]) -> int:
 
     try:
         # Of several ranks the watchdog looks after the signals.
-        with ended_like_ctrl_c() if Ranks.from_environ() is None else nullcontext():
+        signals = ended_like_ctrl_c() if Ranks.from_environ() is None else nullcontext()
+        with signals, usable_threads():
             code: int = args.run(args)
         return code
     except UserError as error:

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,7 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from livetalk_kernels import KernelConfig
 
     from ..loading import ModelSource
-    from ..memory import describe
+    from ..memory import describe, predict
     from ..memory.measure import measure
     from ..preparation import check_size
     from ..stream.chunk import StreamOptions
@@ -170,6 +171,9 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
         reuse=True,
     )
     source.require_audio_encoder()
+    if source.device.type == "cpu":
+        expected = replace(_model(args), device="cpu", dtype=source.dtype)
+        _require_memory(predict(expected).total)
     preparer = source.load_preparer()
     size = check_size(args.size or preparer.size)
     pipeline = source.load_pipeline(preparer)
@@ -177,6 +181,23 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     config = pipeline.dit.config
     model = describe(source, config, pipeline.vae.config, size=size, steps=options.steps)
     return model, measure(pipeline, size, options)
+
+
+def _require_memory(need: int) -> None:
+    """Refuse what would be killed half-way.
+
+    Raises:
+        UserError: This process may not take as many bytes.
+    """
+    from livetalk_kernels.machine import memory
+
+    here = memory()
+    if need > here.available:
+        limit = f" of a limit of {_bytes(here.limit)}" if here.limit is not None else ""
+        raise UserError(
+            f"--measure: takes about {_bytes(need)}, and {_bytes(here.available)}{limit} are "
+            "available; use a smaller --preset or --size, or leave --measure out"
+        )
 
 
 def _settings(model: "Model") -> dict[str, Any]:

@@ -243,7 +243,7 @@ def _plot(
 ) -> None:
     from dataclasses import replace
 
-    from livetalk_kernels.bench.machine import commit
+    from livetalk_kernels.machine import commit
 
     from ..plan.plot import WORLDS, draw
     from ..plan.search import Choice, scaling

@@ -42,7 +42,7 @@ def validate(paths: Sequence[str], *, as_json: bool) -> int:
 
 def _recorded_here() -> list[str]:
     """The repository's recorded results, where it is at hand and has a profile of a CPU."""
-    from livetalk_kernels.bench.machine import REPOSITORY
+    from livetalk_kernels.machine import REPOSITORY
 
     from ..plan.recorded import is_profile
 
@@ -66,7 +66,7 @@ def _forward() -> tuple[float, float]:
 
 
 def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     from ..plan.fit import GOAL, PRIORS, public_shares
     from ..plan.recorded import CPU_PRIORS

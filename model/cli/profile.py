@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import NumericsError, UserError
 
 from . import common, numbers, ranks
+from .progress import progress_line
 
 if TYPE_CHECKING:
     from ..avatar import Avatar
@@ -81,7 +82,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         nargs=2,
         metavar=("A", "B"),
         help="two folders, or two commands, which take turns: options of this one in quotes, with "
-        "a blank or 'profile' in front",
+        "a blank or 'profile' in front; exit code 1: the folders are of two machines",
     )
     compare.add_argument(
         "--pairs",
@@ -150,7 +151,8 @@ def _checked(args: argparse.Namespace) -> "Length":
 
 def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     """Be one of the ranks, or the only one; exit code."""
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
+    from livetalk_kernels.outputs import json_bytes
 
     from ..profile.engine import Plan, Profiler
 
@@ -166,7 +168,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
         video=not args.no_video,
         captured=args.captured,
     )
-    with common.progress_line() if team.leads else nullcontext(_silent) as say:
+    with progress_line() if team.leads else nullcontext(_silent) as say:
         profiler = Profiler(source, team, plan, say)
         if not team.leads:
             return _follow(args, profiler, team, facts)
@@ -178,6 +180,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
                 profiler.pace(avatar, args.size, pacer)
             return 0
         report, trace = profiler.lead(avatar, args.size, facts)
+    report = json.loads(json_bytes(report))  # a name in another encoding looks alike everywhere
     _write(args.output, report, trace)
     if args.json:
         common.print_json(report)

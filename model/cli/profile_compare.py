@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 from . import common, ranks
+from .progress import progress_line
 
 if TYPE_CHECKING:
     from livetalk_kernels.bench.compare import Change
@@ -27,10 +28,13 @@ OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # what may stand besid
 def run(args: argparse.Namespace) -> int:
     """Compare two folders, or two commands by turns; report.
 
+    Returns:
+        0; 1 if a command failed, or if the folders are of two machines: nothing is concluded then.
+
     Raises:
         UserError: A or B is no good.
     """
-    from livetalk_kernels.bench.machine import machine
+    from livetalk_kernels.machine import machine
 
     from ..profile.compare import Comparison, compare_folders
     from ..profile.paced import WorkerError
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         common.print_json(report)
     else:
         _print(comparison)
-    return 0
+    return 1 if comparison.elsewhere else 0
 
 
 def _folder(text: str, side: str) -> Path | None:
@@ -130,7 +134,7 @@ def _commands(args: argparse.Namespace) -> "Comparison":
     a, b = args.compare
     with (
         tempfile.TemporaryDirectory(prefix="livetalk_") as folder,
-        common.progress_line() as say,
+        progress_line() as say,
         Interrupts(),
     ):
         workers = []
@@ -184,12 +188,33 @@ def _signed(ratio: float) -> str:
     return f"{value:+.0f}" if abs(value) >= 99.5 else f"{value:+.1f}"
 
 
+def _circumstances(comparison: "Comparison") -> list[str]:
+    """What is to be known before any number is read: other hardware, versions or threads."""
+
+    def listed(entries: list[dict[str, Any]]) -> str:
+        return ", ".join(f"{e['what']} {_value(e['a'])} -> {_value(e['b'])}" for e in entries)
+
+    lines = []
+    if comparison.elsewhere:
+        lines.append(
+            f"ANOTHER MACHINE: B was measured on other hardware than A: "
+            f"{listed(comparison.elsewhere)}. The times say nothing about the program alone."
+        )
+    if comparison.otherwise:
+        lines.append(
+            f"OTHER SURROUNDINGS: {listed(comparison.otherwise)}. That alone changes times."
+        )
+    return lines
+
+
 def _sentences(comparison: "Comparison") -> list[str]:
     """The answer, and what it rests on."""
     change, rows = comparison.change, comparison.rows
     level = f"{100 * change.level:.4g} %"
     changes = f"{_percent(change.ratio)} ({level} interval: {_interval(change)})"
-    if change.verdict == "no change":
+    if comparison.elsewhere:
+        lines = [f"From A's machine to B's a chunk's time changes by {changes}."]
+    elif change.verdict == "no change":
         lines = [f"No change of a chunk's time is seen: {changes} may be noise."]
     else:
         lines = [f"B is {change.verdict}: a chunk's time changes by {changes}."]
@@ -242,6 +267,8 @@ def _print(comparison: "Comparison") -> None:
     from rich.table import Table
 
     console = common.console()
+    for line in _circumstances(comparison):
+        console.print(common.escape(line))
     for side, name in zip("AB", comparison.names, strict=True):
         console.print(f"{side}: {common.escape(name) or '(the defaults)'}", soft_wrap=True)
     console.print("changed:")
@@ -262,6 +289,7 @@ def _markdown(report: dict[str, Any], comparison: "Comparison") -> str:
     """The same as a file."""
     where = report["machine"]
     lines = ["# Two profiles compared", ""]
+    lines += [f"{line}\n" for line in _circumstances(comparison)]
     for side, name in zip("AB", comparison.names, strict=True):
         lines.append(f"- {side}: `{name or '(the defaults)'}`")
     lines += ["", "Changed:", "", *(f"- {line}" for line in _changed(comparison)), ""]

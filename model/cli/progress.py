@@ -1,10 +1,12 @@
-"""How far a stream is, while it runs: a bar on a terminal, else a line now and then."""
+"""How far a command is, while it runs: a bar or a line on a terminal, else a line now and then."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from livetalk_kernels.lines import one_line
 
 from . import common
 
@@ -85,3 +87,31 @@ def _lines(session: "Session", line_seconds: float) -> Callable[[int], None]:
 def _factor(session: "Session") -> float:
     """Seconds of video made per second."""
     return session.stats.frames / session.stats.fps / session.stats.elapsed
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, str], None]]:
+    """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
+    out = common.console(stderr=True)
+    if out.is_interactive:
+        with status_line(out) as say:
+            yield lambda head, text: say(f"{head}: {text}" if text else head)
+        return
+    shown: set[str] = set()
+
+    def line(head: str, text: str) -> None:
+        if head not in shown:
+            shown.add(head)
+            common.note(head)
+
+    yield line
+
+
+@contextmanager
+def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
+    """A line that changes, on a terminal."""
+    from rich.text import Text
+
+    letters = out.encoding.startswith("utf")
+    with out.status("starting", spinner="dots" if letters else "line") as status:
+        yield lambda text: status.update(Text(one_line(text)))

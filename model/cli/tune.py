@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from livetalk_kernels.errors import UserError
 
 from . import common, numbers
+from .progress import progress_line
 
 if TYPE_CHECKING:
     import torch
@@ -110,12 +111,15 @@ def run(args: argparse.Namespace) -> int:
     path: Path = args.output
     before = Tuning.load(path) if find(path).kind != "missing" else Tuning(path=str(path))
     calls = _calls(args, device, dtype)
+    if not calls:
+        what = f"--preset {args.preset}" if args.preset else f"--dtype {args.dtype}"
+        raise UserError(f"{' '.join(args.ops)}: {what} has no call of it; name other ops, or none")
     outcomes: list[Outcome] = []
     interrupted = True
     with common.torch_threads(args.threads), Interrupts() as interrupts:
         key = TuningKey.of(device)
         keep_freed_memory()
-        with common.kept_until_failure() as kept, common.progress_line() as say:
+        with common.kept_until_failure() as kept, progress_line() as say:
             tuner = Tuner(device, budget=args.budget, approximate=args.approximate, say=say)
             for outcome in tuner.run(calls):
                 outcomes.append(outcome)  # one by one: Ctrl-C keeps them
@@ -135,7 +139,10 @@ def run(args: argparse.Namespace) -> int:
         raise kept.error
     if interrupted:
         return common.INTERRUPTED
-    return 0 if entry.choices else 1
+    if not entry.choices:
+        common.note("nothing was timed, so nothing was written")
+        return 1
+    return 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -177,7 +184,7 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
 
 
 def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEntry":
-    from livetalk_kernels.bench.machine import commit
+    from livetalk_kernels.machine import commit
     from livetalk_kernels.tuning import MachineEntry
 
     choices = tuple(outcome.choice for outcome in outcomes if outcome.choice is not None)

@@ -26,12 +26,17 @@ from .paced import Worker
 
 REPORT = "report.json"
 SCHEMA = "livetalk/profile/1"
+ANOTHER_MACHINE = "another machine"  # the verdict where nothing can be said of the program
 CHUNK, UNATTRIBUTED = "chunk", "unattributed"
 LEAST_SHARE = 0.01  # of a chunk; shorter stages have no row
 RESOLUTION = 0.08
 """Slowdown that is to be found: with more noise than that takes, pairs go on."""
 MOST = 4  # times as many pairs as asked for, at the most
 _BLOCK = 5  # pairs between two looks at the noise
+HARDWARE = ("cpu", "cores", "cpu_quota", "gpu.name", "gpu.count")
+"""Facts of a machine: where they differ, it is another one."""
+SURROUNDINGS = ("torch", "triton", "threads", "gpu.driver", "gpu.cuda")
+"""Facts that change times on the same machine."""
 PASSING = {"date"}  # facts of a machine that say nothing about it
 
 Chunk = Mapping[str, Any]
@@ -170,6 +175,24 @@ class Comparison:
     rows: list[Row]
 
     @property
+    def elsewhere(self) -> list[dict[str, Any]]:
+        """What differs between the machines that were measured; empty: nothing is known to."""
+        return self._facts(HARDWARE)
+
+    @property
+    def otherwise(self) -> list[dict[str, Any]]:
+        """What differs in versions and threads."""
+        return self._facts(SURROUNDINGS)
+
+    def _facts(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        known = {f"machine.{name}": name for name in names}
+        return [
+            {**entry, "what": known[entry["what"]]}
+            for entry in self.changed
+            if entry["what"] in known
+        ]
+
+    @property
     def change(self) -> Change:
         """Of the whole chunk."""
         change = self.rows[0].change
@@ -189,8 +212,10 @@ class Comparison:
             "interleaved": self.interleaved,
             **sides,
             "changed": self.changed,
+            "other_machine": self.elsewhere,
+            "other_surroundings": self.otherwise,
             "rows": [row.as_json() for row in self.rows],
-            "verdict": self.change.verdict,
+            "verdict": ANOTHER_MACHINE if self.elsewhere else self.change.verdict,
         }
 
 

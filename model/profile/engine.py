@@ -100,6 +100,7 @@ class Profiler:
             capacity=KEPT_RANGES,
             nvtx=plan.captured and device.type == "cuda",
         )
+        self.timeline.align(team.gather)
         self.plan, self.say = plan, say
         # What a replay or a compiler runs does not come past us, nor may it be recorded.
         hidden = not plan.ops or plan.compiled or source.cuda_graphs
@@ -163,7 +164,7 @@ class Profiler:
         recording = self.recording()
         entries = self._gather(rank_entry(pipeline, recording, watcher.span))
         trace = self.timeline.trace(facts)
-        trace["traceEvents"] += telemetry.counters(origin, self.team.world.rank)
+        trace["traceEvents"] += telemetry.counters(origin, self.timeline.process)
         self.say("measuring memory and the machine's limits", "")
         with self.team.phase("measure"):
             activations = self._activations(pipeline, avatar)

@@ -146,7 +146,7 @@ def lane_spans(traces: Sequence[Json], begin: float, end: float) -> dict[str, li
             shown = part or not around
             around.append(last)
             if shown and first < end and last > begin:
-                key = f"rank {event['pid']}: {names[lane]}" if len(traces) > 1 else names[lane]
+                key = f"rank {event['pid'] - 1}: {names[lane]}" if len(traces) > 1 else names[lane]
                 span = event["name"], part, max(first, begin), min(last, end)
                 found.setdefault(key, []).append(span)
     return found

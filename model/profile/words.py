@@ -66,6 +66,7 @@ def percent(share: float) -> str:
 
 def short(value: float) -> str:
     """Three digits and a decimal prefix, to be followed by a unit: ``140 G``."""
+    value = float(f"{value:.3g}")  # 999.6 is 1 k
     power = min(5, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
     return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
 

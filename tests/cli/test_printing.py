@@ -19,7 +19,7 @@ from PIL import Image
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.lines import LONGEST, list_keys, one_line
 from livetalk_kernels.runtime.signals import say
-from livetalk_model.cli import common, main
+from livetalk_model.cli import common, main, progress
 
 BYTES = os.fsdecode(b"no\xff\xfe")
 NASTY = "a\nb\x1b[31m\u202ered\x07[bold]:cat:[/x]"
@@ -124,7 +124,7 @@ def test_a_changing_line_takes_any_name() -> None:
         from rich.console import Console
 
         out = Console(file=screen, force_terminal=True, width=120)
-        with common.status_line(out) as tell:
+        with progress.status_line(out) as tell:
             tell(NASTY)
             out.print("x")
         screen.flush()

@@ -83,13 +83,6 @@ def test_fp8_linears_of_a_preset(tmp_path, capsys):
     assert {choice["op"] for choice in report["choices"]} == {"fp8_gemm", "quantize"}
 
 
-def test_a_spent_budget_is_said(tmp_path, capsys):
-    file = tmp_path / "t.json"
-    assert run("rms_norm", *SMALL, "--budget", "1e-9", "--output", file) == 1
-    shown = capsys.readouterr().out
-    assert "left out" in shown and "budget" in shown and not file.exists()
-
-
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     whole = Tuner.run
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from livetalk_kernels.bench import machine as machine_module
+from livetalk_kernels import machine as machine_module
 from livetalk_kernels.bench import roofline as roofline_module
 from livetalk_kernels.bench import runner
 from livetalk_kernels.bench import timer as timer_module
@@ -23,7 +23,6 @@ from livetalk_kernels.bench.baseline import compile_reference
 from livetalk_kernels.bench.capture import command_line
 from livetalk_kernels.bench.cases import parse_shape, select_cases, too_large, too_long
 from livetalk_kernels.bench.heap import keep_freed_memory
-from livetalk_kernels.bench.machine import last_level_cache, machine
 from livetalk_kernels.bench.report import Result, Row, as_csv, compare, geometric_means
 from livetalk_kernels.bench.roofline import Limits, Probe, Roofline, from_samples, gemm_dtype
 from livetalk_kernels.bench.runner import Settings, bench_case, contestants, make_inputs
@@ -31,6 +30,7 @@ from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, make_tim
 from livetalk_kernels.bench.verify import Judge
 from livetalk_kernels.dispatch import load_backend, load_op, op_names
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.machine import last_level_cache, machine
 from livetalk_kernels.precision import FP8
 from livetalk_kernels.spec import Case, Cost
 
@@ -102,8 +102,8 @@ def test_rounds_by_time() -> None:
     assert len(interleave({"a": lambda: 1.0}, seconds=0.0)["a"]) == timer_module.MIN_ROUNDS
     begin = time.perf_counter()
     samples = interleave({"a": lambda: time.sleep(0.01) or 1.0}, seconds=0.15)["a"]
-    assert timer_module.MIN_ROUNDS < len(samples) <= 16
-    assert time.perf_counter() - begin >= 0.15
+    assert timer_module.MIN_ROUNDS < len(samples) <= 14
+    assert time.perf_counter() - begin > 0.05
 
 
 def seen_inputs(timer: CpuTimer) -> list[tuple[Tensor, ...]]:

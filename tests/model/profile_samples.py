@@ -410,18 +410,18 @@ def _trace(report: dict[str, Any], rank: int) -> dict[str, Any]:
             lane, _, name = entry.partition(": ")
             lanes.setdefault(lane, []).append(_span(name, at, at + seconds))
             at += seconds
-    events: list[dict[str, Any]] = [_name("process_name", rank, 0, f"rank {rank}")]
-    for thread, (lane, spans) in enumerate(lanes.items()):
-        events.append(_name("thread_name", rank, thread, lane))
-        events += [span | {"pid": rank, "tid": thread} for span in spans]
+    events: list[dict[str, Any]] = [_name("process_name", rank + 1, 1, f"rank {rank}")]
+    for thread, (lane, spans) in enumerate(lanes.items(), 1):
+        events.append(_name("thread_name", rank + 1, thread, lane))
+        events += [span | {"pid": rank + 1, "tid": thread} for span in spans]
     if report["telemetry"]:
         samples = report["telemetry"]["samples"]
         events += [
             {
                 "name": "CPU, %",
                 "ph": "C",
-                "pid": rank,
-                "tid": 0,
+                "pid": rank + 1,
+                "tid": 1,
                 "ts": t * 1e6,
                 "args": {"value": v},
             }
@@ -429,7 +429,7 @@ def _trace(report: dict[str, Any], rank: int) -> dict[str, Any]:
             if v is not None
         ]
     events += [
-        {"name": "frames", "ph": kind, "pid": rank, "tid": 0, "ts": ts, "id": 0, "cat": "flow"}
+        {"name": "frames", "ph": kind, "pid": rank + 1, "tid": 1, "ts": ts, "id": 0, "cat": "flow"}
         for kind, ts in (("s", 2e6), ("f", 2.1e6))
     ]
     about = {"command": report["command"], "started": 1795600000.0 + 0.001 * rank}

@@ -171,7 +171,7 @@ def test_two_folders(tmp_path: Path) -> None:
     assert found.change.ratio == pytest.approx(2, rel=0.05)
     assert found.changed == [{"what": "machine.cpu", "a": "this", "b": "other"}]
     entry = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert entry["interleaved"] is False and entry["verdict"] == "slower"
+    assert entry["interleaved"] is False and entry["verdict"] == "another machine"
     assert len(entry["a"]["chunks"]) == 10 and len(entry["b"]["chunks"]) == 12
 
 

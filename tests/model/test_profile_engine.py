@@ -10,9 +10,9 @@ import pytest
 
 import livetalk_kernels.runtime
 import livetalk_model.profile
-from livetalk_kernels.bench.machine import machine
 from livetalk_kernels.config import KernelConfig
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.machine import machine
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_kernels.testing.trace import trace_problems

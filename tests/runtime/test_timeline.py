@@ -110,7 +110,7 @@ def broken(change) -> list[str]:
 
 
 def add(**event) -> object:
-    return lambda events: events.append({"name": "x", "pid": 3, "tid": 0, "ts": 1e9, **event})
+    return lambda events: events.append({"name": "x", "pid": 4, "tid": 1, "ts": 1e9, **event})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,7 @@ def add(**event) -> object:
         (add(ph="X"), "dur is None"),
         (add(ph="X", dur=-1), "dur is -1"),
         (add(ph="X", dur=1, tid="main"), "tid is 'main'"),
+        (add(ph="X", dur=1, pid=0), "pid is 0"),
         (add(ph="X", dur=1, ts=float("nan")), "ts is nan"),
         (add(ph="X", dur=1, ts=0.0), "goes back"),
         (add(ph="B"), "has no end"),

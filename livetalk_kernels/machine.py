@@ -1,0 +1,277 @@
+"""What this machine is, and what of it this process may use: the one place for such facts.
+
+CPU, GPUs, caches, memory, versions of what is installed; and the limits that affinity and control
+groups (containers, batch systems) set, which are below what the machine has. Torch is imported
+only where it is asked: a command line reads the CPU quota before it needs torch.
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .cgroup import cgroup_limits
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path("/")
+REPOSITORY = Path(__file__).resolve().parents[1]
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+USUAL_CACHE = 32 << 20  # bytes, where the system does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpus:
+    """The CPUs of this machine, and how many of them this process may use.
+
+    Attributes:
+        logical: All that the system counts, hyper-threads among them.
+        affinity: Logical ones that this process may run on.
+        quota: CPUs that its control group may keep busy, such as 0.5; None: no limit.
+    """
+
+    logical: int
+    affinity: int
+    quota: float | None
+
+    @property
+    def usable(self) -> int:
+        """Threads that can run at once: more of them than the quota has would wait in turns."""
+        return min(self.affinity, max(1, math.ceil(self.quota or self.affinity)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The CPU's memory, in bytes.
+
+    Attributes:
+        total: Of the machine.
+        limit: Of this process's control group, where that is less; None: no limit.
+        available: What can still be taken: of the machine and of the limit.
+    """
+
+    total: int
+    limit: int | None
+    available: int
+
+
+def cpus(root: Path = ROOT) -> Cpus:
+    """Count the CPUs.
+
+    Args:
+        root: Folder that holds ``proc`` and the mounted control groups; another one in tests.
+    """
+    logical = os.cpu_count() or 1
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return Cpus(
+        logical=logical,
+        affinity=affinity,
+        quota=cgroup_limits(root).cpus,
+    )
+
+
+def physical_cores() -> int:
+    """Cores of the machine: hyper-threads do not count, as with torch's own default."""
+    import psutil  # a machine that is measured for its GPU may be without
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """Read the CPU's memory as it is now; ``root`` as in `cpus`."""
+    total, available = _host_memory(root)
+    limits = cgroup_limits(root)
+    limited = limits.memory is not None and limits.memory < total
+    left = available if limits.memory_left is None else limits.memory_left
+    return Memory(
+        total=total,
+        limit=limits.memory if limited else None,
+        available=min(available, left),
+    )
+
+
+def _host_memory(root: Path) -> tuple[int, int]:
+    """(total, available) bytes of the machine."""
+    info = root / "proc/meminfo"
+    if not info.is_file():
+        import psutil  # see above
+
+        found = psutil.virtual_memory()
+        return found.total, found.available
+    lines = (line.split() for line in info.read_text(encoding="ascii").splitlines())
+    sizes = {words[0]: int(words[1]) << 10 for words in lines if len(words) == 3}
+    total = sizes["MemTotal:"]
+    return total, sizes.get("MemAvailable:", total)
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, limits, threads, versions, commit and date; call it before the run."""
+    import torch
+
+    from . import extension
+
+    here = memory()
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "cpu_quota": cgroup_limits().cpus,
+        "memory_bytes": here.total,
+        "memory_limit_bytes": here.limit,
+        "cache_bytes": last_level_cache(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": extension.missing() or extension.isa(),
+        "gpu": _gpu(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "python": platform.python_version(),
+        "livetalk": version("livetalk"),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    """Model name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpus() -> tuple[list[dict[str, Any]], str]:
+    """All GPUs by NVML, which needs no CUDA context.
+
+    Returns:
+        One entry per GPU: ``name``, ``uuid``, ``driver``, ``memory_bytes``, clocks in MHz now and
+        at most, and ``power_limit_w`` (None where the GPU does not tell); and why there is none,
+        where there is none.
+    """
+    try:
+        import pynvml  # takes a moment, and only reports want it
+    except ImportError:
+        return [], "NVML cannot be asked: pip install nvidia-ml-py"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [], str(error)
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        count = pynvml.nvmlDeviceGetCount()
+        found = [
+            _describe(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) | {"driver": driver}
+            for index in range(count)
+        ]
+        return found, "" if found else f"no device is visible, driver {driver}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def gpu_entry(device: "torch.device") -> dict[str, Any] | None:
+    """NVML's entry of a GPU (see `gpus`): torch may see fewer of them, in another order."""
+    import torch
+
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return next((gpu for gpu in gpus()[0] if gpu["uuid"].removeprefix("GPU-") == uuid), None)
+
+
+def version(distribution: str) -> str | None:
+    """Installed version of a distribution; None without it."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def last_level_cache() -> int:
+    """Bytes of the CPU's largest cache."""
+    sizes = [USUAL_CACHE] if not CACHES.is_dir() else []
+    for file in CACHES.glob("index*/size"):
+        text = file.read_text(encoding="ascii").strip()
+        digits = text.rstrip("KM")
+        sizes.append(int(digits) << {"K": 10, "M": 20}.get(text[len(digits) :], 0))
+    return max(sizes, default=USUAL_CACHE)
+
+
+def boot_id() -> str:
+    """Tell this machine, from its start on, from every other: processes on it share a clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def commit() -> str:
+    """The commit of livetalk's own repository, ``-dirty`` where it is changed; empty without one.
+
+    The folder where the command was started may be in another repository, so it does not count.
+    """
+    if not (REPOSITORY / "setup.py").is_file():
+        return ""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # there is no git
+        return ""
+    return done.stdout.strip()
+
+
+def sm_clock(device: "torch.device") -> int | None:
+    """Clock of a GPU's multiprocessors now, in MHz; None on a CPU or where NVML does not tell."""
+    entry = gpu_entry(device) if device.type == "cuda" else None
+    return entry["sm_clock_mhz"] if entry else None
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The GPU that torch uses, with CUDA's version; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", torch.cuda.current_device())
+    facts = {"cuda": torch.version.cuda, "count": torch.cuda.device_count()}
+    return {"name": torch.cuda.get_device_name(device)} | (gpu_entry(device) or {}) | facts
+
+
+def _describe(pynvml: ModuleType, handle: Any) -> dict[str, Any]:
+    sm, memory = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM
+    entry: dict[str, Any] = {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    optional = {
+        "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, sm),
+        "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, memory),
+        "sm_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, sm),
+        "memory_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, memory),
+        "power_limit_w": lambda: pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
+    }
+    for name, read in optional.items():
+        entry[name] = None
+        with _unless_hidden(pynvml):
+            entry[name] = read()
+    return entry
+
+
+@contextlib.contextmanager
+def _unless_hidden(pynvml: ModuleType) -> Iterator[None]:
+    """Pass over what this GPU or this user may not be told."""
+    with contextlib.suppress(pynvml.NVMLError):
+        yield
