@@ -1,12 +1,14 @@
 """Any number of sessions at the same time, on one rank and several: each is what it is alone."""
 
+import dataclasses
 import gc
 import math
+import subprocess
+import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,26 @@ import torch
 from PIL import Image
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
-from livetalk_kernels.runtime.comm import Communicator
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+from livetalk_kernels.runtime.halo import WHOLE
+from livetalk_kernels.runtime.timeline import MAIN, Timeline
 from livetalk_kernels.testing.processes import run_ranks
-from livetalk_model.avatar import Avatar
-from livetalk_model.config import NEW_FRAMES
-from livetalk_model.loading import ModelSource, load_pipeline
+from livetalk_model.loading import ModelSource
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream.chunk import ChunkGenerator, StreamOptions
+from livetalk_model.stream.producer import Producer, Source
 from livetalk_model.stream.production import QUEUED_CHUNKS
 from livetalk_model.stream.session import Session
+from livetalk_model.stream.stats import CHUNK as CHUNK_RANGE
 from livetalk_model.stream.team import Team
 
 RATE = 16000
 SIZE = (64, 48)
 CHUNK = 17920  # samples
-LIMIT = 200.0
+LENGTHS = (2 * CHUNK + 5000, CHUNK + 100, 2 * CHUNK)  # of the sessions' sound
+FRAMES = [64, 29, 56]
+POISONED = 13  # a seed
+LIMIT = 280.0
 WORLDS = (1, 2, 3)
 
 
@@ -39,71 +46,49 @@ def speech(samples: int, seed: int) -> np.ndarray:
     return (np.sin(t * (700 + 100 * seed)) * np.sin(t * 9) ** 2 * 0.3 + noise).astype(np.float32)
 
 
-def options(seed: int) -> StreamOptions:
-    return StreamOptions(steps=1, seed=seed)
+class Stage:
+    """A pipeline on rank 0 with three avatars, and the frames of each alone."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        y, x = np.mgrid[:60, :50]
+        pictures = [np.stack([4 * x, (3 + i) * y, 128 + 0 * x], -1) for i in range(len(LENGTHS))]
+        self.avatars = [
+            pipeline.prepare(Image.fromarray(picture.astype(np.uint8)), size=SIZE)
+            for picture in pictures
+        ]
+        self.sounds = [speech(length, seed) for seed, length in enumerate(LENGTHS)]
+        self.alone = [self.whole(index) for index in range(len(LENGTHS))]
+
+    def open(
+        self, index: int, timeline: Timeline | None = None, seed: int | None = None
+    ) -> Session:
+        options = StreamOptions(steps=1, seed=index if seed is None else seed)
+        return self.pipeline.session(self.avatars[index], options=options, timeline=timeline)
+
+    def whole(self, index: int) -> np.ndarray:
+        """All frames of a session."""
+        with self.open(index) as session:
+            return self.rest(index, session)
+
+    def rest(self, index: int, session: Session, start: int = 0) -> np.ndarray:
+        """The frames of the sound from a sample on."""
+        made = [*session.push(self.sounds[index][start:]), *session.finish()]
+        return np.concatenate(made)
+
+    def equal(self, index: int, *frames: Any) -> bool:
+        return np.array_equal(np.concatenate(frames), self.alone[index])
 
 
-def load(comm: Communicator) -> Pipeline:
-    source = ModelSource.find(
-        preset="tiny", checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32",
-        backend=None, reuse=True,
-    )  # fmt: skip
-    return source.load_pipeline(source.load_preparer(), Team(comm))
-
-
-def face(pipeline: Pipeline, seed: int = 0) -> Avatar:
-    y, x = np.mgrid[:60, :50]
-    picture = np.stack([4 * x, (4 + seed) * y, 128 + 0 * x], axis=-1).astype(np.uint8)
-    return pipeline.prepare(Image.fromarray(picture), size=SIZE)
-
-
-def chunk(session: Session, index: int, seed: int) -> list[np.ndarray]:
-    """Frames of a whole chunk."""
-    return list(session.push(speech(CHUNK, 10 * seed + index)))
-
-
-def lead(pipeline: Pipeline, script: Callable[[Pipeline], dict[str, Any]]) -> dict[str, Any]:
-    """Run a script on rank 0 while the others follow."""
-    try:
-        return script(pipeline)
-    finally:
-        pipeline.end()
-
-
-def led(comm: Communicator, script: Callable[[Pipeline], dict[str, Any]]) -> dict[str, Any]:
-    pipeline = load(comm)
-    if comm.rank:
-        pipeline.follow()
-        return {}
-    return lead(pipeline, script)
-
-
-def on_ranks(world: int, script: Callable[[Pipeline], dict[str, Any]]) -> dict[str, Any]:
-    """What a script gives on rank 0 of so many."""
-    result: dict[str, Any] = run_ranks(led, world, script, timeout=LIMIT)[0]
-    return result
-
-
-# Interleaved ------------------------------------------------------------------------------
-
-
-def whole(pipeline: Pipeline, avatar: Avatar, seed: int, samples: int) -> np.ndarray:
-    """All frames of a session that is alone."""
-    with pipeline.session(avatar, options=options(seed)) as session:
-        return np.concatenate([*session.push(speech(samples, seed)), *session.finish()])
-
-
-def interleave(
-    pipeline: Pipeline, avatars: list[Avatar], lengths: list[int], seed: int
-) -> list[np.ndarray]:
-    """All frames of sessions that are opened, pushed to and taken from at random."""
+def interleave(stage: Stage, count: int, seed: int) -> list[bool]:
+    """Sessions that are opened, pushed to and taken from at random."""
     random = np.random.default_rng(seed)
-    frames: list[list[np.ndarray]] = [[] for _ in lengths]
+    frames: list[list[np.ndarray]] = [[] for _ in range(count)]
 
     def life(index: int) -> Iterator[None]:
         """One session; between its steps others take theirs."""
-        sound = speech(lengths[index], index)
-        with pipeline.session(avatars[index], options=options(index)) as session:
+        sound = stage.sounds[index]
+        with stage.open(index) as session:
             while len(sound):
                 step = int(random.integers(0, CHUNK))
                 made, sound = session.push(sound[:step]), sound[step:]
@@ -117,220 +102,133 @@ def interleave(
                 frames[index].append(taken)
                 yield
 
-    lives = [life(index) for index in range(len(lengths))]
+    lives = [life(index) for index in range(count)]
     while lives:
         turn = lives[int(random.integers(len(lives)))]
         if next(turn, "over") == "over":
             lives.remove(turn)
-    return [np.concatenate(taken) for taken in frames]
+    return [stage.equal(index, *taken) for index, taken in enumerate(frames)]
 
 
-def alone_and_together(pipeline: Pipeline) -> dict[str, Any]:
-    """How many values differ, of two and three sessions, and the frames of each."""
-    lengths = [2 * CHUNK + 5000, CHUNK + 100, 3 * CHUNK]
-    avatars = [face(pipeline, seed) for seed in range(3)]
-    alone = [whole(pipeline, *given) for given in zip(avatars, range(3), lengths, strict=True)]
-    found: dict[str, Any] = {"frames": [len(frames) for frames in alone], "differ": []}
-    for count, seed in ((2, 0), (3, 1), (3, 2)):
-        together = interleave(pipeline, avatars[:count], lengths[:count], seed)
-        for a, b in zip(alone, together, strict=False):
-            found["differ"].append(int((a != b).sum()) if a.shape == b.shape else -1)
-    assert not np.array_equal(alone[0][:20], alone[1][:20])
-    return found
+def interleaved(stage: Stage) -> list[bool]:
+    """Two sessions, and three: whether each has the frames that it has alone."""
+    assert not np.array_equal(stage.alone[0][:20], stage.alone[1][:20])
+    return interleave(stage, 2, 0) + interleave(stage, 3, 1)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_sessions_at_the_same_time_give_the_frames_of_each_alone(world: int) -> None:
-    found = on_ranks(world, alone_and_together)
-    assert found == {"frames": [64, 29, 84], "differ": [0] * 8}
-
-
-def by_threads(pipeline: Pipeline) -> dict[str, Any]:
+def threads(stage: Stage) -> list[bool]:
     """A thread for each session."""
-    lengths = [2 * CHUNK + 5000, CHUNK + 100, 3 * CHUNK]
-    avatar = face(pipeline)
-    alone = [whole(pipeline, avatar, seed, length) for seed, length in enumerate(lengths)]
-    together: dict[int, np.ndarray] = {}
+    made: dict[int, np.ndarray] = {}
 
-    def run(seed: int) -> None:
-        together[seed] = whole(pipeline, avatar, seed, lengths[seed])
+    def run(index: int) -> None:
+        made[index] = stage.whole(index)
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
-    for thread in threads:
+    running = [threading.Thread(target=run, args=(index,)) for index in range(len(LENGTHS))]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
-    return {"equal": [np.array_equal(alone[seed], together[seed]) for seed in range(3)]}
+    return [stage.equal(index, made[index]) for index in range(len(LENGTHS))]
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_every_session_may_have_a_thread_of_its_own(world: int) -> None:
-    assert on_ranks(world, by_threads)["equal"] == [True] * 3
+def opened(stage: Stage) -> dict[str, Any]:
+    """B is opened while A is in the middle of a chunk, and has sound and takers for others."""
+    device = stage.pipeline.device
+    timelines = [Timeline(device, capacity=1000) for _ in range(2)]
+    taken: list[np.ndarray] = []
+    with stage.open(0, timelines[0]) as a:
+        made = a.push(stage.sounds[0])
+        taken.append(next(made))
+        taker = threading.Thread(target=lambda: taken.extend(made))
+        taker.start()
+        asked = time.perf_counter_ns()
+        with stage.open(1, timelines[1]) as b:
+            taker.join()
+            taken += a.finish()
+            other = stage.rest(1, b)
+    (begun,) = [r.begin_ns for r in timelines[1].ranges()[MAIN] if r.name == "prepare"]
+    chunks = [r for r in timelines[0].ranges()[MAIN] if r.name == CHUNK_RANGE]
+    between = sum(r.begin_ns < begun and r.end_ns > asked for r in chunks)
+    return {"chunks": between, "equal": stage.equal(0, *taken) and stage.equal(1, other)}
 
 
-# What one session does to the others ------------------------------------------------------
-
-
-def opened_within_a_chunk(pipeline: Pipeline) -> dict[str, Any]:
-    """B is opened while A, whose audio is there, is in the middle of a chunk."""
-    avatar = face(pipeline)
-    expected = [whole(pipeline, avatar, seed, 4 * CHUNK) for seed in range(2)]
-    with pipeline.session(avatar, options=options(0)) as a:
-        made = a.push(speech(4 * CHUNK, 0))
+def paused(stage: Stage) -> dict[str, Any]:
+    """A takes one piece and pauses, with sound for more chunks; B goes on; A has lost nothing."""
+    with stage.open(0) as a, stage.open(1) as b:
+        more = np.concatenate((stage.sounds[0], stage.sounds[0], stage.sounds[0]))
+        made = a.push(more)
         taken = [next(made)]
-        with pipeline.session(avatar, options=options(1)) as b:
-            begun = a.production._started
-            other = [*b.push(speech(4 * CHUNK, 1)), *b.finish()]
-        taken += [*made, *a.finish()]
-    equal = [np.array_equal(np.concatenate(x), y) for x, y in zip((taken, other), expected, strict=True)]
-    return {"begun": begun, "equal": equal}
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_session_opens_within_one_chunk_of_another(world: int) -> None:
-    found = on_ranks(world, opened_within_a_chunk)
-    assert found["begun"] <= 2 and found["equal"] == [True, True]
-
-
-def paused(pipeline: Pipeline) -> dict[str, Any]:
-    """A takes one piece and pauses; B goes on; A has lost nothing."""
-    avatar = face(pipeline)
-    expected = [whole(pipeline, avatar, seed, 4 * CHUNK) for seed in range(2)]
-    with (
-        pipeline.session(avatar, options=options(0)) as a,
-        pipeline.session(avatar, options=options(1)) as b,
-    ):
-        made = a.push(speech(4 * CHUNK, 0))
-        taken = [next(made)]
-        other = [*b.push(speech(4 * CHUNK, 1)), *b.finish()]
+        other = stage.rest(1, b)
         begun = a.production._started
-        taken += [*made, *a.finish()]
-    equal = [np.array_equal(np.concatenate(x), y) for x, y in zip((taken, other), expected, strict=True)]
-    return {"begun": begun, "equal": equal}
+        taken += made
+    whole = [index for index in range(len(taken)) if index < 14]  # two chunks, in groups of four
+    first = np.concatenate([taken[index] for index in whole])
+    equal = np.array_equal(first, stage.alone[0][: len(first)]) and stage.equal(1, other)
+    return {"begun": begun, "taken": sum(map(len, taken)), "equal": equal}
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_who_pauses_is_parked_with_two_chunks_and_holds_up_nobody(world: int) -> None:
-    assert on_ranks(world, paused) == {"begun": QUEUED_CHUNKS, "equal": [True, True]}
+def broken_off(stage: Stage) -> list[bool]:
+    """A ends in the middle of a chunk, in several ways; B goes on."""
+    went_on = []
+    for how in ("closed", "forgotten", ValueError, KeyboardInterrupt):
+        with stage.open(1) as b:
+            taken = list(b.push(stage.sounds[1][:CHUNK]))
+            _break_off(stage, how)
+            gc.collect()
+            went_on.append(stage.equal(1, *taken, stage.rest(1, b, CHUNK)))
+    return went_on
 
 
-def broken_off(pipeline: Pipeline, how: str) -> dict[str, Any]:
-    """A ends in the middle of a chunk, in some way; B goes on."""
-    avatar = face(pipeline)
-    expected = whole(pipeline, avatar, 1, 3 * CHUNK)
-    b = pipeline.session(avatar, options=options(1))
-    taken = list(b.push(speech(3 * CHUNK, 1)[:CHUNK]))
-
-    def leave() -> None:
-        if how == "forgotten":
-            forgotten = pipeline.session(avatar, options=options(0))
-            next(forgotten.push(speech(2 * CHUNK, 0)))
-            return
-        with pipeline.session(avatar, options=options(0)) as a:
-            for _ in a.push(speech(2 * CHUNK, 0)):
-                if how == "closed":
+def _break_off(stage: Stage, how: str | type[BaseException]) -> None:
+    if how == "forgotten":
+        next(stage.open(0).push(stage.sounds[0]))
+        return
+    try:
+        with stage.open(0) as a:
+            for _ in a.push(stage.sounds[0]):
+                if isinstance(how, str):
                     a.close()
                 else:
-                    raise KeyboardInterrupt if how == "interrupted" else ValueError(how)
-
-    try:
-        leave()
+                    raise how
     except (ValueError, KeyboardInterrupt):
         pass
-    gc.collect()
-    with b:
-        taken += b.push(speech(3 * CHUNK, 1)[CHUNK:])
-        taken += b.finish()
-    return {"equal": np.array_equal(np.concatenate(taken), expected)}
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("how", ["closed", "failed", "interrupted", "forgotten"])
-def test_who_breaks_off_ends_one_session_alone(world: int, how: str) -> None:
-    assert on_ranks(world, partial(broken_off, how=how))["equal"]
-
-
-def poison(pipeline: Pipeline) -> list[str]:
-    """A's sound makes a NaN; what A and B say then."""
-    avatar = face(pipeline)
-    expected = whole(pipeline, avatar, 1, 3 * CHUNK)
-    said = []
-    a = pipeline.session(avatar, options=options(0))
-    with pipeline.session(avatar, options=options(1)) as b:
-        taken = list(b.push(speech(3 * CHUNK, 1)[:CHUNK]))
-        a.production._chunks.motion[:] = math.nan  # type: ignore[union-attr]
-        try:
-            list(a.push(speech(CHUNK, 0)))
-        except NumericsError as error:
-            said.append(error.stage)
-        taken += [*b.push(speech(3 * CHUNK, 1)[CHUNK:]), *b.finish()]
-    try:
-        a.push(speech(1, 0))
-    except RuntimeError:
-        said.append("over")
-    if np.array_equal(np.concatenate(taken), expected):
-        said.append("equal")
+def nan(stage: Stage) -> list[Any]:
+    """In the last rank's part of A's first chunk arises a NaN."""
+    said: list[Any] = []
+    with stage.open(1) as b:
+        taken = list(b.push(stage.sounds[1][:CHUNK]))
+        with stage.open(0, seed=POISONED) as a:
+            made = a.push(stage.sounds[0])
+            try:
+                next(made)
+            except NumericsError as error:
+                said.append(error.stage)
+            try:
+                a.push(stage.sounds[0])
+            except RuntimeError as error:
+                said.append("over" in str(error))
+            said.append(next(made, None))
+        said.append(stage.equal(1, *taken, stage.rest(1, b, CHUNK)))
     return said
 
 
-def poisoned(comm: Communicator, victim: int) -> list[str]:
-    """As `poison`, with the NaN in one rank's part of session 1."""
-    pipeline = load(comm)
-    if not comm.rank:
-        return lead(pipeline, partial(_poisoned, victim=victim))["said"]
-    if comm.rank == victim:
-        _poison_second(pipeline)
-    pipeline.follow()
-    return []
+def poison_chunks() -> None:
+    """In this process: the decoder of sessions with that seed gives NaN."""
+    start = ChunkGenerator.__init__
 
+    def init(self: Any, dit: Any, vae: Any, avatar: Any, options: Any, **named: Any) -> None:
+        if options.seed == POISONED:
+            calls = named["calls"]
 
-def _poison_second(pipeline: Pipeline) -> None:
-    """Put a NaN into the second session that this process opens, from its first chunk on."""
-    made: list[weakref.ref[ChunkGenerator]] = []
-    chunk, start = ChunkGenerator.chunk, ChunkGenerator.__init__
+            def broken(*given: Any, **also: Any) -> torch.Tensor:
+                return calls.decode_step(*given, **also) * math.nan
 
-    def init(self: ChunkGenerator, *given: Any, **named: Any) -> None:
-        start(self, *given, **named)
-        made.append(weakref.ref(self))
+            named["calls"] = dataclasses.replace(calls, decode_step=broken)
+        start(self, dit, vae, avatar, options, **named)
 
-    def broken(self: ChunkGenerator, windows: torch.Tensor, **named: Any) -> Any:
-        if len(made) > 1 and made[1]() is self:
-            self.work._audio = None  # type: ignore[attr-defined]
-            self.motion = self.motion * math.nan
-        return chunk(self, windows, **named)
-
-    ChunkGenerator.__init__, ChunkGenerator.chunk = init, broken  # type: ignore[method-assign]
-
-
-def _poisoned(pipeline: Pipeline, victim: int) -> dict[str, Any]:
-    if victim == 0:
-        _poison_second(pipeline)
-    avatar = face(pipeline)
-    expected = whole(pipeline, avatar, 1, 3 * CHUNK)
-    said = []
-    with pipeline.session(avatar, options=options(0)) as a:  # the second one
-        with pipeline.session(avatar, options=options(1)) as b:
-            taken = list(b.push(speech(3 * CHUNK, 1)[:CHUNK]))
-            try:
-                list(a.push(speech(CHUNK, 0)))
-            except NumericsError as error:
-                said.append(error.stage)
-            taken += [*b.push(speech(3 * CHUNK, 1)[CHUNK:]), *b.finish()]
-        try:
-            a.push(speech(1, 0))
-        except RuntimeError:
-            said.append("over")
-    if np.array_equal(np.concatenate(taken), expected):
-        said.append("equal")
-    return {"said": said}
-
-
-@pytest.mark.parametrize(("world", "victim"), [(1, 0), (2, 0), (2, 1), (3, 2)])
-def test_nan_on_any_rank_ends_its_session_alone(world: int, victim: int) -> None:
-    assert run_ranks(poisoned, world, victim, timeout=LIMIT)[0] == ["DiT step 1", "over", "equal"]
-
-
-# What remains -----------------------------------------------------------------------------
+    ChunkGenerator.__init__ = init  # type: ignore[method-assign]
 
 
 def living() -> int:
@@ -339,127 +237,254 @@ def living() -> int:
     return sum(isinstance(thing, ChunkGenerator) for thing in gc.get_objects())
 
 
-def remains(comm: Communicator) -> list[int]:
-    """Generators in memory, at the end of every chunk on followers; at some points on rank 0."""
-    pipeline = load(comm)
-    alive: list[int] = []
-    if comm.rank:
-        pipeline.follow(ended=lambda count: alive.append(living()))
-        return [*alive, living()]
+def memory(stage: Stage) -> list[int]:
+    """Generators in memory; followers count as well, at the end of every chunk."""
+    alive = []
+    sound = stage.sounds[2][:CHUNK]
 
-    def script(pipeline: Pipeline) -> dict[str, Any]:
-        avatar = face(pipeline)
-        a, b, c = (pipeline.session(avatar, options=options(seed)) for seed in range(3))
-        chunk(a, 0, 0)  # three are open
+    def chunk(session: Session) -> None:
+        list(session.push(sound))
         alive.append(living())
-        c.close()  # has never made a frame
-        chunk(b, 0, 1)
-        alive.append(living())
-        a.close()
-        chunk(b, 1, 1)
-        alive.append(living())
-        del a, b, c  # b was never closed
-        gc.collect()
-        for _ in range(100 if comm.size == 1 else 5):
-            pipeline.session(avatar, options=options(0)).close()
-        last = pipeline.session(avatar, options=options(0))
-        chunk(last, 0, 0)
-        alive.append(living())
-        try:
-            pipeline.end()  # with a session open
-            last.push(speech(CHUNK, 0))
-            list(last.finish())
-        except RuntimeError as error:
-            assert "ended" in str(error)
-            alive.append(living())
-        return {}
 
-    script(pipeline)
-    assert not [thread for thread in threading.enumerate() if thread.name == "producer"]
+    a, b, c = map(stage.open, range(3))
+    chunk(a)  # three are open
+    c.close()  # has never made a frame
+    chunk(b)
+    a.close()
+    chunk(b)
+    del a, b, c  # b was never closed
+    gc.collect()
+    for _ in range(100 if stage.pipeline.team.size == 1 else 5):
+        stage.open(0).close()
+    last = stage.open(0)
+    chunk(last)
+    stage.pipeline.end()  # with a session open
+    try:
+        list(last.push(sound))
+    except RuntimeError as error:
+        assert "ended" in str(error)
+        alive.append(living())
+    assert not producers()
     return alive
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_nothing_of_a_closed_session_remains_on_any_rank(world: int) -> None:
-    assert run_ranks(remains, world, timeout=LIMIT) == [[3, 2, 1, 1, 0]] * world
+def producers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "producer"]
 
 
-def lost(comm: Communicator) -> list[str]:
-    """Rank 1 goes away within a chunk; all sessions end, and none can be opened."""
+SCRIPTS: tuple[Callable[[Stage], Any], ...] = (
+    interleaved, threads, opened, paused, broken_off, nan, memory,
+)  # fmt: skip
+
+
+def load(comm: Communicator) -> Pipeline:
+    source = ModelSource.find(
+        preset="tiny", checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32",
+        backend=None, reuse=True,
+    )  # fmt: skip
+    return source.load_pipeline(source.load_preparer(), Team(comm))
+
+
+def play(comm: Communicator) -> dict[str, Any]:
+    """All scripts, one after the other; on followers, generators in memory after each chunk."""
     pipeline = load(comm)
+    if comm.rank == comm.size - 1:
+        poison_chunks()
     if comm.rank:
-        def leave(count: int) -> None:
-            if count == 2:
-                raise EOFError
+        alive: list[int] = []
+        pipeline.follow(ended=lambda count: alive.append(living()))
+        return {"alive": [*alive[-4:], living()]}
+    stage = Stage(pipeline)
+    return {"frames": list(map(len, stage.alone))} | {s.__name__: s(stage) for s in SCRIPTS}
 
-        try:
-            pipeline.follow(ended=leave)
-        except EOFError:
-            comm._mailboxes = None  # type: ignore[attr-defined]
-            torch.distributed.destroy_process_group()
-            torch.distributed.destroy_process_group = lambda: None  # type: ignore[assignment]
-            torch.distributed.barrier = lambda: None  # type: ignore[assignment]
-        return []
-    avatar = face(pipeline)
-    said = []
-    a, b = (pipeline.session(avatar, options=options(seed)) for seed in range(2))
-    chunk(a, 0, 0)
-    chunk(b, 0, 1)
-    for session in (a, b):
-        try:
-            chunk(session, 1, 0)
-        except CommError:
-            said.append("lost")
-        session.close()
-    try:
-        pipeline.session(avatar)
-    except CommError:
-        said.append("lost")
-    torch.distributed.barrier = lambda: None  # type: ignore[assignment]
-    torch.distributed.destroy_process_group = lambda: None  # type: ignore[assignment]
-    return said
+
+@cache
+def played(world: int) -> list[dict[str, Any]]:
+    return run_ranks(play, world, timeout=LIMIT)
+
+
+EXPECTED = {
+    "frames": FRAMES,
+    "interleaved": [True] * 5,
+    "threads": [True] * 3,
+    "opened": {"chunks": 1, "equal": True},
+    "paused": {"begun": QUEUED_CHUNKS, "taken": 6 * 28, "equal": True},
+    "broken_off": [True] * 4,
+    "nan": ["VAE decoder", True, None, True],
+    "memory": [3, 2, 1, 1, 0],
+}
+
+
+@pytest.mark.parametrize("script", EXPECTED)
+@pytest.mark.parametrize("world", WORLDS)
+def test_sessions_at_the_same_time_leave_each_other_alone(world: int, script: str) -> None:
+    assert played(world)[0][script] == EXPECTED[script]
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_followers_free_what_is_closed(world: int) -> None:
+    assert [rank["alive"] for rank in played(world)[1:]] == [EXPECTED["memory"]] * (world - 1)
+
+
+# The producer ----------------------------------------------------------------------------
+
+
+class Toy(Source):
+    """A source that notes what is done."""
+
+    def __init__(self, name: str, chunks: int, log: list[str], fails: Exception | None = None):
+        self.name, self.chunks, self.log, self.fails = name, chunks, log, fails
+
+    def open(self) -> None:
+        self.log.append(f"open {self.name}")
+
+    def ready(self) -> bool:
+        return self.chunks > 0
+
+    def make(self) -> None:
+        self.chunks -= 1
+        self.log.append(self.name)
+        time.sleep(0.02)
+        if self.fails is not None and not self.chunks:
+            raise self.fails
+
+    def close(self) -> None:
+        self.log.append(f"close {self.name}")
+
+    def free(self) -> None:
+        self.log.append(f"free {self.name}")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_sessions_take_turns_and_opening_goes_first() -> None:
+    log: list[str] = []
+    producer, a = Producer(), Toy("a", 8, log)
+    b, c = Toy("b", 3, log), Toy("c", 0, log)
+    producer.open(a)
+    wait_for(lambda: "a" in log)
+    producer.open(b)
+    producer.open(c)
+    assert log.count("a") <= 4 and log.count("b") <= 2  # each opened within one chunk
+    wait_for(lambda: log.count("a") == 8)
+    chunks = [entry for entry in log[log.index("open b") :] if entry in ("a", "b")]
+    assert chunks[:6] in (["a", "b"] * 3, ["b", "a"] * 3)
+    for source in (c, a, b):
+        producer.close(source)
+    assert log[-6:] == [f"{what} {name}" for name in "cab" for what in ("close", "free")]
+    assert not producers()
+
+
+def test_an_error_ends_one_session_unless_the_ranks_share_it() -> None:
+    log: list[str] = []
+    producer = Producer()
+    a, b = Toy("a", 2, log, ValueError("mine")), Toy("b", 10, log)
+    producer.open(a)
+    producer.open(b)
+    wait_for(lambda: a.released)
+    assert str(a.error) == "mine" and "close a" in log and b.error is None
+    shared = Toy("c", 1, log, CommError("a rank is gone"))
+    shared.shared = True
+    producer.open(shared)
+    wait_for(lambda: b.released)
+    assert b.error is shared.error is not None and "close b" not in log and "free b" in log
+    with pytest.raises(CommError):
+        producer.open(Toy("d", 1, log))
+    for source in (a, b, shared):
+        producer.close(source)
+    with pytest.raises(CommError):
+        producer.end()
+    assert not producers()
+
+
+def test_what_cannot_be_opened_says_why() -> None:
+    class Bad(Toy):
+        def open(self) -> None:
+            raise UserError("no")
+
+    log: list[str] = []
+    producer = Producer()
+    with pytest.raises(UserError, match="no"):
+        producer.open(Bad("a", 1, log))
+    producer.end()
+    assert log == ["close a", "free a"] and not producers()
+
+
+BUSY = """
+import os, signal, sys, threading, time
+import torch
+from livetalk_model.stream.producer import Producer, Source
+class Busy(Source):
+    def open(self): pass
+    def ready(self): return True
+    def make(self): time.sleep(100)
+    def close(self): pass
+    def free(self): pass
+producer, busy = Producer(), Busy()
+producer.open(busy)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+begin = time.monotonic()
+try:
+    producer.close(busy)
+except KeyboardInterrupt:
+    print(f"{time.monotonic() - begin:.1f}", end="")
+"""
+
+
+def test_ctrl_c_is_heard_at_once_and_a_busy_thread_does_not_hold_up_the_end() -> None:
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 130 and not done.stderr, done
+    assert float(done.stdout) < 20 and time.monotonic() - begin < 80
+
+
+class FailingTeam(Team):
+    """Two ranks, as far as a session knows; the other one is lost once `lost` is set."""
+
+    lost = False
+    size = 2  # type: ignore[assignment]
+
+    def grid(self, size: tuple[int, int]) -> Any:
+        return None
+
+    def halo(self, size: tuple[int, int]) -> Any:
+        return WHOLE
+
+    def _tell(self, text: bytes, data: bytes) -> None:
+        if self.lost:
+            raise CommError("connection closed by peer")
 
 
 def test_a_lost_rank_ends_all_sessions() -> None:
-    assert run_ranks(lost, 2, timeout=LIMIT)[0] == ["lost"] * 3
+    pipeline, team = load(LocalCommunicator()), FailingTeam()
+    avatar = pipeline.prepare(Image.new("RGB", SIZE[::-1], "teal"), size=SIZE)
+    pipeline.team = team
+    a, b, c = (pipeline.session(avatar, options=StreamOptions(steps=1)) for _ in range(3))
+    assert sum(map(len, a.push(speech(CHUNK, 0)))) == 28
+    waiting: list[BaseException] = []
 
+    def wait() -> None:
+        try:
+            list(b.push(speech(CHUNK, 0)))
+        except CommError as error:
+            waiting.append(error)
 
-# On one rank ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
-    return load_pipeline(preset="tiny", device="cpu")
-
-
-def test_what_cannot_be_opened_leaves_the_others_alone(pipeline: Pipeline) -> None:
-    avatar = face(pipeline)
-    with pipeline.session(avatar, options=options(0)) as session:
-        chunk(session, 0, 0)
-        wrong = Avatar(**{**vars(avatar), "context": torch.zeros(3, 7)})
-        with pytest.raises(RuntimeError):
-            pipeline.session(wrong)
-        assert sum(map(len, chunk(session, 1, 0))) == NEW_FRAMES
-    assert not [thread for thread in threading.enumerate() if thread.name == "producer"]
-
-
-def test_a_chunk_begins_before_anybody_takes_its_frames(pipeline: Pipeline) -> None:
-    with pipeline.session(face(pipeline), options=options(0)) as session:
-        made = session.push(speech(CHUNK, 0))
-        end = time.monotonic() + LIMIT
-        while session.production._coming() and time.monotonic() < end:
-            time.sleep(0.01)
-        assert session.stats.frames == session.stats.count == 0
-        assert sum(map(len, made)) == session.stats.frames == NEW_FRAMES
-        assert session.stats.count == 1
-
-
-def test_ctrl_c_reaches_who_waits_for_frames_at_once() -> None:
-    """A program that is interrupted within a long chunk ends soon, with Ctrl-C's exit code."""
-
-
-def test_bad_audio_ends_nothing(pipeline: Pipeline) -> None:
-    with pipeline.session(face(pipeline), options=options(0)) as session:
-        with pytest.raises(UserError):
-            session.push(np.array([math.nan]))
-        assert sum(map(len, chunk(session, 0, 0))) == NEW_FRAMES
+    team.lost = True
+    with pytest.raises(CommError, match="closed by peer"):
+        list(a.push(speech(CHUNK, 0)))
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(30)
+    assert len(waiting) == 1
+    c.close()  # waits for nobody
+    for failing in (lambda: pipeline.session(avatar), pipeline.end):
+        with pytest.raises(CommError):
+            failing()
+    assert not producers()
