@@ -18,6 +18,7 @@ from .preparation import DEFAULT_PROMPT, Preparer
 from .stream.chunk import StreamOptions
 from .stream.follower import follow
 from .stream.graphs import StreamCalls
+from .stream.producer import Producer
 from .stream.session import Session
 from .stream.team import Team
 from .vae import VAE
@@ -38,7 +39,10 @@ class LoadTimes:
 
 
 class Pipeline:
-    """A loaded model. `load_pipeline` makes it; open as many sessions as you like.
+    """A loaded model. `load_pipeline` makes it; open as many sessions at a time as you like.
+
+    Their chunks are made in turn, by a thread that lives while a session is open; on several ranks
+    as well.
 
     Attributes:
         dit: The transformer.
@@ -82,6 +86,7 @@ class Pipeline:
         self.compiled = compiled
         self.calls = StreamCalls.of(dit, self.vae, cuda_graphs=self.graphed, compiled=compiled)
         self.load_times = load_times
+        self._producer = Producer(self.team.phase)
 
     @property
     def approximate(self) -> list[str]:
@@ -127,6 +132,8 @@ class Pipeline:
     ) -> Session:
         """Open a stream; in a team on rank 0, while the others `follow`.
 
+        While a chunk of another session is made, its end is waited for.
+
         Args:
             avatar: From `prepare`, or `Avatar.load`.
             options: Seed, steps, shift, colour correction and frame rate.
@@ -147,6 +154,7 @@ class Pipeline:
             timeline=timeline,
             team=self.team,
             calls=self.calls,
+            producer=self._producer,
         )
 
     def follow(
@@ -158,14 +166,18 @@ class Pipeline:
 
         Args:
             timeline: Where the stages are recorded.
-            ended: Told how many chunks are done, after each of them.
+            ended: Told how many chunks are done, of all sessions, after each of them.
 
         Raises:
-            NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
             CommError: A rank is lost.
         """
         follow(self.dit, self.vae, self.team, timeline=timeline, calls=self.calls, ended=ended)
 
     def end(self) -> None:
-        """Rank 0: let the others go. One rank alone has nobody to tell."""
+        """Rank 0: close all sessions and let the other ranks go.
+
+        Raises:
+            CommError: A rank was lost.
+        """
+        self._producer.end()
         self.team.tell({"what": "end"})

@@ -147,10 +147,11 @@ def leave_quickly(code: int) -> None:
     Args:
         code: Exit code, the same that the program is about to end with.
     """
-    atexit.register(_flush_and_exit, code)
+    atexit.register(end_now, code)
 
 
-def _flush_and_exit(code: int) -> None:
+def end_now(code: int) -> None:
+    """End the process at once with an exit code; what was printed is not lost."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

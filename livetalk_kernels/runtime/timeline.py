@@ -24,7 +24,7 @@ from ..machine import boot_id
 MAIN = "main"
 """The lane of whatever was not sent to another one."""
 HOST = "host"
-"""The lane of what the CPU does where another device works on the main one."""
+"""The lane of the program's own thread, which takes what the main lane makes."""
 
 _ANCHOR_MS = 1000.0  # CUDA gives the time between events as float32: near ones are exact to 0.1 us
 
@@ -267,18 +267,13 @@ class Timeline:
 
         Args:
             name: What runs; not empty.
-            lane: By default `host_lane`.
+            lane: By default `HOST`.
         """
-        return Range(name, lane or self.host_lane, self, None)
-
-    @property
-    def host_lane(self) -> str:
-        """The lane of what the program does on the CPU itself: `MAIN` if it computes there."""
-        return HOST if self.device.type == "cuda" else MAIN
+        return Range(name, lane or HOST, self, None)
 
     def flow(self, name: str, lane: str | None = None) -> Flow:
         """Start an arrow, now; arguments as `host_range`."""
-        flow = Flow(name, lane or self.host_lane)
+        flow = Flow(name, lane or HOST)
         if self._capacity:
             self._flows.append(flow)
         return flow

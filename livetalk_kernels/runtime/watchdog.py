@@ -79,8 +79,8 @@ class Watchdog:
         self.code = 0
         self._ranks, self._deadlines = ranks, deadlines
         self._parent = os.getppid()
-        self._main = threading.main_thread().ident
-        self._phase: tuple[str, float] = ("start", 0.0)  # name, start on the watchdog's clock
+        # Thread -> phase, start on the watchdog's clock. A thread may make frames, another write.
+        self._phases: dict[int, tuple[str, float]] = {threading.get_ident(): ("start", 0.0)}
         self._clock = 0.0
         self._looked = time.monotonic()
         self._rounds = 0
@@ -135,15 +135,21 @@ class Watchdog:
     def phase(self, name: str) -> Iterator[None]:
         """Be in a phase for a while; its deadline counts from here.
 
+        Each thread has phases of its own. The others hear of that whose deadline is next.
+
         Args:
             name: One of the attributes of `Deadlines`.
         """
         self._deadlines.of(name)  # it must exist
-        before = self._phase[0]
-        self._enter(name)
+        thread = threading.get_ident()
+        before = self._phases.get(thread)
+        self._enter(thread, name)
         yield
         # Not after an error: what failed is what it was at.
-        self._enter("other" if before == "start" else before)
+        if before is None:
+            del self._phases[thread]
+        else:
+            self._enter(thread, "other" if before[0] == "start" else before[0])
 
     def stopping(self) -> None:
         """The main thread is about to stop because of a signal. Called by signal handlers.
@@ -176,11 +182,20 @@ class Watchdog:
             self._wake()
             time.sleep(0.1)
 
-    # In the main thread. It takes no lock: a signal handler may run within any line.
+    # In the main thread, and those with phases. It takes no lock: a signal handler may run within
+    # any line.
 
-    def _enter(self, name: str) -> None:
-        self._phase = (name, self._clock)
+    def _enter(self, thread: int, name: str) -> None:
+        self._phases[thread] = (name, self._clock)
         self._wake()
+
+    def _phase(self) -> tuple[str, float, int]:
+        """Of the thread whose deadline is next: phase, seconds in it, the thread."""
+        clock, phases = self._clock, list(self._phases.items())
+        return max(
+            ((name, clock - start, thread) for thread, (name, start) in phases),
+            key=lambda phase: phase[1] - self._deadlines.of(phase[0]),
+        )
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it will wake
@@ -201,11 +216,11 @@ class Watchdog:
             self.await_verdict(1.0)  # if all ranks find it, rank 0 says so
         where = f"rank {self._ranks.rank} on {self._beat.host}"
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        line = f"error: {where} failed in phase {self._phase[0]}: {text}"
+        line = f"error: {where} failed in phase {self._phase()[0]}: {text}"
         code = 1
         if isinstance(error, UserError):
             line, code = f"error: {error}", _BAD_INPUT
-        error.add_note(f"This was {where}, in phase {self._phase[0]}.")
+        error.add_note(f"This was {where}, in phase {self._phase()[0]}.")
         self._own = Verdict(rank=self._ranks.rank, line=line, code=code)
         self._end(code)
 
@@ -280,22 +295,21 @@ class Watchdog:
         }
 
     def _publish(self, *, finished: bool) -> None:
-        phase, start = self._phase
-        seconds = self._clock - start
+        phase, seconds, thread = self._phase()
         self._beat = replace(
             self._beat,
             number=self._beat.number + 1,
             phase=phase,
             seconds=seconds,
-            talking=seconds > self._deadlines.of(phase) and self._talking(),
+            talking=seconds > self._deadlines.of(phase) and self._talking(thread),
             asked=self._signals > 0,
             finished=finished,
         )
         self._board.publish(self._ranks.rank, self._beat)
 
-    def _talking(self) -> bool:
-        """Whether the main thread is in a function of ours or torch's that talks to other ranks."""
-        frame = sys._current_frames().get(self._main or 0)
+    def _talking(self, thread: int) -> bool:
+        """Whether a thread is in a function of ours or torch's that talks to other ranks."""
+        frame = sys._current_frames().get(thread)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
             # On a GPU it is where frames reach the host that other ranks are waited for.
@@ -379,7 +393,7 @@ class Watchdog:
     def _lose_launcher(self) -> None:
         """End this process because the store is gone; nobody can be asked who prints."""
         where = f"{self._ranks.address}:{self._ranks.port}"
-        line = f"error: the launcher ({where}) was lost in phase {self._phase[0]}"
+        line = f"error: the launcher ({where}) was lost in phase {self._phase()[0]}"
         self._verdict = Verdict(rank=-1, line=line)
         if self._ranks.local_rank == 0:
             say(line)

@@ -113,10 +113,7 @@ def _follow(args: argparse.Namespace, team: "Team") -> int:
         source = common.model_source(args)
         pipeline = source.load_pipeline(source.load_preparer(), team)
     timeline = _timeline(args, pipeline, team)
-    try:
-        pipeline.follow(timeline)
-    except NumericsError:  # rank 0 has the same
-        return 1
+    pipeline.follow(timeline)
     if args.timeline:
         path = args.timeline.with_stem(f"{args.timeline.stem}.rank{team.world.rank}")
         facts = {"command": ["livetalk", *args.argv], "machine": machine()}
@@ -185,7 +182,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             outcome, failure, writer = _stream(reader, session, open_output, interrupts, team, lost)
             memory = memory_report(source, pipeline, session, avatar) if args.json else None
             session.close(finish_chunk=outcome != common.INTERRUPTED)
-        if outcome == 0:
+        if outcome != common.INTERRUPTED:  # else the others may be in the middle of a chunk
             pipeline.end()
     _tell_notes(reader, told)
     warnings = [*reader.warnings, *writer.warnings]

@@ -26,7 +26,7 @@ from livetalk_kernels.runtime.timeline import MAIN
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
 from ..stream.chunk import ChunkGenerator, StreamOptions
-from ..stream.session import Session
+from ..stream.production import Production
 from ..stream.stats import StageClock
 
 PORTRAIT = "portrait"
@@ -78,7 +78,7 @@ def weight_bytes(pipeline: Pipeline) -> dict[str, int]:
     return {name: sum(_storages([part]).values()) for name, part in parts.items()}
 
 
-def cache_bytes(pipeline: Pipeline, session: Session | ChunkGenerator) -> int:
+def cache_bytes(pipeline: Pipeline, session: Production | ChunkGenerator) -> int:
     """Bytes of the tensors that an open session keeps between two chunks."""
     model = _storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
     kept = _storages([session])

@@ -22,7 +22,7 @@ def memory_report(
     report: dict[str, Any] = {
         "measured": {
             "weights": {**weights, "total": sum(weights.values())},
-            "caches": cache_bytes(pipeline, session),
+            "caches": cache_bytes(pipeline, session.production),
         },
         "predicted": None,
     }

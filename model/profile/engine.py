@@ -117,7 +117,6 @@ class Profiler:
             keep: Takes the trace, before rank 0 goes on to its report.
 
         Raises:
-            NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
             CommError: A rank is lost.
         """
         pipeline = self._load()

@@ -138,12 +138,12 @@ class ChunkGenerator:
             self.work.know_motion(self.motion, "prepare")
 
     @torch.inference_mode()
-    def latents(self, windows: Tensor, meanwhile: Callable[[], None] | None = None) -> Tensor:
+    def latents(self, windows: Tensor, launched: Callable[[int], None] | None = None) -> Tensor:
         """Denoise one chunk.
 
         Args:
             windows: [1, 33, window, layers, channels] audio features of the chunk's frames.
-            meanwhile: See `chunk`.
+            launched: See `chunk`.
 
         Returns:
             float32 [16, 9, h, w] normalised latents, the motion latents in front.
@@ -157,8 +157,8 @@ class ChunkGenerator:
                 inputs = self.work.inputs(index)
                 flow = self.calls.step(latent[None].to(self.dit.dtype), **vars(inputs))[0]
             self.guard.check(f"DiT step {index + 1}", flow)
-            if meanwhile is not None and index == 0:
-                meanwhile()
+            if launched is not None:
+                launched(index)
             return flow
 
         return denoise(model, self.schedule, self.motion, self._noise)
@@ -169,7 +169,7 @@ class ChunkGenerator:
         *,
         frames: int = NEW_FRAMES,
         last: bool = False,
-        meanwhile: Callable[[], None] | None = None,
+        launched: Callable[[int], None] | None = None,
     ) -> Iterator[Frames]:
         """Generate one chunk; frames leave as they are decoded.
 
@@ -180,8 +180,8 @@ class ChunkGenerator:
             windows: [1, 33, window, layers, channels] audio features of the chunk's frames.
             frames: How many of the 28 new frames are wanted.
             last: No chunk follows: the motion latents for the next are not computed.
-            meanwhile: Called when the first step has been launched, to start what may run beside
-                the others.
+            launched: Called with the number of each step, from 0, once it has been launched: to
+                start what may run beside the others, or to stop.
 
         Yields:
             uint8 [n, H, W, 3] frames, in order; in a team on rank 0 alone.
@@ -189,7 +189,7 @@ class ChunkGenerator:
         Raises:
             NumericsError: NaN or Inf arose, on any rank; the frames concerned are not yielded.
         """
-        latents = self.latents(windows, meanwhile)[None].to(self.dit.dtype)
+        latents = self.latents(windows, launched)[None].to(self.dit.dtype)
         tail: Tensor | None = None
         left = frames
         under_way: deque[tuple[Verdict, Transfer]] = deque()

@@ -1,9 +1,11 @@
 """What ranks other than 0 do: hear of sessions and chunks, and compute their part of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
+from livetalk_kernels.errors import NumericsError
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..avatar import Avatar
@@ -24,7 +26,9 @@ def follow(
     calls: StreamCalls | None = None,
     ended: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Follow rank 0's `Session` until it says ``end``.
+    """Follow rank 0's sessions until it says ``end``.
+
+    NaN or Inf in a chunk, on any rank, end its session; rank 0 raises the error.
 
     Args:
         dit: The transformer.
@@ -32,32 +36,46 @@ def follow(
         team: All ranks.
         timeline: Where the stages are recorded.
         calls: CUDA graphs of the models' methods; by default the methods.
-        ended: Told how many chunks are done, after each of them.
+        ended: Told how many chunks are done, of all sessions, after each of them.
 
     Raises:
-        NumericsError: NaN or Inf arose, on any rank; rank 0 raises the same.
         CommError: A rank is lost.
     """
     assert not team.leads
     clock = StageClock(dit.device, timeline, phase=team.phase)
-    chunks: ChunkGenerator | None = None
+    sessions: dict[int, ChunkGenerator] = {}
     done = 0
     while True:
         with team.phase("wait"):
             message, data = team.hear()
-        if message["what"] == "end":
+        what = message["what"]
+        if what == "end":
             return
-        if message["what"] == "session":
-            chunks = None  # its memory is free before the next one takes as much
-            avatar = Avatar.from_bytes(data)
-            options = StreamOptions(**message["options"])
-            chunks = ChunkGenerator(dit, vae, avatar, options, clock=clock, team=team, calls=calls)
-            continue
-        assert message["what"] == "chunk" and chunks is not None
-        with clock.timeline.range(CHUNK):
-            windows = team.share(torch.empty(message["windows"], device=dit.device))
-            for _ in chunks.chunk(windows, frames=message["frames"], last=message["last"]):
-                pass  # rank 0 has the frames
-        clock.collect()
-        done += 1
-        ended(done)
+        number = message["session"]
+        if what == "session":
+            avatar, options = Avatar.from_bytes(data), StreamOptions(**message["options"])
+            sessions[number] = ChunkGenerator(
+                dit, vae, avatar, options, clock=clock, team=team, calls=calls
+            )
+            del avatar, data
+        elif what == "close":
+            sessions.pop(number, None)  # there is none if its chunk has failed
+        else:
+            assert what == "chunk"
+            try:
+                _follow_chunk(sessions[number], message, team, clock)
+            except NumericsError:
+                sessions.pop(number)
+                continue
+            done += 1
+            ended(done)
+
+
+def _follow_chunk(
+    chunks: ChunkGenerator, message: Mapping[str, Any], team: Team, clock: StageClock
+) -> None:
+    with clock.timeline.range(CHUNK):
+        windows = team.share(torch.empty(message["windows"], device=chunks.device))
+        for _ in chunks.chunk(windows, frames=message["frames"], last=message["last"]):
+            pass  # rank 0 has the frames
+    clock.collect()

@@ -1,38 +1,40 @@
 """The streaming session: audio goes in as it comes, frames come out as they are decoded."""
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+import weakref
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from livetalk_kernels.runtime.lanes import Handle, InlineLane, Lane, open_lane
-from livetalk_kernels.runtime.timeline import MAIN, Timeline
+from livetalk_kernels.runtime.lanes import Lane, open_lane
+from livetalk_kernels.runtime.timeline import Timeline
 
 from ..avatar import Avatar
-from ..config import NEW_FRAMES
 from ..dit import DiT
-from ..encoders.audio import AudioEncoder, AudioStream, as_samples
+from ..encoders.audio import AudioEncoder, as_samples
 from ..vae import VAE
-from .chunk import ChunkGenerator, Frames, StreamOptions
+from .chunk import Frames, StreamOptions
 from .graphs import StreamCalls
-from .stats import CHUNK, StageClock, StreamStats
+from .producer import Producer
+from .production import ChunkEnd, Production
+from .stats import StreamStats
 from .team import Team
 
 
 class Session:
     """One stream: push audio of any length as it comes, take frames as they are made.
 
-    Use it as a context manager. `push` and `finish` accept the audio at once and return an
-    iterator that computes as it is consumed; frames that were not consumed come with the next
-    call. Where there is a lane beside the main one, the audio of the next chunk is encoded there if
-    it is pushed before this chunk is begun.
+    Use it as a context manager. `push` and `finish` accept the audio at once, and return an
+    iterator over the frames that the audio so far makes; frames that were not taken come with the
+    next call. A producer thread makes them, also while nobody takes any, until those of two chunks
+    wait. Any number of sessions may be open and used at the same time, each by a thread of its own
+    or all by one; their chunks are made in turn, and each session's frames are those that it makes
+    alone. What breaks off one session leaves the others alone.
+
+    Where there is a lane beside the main one, the audio of the next chunk is encoded there if it is
+    pushed before this chunk is begun.
     """
 
     def __init__(
@@ -48,8 +50,11 @@ class Session:
         timeline: Timeline | None = None,
         team: Team | None = None,
         calls: StreamCalls | None = None,
+        producer: Producer | None = None,
     ) -> None:
         """Prepare the stream; the clock of the start-up latency starts here.
+
+        While a chunk of another session is made, its end is waited for.
 
         Args:
             dit: The transformer.
@@ -64,40 +69,34 @@ class Session:
             timeline: Where the stages are recorded.
             team: The ranks that share the work, of which this is rank 0; one alone by default.
             calls: CUDA graphs of the models' methods; by default the methods.
+            producer: Makes the chunks; all sessions that are open at a time with the same models
+                or team must have the same one. By default one of its own.
 
         Raises:
             UserError: The picture cannot be shared among so many ranks.
         """
-        self._team = Team() if team is None else team
-        assert self._team.leads, "the other ranks follow"
-        self._team.grid(avatar.size)  # refused before the others hear of it
-        self._team.tell({"what": "session", "options": options.to_json()}, avatar.to_bytes)
+        team = Team() if team is None else team
+        assert team.leads, "the other ranks follow"
+        team.grid(avatar.size)  # refused before the others hear of it
         self.options = options
         self.stats = StreamStats(fps=float(options.fps))
-        self._rate = audio_encoder.sample_rate
-        self._clock = StageClock(dit.device, timeline, phase=self._team.phase)
-        self._audio: AudioStream | None = AudioStream(audio_encoder, fps=options.fps)
-        self._lane = lane or open_lane(dit.device)
-        self._chunks: ChunkGenerator | None = ChunkGenerator(
+        self._closed = False
+        self._producer = Producer(team.phase) if producer is None else producer
+        self._production = Production(
             dit,
             vae,
+            audio_encoder,
             avatar,
             options,
+            changed=self._producer.changed,
             reuse=reuse,
-            clock=self._clock,
-            lane=InlineLane() if self._team.size > 1 else self._lane,
-            team=self._team,
+            lane=lane or open_lane(dit.device),
+            timeline=timeline,
+            team=team,
             calls=calls,
         )
-        self._ahead: Handle[Tensor] | None = None  # the next chunk's audio windows
-        self._pending: deque[NDArray[np.float32]] = deque()
-        self._waiting = 0  # samples in _pending
-        self._received = 0  # samples in all
-        self._started = 0  # chunks in all
-        self._running: Iterator[Frames] | None = None
-        self._whole = True  # the running chunk is not the last, which is shorter
-        self._computing = 0.0
-        self._finished = self._closed = False
+        self._producer.open(self._production)
+        weakref.finalize(self, self._producer.leave, self._production)
 
     def __enter__(self) -> Self:
         """The session itself."""
@@ -109,28 +108,24 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; after Ctrl-C the other ranks of a team are not waited for."""
+        """Close; after Ctrl-C nothing is waited for."""
         self.close(finish_chunk=not isinstance(error, KeyboardInterrupt))
 
     def close(self, *, finish_chunk: bool = True) -> None:
-        """Drop all state; frames not taken are lost. Closing twice does no harm.
+        """Drop all state, on all ranks; frames not taken are lost. Closing twice does no harm.
 
         Args:
-            finish_chunk: In a team, compute the running chunk to its end, since the other ranks are
-                in the middle of it too; False where they are gone.
+            finish_chunk: Wait until the memory is free: in a team until the running chunk has
+                ended, since the other ranks are in the middle of it too, else until its step has.
+                False: do not wait, where the other ranks are gone or the program is about to end.
         """
+        if self._closed:
+            return
         self._closed = True
-        running, self._running = self._running, None
-        try:
-            if finish_chunk and running is not None and self._team.size > 1:
-                for _ in running:
-                    pass
-        finally:
-            self._lane.close()
-            self._ahead = None
-            self._pending.clear()
-            self._waiting = 0
-            self._chunks = self._audio = None
+        if finish_chunk:
+            self._producer.close(self._production)
+        else:
+            self._producer.leave(self._production)
 
     def push(self, samples: ArrayLike | Tensor) -> Iterator[Frames]:
         """Give audio; take the frames that it completes.
@@ -139,7 +134,8 @@ class Session:
             samples: Mono audio at 16 kHz, any length (also 0): float in -1..1 or int16.
 
         Returns:
-            Iterator over uint8 [n, H, W, 3] frames, in order.
+            Iterator over uint8 [n, H, W, 3] frames, in order. It waits for frames that are being
+            made, and raises what has ended the session, such as NumericsError.
 
         Raises:
             UserError: The samples are not one-dimensional, hold NaN or Inf, or are of another
@@ -147,10 +143,7 @@ class Session:
             RuntimeError: The session is finished or closed.
         """
         self._require_open()
-        block = as_samples(samples)
-        self._pending.append(block)
-        self._waiting += len(block)
-        self._received += len(block)
+        self._production.push(as_samples(samples))
         return self._frames()
 
     def finish(self) -> Iterator[Frames]:
@@ -160,19 +153,24 @@ class Session:
         the video is at most one frame longer than the audio, never shorter.
 
         Returns:
-            Iterator over uint8 [n, H, W, 3] frames, in order.
+            Iterator over uint8 [n, H, W, 3] frames, in order; as that of `push`.
 
         Raises:
             RuntimeError: The session is finished or closed.
         """
         self._require_open()
-        self._finished = True
+        self._production.finish()
         return self._frames()
+
+    @property
+    def production(self) -> Production:
+        """What makes the frames, and holds the session's memory."""
+        return self._production
 
     @property
     def total_frames(self) -> int:
         """Frames that the audio received so far asks for."""
-        return math.ceil(self._received * self.options.fps / self._rate)
+        return self._production.total_frames
 
     @property
     def wants_audio(self) -> bool:
@@ -180,108 +178,33 @@ class Session:
 
         It would be encoded beside the next chunk. Never where nothing runs beside.
         """
-        return self._lane.concurrent and self._received < self._boundary(self._started + 2)
+        return self._production.wants_audio
 
     def _require_open(self) -> None:
-        if self._closed or self._finished:
+        if self._closed or self._production.finished:
             raise RuntimeError("the session is over; open a new one with pipeline.session(avatar)")
 
     def _frames(self) -> Iterator[Frames]:
         while not self._closed:
-            if self._running is None:
-                self._running = self._next_chunk()
-                if self._running is None:
-                    return
-            before = self.stats.elapsed
             try:
-                frames = next(self._running, None)
-            except BaseException:
-                self._running = None
+                made = self._production.take()
+            except Exception:
                 self.close()  # the state of a broken chunk is of no use
                 raise
-            self._computing += self.stats.elapsed - before
-            if frames is None:
-                self._end_chunk()
+            if made is None:
+                return
+            if isinstance(made, ChunkEnd):
+                self._end_chunk(made)
                 continue
-            first = self.stats.first_frame is None
-            self.stats.delivered(len(frames))
-            if first:
-                self.stats.startup = self._clock.collect()
-            yield frames
+            self.stats.delivered(len(made.frames))
+            if made.startup is not None:
+                self.stats.startup = made.startup()
+            yield made.frames
 
-    def _next_chunk(self) -> Iterator[Frames] | None:
-        """Start the next chunk if its audio is there, or the audio has ended."""
-        frames, need = NEW_FRAMES, self._need()
-        if self._ahead is None and self._waiting < need:
-            frames = self.total_frames - self._started * NEW_FRAMES
-            if not self._finished or frames <= 0:
-                return None
-        elif self._finished:
-            frames = min(NEW_FRAMES, self.total_frames - self._started * NEW_FRAMES)
-            if frames <= 0:
-                return None
-        ahead, self._ahead = self._ahead, None
-        encode = ahead.result if ahead else partial(self._encode, self._take(need))
-        self._started += 1
-        last = self._finished and self.total_frames <= self._started * NEW_FRAMES
-        self._whole = not last
-        return self._chunk(encode, frames, last)
-
-    def _chunk(self, encode: Callable[[], Tensor], frames: int, last: bool) -> Iterator[Frames]:
-        assert self._chunks is not None
-        with self._clock.timeline.range(CHUNK, MAIN):
-            windows = encode()
-            self._team.tell(
-                {"what": "chunk", "frames": frames, "last": last, "windows": list(windows.shape)}
-            )
-            yield from self._chunks.chunk(
-                self._team.share(windows), frames=frames, last=last, meanwhile=self._look_ahead
-            )
-
-    def _encode(self, samples: NDArray[np.float32], lane: str = MAIN) -> Tensor:
-        """The next chunk's audio windows."""
-        assert self._audio is not None
-        with torch.inference_mode(), self._clock.stage("audio encoder", lane):
-            return self._audio.push(samples)[None]
-
-    def _look_ahead(self) -> None:
-        """Send the next chunk's audio to the lane, if all of it is known and anything is gained."""
-        need = self._need()
-        known = self._waiting >= need
-        if self._finished:  # what is missing is silence
-            known = self.total_frames > self._started * NEW_FRAMES
-        if known and self._lane.concurrent:
-            lane = self._lane.name
-            self._ahead = self._lane.submit(partial(self._encode, self._take(need), lane))
-
-    def _need(self) -> int:
-        """Samples of the next chunk."""
-        return self._boundary(self._started + 1) - self._boundary(self._started)
-
-    def _end_chunk(self) -> None:
-        self._running = None
-        stages: dict[str, float] = self._clock.collect()
-        if self._started == 1:  # the first chunk's stages up to the first frame were collected
+    def _end_chunk(self, chunk: ChunkEnd) -> None:
+        stages = dict(chunk.stages)
+        if not self.stats.count:
             for name, seconds in self.stats.startup.items():
                 if not name.startswith("prepare"):
                     stages[name] = stages.get(name, 0.0) + seconds
-        self.stats.chunk_done(stages, self._computing, whole=self._whole)
-        self._computing = 0.0
-
-    def _boundary(self, chunk: int) -> int:
-        """Sample at which a chunk's new frames begin."""
-        return round(chunk * NEW_FRAMES * self._rate / self.options.fps)
-
-    def _take(self, count: int) -> NDArray[np.float32]:
-        """The oldest ``count`` pending samples, padded with silence."""
-        taken = np.zeros(count, np.float32)
-        filled = 0
-        while filled < count and self._pending:
-            block = self._pending.popleft()
-            part = block[: count - filled]
-            taken[filled : filled + len(part)] = part
-            filled += len(part)
-            if len(part) < len(block):
-                self._pending.appendleft(block[len(part) :])
-        self._waiting -= filled
-        return taken
+        self.stats.chunk_done(stages, chunk.seconds, whole=chunk.whole)

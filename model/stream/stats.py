@@ -66,23 +66,29 @@ class StageClock:
 
         Stages of other lanes are named ``<name> (beside)``, and counted once they have ended.
         """
-        seconds: dict[str, float] = defaultdict(float)
-        under_way = []
-        while self._ended:
-            measured = self._ended.popleft()
-            if measured.lane == MAIN:
-                seconds[measured.name] += measured.seconds()
-            elif measured.happened:
-                seconds[f"{measured.name} (beside)"] += measured.seconds()
-            else:
-                under_way.append(measured)
-        self._ended.extend(under_way)
-        return dict(seconds)
+        return self.cut()()
+
+    def cut(self) -> Callable[[], dict[str, float]]:
+        """As `collect`, but nothing is waited for until the result is called, once."""
+        taken = [self._ended.popleft() for _ in range(len(self._ended))]
+
+        def add_up() -> dict[str, float]:
+            seconds: dict[str, float] = defaultdict(float)
+            for measured in taken:
+                if measured.lane == MAIN:
+                    seconds[measured.name] += measured.seconds()
+                elif measured.happened:
+                    seconds[f"{measured.name} (beside)"] += measured.seconds()
+                else:
+                    self._ended.append(measured)
+            return dict(seconds)
+
+        return add_up
 
 
 @dataclass
 class StreamStats:
-    """Measurements of one session.
+    """Measurements of one session; of the frames and chunks that have been taken from it.
 
     Attributes:
         fps: Frames per second at which the video is played.

@@ -428,7 +428,7 @@ def test_statistics_leave_out_the_cut_chunk(pipeline, avatar):
         assert stats.percentile(50) == stats.percentile(95) == stats.chunk_seconds[0]
         assert stats.computing > stats.chunk_seconds[0]
         assert 0 < stats.first_frame < stats.elapsed
-    assert session._chunks is None  # a closed session holds no tensors
+    assert session.production._chunks is None  # a closed session holds no tensors
 
 
 def test_underrun_counts_the_time_a_player_waits(monkeypatch):
