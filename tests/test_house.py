@@ -25,6 +25,7 @@ LAYERS = {
     "livetalk_kernels.testing": 2,
     "livetalk_model": 3,
     "livetalk_model.cli": 4,
+    "livetalk_model.__main__": 4,
 }
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MEASURING = ("livetalk_kernels.bench", "livetalk_kernels.testing")  # these may wait for the GPU
