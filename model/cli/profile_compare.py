@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             comparison = _commands(args)
         except WorkerError as error:
-            common.note(f"error: {error}")
+            for line in f"error: {error}".splitlines():  # with the last words of the command
+                common.note(line)
             return 1
     report = {"command": ["livetalk", *args.argv], "machine": machine(), **comparison.as_json()}
     if args.output is not None:
