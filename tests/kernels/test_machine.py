@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from livetalk_kernels import machine as machine_module
+from livetalk_kernels.bench import cases as cases_module
+from livetalk_kernels.bench import roofline as roofline_module
 from livetalk_kernels.bench.cases import select_cases, too_large
 from livetalk_kernels.cgroup import CgroupLimits, cgroup_limits
 from livetalk_kernels.machine import Cpus, Memory, cpus, machine, memory
@@ -261,9 +263,14 @@ def test_bench_skips_what_the_limit_does_not_hold(fake, monkeypatch):
         select_cases("rms_norm", CPU, torch.float32, shapes=[shape])[0]
         for shape in ("L=8,D=8", "L=4096,D=4096")
     )
-    monkeypatch.setattr("livetalk_kernels.bench.cases.memory", partial(memory, limited(fake)))
+    for module in (cases_module, roofline_module):
+        monkeypatch.setattr(module, "memory", partial(memory, limited(fake)))
+        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 20)
     assert "0.6 GiB are free" in str(too_large(large))
     assert too_large(small) is None
+    monkeypatch.setattr(cases_module, "last_level_cache", lambda: 480 << 20)
+    assert "--hot does without" in str(too_large(small))
+    assert too_large(small, hot=True) is None
 
 
 def test_reports_hold_the_limits(fake, monkeypatch):

@@ -67,11 +67,12 @@ def test_a_call_that_waits_for_the_flush_is_called_less_often(monkeypatch):
 
 def test_probes_are_larger_than_the_cache_and_no_more(monkeypatch):
     monkeypatch.setitem(roofline_module.GEMM_SIZE, "cpu", 64)
+    here = SimpleNamespace(available=24 << 30)
+    monkeypatch.setattr(roofline_module, "memory", lambda: here)
     for cache, size in ((8 << 20, 32 << 20), (300 << 20, 300 << 20)):
         monkeypatch.setattr(roofline_module, "last_level_cache", lambda cache=cache: cache)
         assert roofline_module.probe_bytes() == size
-    here = SimpleNamespace(available=8 << 20)
-    monkeypatch.setattr(roofline_module, "memory", lambda: here)
+    here.available = 8 << 20
     assert roofline_module.probe_bytes() == 1 << 20  # 1/8 of what a container has left
     probes = make_probes(CPU, torch.float32)
     assert probes["copy"].amount == 2 << 20

@@ -418,11 +418,16 @@ def test_the_budget_goes_to_frequent_calls_first(monkeypatch):
     rare, often = case(B=1, L=4, D=32), case(B=1, L=8, D=32)
     first, second = measure(Call(case=rare), Call(case=often, count=9))
     assert first.call.case == often and first.choice and second.choice
-    (spent,) = measure(Call(case=rare), budget=1e-6)
-    assert spent.choice is None and "budget of 1e-06 s is spent" in spent.skipped
-    monkeypatch.setattr(tune, "seconds_needed", lambda case, roofline: 1e6)
-    (long,) = measure(Call(case=rare))
-    assert "would take about 1000000 s" in long.skipped
+    needed = {4: 1e6, 8: 0.0}
+    monkeypatch.setattr(tune, "seconds_needed", lambda case, _: needed[case.dims["L"]])
+    short, long = measure(Call(case=rare), Call(case=often))
+    assert short.choice and "would take about 1000000 s" in long.skipped
+    monkeypatch.setattr(Tuner, "_measure", lambda *_: time.sleep(0.5) or Outcome(call=_[1]))
+    _, spent = measure(Call(case=often), Call(case=often), budget=0.5)
+    assert "budget of 0.5 s is spent" in spent.skipped
+    for budget in (1e-6, 10.0):  # not even measuring the machine; or no call
+        with pytest.raises(UserError, match=r"nothing can be timed.* use --budget \d+ or more"):
+            measure(Call(case=rare), budget=budget)
 
 
 @pytest.mark.usefixtures("small_machine")
