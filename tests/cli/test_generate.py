@@ -68,6 +68,15 @@ def test_every_backend_gives_the_frames_of_the_reference(backend, portrait, spee
     assert error == 0 or 10 * np.log10(255**2 / error) >= 60
 
 
+def test_a_seed_gives_the_same_frames_again(portrait, speech, out):
+    seeds = {"first.npy": 3, "again.npy": 3, "other.npy": 4}
+    for name, seed in seeds.items():
+        options = ("--portrait", portrait, "--audio", speech, "--seed", seed)
+        assert generate(*options, "--output", out / name, *FAST) == 0
+    first, again, other = (np.load(out / name) for name in seeds)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
 def test_timeline_shows_what_ran_beside(portrait, speech, out, capsys):
     timeline = out / "talk.json"
     code = generate("--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4",

@@ -1,4 +1,7 @@
-"""The small golden tensors: small enough, and cut unchanged out of the whole set."""
+"""The small golden tensors are cut unchanged out of the whole set; the faults' tests exist."""
+
+import ast
+import re
 
 import torch
 from cut_golden import DATA, DOCUMENTS, small_tensors
@@ -42,3 +45,13 @@ def test_rebuilt_weights_are_the_published_files(reference_dir, golden_checkpoin
     built = load_file(golden_checkpoint("w2v_small") / "model.safetensors")
     assert built.keys() == wanted.keys()
     assert all(torch.equal(built[key], wanted[key]) for key in wanted)
+
+
+def test_every_fault_has_a_test():
+    _, table = (DATA / "README.md").read_text().split("| fault | test |")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", table.partition("\n## ")[0])
+    assert len(named) > 60
+    for file, test in named:
+        tree = ast.parse((DATA.parent / file).read_text())
+        tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert test in tests or not test, f"{file}::{test}"

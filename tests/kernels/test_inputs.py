@@ -1,6 +1,7 @@
 """Every text input, and every kind of bad file: one line that names it, at once, in little memory.
 
-Each reader is held to the same list, so that none can be forgotten: a new one is a line in READERS.
+Each reader is held to the same list, so that none can be forgotten: a new one is a line in JSON,
+TEXT or FILES.
 """
 
 import copy
