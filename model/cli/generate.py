@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
 
-from . import common, ranks
+from . import common, numbers, ranks
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     parser.add_argument(
         "--track",
-        type=int,
+        type=numbers.TRACK,
         metavar="N",
         help="sound track of --audio, counted from 1 (default: the one that the file marks, or the "
         "best that can be decoded)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 MAX_THREADS = 1024
 MAX_RANKS = 1024
+MAX_TRACKS = 10_000  # of a file
 MAX_STEPS = 1000  # of the sampler
 MAX_CHUNKS = 100_000  # more than a day of video
 MIN_PAIRS = 10  # tell noise from a change
@@ -64,6 +65,7 @@ def _shown(bound: float) -> str:
 
 THREADS = whole(1, MAX_THREADS)
 RANKS = whole(1, MAX_RANKS)
+TRACK = whole(1, MAX_TRACKS)
 STEPS = whole(1, MAX_STEPS)
 CHUNKS = whole(1, MAX_CHUNKS)
 PAIRS = whole(MIN_PAIRS, MAX_CHUNKS)
