@@ -113,7 +113,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         nargs="?",
         const=STDOUT,
         metavar="FILE",
-        help="print JSON instead of tables; with FILE (.json): write it beside them",
+        help="print JSON instead of tables; with FILE (.json): write it beside them, as --csv",
     )
     parser.set_defaults(run=run)
 

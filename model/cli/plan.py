@@ -88,7 +88,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--plot",
         metavar="FILE",
-        help="draw the scaling over 1 to 16 GPUs on nodes of at most 8, .png or .svg",
+        help="draw the scaling over 1 to 16 GPUs on nodes of at most 8, .png or .svg; "
+        + common.REPLACED,
     )
     parser.add_argument(
         "--validate",
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         from ..plan.plot import SUFFIXES
 
-        common.check_file(args.plot, SUFFIXES, inputs=args.fit)
+        common.check_file(Path(args.plot), SUFFIXES, inputs=args.fit)
     return _run_cpu(args) if args.gpu.lower() == "cpu" else _run_gpu(args)
 
 

@@ -54,7 +54,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
         help="chunks before them (default: 2)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"folder to write (default: {FOLDER})"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder to write (default: {FOLDER}); of each file in it: {common.REPLACED}",
     )
     parser.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
     parser.add_argument(

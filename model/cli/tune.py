@@ -81,7 +81,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         default=DEFAULT_FILE,
         metavar="FILE",
-        help=f"a .json file; one that exists is updated (default: {DEFAULT_FILE})",
+        help=f"a .json file; one that exists, also behind a link, is updated (default: "
+        f"{DEFAULT_FILE})",
     )
     common.add_json_option(output)
     parser.set_defaults(run=run)

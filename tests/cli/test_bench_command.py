@@ -11,6 +11,7 @@ import torch
 from cli_tools import refused
 
 from livetalk_kernels.bench import heap, roofline, runner, timer
+from livetalk_kernels.errors import UserError
 from livetalk_model.cli.main import main
 
 PLOT = Path(__file__).resolve().parents[2] / "benchmarks/plot.py"
@@ -97,18 +98,25 @@ def test_red_is_exit_code_1(monkeypatch, capsys):
     assert "red: triton: off by a mile" in shown
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), UserError("no"), RuntimeError("a bug")])
+def test_what_is_finished_is_kept(failure, tmp_path, monkeypatch, capsys):
     bench_case, done = runner.bench_case, []
 
     def interrupted(*arguments):
         if done:
-            raise KeyboardInterrupt
+            raise failure
         done.append(True)
         return bench_case(*arguments)
 
     monkeypatch.setattr(runner, "bench_case", interrupted)
-    file = tmp_path / "r.json"
-    assert bench("add_norm", "--shape", "L=4,8", *QUICK, "--json", file) == 130
+    file, table = tmp_path / "r.json", tmp_path / "r.csv"
+    words = ("add_norm", "--shape", "L=4,8", *QUICK, "--json", file, "--csv", table)
+    if isinstance(failure, RuntimeError):
+        with pytest.raises(RuntimeError, match="a bug"):
+            bench(*words)
+    else:
+        assert bench(*words) == (130 if isinstance(failure, KeyboardInterrupt) else 2)
+    assert "L=4" in table.read_text() and "L=8" not in table.read_text()
     report = json.loads(file.read_text())
     assert not report["complete"] and [case["case"] for case in report["cases"]] == ["L=4"]
     assert "Traceback" not in capsys.readouterr().err

@@ -83,18 +83,23 @@ def test_fp8_linears_of_a_preset(tmp_path, capsys):
     assert {choice["op"] for choice in report["choices"]} == {"fp8_gemm", "quantize"}
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_what_is_done_is_kept(failure, tmp_path, monkeypatch, capsys):
     whole = Tuner.run
 
     def interrupted(self, calls):
         for outcome in whole(self, calls):
             assert isinstance(outcome, Outcome)
             yield outcome
-            raise KeyboardInterrupt
+            raise failure
 
     monkeypatch.setattr(Tuner, "run", interrupted)
     file = tmp_path / "t.json"
-    assert run("rms_norm", "add_norm", *SMALL, "--output", file) == 130
+    if isinstance(failure, RuntimeError):
+        with pytest.raises(RuntimeError, match="a bug"):
+            run("rms_norm", "add_norm", *SMALL, "--output", file)
+    else:
+        assert run("rms_norm", "add_norm", *SMALL, "--output", file) == 130
     (entry,) = Tuning.load(file).machines
     assert len(entry.choices) == 1 and not entry.complete
 
