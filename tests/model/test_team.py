@@ -9,7 +9,7 @@ from PIL import Image
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import Communicator
-from livetalk_kernels.runtime.mesh import Grid, factor_pairs
+from livetalk_kernels.runtime.mesh import factor_pairs
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.avatar import Avatar
 from livetalk_model.loading import ModelSource, load_pipeline
@@ -120,27 +120,6 @@ def generate_directly(comm: Communicator) -> list[int]:
 def test_rank_0_alone_has_frames() -> None:
     pixels = 28 * SIZE[0] * SIZE[1] * 3
     assert run_ranks(generate_directly, 2, timeout=LIMIT) == [[28, 0], [0, pixels // 2]]
-
-
-def two_sessions(comm: Communicator) -> dict:
-    """A session that is left in the middle of a chunk, and another; on a grid of our own."""
-    split = Split(vae_grid=Grid(rows=1, columns=comm.size))
-    pipeline = source().load_pipeline(source().load_preparer(), Team(comm, split=split))
-    if comm.rank:
-        pipeline.follow()
-        return {}
-    avatar = pipeline.prepare(picture(), size=SIZE)
-    with pipeline.session(avatar) as session:
-        first = next(iter(session.push(speech(2.0))))
-    frames = frames_of(pipeline, avatar)
-    pipeline.end()
-    return {"first": torch.from_numpy(first), "frames": torch.from_numpy(frames)}
-
-
-def test_a_session_may_be_left_and_another_opened(alone: np.ndarray) -> None:
-    result = run_ranks(two_sessions, 2, timeout=LIMIT)[0]
-    assert psnr(result["first"].numpy(), alone[: len(result["first"])]) >= 60
-    assert psnr(result["frames"].numpy(), alone) >= 60
 
 
 def refused(comm: Communicator) -> list[str]:
