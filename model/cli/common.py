@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
 MOST_NAMES = 5  # in a warning
-REPLACED = "a file of that name is replaced, a link's target in its stead"
+REPLACED = "an existing file is replaced; through a link, the file it points to"
 """How every output deals with what is there, for the options' help."""
 MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
