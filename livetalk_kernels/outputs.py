@@ -111,7 +111,7 @@ def part_pattern(path: Path) -> Path:
     return target.with_name(f"{_stem(target)}.*{PART}")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Write a text in UTF-8, whole or not at all.
 
     Raises:
@@ -122,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path | str) -> Iterator[BinaryIO]:
     """Write a file that appears, complete, at the end of the block, and not on any exception.
 
     Args:
@@ -146,7 +146,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_json(path: Path, value: object, *, indent: int | None = 1) -> None:
+def write_json(path: Path | str, value: object, *, indent: int | None = 1) -> None:
     """Write a report or a trace that every reader of JSON takes, whatever the names in it are.
 
     Args:
@@ -188,14 +188,14 @@ class PartFile:
         part: The file itself until then, ``NAME.<random>.part`` in the folder of what is replaced.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         """Make the folder, where it is missing, and an empty ``.part`` file.
 
         Raises:
             UserError: The folder or the file cannot be made, or something is there that is not a
                 regular file.
         """
-        self.path = path
+        self.path = path = Path(path)
         self._made: list[Path] = []
         self._descriptor = -1
         self._kept = False
@@ -277,9 +277,9 @@ class PartFile:
                 folder.rmdir()
 
 
-def _behind(path: Path) -> Path:
-    """What is written for an output: itself, or what stands behind a symbolic link."""
-    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+def _behind(path: Path | str) -> Path:
+    """What is written for an output: itself, or what a symbolic link points to."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _same(target: Path, source: Path | str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.outputs import write_json
 
 SUITES = Path(__file__).resolve().parent.parent / "benchmarks/e2e"
 SETTINGS = {"preset": "tiny", "device": "cpu", "dtype": "float32"}
@@ -77,7 +78,7 @@ def test_a_regression_fails_the_session(saved: Path, tmp_path: Path) -> None:
 def test_a_missing_baseline_is_a_usage_error(tmp_path: Path) -> None:
     done = run(SUITES, "--baseline", tmp_path / "none.json")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "none.json: cannot be read (No such file or directory)" in done.stderr
+    assert "none.json: no such baseline file; check the path" in done.stderr
 
 
 def test_what_a_session_wrote_can_be_read(saved: Path, baseline: ModuleType) -> None:
@@ -195,7 +196,7 @@ def test_trials_are_counted_and_continued(power: ModuleType, tmp_path: Path) -> 
     assert power.describe(trials[1]) == "equal    +10.0 % (+5.0 to +15.0): no change; row 1 faster"
     path, facts = tmp_path / "trials.json", {"settings": {"pairs": 20}, "machine": MACHINE}
     assert power.begun(path, facts) == []
-    power.write(path, facts | {"trials": trials})
+    write_json(path, facts | {"trials": trials})
     later = facts | {"machine": MACHINE | {"date": "later"}}
     assert power.begun(path, later) == trials
     with pytest.raises(SystemExit, match="holds trials of other settings"):

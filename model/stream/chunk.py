@@ -67,7 +67,10 @@ class StreamOptions:
             raise UserError(
                 f"--color-correction {self.color_correction}: must lie between 0 (off) and 1"
             )
-        object.__setattr__(self, "fps", frame_rate(self.fps))
+        try:
+            object.__setattr__(self, "fps", frame_rate(self.fps))
+        except UserError as error:
+            raise UserError(f"--fps: {error}") from None
         if not MIN_FPS <= self.fps <= MAX_FPS:
             raise UserError(
                 f"--fps {float(self.fps):g}: must lie between {MIN_FPS} and {MAX_FPS}; "

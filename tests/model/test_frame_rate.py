@@ -12,7 +12,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_model import StreamOptions
 from livetalk_model.cli.main import main
 from livetalk_model.media.frame_rate import frame_rate
-from livetalk_model.stream.session import Session
+from livetalk_model.stream.production import Production
 
 NTSC = Fraction(30000, 1001)
 
@@ -65,15 +65,17 @@ def test_a_rate_survives_json_and_is_read_once_only() -> None:
 @pytest.mark.parametrize("rate", [NTSC, Fraction(24000, 1001), Fraction(25), Fraction(100, 3)])
 def test_no_drift_over_hours(rate: Fraction) -> None:
     """Every chunk begins at the sample nearest to its first frame; no frame more than there is."""
-    session = SimpleNamespace(options=StreamOptions(fps=float(rate)), _rate=16000, _received=0)
+    session = SimpleNamespace(options=StreamOptions(fps=float(rate)), _rate=16000, received=0)
     for chunk in range(0, 20_000, 7):
-        assert abs(Session._boundary(session, chunk) - chunk * 28 * 16000 / rate) <= Fraction(1, 2)
+        assert abs(Production._boundary(session, chunk) - chunk * 28 * 16000 / rate) <= Fraction(
+            1, 2
+        )
     for seconds in (1, 1001, 3600, 36_000):
         for extra, more in ((0, 0), (1, 1)):  # one sample beyond a whole frame is a frame
             whole = math.floor(seconds * rate)
-            session._received = math.floor(whole * 16000 / rate) + extra
-            exact = session._received * rate / 16000
-            assert Session.total_frames.fget(session) == math.ceil(exact) <= whole + more
+            session.received = math.floor(whole * 16000 / rate) + extra
+            exact = session.received * rate / 16000
+            assert Production.total_frames.fget(session) == math.ceil(exact) <= whole + more
 
 
 def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Sound in: every length exact, nothing lost at the end, nothing shifted, bad files refused."""
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -269,7 +270,7 @@ def make_bad_file(kind: str, folder: Path) -> Path:
         ("absurd rate", "3 samples per second"),
         ("unknown codec", "no decoder"),
         ("video without sound", "has no sound"),
-        ("below a file", "cannot be read"),
+        ("below a file", "no such audio file"),
     ],
 )
 def test_bad_files_give_one_line(tmp_path: Path, kind: str, says: str) -> None:
@@ -288,7 +289,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    monkeypatch.setattr(os, "open", refuse)  # root may read everything
     with pytest.raises(UserError, match="may not be read; change its permissions"):
         read_audio(path)
 

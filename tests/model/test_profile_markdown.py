@@ -177,7 +177,8 @@ def recorded() -> dict:
     with Telemetry([cpu], period=0.005) as telemetry:
         timeline = Timeline(cpu, rank=2, capacity=99)
         with timeline.range("chunk"), timeline.range("denoise"):
-            flow = timeline.flow("frames")
+            with timeline.host_range("write"):
+                flow = timeline.flow("frames")
             with timeline.range("add_norm", about={"part": "norms", "op": "add_norm", "flops": 7}):
                 pass
         with timeline.range("write frames", "video"):

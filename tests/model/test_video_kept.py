@@ -173,7 +173,7 @@ def test_a_disk_that_takes_no_more_at_any_byte(tmp_path: Path, kind: str) -> Non
             complete += 1
             continue
         assert error is not None and "\n" not in str(error)
-        assert str(error).startswith(f"{path}: ") and "File too large" in str(error)
+        assert str(error).startswith(f"{path}: ") and "limit on the size of files" in str(error)
         if writer.frames:
             assert f"the first {writer.frames} frames are kept" in str(error)
     assert complete >= (name == "a.mp4")
