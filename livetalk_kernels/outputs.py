@@ -142,7 +142,7 @@ def new_file(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException as error:  # Ctrl-C as well
         file.discard()
         if isinstance(error, OSError):
-            raise output_error(path, error) from None
+            raise output_error(file.path, error) from None
         raise
 
 
