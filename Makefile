@@ -42,7 +42,7 @@ cutlass: $(INSTALLED) ## the same with CUTLASS's FP8 products: a few minutes mor
 	@$(BIN)/python setup.py -q build_cuda
 
 demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
-	$(BIN)/livetalk generate --preset tiny --portrait examples/portrait.png \
+	$(BIN)/livetalk generate --preset tiny --portrait examples/portrait.png --crop centre \
 		--audio examples/speech.wav --output out/demo.mp4
 
 # One process a core with one thread each: most tests are too small for more.
