@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from livetalk_kernels.errors import NumericsError
+from livetalk_kernels.runtime.openmp import release_helpers
 from livetalk_kernels.runtime.signals import end_now
 
 from .stats import Phase, no_phase
@@ -96,6 +97,7 @@ class Producer:
         Raises:
             Exception: What `Source.open` raised, or what has ended all sessions before.
         """
+        release_helpers()  # this thread has loaded a model, and now waits
         with self.changed:
             if self._error is not None:
                 raise self._error
@@ -213,6 +215,7 @@ class Producer:
                     self._open.remove(source)
                     self._open.append(source)
                     return source, self._make
+                release_helpers()
                 with self._phase("wait"):
                     self.changed.wait()
 
