@@ -166,6 +166,10 @@ def test_a_disk_that_takes_no_more_at_any_byte(tmp_path: Path, kind: str) -> Non
             assert with_sound == "" or probe_video(path).sound is not None
         if name == "a.npy":
             assert writer.frames == max(0, room - 128) // (SIDE * SIDE * 3)
+        elif error is None and not writer.warnings:
+            # x264 spends a few bytes more or less on the same frames, some runs in a thousand.
+            assert writer.frames == COUNT and is_indexed(path) and room > size - 100
+            continue
         else:
             assert bool(writer.warnings) == bool(writer.frames)
         if writer.frames == COUNT:  # but for the index
