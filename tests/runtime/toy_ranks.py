@@ -38,23 +38,23 @@ def rank_main(ranks: Ranks, folder: Path, fault: str, seconds: float) -> None:
         Watchdog(ranks, deadlines=deadlines, on_failure=keep) as watchdog,
         joined(torch.device("cpu")) as (world, _),
     ):
-        for phase in PHASES:
-            with watchdog.phase(phase):
-                end = time.monotonic() + seconds
-                while True:
-                    if place == phase and victim in (str(ranks.rank), "-1"):
-                        fail(kind)
-                    done = torch.tensor([float(ranks.rank == 0 and time.monotonic() > end)])
-                    world.all_reduce(done, "max")
-                    try:
+        try:
+            for phase in PHASES:
+                with watchdog.phase(phase):
+                    end = time.monotonic() + seconds
+                    while True:
+                        if place == phase and victim in (str(ranks.rank), "-1"):
+                            fail(kind)
+                        done = torch.tensor([float(ranks.rank == 0 and time.monotonic() > end)])
+                        world.all_reduce(done, "max")
                         if file is not None:
                             print(phase, file=file, flush=True)
                         time.sleep(0.01)
-                    except KeyboardInterrupt:
-                        keep()
-                        raise
-                    if done.item():
-                        break
+                        if done.item():
+                            break
+        except KeyboardInterrupt:
+            keep()
+            raise
     if file is not None:
         file.close()
         part.rename(whole)
