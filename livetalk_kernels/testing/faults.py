@@ -136,11 +136,15 @@ class Run:
     def alive(self) -> list[psutil.Process]:
         """The processes of the run that are not gone; a zombie is."""
         self.look()
-        self.process.poll()
         found = []
         for process in self.seen:
             with suppress(psutil.Error):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if process.pid == self.process.pid:
+                    # Not by its status: the first thread is a zombie before the others have ended.
+                    gone = self.process.poll() is not None
+                else:
+                    gone = process.status() == psutil.STATUS_ZOMBIE or not process.is_running()
+                if not gone:
                     found.append(process)
         return found
 
