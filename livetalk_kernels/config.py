@@ -185,11 +185,13 @@ class Ranks:
 
 
 def leave_nccl_errors_to_us() -> None:
-    """Keep NCCL's own watchdog from aborting the process when another rank is lost.
+    """Keep NCCL's own watchdog from aborting the process: over a lost rank, or a fault on the GPU.
 
-    Ours names the rank and lets the video be finished first. What the user has set stays.
+    Ours names the rank and lets the video be finished first, and the main thread meets the fault
+    itself and says where. What the user has set stays.
     """
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    os.environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
 
 
 def omp_threads(environ: Mapping[str, str] | None = None) -> str | None:

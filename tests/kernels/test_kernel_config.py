@@ -1,8 +1,10 @@
 import dataclasses
+import os
 
 import pytest
 
 from livetalk_kernels import KernelConfig, UserError
+from livetalk_kernels.config import leave_nccl_errors_to_us
 
 
 def test_all_is_auto_by_default() -> None:
@@ -15,6 +17,18 @@ def test_reads_a_name_for_all_and_names_for_single_ops() -> None:
     assert config.wanted("add_norm") == ("reference", False)
     assert config.wanted("chunk_attention") == ("sdpa", True)
     assert config == KernelConfig.parse([" reference , chunk_attention = sdpa "])
+
+
+@pytest.mark.parametrize(
+    "variable", ["TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS"]
+)
+def test_nccl_does_not_abort_unless_the_user_wants_it(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given, kept in ((None, "0"), ("1", "1")):
+        monkeypatch.setattr(os, "environ", {} if given is None else {variable: given})
+        leave_nccl_errors_to_us()
+        assert os.environ[variable] == kept
 
 
 def test_a_later_choice_wins() -> None:
