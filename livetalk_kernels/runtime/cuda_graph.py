@@ -61,10 +61,12 @@ class CudaEngine:
         """Call on the stream that captures."""
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
-            for _ in range(WARM_UP_CALLS):
-                call()
-        current.wait_stream(self._side)
+        try:
+            with torch.cuda.stream(self._side):
+                for _ in range(WARM_UP_CALLS):
+                    call()
+        finally:  # what the calls read may be freed, and used again on the current stream
+            current.wait_stream(self._side)
 
     def capture(self, call: Callable[[], Output]) -> tuple[Output, Replay]:
         """See `Engine`. It waits for the device before the capture, not within."""
@@ -73,7 +75,8 @@ class CudaEngine:
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do, such as NCCL's watchdog, does not spoil the capture.
         with (
-            torch.cuda.stream(torch.cuda.current_stream(self._device)),  # also after a failure
+            # After a capture that fails, torch.cuda.graph leaves its own stream current.
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
             torch.cuda.graph(
                 graph, pool=pool, stream=self._side, capture_error_mode="thread_local"
             ),

@@ -1,5 +1,6 @@
 """Static buffers and captures, with an engine that calls again; and real graphs on a GPU."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -254,6 +255,66 @@ def test_errors_of_the_function_are_its_own():
     graph, _ = graphed(refuse)
     with pytest.raises(UserError, match=r"^wrong size$"):
         graph(torch.randn(3), None)
+
+
+class FakeStream:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device, self.waited_for = torch.device("cuda", 0), list[FakeStream]()
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.waited_for.append(other)
+
+
+@pytest.fixture
+def current(monkeypatch) -> list[FakeStream]:
+    """The current stream, as the last element: torch's own contexts over a driver that is none."""
+    streams = [FakeStream()]
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "Stream", FakeStream)
+    monkeypatch.setattr(cuda, "current_stream", lambda device=None: streams[-1])
+    monkeypatch.setattr(cuda, "set_stream", streams.append)
+    monkeypatch.setattr(cuda, "_get_device_index", lambda device, optional: 0)
+    for module, name in ((cuda, "synchronize"), (cuda, "empty_cache")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    return streams
+
+
+@pytest.mark.parametrize("failing", ["capture_begin", "call", "capture_end", None])
+def test_the_stream_is_the_same_after_a_capture(failing, current, monkeypatch):
+    """Where torch's own context leaves its stream behind: ``capture_begin`` and ``capture_end``."""
+    before = current[-1]
+    events = []
+
+    def step(name: str) -> None:
+        events.append((name, current[-1]))
+        if name == failing:
+            raise RuntimeError(f"{name} failed")
+
+    class FakeGraph:
+        capture_begin = lambda *_, **__: step("capture_begin")  # noqa: E731
+        capture_end = lambda _: step("capture_end")  # noqa: E731
+        replay = None
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    engine = CudaEngine(before.device)
+    outcome = contextlib.nullcontext() if failing is None else pytest.raises(RuntimeError)
+    with outcome:
+        engine.capture(lambda: step("call"))
+    assert current[-1] is before
+    assert events and all(stream is not before for _, stream in events)
+
+
+def test_a_failed_warm_up_is_waited_for(current):
+    before = current[-1]
+
+    def fail() -> None:
+        assert current[-1] is not before
+        raise ValueError("wrong size")
+
+    with pytest.raises(ValueError, match="wrong size"):
+        CudaEngine(before.device).warm_up(fail)
+    assert current[-1] is before and len(before.waited_for) == 1
 
 
 # On a GPU --------------------------------------------------------------------------------
