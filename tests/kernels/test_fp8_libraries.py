@@ -82,7 +82,7 @@ def cublas(
     assert scale_recipe_a == scale_recipe_b
     if scale_recipe_a == functional.ScalingType.RowWise:
         assert scale_a.shape == (M, 1) and scale_b.shape == (1, N)
-        assert scale_a.stride(1) == scale_b.stride(1) == 1
+        assert scale_a.is_contiguous() and scale_b.is_contiguous()
         scale_b = scale_b.T
     else:
         assert scale_recipe_a == functional.ScalingType.BlockWise1x128
@@ -237,6 +237,23 @@ def test_odd_addresses(library: str, gap: int) -> None:
         torch.empty(x.numel() + gap, dtype=x.dtype)[gap:].view(x.shape).copy_(x) for x in arguments
     ]
     assert torch.equal(run("fp8_gemm", library, *shifted), expected)
+    shifted[2] = shifted[2].repeat_interleave(2, dim=1)[:, ::2]
+    assert torch.equal(run("fp8_gemm", library, *shifted), expected)
+
+
+def test_m_major_blocks_are_not_copied(hopper: pytest.MonkeyPatch) -> None:
+    """Where cuBLAS takes them as they are, in multiples of 8 rows."""
+    qa, qb, sa, sb = operands(16, 32, 256, block=128)
+    m_major, seen = sa.T.contiguous().T, list[int]()
+
+    def spy(*operands: Any, **more: Any) -> Tensor:
+        seen.append(operands[2].data_ptr())
+        return cublas(*operands, **more)
+
+    hopper.setattr(functional, "scaled_mm", spy)
+    expected = run("fp8_gemm", "scaled_mm", qa, qb, sa, sb, None)
+    assert torch.equal(run("fp8_gemm", "scaled_mm", qa, qb, m_major, sb, None), expected)
+    assert seen[0] != sa.data_ptr() and seen[1] == m_major.data_ptr()
 
 
 @each_name

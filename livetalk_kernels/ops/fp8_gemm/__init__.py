@@ -26,8 +26,9 @@ def fp8_gemm(
     Args:
         a_MK: Activations [M, K] float8_e4m3fn, contiguous.
         b_NK: Weight [N, K] float8_e4m3fn, contiguous (as ``nn.Linear`` keeps it).
-        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a.
-        scale_b: fp32 [N, 1].
+        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a. Of any strides; with
+            (1, M), blocks of neighbouring rows side by side, cuBLAS and CUTLASS read it best.
+        scale_b: fp32 [N, 1], contiguous.
         bias_N: [N], fp32 or ``out_dtype``, or None.
         out_dtype: bfloat16, float16, float32, or float64 (then everything is fp64).
         backend: Backend to use; by default the environment's choice, else the best that runs.
@@ -50,11 +51,19 @@ def fp8_gemm(
 def operands(
     case: Case, generator: Generator, *, block: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quantised random a, b, scale_a and scale_b; sums over K are of the order of 1."""
+    """Quantised random a, b, scale_a and scale_b; sums over K are of the order of 1.
+
+    ``scales``: how scale_a is laid out, by ``columns`` or with ``gaps``; by rows where left out.
+    """
     M, N, K = (case.dims[letter] for letter in "MNK")
     a = random_tensor(case, generator, M, K, dtype=torch.float32)
     b = random_tensor(case, generator, N, K, scale=K**-0.5, dtype=torch.float32)
     (a, scale_a), (b, scale_b) = quantize.run(a, block=block), quantize.run(b)
+    scales = case.options.get("scales")
+    if scales == "columns":
+        scale_a = scale_a.T.contiguous().T
+    elif scales == "gaps":
+        scale_a = scale_a.repeat_interleave(2, dim=1)[:, ::2]
     return a, b, scale_a, scale_b
 
 
@@ -80,6 +89,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("one", M=1, N=16, K=32),
         base.at("odd", M=13, N=48, K=272, options={"bias": False}),
         base.at("blocks", M=9, N=64, K=384, options=blocks),
+        base.at("blocks_m_major", M=9, N=64, K=384, options=blocks | {"scales": "columns"}),
+        base.at("gaps", M=9, N=64, K=32, options={"scales": "gaps"}),
         base.at("ragged", M=130, N=37, K=200),
         base.at("wide", M=140, N=600, K=256, options=blocks),
         base.at("deep", M=18, N=130, K=1299),

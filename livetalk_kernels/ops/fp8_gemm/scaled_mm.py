@@ -86,7 +86,8 @@ def run(
         scale_b = scale_b.expand(-1, K // FP8_BLOCK)
         scale_a, scale_b = scale_a.T.contiguous().T, scale_b.T.contiguous().T
     else:
-        recipe, scale_b = functional.ScalingType.RowWise, scale_b.T
+        recipe = functional.ScalingType.RowWise
+        scale_a, scale_b = scale_a.contiguous(), scale_b.T
     out = functional.scaled_mm(
         padded(a_MK, rows, ALIGNMENT),
         padded(b_NK, ALIGNMENT, ALIGNMENT).T,

@@ -29,8 +29,8 @@ def fp8_gemm_gelu_quant(
     Args:
         a_MK: Activations [M, K] float8_e4m3fn, contiguous.
         b_NK: Weight [N, K] float8_e4m3fn, contiguous; 128 divides N.
-        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a.
-        scale_b: fp32 [N, 1].
+        scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a. Of any strides.
+        scale_b: fp32 [N, 1], contiguous.
         bias_N: [N] fp32 or bf16, or None.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
@@ -67,6 +67,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("one", M=1, N=128, K=32),
         base.at("odd", M=13, N=384, K=80, options={"bias": False}),
         base.at("blocks", M=5, N=256, K=256, options={"block": 128}),
+        base.at("blocks_m_major", M=5, N=128, K=256, options={"block": 128, "scales": "columns"}),
+        base.at("gaps", M=5, N=128, K=32, options={"scales": "gaps"}),
         base.at("ragged", M=130, N=128, K=200),
         base.at("wide", M=140, N=640, K=48),
         base.at("ffn_up_14b_ulysses8", M=1512, N=13824, K=5120, large=True),
