@@ -20,11 +20,12 @@ PROGRESS := awk '/Downloading .*[MG]B\)/ || /^Installing/ {print substr($$0, 1, 
 
 SOURCES := setup.py $(shell find csrc -type f)
 BUILT := .venv/.built
+CUTLASS := .venv/.installed-cutlass
 TRITON36 := .venv-triton36
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 
-.PHONY: help install install-dev demo build cuda cutlass test test-gpu sanitize inspect-baseline
-.PHONY: inspect-baseline-36 lint format soak fuzz clean gpu-report
+.PHONY: help install install-dev demo build cuda cutlass test test-slow test-gpu sanitize
+.PHONY: inspect-baseline inspect-baseline-36 lint format soak fuzz clean gpu-report
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,8 +38,7 @@ build: $(BUILT) ## compile the CPU kernels again, where a source has changed
 cuda: $(INSTALLED) ## compile the CUDA kernels: needs nvcc, no GPU
 	@$(BIN)/python setup.py -q build_cuda
 
-cutlass: $(INSTALLED) ## the same with CUTLASS's FP8 products: a few minutes more
-	@$(BIN)/python -m pip install --no-deps nvidia-cutlass==4.2.0.0 | $(PROGRESS)
+cutlass: $(CUTLASS) ## the same with CUTLASS's FP8 products: a few minutes more
 	@$(BIN)/python setup.py -q build_cuda
 
 demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
@@ -47,7 +47,10 @@ demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out
 
 # One process a core with one thread each: most tests are too small for more.
 test: lint $(BUILT) ## all checks and tests but the long soak
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc) -m "not soak and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc) -m "not soak and not gpu and not slow"
+
+test-slow: $(BUILT) $(INSTALLED_DEV) $(CUTLASS) ## build CUDA with one kernel on CUTLASS, and load it
+	$(BIN)/pytest -m slow
 
 lint: $(INSTALLED_DEV) ## ruff and mypy
 	$(BIN)/ruff check
@@ -119,6 +122,11 @@ $(INSTALLED): $(PINS) pyproject.toml setup.py
 $(INSTALLED_DEV): $(INSTALLED)
 	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev]' \
 		| $(PROGRESS)
+	@touch $@
+
+# Headers only.
+$(CUTLASS): $(INSTALLED)
+	@$(BIN)/python -m pip install --no-deps nvidia-cutlass==4.2.0.0 | $(PROGRESS)
 	@touch $@
 
 # Without a compiler the build leaves the reason, and everything else works.

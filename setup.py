@@ -7,6 +7,16 @@ with an ``__init__.py`` (an op, for example) needs no entry here; nor does a new
 ``python setup.py build_cuda`` (``make cuda``), or along with the other where a GPU is visible.
 Both use libtorch's stable ABI only and no Python header, so one binary serves every Python and
 every torch from 2.11 on; a CUDA build needs neither a GPU nor a CUDA build of torch.
+
+Python loads torch's libraries for torch alone (RTLD_LOCAL), so an extension names the ones it
+needs. The dynamic linker then takes those that ``import torch`` has loaded, which have the same
+name: no path is recorded. ``libtorch_cuda.so`` is missing from a CPU build of torch; there a stub
+of that name, which stays in the build folder, stands in for it while linking.
+
+The CUDA runtime is linked statically, as NVIDIA's own libraries do it: its symbols stay hidden, it
+shares the device's primary context, and so streams and memory, with whatever runtime torch brings,
+and one binary serves a torch for CUDA 12 and one for CUDA 13. What it asks for is a driver of the
+toolkit's major version; ``livetalk_kernels/extension_cuda.py`` checks that.
 """
 
 import os
@@ -31,8 +41,12 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # GCC takes its own AVX-512 intrinsics for uninitialised.
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-# Hopper's own code, and portable code that a driver translates for any other GPU from 8.0 on.
-GENCODE = ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_80,code=compute_80"]
+# Machine code for Hopper and for 8.x, and portable code that a driver as new as the toolkit
+# translates for newer GPUs; extension_cuda.py knows which GPU takes which.
+GENCODE = [
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+]
 NVCC_FLAGS = ["-std=c++20", "-O3", *GENCODE, "-Xcompiler=-fPIC,-fvisibility=hidden"]
 # What is made of CUTLASS runs on a Hopper only.
 SM90_FLAGS = ["-std=c++17", "-O3", GENCODE[0], "-Xcompiler=-fPIC,-fvisibility=hidden", "-DNDEBUG"]
@@ -204,8 +218,66 @@ def build_cuda(target: Path, work: Path) -> None:
         }
         compile_all(large, at_most=2)  # each takes 3 GB
         jobs |= large
-    # torch's own symbols are found in the process that loads the library.
-    link(target, [nvcc, "-shared", *map(str, jobs)])
+    link_cuda(target, nvcc, list(jobs), torch / "lib", work)
+
+
+def link_cuda(target: Path, nvcc: str, objects: list[Path], torch_lib: Path, work: Path) -> None:
+    """Link against torch's libraries; a symbol that nobody has is an error here, not at run time.
+
+    Args:
+        target: The library.
+        nvcc: The CUDA compiler, which links.
+        objects: What it is made of.
+        torch_lib: Folder of torch's libraries.
+        work: Folder for ``stub/libtorch_cuda.so``, if torch has no such library.
+
+    Raises:
+        BuildError: The linker failed.
+    """
+    folders = [torch_lib]
+    if not (torch_lib / "libtorch_cuda.so").exists():
+        folders.append(work / "stub")
+        build_stub(folders[-1] / "libtorch_cuda.so", nvcc, objects, torch_lib)
+    libraries = [*(f"-L{folder}" for folder in folders), "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+    flags = ["-shared", "-cudart=static", "-Xlinker=-z,defs"]
+    link(target, [nvcc, *flags, *map(str, objects), *libraries])
+
+
+def build_stub(stub: Path, nvcc: str, objects: list[Path], torch_lib: Path) -> None:
+    """Build a ``libtorch_cuda.so`` of what objects want of torch and a CPU build does not have.
+
+    Its functions only report failure (1). It is for linking, and for tests that load the result.
+    """
+    wanted = symbols(objects, "--undefined-only")
+    here = [torch_lib / "libtorch_cpu.so", torch_lib / "libc10.so"]
+    wanted -= symbols(here, "--dynamic", "--defined-only")
+    names = sorted(name for name in wanted if name.startswith(("aoti_torch_", "torch_")))
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    source = stub.with_suffix(".c")
+    lines = (f"int {name}(void) {{ return 1; }}\n" for name in names)
+    source.write_text("".join(lines), encoding="utf-8")
+    flags = ["-shared", "-cudart=none", "-Xcompiler=-fPIC", f"-Xlinker=-soname,{stub.name}"]
+    link(stub, [nvcc, *flags, str(source)])
+
+
+def symbols(files: list[Path], *which: str) -> set[str]:
+    """Names in the symbol tables of objects or libraries, as ``nm`` lists them.
+
+    Args:
+        files: The files.
+        *which: Options of ``nm`` that choose symbols.
+
+    Raises:
+        BuildError: There is no ``nm``, or it failed.
+    """
+    nm = shutil.which("nm")
+    if nm is None:
+        raise BuildError("no nm found; install binutils, then build again")
+    command = [nm, *which, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"nm failed: {done.stderr.strip()}")
+    return {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines() if line.strip()}
 
 
 def gpu_visible() -> bool:

@@ -36,11 +36,22 @@ def load(folder: Path) -> str | None:
 
 
 def load_library(library: Path, mend: str) -> str | None:
-    """Load torch operators; None, or why they cannot be loaded, with the command that mends it."""
+    """Load torch operators; None, or the dynamic linker's reason why not, and what mends it.
+
+    Args:
+        library: File with operators.
+        mend: Command that builds it here, against this torch.
+    """
     try:
         torch.ops.load_library(library)
-    except OSError as error:
-        return f"{library.name} does not load: {str(error).splitlines()[0]}; {mend}"
+    except OSError as error:  # torch's own message says only that it failed
+        cause = str(error.__cause__ or error).partition("\n")[0].removeprefix(f"{library}: ")
+        if "undefined symbol" in cause:
+            return (
+                f"{library.name} was built for another torch than this {torch.__version__} "
+                f"({cause}); {mend}"
+            )
+        return f"{library.name} does not load: {cause}; {mend}"
     return None
 
 

@@ -1,75 +1,66 @@
 // Torch operators of csrc/cuda/sm90: fp8_gemm and fp8_gemm_gelu_quant on CUTLASS.
-//
-// The Python side (ops/<op>/cutlass.py) has checked the GPU and the sizes as far as it knew them;
-// what could make a kernel read beyond a tensor is checked here.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <limits>
-#include <optional>
-#include <tuple>
-
+#include "bindings/cuda.h"
 #include "cuda/sm90/fp8_gemm.h"
 
 namespace livetalk::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using torch::stable::accelerator::DeviceGuard;
-
-constexpr int64_t tma_bytes = 16;  // what rows and addresses must be multiples of
-
-int size_of(const Tensor& x, int64_t dim) {
+// Rows or columns of a matrix. `Call::x` is a.
+int size_of(const Call& call, const Tensor& matrix, int64_t dim, const char* name) {
   STD_TORCH_CHECK(
-      x.dim() == 2 && x.size(dim) <= std::numeric_limits<int>::max(), "fp8_gemm: not a matrix");
-  return static_cast<int>(x.size(dim));
+      matrix.dim() == 2 && matrix.size(dim) <= max_int, call.op, ": ", name,
+      " is not a matrix of at most 2^31 - 1 rows and columns");
+  return static_cast<int>(matrix.size(dim));
 }
 
-const void* fp8_operand(const Tensor& x) {
+const void* fp8_operand(const Call& call, const Tensor& matrix, const char* name) {
   STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float8_e4m3fn && x.is_contiguous() &&
-          reinterpret_cast<uintptr_t>(x.const_data_ptr()) % tma_bytes == 0,
-      "fp8_gemm: a and b are float8_e4m3fn, contiguous, and start at multiples of 16 bytes");
-  return x.const_data_ptr();
+      matrix.scalar_type() == ScalarType::Float8_e4m3fn, call.op, ": ", name,
+      " is not float8_e4m3fn");
+  call.require_same_device(matrix, name);
+  call.require_dense(matrix, name);
+  return matrix.const_data_ptr();
 }
 
-const float* fp32_vector(const Tensor& x, int64_t count, const char* name) {
+// Scales [rows, 1] or [rows, depth / 128], of any strides.
+void set_scale_a(const Call& call, const Tensor& scale, Fp8Linear& args) {
+  call.require_same_device(scale, "scale_a");
+  const int64_t blocks = size_of(call, scale, 1, "scale_a");
   STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() == count,
-      "fp8_gemm: ", name, " is float32, contiguous, with ", count, " elements");
-  return static_cast<const float*>(x.const_data_ptr());
+      is_float(scale) && scale.size(0) == args.rows &&
+          (blocks == 1 || blocks * fp8_block == args.depth),
+      call.op, ": scale_a is not float32 [M, 1] or [M, K/128]");
+  STD_TORCH_CHECK(
+      set_scale_strides(args, blocks, scale.stride(0), scale.stride(1)), call.op,
+      ": scale_a is spread over more than 2^31 - 1 elements");
+  args.scale_a = static_cast<const float*>(scale.const_data_ptr());
 }
 
 Fp8Linear arguments_of(
-    const Tensor& a, const Tensor& b, const Tensor& scale_a, const Tensor& scale_b,
+    const Call& call, const Tensor& b, const Tensor& scale_a, const Tensor& scale_b,
     const std::optional<Tensor>& bias) {
+  const Tensor& a = call.x;
   Fp8Linear args{};
-  args.rows = size_of(a, 0), args.columns = size_of(b, 0), args.depth = size_of(a, 1);
-  STD_TORCH_CHECK(size_of(b, 1) == args.depth, "fp8_gemm: a and b differ in K");
+  args.rows = size_of(call, a, 0, "a"), args.depth = size_of(call, a, 1, "a");
+  args.columns = size_of(call, b, 0, "b");
+  STD_TORCH_CHECK(size_of(call, b, 1, "b") == args.depth, call.op, ": a and b differ in K");
   STD_TORCH_CHECK(
-      args.depth > 0 && args.depth % tma_bytes == 0 && args.columns % tma_bytes == 0,
-      "fp8_gemm: 16 divides K and N, and K is not 0");
-  args.a = fp8_operand(a), args.b = fp8_operand(b);
-  const int blocks = size_of(scale_a, 1);
+      args.depth > 0 && args.depth % pack_bytes == 0 && args.columns % pack_bytes == 0, call.op,
+      ": needs K and N in multiples of 16, and K not 0");
+  args.a = fp8_operand(call, a, "a"), args.b = fp8_operand(call, b, "b");
+  set_scale_a(call, scale_a, args);
+  call.require_same_device(scale_b, "scale_b");
   STD_TORCH_CHECK(
-      blocks == 1 || int64_t{blocks} * fp8_block == args.depth,
-      "fp8_gemm: scale_a is [M, 1] or [M, K/128]");
-  args.scale_a = fp32_vector(scale_a, int64_t{args.rows} * blocks, "scale_a");
-  set_scale_strides(args, blocks);
-  args.scale_b = fp32_vector(scale_b, args.columns, "scale_b");
+      is_float(scale_b) && scale_b.is_contiguous() && scale_b.numel() == args.columns, call.op,
+      ": scale_b is not float32 [N, 1], contiguous");
+  args.scale_b = static_cast<const float*>(scale_b.const_data_ptr());
   if (bias) {
-    args.half_bias = bias->scalar_type() == ScalarType::BFloat16;
+    call.require_same_device(*bias, "bias");
+    args.half_bias = is_half(*bias);
     STD_TORCH_CHECK(
-        (args.half_bias || bias->scalar_type() == ScalarType::Float) && bias->is_contiguous() &&
+        (args.half_bias || is_float(*bias)) && bias->is_contiguous() &&
             bias->numel() == args.columns,
-        "fp8_gemm: bias is float32 or bfloat16, contiguous, [N]");
+        call.op, ": bias is not float32 or bfloat16 [N], contiguous");
     args.bias = bias->const_data_ptr();
   }
   return args;
@@ -83,43 +74,44 @@ Gpu gpu_of(const Tensor& x) {
   return gpu;
 }
 
-cudaStream_t stream_of(const Tensor& x) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check(const char* error) {
-  STD_TORCH_CHECK(error == nullptr, "fp8_gemm on CUTLASS: ", error);
+void check_launch(const Call& call, const char* error) {
+  STD_TORCH_CHECK(error == nullptr, call.op, " on CUTLASS: ", error);
 }
 
 Tensor fp8_gemm_cutlass(
     Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, std::optional<Tensor> bias,
     ScalarType out_dtype) {
+  const Call call{"fp8_gemm", a};
+  Fp8Linear args = arguments_of(call, b, scale_a, scale_b, bias);
   STD_TORCH_CHECK(out_dtype == ScalarType::BFloat16, "fp8_gemm on CUTLASS: out_dtype is bfloat16");
+  call.require_gpu();
   const DeviceGuard guard(a.get_device_index());
-  Fp8Linear args = arguments_of(a, b, scale_a, scale_b, bias);
   Tensor out = torch::stable::new_empty(a, {args.rows, args.columns}, out_dtype);
   if (out.numel() == 0) return out;
+  call.require_aligned(out, "the result");
   args.out = out.mutable_data_ptr();
   const Gpu gpu = gpu_of(a);
   const bool wide = tile_columns(args.rows, args.columns, gpu.processors) == 192;
-  check((wide ? fp8_gemm_128x192 : fp8_gemm_128x128)(args, gpu, stream_of(a)));
+  check_launch(call, (wide ? fp8_gemm_128x192 : fp8_gemm_128x128)(args, gpu, stream_of(a)));
   return out;
 }
 
 std::tuple<Tensor, Tensor> fp8_gemm_gelu_quant_cutlass(
     Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, std::optional<Tensor> bias) {
+  const Call call{"fp8_gemm_gelu_quant", a};
+  Fp8Linear args = arguments_of(call, b, scale_a, scale_b, bias);
+  STD_TORCH_CHECK(
+      args.columns % fp8_block == 0, "fp8_gemm_gelu_quant: needs N in multiples of 128");
+  call.require_gpu();
   const DeviceGuard guard(a.get_device_index());
-  Fp8Linear args = arguments_of(a, b, scale_a, scale_b, bias);
-  STD_TORCH_CHECK(args.columns % fp8_block == 0, "fp8_gemm_gelu_quant: 128 divides N");
   Tensor q = torch::stable::new_empty(a, {args.rows, args.columns});
   Tensor scale =
       torch::stable::new_empty(a, {args.rows, args.columns / fp8_block}, ScalarType::Float);
   if (q.numel() == 0) return {q, scale};
+  call.require_aligned(q, "the result");
   args.out = q.mutable_data_ptr();
   args.out_scale = static_cast<float*>(scale.mutable_data_ptr());
-  check(fp8_gemm_gelu_quant(args, gpu_of(a), stream_of(a)));
+  check_launch(call, fp8_gemm_gelu_quant(args, gpu_of(a), stream_of(a)));
   return {q, scale};
 }
 

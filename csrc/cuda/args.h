@@ -36,8 +36,9 @@ struct RmsNormRope {
   int64_t batch_stride[2];  // elements from batch entry to batch entry
   const float* cosine;      // [.., head / 2]; null: no rotation
   const float* sine;
-  int64_t rows;  // of a batch entry
   int64_t row_offset;
+  int rows;   // of a batch entry
+  int batch;  // entries, at most 65535
   int width;
   int head;  // channels of a head
   bool head_major;
@@ -53,11 +54,10 @@ struct RmsNormSilu {
   int channels;
 };
 
-// `rows` counts the rows of all batch entries, `inputs` is 1 or 2. `half`: tensors are bf16, else
-// fp32. Each gives false, and launches nothing, if a row is too wide to be held in registers.
+// `rows` counts all of them, `inputs` is 1 or 2. `half`: tensors are bf16, else fp32. Each gives
+// false, and launches nothing, if a row is too wide to be held in registers.
 bool add_norm(const AddNorm& args, int64_t rows, bool half, cudaStream_t stream);
-bool rms_norm_rope(
-    const RmsNormRope& args, int64_t rows, int inputs, bool half, cudaStream_t stream);
+bool rms_norm_rope(const RmsNormRope& args, int inputs, bool half, cudaStream_t stream);
 bool rms_norm_silu(const RmsNormSilu& args, bool half, cudaStream_t stream);
 
 }  // namespace livetalk::cuda

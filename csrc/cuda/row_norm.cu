@@ -54,11 +54,12 @@ bool add_norm(const AddNorm& args, int64_t rows, bool half, cudaStream_t stream)
   return true;
 }
 
-bool rms_norm_rope(
-    const RmsNormRope& args, int64_t rows, int inputs, bool half, cudaStream_t stream) {
+bool rms_norm_rope(const RmsNormRope& args, int inputs, bool half, cudaStream_t stream) {
   const Shape shape = shape_of(args.width / (half ? pack<bf16> : pack<float>));
   if (shape.threads == 0) return false;
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(inputs));
+  const dim3 grid(
+      static_cast<unsigned>(args.rows), static_cast<unsigned>(inputs),
+      static_cast<unsigned>(args.batch));
   with_packs(shape.packs, [&]<int PACKS>() {
     void (*kernel)(RmsNormRope) =
         half ? rms_norm_rope_kernel<bf16, PACKS> : rms_norm_rope_kernel<float, PACKS>;

@@ -76,13 +76,13 @@ __global__ void add_norm_kernel(AddNorm args) {
   }
 }
 
-// Block row blockIdx.y takes one of the inputs.
+// Blocks [rows of a batch entry, inputs, batch entries], so that none has to divide for its place.
 template <class T, int PACKS>
 __global__ void rms_norm_rope_kernel(RmsNormRope args) {
   constexpr int N = pack<T>;
   __shared__ float parts[32];
   const int which = blockIdx.y;
-  const int64_t row = blockIdx.x % args.rows, batch = blockIdx.x / args.rows;
+  const int64_t row = blockIdx.x, batch = blockIdx.z, token = batch * gridDim.x + row;
   const T* x = static_cast<const T*>(args.x[which]) + batch * args.batch_stride[which] +
                row * args.stride[which];
   T* out = static_cast<T*>(args.out[which]);
@@ -112,9 +112,10 @@ __global__ void rms_norm_rope_kernel(RmsNormRope args) {
       channels(args.weight[which].data, args.weight[which].half, i, weight);
 #pragma unroll
       for (int j = 0; j < N; ++j) value[k][j] *= inverse * weight[j];
-      int64_t place = static_cast<int64_t>(blockIdx.x) * args.width + i;
+      int64_t place = token * args.width + i;
       if (args.cosine != nullptr) {
-        const int channel = i % args.head;
+        const unsigned head = static_cast<unsigned>(i) / static_cast<unsigned>(args.head);
+        const int channel = i - static_cast<int>(head) * args.head;
         const int64_t pair = (args.row_offset + row) * (args.head / 2) + channel / 2;
         float c[N / 2], s[N / 2];
         load(args.cosine + pair, c);
@@ -126,8 +127,8 @@ __global__ void rms_norm_rope_kernel(RmsNormRope args) {
           value[k][j + 1] = a * s[j / 2] + b * c[j / 2];
         }
         if (args.head_major) {
-          const int64_t tokens = static_cast<int64_t>(gridDim.x);
-          place = ((i / args.head) * tokens + blockIdx.x) * args.head + channel;
+          const int64_t tokens = static_cast<int64_t>(gridDim.x) * gridDim.z;
+          place = (head * tokens + token) * args.head + channel;
         }
       }
       store(out + place, value[k]);

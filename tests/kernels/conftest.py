@@ -1,9 +1,13 @@
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -32,3 +36,14 @@ def drop_in(
             parent, _, child = name.rpartition(".")
             delattr(sys.modules[parent], child)
             del sys.modules[name]
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``setup.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("livetalk_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr("setuptools.setup", lambda **keywords: None)
+    spec.loader.exec_module(module)
+    return module

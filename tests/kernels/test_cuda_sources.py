@@ -54,7 +54,7 @@ def rms_norm(library: ctypes.CDLL, x: Tensor, weight: Tensor, *, eps: float) -> 
     half = x.dtype == torch.bfloat16
     assert library.emulate_rms_norm_rope(
         address(x), None, address(weight), None, weight.dtype == torch.bfloat16, address(out), None,
-        strides, None, None, I64(B), I64(L), I64(0), D, D, False, F32(eps), half,
+        strides, None, None, B, L, I64(0), D, D, False, F32(eps), half,
     )  # fmt: skip
     return out
 
@@ -76,8 +76,8 @@ def rms_norm_rope(
     half = q.dtype == torch.bfloat16
     assert library.emulate_rms_norm_rope(
         address(q), address(k), address(weight_q), address(weight_k), False, address(outputs[0]),
-        address(outputs[1]), strides, address(cos), address(sin), I64(B), I64(L), I64(row_offset),
-        D, d, layout == "head", F32(eps), half,
+        address(outputs[1]), strides, address(cos), address(sin), B, L, I64(row_offset), D, d,
+        layout == "head", F32(eps), half,
     )  # fmt: skip
     return outputs
 

@@ -81,15 +81,26 @@ def test_tiles_are_the_cheaper_ones(emulated: ctypes.CDLL) -> None:
             assert cost[got] == min(cost.values()), (M, N, waves)
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns", "gaps"])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_scales_are_found_where_they_lie(blocks: int, emulated: ctypes.CDLL) -> None:
-    """One scale per row has no stride along K; blocks lie as [M, K/128]."""
-    M, K = 5, 384
-    scales = torch.arange(M * blocks).view(M, blocks)
+@pytest.mark.parametrize("M", [1, 5])
+def test_scales_are_found_where_they_are(
+    M: int, blocks: int, layout: str, emulated: ctypes.CDLL
+) -> None:
+    """One scale per row has no stride along K; others are where their strides say."""
+    K = 384
+    scales = {
+        "rows": torch.arange(M * blocks).view(M, blocks),
+        "columns": torch.arange(M * blocks).view(blocks, M).T,
+        "gaps": torch.arange(M * 2 * blocks).view(M, 2 * blocks)[:, ::2],
+    }[layout]
+    strides = [I64(stride) for stride in scales.stride()]
     for m in range(M):
         for k in range(K):
             expected = int(scales[m, k // 128 if blocks > 1 else 0])
-            assert emulated.emulate_scale_index(blocks, I64(m), I64(k)) == expected
+            found = emulated.emulate_scale_index(M, I64(blocks), *strides, I64(m), I64(k))
+            assert found == expected
+    assert emulated.emulate_scale_index(3, I64(1), I64(2**30), I64(0), I64(0), I64(0)) == -1
 
 
 def test_gelu_and_scales(emulated: ctypes.CDLL) -> None:
@@ -178,17 +189,6 @@ def test_names_of_kernels_on_cutlass() -> None:
     assert readable(mangled) == mangled
 
 
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``setup.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("livetalk_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr("setuptools.setup", lambda **keywords: None)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("with_cutlass", [True, False])
 def test_what_is_compiled(
     with_cutlass: bool,
@@ -203,13 +203,13 @@ def test_what_is_compiled(
     def compile_all(batch: dict[Path, list[str]], at_most: int | None = None) -> None:
         jobs.extend((job.name, command, at_most) for job, command in batch.items())
 
-    linked: list[str] = []
+    linked: list[Path] = []
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(build, "find_cutlass", lambda: tmp_path if with_cutlass else None)
     monkeypatch.setattr(build, "compile_all", compile_all)
-    monkeypatch.setattr(build, "link", lambda target, command: linked.extend(command))
+    monkeypatch.setattr(build, "link_cuda", lambda t, n, objects, *_: linked.extend(objects))
     build.build_cuda(tmp_path / "_C_cuda.so", tmp_path)
-    assert [name for name in linked if name.endswith(".o")] == [str(tmp_path / j[0]) for j in jobs]
+    assert linked == [tmp_path / name for name, _, _ in jobs]
     sm90 = [(command, at_most) for name, command, at_most in jobs if "sm90" in name]
     assert bool(sm90) == with_cutlass
     assert ("nvidia-cutlass" in capsys.readouterr().out) != with_cutlass

@@ -1,15 +1,18 @@
-"""The compiled CPU kernels as a whole: without them, per instruction set, per thread count."""
+"""The compiled kernels as a whole: without them, per instruction set, per thread count."""
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels import UserError, extension
+from livetalk_kernels import UserError, extension, extension_cuda
 from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names, pick
 from livetalk_kernels.spec import Arguments, Case, as_tuple
 
@@ -91,6 +94,64 @@ def test_missing_kernels_give_their_reason(tmp_path: Path, monkeypatch: pytest.M
     answer = extension.missing() or ""
     assert answer.startswith("_C.so does not load: ") and answer.endswith(extension.MEND)
     assert "\n" not in answer
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path) -> None:
+    """In the dynamic linker's own words; a symbol that torch does not have means another torch."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler, "the tests need a C++ compiler, as the compiled kernels do"
+    source, library = tmp_path / "x.cpp", tmp_path / "x.so"
+    source.write_text('extern "C" int nobody_has_it(); int call() { return nobody_has_it(); }')
+    command = [compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    assert extension.load_library(library, "make it") == (
+        f"x.so was built for another torch than this {torch.__version__} "
+        "(undefined symbol: nobody_has_it); make it"
+    )
+    library.write_bytes(b"")
+    assert extension.load_library(library, "make it") == (
+        "x.so does not load: file too short; make it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "driver", "capability", "reason"),
+    [
+        (12080, 12040, (9, 0), None),  # machine code, by a driver of the same major version
+        (12080, 13000, (12, 0), None),  # a newer driver runs and translates all
+        (13000, 13000, (12, 0), None),
+        (13000, 12090, (9, 0), "built with CUDA 13.0, but the driver serves 12.9; update"),
+        (13000, 12090, (9, 0), "build with a CUDA 12.x toolkit"),
+        (13010, 13000, (8, 9), None),
+        (13010, 13000, (12, 0), "12.0 the driver has to translate .* CUDA 13.1, .* only 13.0;"),
+        (12080, 12040, (10, 0), "10.0 the driver has to translate"),
+    ],
+)
+def test_the_driver_and_the_toolkit(
+    toolkit: int, driver: int, capability: tuple[int, int], reason: str | None
+) -> None:
+    found = extension_cuda.driver_reason(toolkit, driver)
+    found = found or extension_cuda.translation_reason(capability, toolkit, driver)
+    assert (found is None) == (reason is None)
+    assert reason is None or re.search(reason, found or "")
+
+
+def test_the_driver_is_asked_before_a_kernel_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension_cuda, "FOLDER", tmp_path)
+    monkeypatch.setattr(extension_cuda, "cuda_reason", lambda: None)
+    monkeypatch.setattr(extension_cuda, "load_library", lambda *_: None)
+    missing = extension_cuda.missing.__wrapped__
+    assert missing() == f"the CUDA kernels were not built; {extension_cuda.MEND}"
+    (tmp_path / "_C_cuda.so").touch()
+    old = SimpleNamespace(livetalk=SimpleNamespace())
+    monkeypatch.setattr(extension_cuda.torch, "ops", old)
+    assert missing() == f"the CUDA kernels are older than this code; {extension_cuda.REBUILD}"
+    old.livetalk.cuda_versions = lambda: (13000, 12080)
+    assert missing() == extension_cuda.driver_reason(13000, 12080)
+    old.livetalk.cuda_versions = lambda: (12080, 13000)
+    assert missing() is None
 
 
 def test_everything_else_works_without_the_kernels(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 typedef struct CUstream_st* cudaStream_t;  // as in cuda_runtime_api.h
 
@@ -33,10 +34,15 @@ struct Gpu {
   int processors;
 };
 
-// Tells where the scales [rows, blocks] of a lie; blocks is 1 or depth / 128.
-inline void set_scale_strides(Fp8Linear& args, int blocks) {
-  args.scale_row = blocks;
-  args.scale_step = blocks > 1 ? 1 : 0;
+// Tells where the scales [rows, blocks] of a are, by their strides; blocks is 1 or depth / 128.
+// Neighbouring rows, strides (1, rows), are read best. False: too far apart for the kernel.
+inline bool set_scale_strides(Fp8Linear& args, int64_t blocks, int64_t row, int64_t step) {
+  if (args.rows < 2) row = 0;  // the stride of a dimension of one has no meaning
+  if (blocks < 2) step = 0;
+  if ((args.rows - 1) * row + (blocks - 1) * step > std::numeric_limits<int>::max()) return false;
+  args.scale_row = static_cast<int>(row);
+  args.scale_step = static_cast<int>(step);
+  return true;
 }
 
 // Columns of a tile of 128 rows: 192 or 128, whichever needs less time in full waves.

@@ -77,7 +77,7 @@ inline uint32_t rounded(float value) {
 
 template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, int threads, cudaStream_t, const Args& args) {
-  for (unsigned y = 0; y < grid.y; ++y) {
+  for (unsigned yz = 0; yz < grid.y * grid.z; ++yz) {
     for (unsigned x = 0; x < grid.x; ++x) {
       std::barrier<> block(threads);
       std::vector<std::unique_ptr<emulation::Warp>> warps;
@@ -85,7 +85,7 @@ void launch(void (*kernel)(Args), dim3 grid, int threads, cudaStream_t, const Ar
       std::vector<std::thread> pool;
       for (unsigned t = 0; t < static_cast<unsigned>(threads); ++t) {
         pool.emplace_back([&, t] {
-          threadIdx = dim3(t, 0, 0), blockIdx = dim3(x, y, 0);
+          threadIdx = dim3(t, 0, 0), blockIdx = dim3(x, yz % grid.y, yz / grid.y);
           blockDim = dim3(static_cast<unsigned>(threads)), gridDim = grid;
           emulation::warp = warps[t / 32].get(), emulation::block = &block;
           kernel(args);

@@ -19,10 +19,12 @@ extern "C" int emulate_tile_columns(int64_t rows, int64_t columns, int processor
   return tile_columns(rows, columns, processors);
 }
 
-// Where the scale of element (m, k) lies, as CUTLASS's layout of scale_a finds it.
-extern "C" int64_t emulate_scale_index(int blocks, int64_t m, int64_t k) {
+// Where the scale of element (m, k) is, as CUTLASS's layout of scale_a finds it; -1: too far.
+extern "C" int64_t emulate_scale_index(
+    int rows, int64_t blocks, int64_t row, int64_t step, int64_t m, int64_t k) {
   Fp8Linear args{};
-  set_scale_strides(args, blocks);
+  args.rows = rows;
+  if (!set_scale_strides(args, blocks, row, step)) return -1;
   return m * args.scale_row + k / fp8_block * args.scale_step;
 }
 

@@ -16,13 +16,13 @@ extern "C" bool emulate_add_norm(
 extern "C" bool emulate_rms_norm_rope(
     const void* q, const void* k, const void* weight_q, const void* weight_k, bool weights_half,
     void* out_q, void* out_k, const int64_t* strides, const float* cosine, const float* sine,
-    int64_t batch, int64_t tokens, int64_t row_offset, int width, int head, bool head_major,
-    float eps, bool half) {
+    int batch, int tokens, int64_t row_offset, int width, int head, bool head_major, float eps,
+    bool half) {
   const RmsNormRope args{
       {q, k}, {{weight_q, weights_half}, {weight_k, weights_half}}, {out_q, out_k},
-      {strides[0], strides[1]}, {strides[2], strides[3]}, cosine, sine, tokens, row_offset,
+      {strides[0], strides[1]}, {strides[2], strides[3]}, cosine, sine, row_offset, tokens, batch,
       width, head, head_major, eps};
-  return rms_norm_rope(args, batch * tokens, k ? 2 : 1, half, nullptr);
+  return rms_norm_rope(args, k ? 2 : 1, half, nullptr);
 }
 
 extern "C" bool emulate_rms_norm_silu(
