@@ -102,13 +102,15 @@ def key_arguments(
 ) -> dict[str, Any]:
     """Arguments of a kernel for one set of keys and values, each name with a suffix.
 
-    By TMA where it can: aligned to 16 bytes, and channels that one block covers.
+    By TMA where it can: aligned to 16 bytes, and channels that one block covers. A single block of
+    keys is read by pointers: what TMA brings outside a loop is waited for at once, keys and then
+    values, while plain loads are waited for where they are used.
     """
     keys = k_BSHd.shape[1]
     constants = key_blocks(keys, blocks.keys, ragged=ragged)
     tma = (
         k_BSHd.shape[-1] == blocks.main <= MAX_BOX
-        and keys > 0
+        and constants["BLOCKS"] > 1
         and all(_aligned(x) for x in (k_BSHd, v_BSHd))
     )
     sources: dict[str, Any] = {"k": k_BSHd, "v": v_BSHd}
