@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..spec import Case
 from ..triton_launch import interpreted, split_width, supports_dot
+from ._rows import power_of_two
 
 LOG2_E = 1 / math.log(2)
 MAX_WIDTH = 512
@@ -54,11 +55,13 @@ def channel_blocks(width: int) -> tuple[int, int]:
 def choose_blocks(dtype: torch.dtype, width: int) -> Blocks:
     """Blocks for Hopper, from compiled code alone: no choice is measured yet.
 
-    In 16 bits and 128 channels two groups of four warps take 64 queries each: while one has the
-    tensor cores the other can do its softmax. Of the blocks that fit, 128 x 128 has the fewest
-    other instructions per tensor-core instruction; the third stage fills the shared memory
-    (229,432 of 232,448 bytes), and with two the loads of a block would start only when the block
-    before it is done. A multiprocessor holds one such program.
+    In 16 bits and 128 channels two groups of four warps take 64 queries each, in step: the
+    compiled loop has five barriers of the whole program for each block of keys (three with Triton
+    3.6), and waits for all products before the softmax, during which the tensor cores idle. Of the
+    blocks that fit, 128 x 128 has the fewest other instructions per tensor-core instruction; the
+    third stage fills the shared memory (229,432 of 232,448 bytes), and with two the loads of a
+    block would start only when the block before it is done. A multiprocessor holds one such
+    program.
     """
     main, tail = channel_blocks(width)
     if interpreted():  # whose time is the number of programs and steps
@@ -74,19 +77,17 @@ def choose_blocks(dtype: torch.dtype, width: int) -> Blocks:
     return Blocks(rows=rows, keys=keys, main=main, tail=tail, warps=warps, stages=stages)
 
 
-def split_keys(keys: int, block: int, *, peel: bool) -> tuple[bool, int]:
-    """Cover the keys: whether by whole blocks first, and size of the last block, 0 if none.
+def key_blocks(keys: int, block: int, *, ragged: bool = False) -> dict[str, int]:
+    """Cover the keys with equal blocks: the constants of `attend`.
 
     Args:
         keys: How many.
-        block: Keys of a whole block, a power of two.
-        peel: Leave a last block even where whole ones cover all.
+        block: Keys of a block, a power of two; fewer keys get a smaller one.
+        ragged: The last block needs a mask even where it is full.
     """
-    rest = keys % block
-    if rest == 0 and peel:
-        rest = min(keys, block)
-    edge = max(MIN_BLOCK, 1 << (rest - 1).bit_length()) if rest else 0
-    return keys > rest, edge
+    block = min(block, max(MIN_BLOCK, power_of_two(keys or 1)))
+    ragged = ragged or keys % block > 0
+    return {"KEYS": block, "BLOCKS": min(-(-keys // block), 2), "RAGGED": ragged}
 
 
 def strides(name: str, x_BSHd: Tensor) -> dict[str, int]:
@@ -97,28 +98,29 @@ def strides(name: str, x_BSHd: Tensor) -> dict[str, int]:
 
 
 def key_arguments(
-    k_BSHd: Tensor, v_BSHd: Tensor, blocks: Blocks, *, peel: bool = False, suffix: str = ""
+    k_BSHd: Tensor, v_BSHd: Tensor, blocks: Blocks, *, ragged: bool = False, suffix: str = ""
 ) -> dict[str, Any]:
     """Arguments of a kernel for one set of keys and values, each name with a suffix.
 
-    By TMA where it can: aligned to 16 bytes, and channels that one block covers.
+    By TMA where it can: aligned to 16 bytes, and channels that one block covers. A single block of
+    keys is read by pointers: what TMA brings outside a loop is waited for at once, keys and then
+    values, while plain loads are waited for where they are used.
     """
     keys = k_BSHd.shape[1]
-    whole, edge = split_keys(keys, blocks.keys, peel=peel)
+    constants = key_blocks(keys, blocks.keys, ragged=ragged)
     tma = (
         k_BSHd.shape[-1] == blocks.main <= MAX_BOX
-        and keys > 0
+        and constants["BLOCKS"] > 1
         and all(_aligned(x) for x in (k_BSHd, v_BSHd))
     )
-    sources = {"k": k_BSHd, "v": v_BSHd, "k_edge": k_BSHd, "v_edge": v_BSHd}
+    sources: dict[str, Any] = {"k": k_BSHd, "v": v_BSHd}
     if tma:
         from triton.tools.tensor_descriptor import TensorDescriptor
 
-        for name, x in sources.items():
-            rows = (edge or blocks.keys) if "edge" in name else blocks.keys
-            sources[name] = TensorDescriptor.from_tensor(x, [1, rows, 1, blocks.main])
+        box = [1, constants["KEYS"], 1, blocks.main]
+        sources = {name: TensorDescriptor.from_tensor(x, box) for name, x in sources.items()}
     arguments = {
-        **sources, "keys": keys, "WHOLE": whole, "EDGE": edge, "TMA": tma,
+        **sources, "keys": keys, **constants, "TMA": tma,
         **strides("k", k_BSHd), **strides("v", v_BSHd),
     }  # fmt: skip
     return {name + suffix: value for name, value in arguments.items()}

@@ -53,6 +53,20 @@ def power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def pair_rows(plan: RowPlan, rows: int) -> RowPlan:
+    """Give programs of one long row a second one where there are enough: constant ``PAIR``.
+
+    The interpreter's programs are halved instead, so that it runs the same code.
+    """
+    count, programs = plan.constants["ROWS"], plan.programs
+    if interpreted():
+        pair, count = count > 1, -(-count // 2)
+    else:
+        pair = count == 1 and rows >= 2 * PROGRAMS
+        programs = -(-rows // 2) if pair else programs
+    return RowPlan({**plan.constants, "ROWS": count, "PAIR": pair}, programs, plan.warps)
+
+
 def as_rows(x: Tensor) -> Tensor:
     """View [..., D] as [rows, D]; copies only where the leading dimensions are no one stride."""
     return x.reshape(-1, x.shape[-1])

@@ -12,9 +12,13 @@ FP32_TINY = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit
-def row_indices(rows, ROWS: tl.constexpr):
-    """Rows of this program [ROWS, 1], int64; those past the end repeat the last, unmasked."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+def row_indices(rows, ROWS: tl.constexpr, second=0, PAIR: tl.constexpr = False):
+    """Rows of this program [ROWS, 1], int64; those past the end repeat the last, unmasked.
+
+    If PAIR a program has two times ROWS: the first, or where ``second`` is 1 the second half.
+    """
+    block = tl.program_id(0) * 2 + second if PAIR else tl.program_id(0)
+    row = block * ROWS + tl.arange(0, ROWS)
     return tl.minimum(row, rows - 1).to(tl.int64)[:, None]
 
 

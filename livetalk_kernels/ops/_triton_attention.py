@@ -46,7 +46,7 @@ def store_tile(
 def _block(
     q, q_tail, k, v, batch, head, row, keys, width, k_stride, v_stride, scale, bonus,
     peak, total, out, out_tail,
-    KEYS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EDGE: tl.constexpr,
+    KEYS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, RAGGED: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
     tile = load_tile(k, batch, head, row, 0, keys, width, k_stride, KEYS, MAIN, TMA)
@@ -54,15 +54,14 @@ def _block(
     if TAIL:
         tile = load_tile(k, batch, head, row, MAIN, keys, width, k_stride, KEYS, TAIL, TMA)
         scores = tl.dot(q_tail, tile.T, scores, input_precision="ieee")
-    if EDGE:
-        key = row + tl.arange(0, KEYS)
-        scores = scores * scale + tl.where(key == keys - 1, bonus, 0.0)[None, :]
-        scores = tl.where((key < keys)[None, :], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-    else:
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
-        weights = tl.exp2(scores * scale - new_peak[:, None])
+    if RAGGED:  # noqa: SIM102 (known when it is compiled, and when it runs)
+        if row + KEYS >= keys:
+            key = row + tl.arange(0, KEYS)
+            if bonus is not None:
+                scores += tl.where(key == keys - 1, bonus, 0.0)[None, :]
+            scores = tl.where((key < keys)[None, :], scores, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
+    weights = tl.exp2(scores * scale - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 1)
     tile = load_tile(v, batch, head, row, 0, keys, width, v_stride, KEYS, MAIN, TMA)
@@ -76,17 +75,20 @@ def _block(
 
 @triton.jit
 def attend(
-    q, q_tail, k, v, k_edge, v_edge, batch, head, keys, width, k_stride, v_stride, scale, bonus,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
+    q, q_tail, k, v, batch, head, keys, width, k_stride, v_stride, scale, bonus,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr, RAGGED: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Softmax over all keys: blocks of KEYS where WHOLE, then one of EDGE with what is left.
+    """Softmax over all keys, in BLOCKS blocks of KEYS: 0, 1, or 2 for several.
+
+    RAGGED: the last block is not full, or has a bonus; its mask is a branch that other blocks jump
+    over. A block apart would be short, but its keys and then its values would be loaded with
+    nothing to do meanwhile, and its code would be a second copy of the loop's.
 
     ``q`` [ROWS, MAIN] and ``q_tail`` [ROWS, TAIL] are queries. ``k`` and ``v`` are read by KEYS
-    rows, ``k_edge`` and ``v_edge``, the same, by EDGE rows; ``batch`` and ``head`` find their
-    place in descriptors, the strides the next row of pointers. ``scale`` is that of the scores
-    times log2(e), at least 0; ``bonus`` is added to the last key's score, in units of log 2, and
-    read in the block of EDGE alone.
+    rows; ``batch`` and ``head`` find their place in descriptors, the strides the next row of
+    pointers. ``scale`` is that of the scores times log2(e), more than 0; ``bonus`` is added to the
+    last key's score before it is scaled, None for none.
 
     Gives the peak of the scores and the sum of the weights [ROWS], and the weighted sums of the
     values [ROWS, MAIN] and [ROWS, TAIL]; without keys -inf and zeros.
@@ -95,18 +97,17 @@ def attend(
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, MAIN], tl.float32)
     out_tail = tl.zeros([ROWS, TAIL], tl.float32) if TAIL else out
-    whole = (keys - 1) // KEYS * KEYS if EDGE else keys
-    if WHOLE:
+    if BLOCKS > 1:
         # The maximum tells the compiler that the loop is entered: a way around it would touch
         # accumulators of tensor-core instructions in flight, and ptxas would serialise them.
-        for row in tl.range(0, tl.maximum(whole, KEYS), KEYS):
+        for row in tl.range(0, tl.maximum(keys, KEYS), KEYS):
             peak, total, out, out_tail = _block(
                 q, q_tail, k, v, batch, head, row, keys, width, k_stride, v_stride, scale,
-                bonus, peak, total, out, out_tail, KEYS, MAIN, TAIL, False, TMA,
+                bonus, peak, total, out, out_tail, KEYS, MAIN, TAIL, RAGGED, TMA,
             )  # fmt: skip
-    if EDGE:
+    elif BLOCKS == 1:
         peak, total, out, out_tail = _block(
-            q, q_tail, k_edge, v_edge, batch, head, whole, keys, width, k_stride, v_stride, scale,
-            bonus, peak, total, out, out_tail, EDGE, MAIN, TAIL, True, TMA,
+            q, q_tail, k, v, batch, head, 0, keys, width, k_stride, v_stride, scale,
+            bonus, peak, total, out, out_tail, KEYS, MAIN, TAIL, RAGGED, TMA,
         )  # fmt: skip
     return peak, total, out, out_tail

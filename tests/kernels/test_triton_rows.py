@@ -60,6 +60,32 @@ def test_rows_are_dealt_so_that_threads_move_16_bytes(
     assert plan.programs == -(-rows // count)
 
 
+@pytest.mark.parametrize(
+    ("rows", "width", "pair", "programs"),
+    [
+        (1513, 5120, True, 757),
+        (1023, 5120, False, 1023),  # too few to keep the GPU busy by two
+        (1 << 20, 64, False, (1 << 20) // 64),  # several short rows already
+    ],
+)
+def test_two_rows_share_the_loads_of_vectors(
+    rows: int, width: int, pair: bool, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_rows, "interpreted", lambda: False)
+    plan = _rows.pair_rows(_rows.plan_rows(rows, width, 2), rows)
+    assert (plan.constants["PAIR"], plan.programs) == (pair, programs)
+
+
+@pytest.mark.parametrize("op", ["add_norm", "add_norm_quant"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_pair_that_is_not_full(op: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows a program, as on a GPU; the last has one."""
+    monkeypatch.setattr(_rows, "INTERPRETED_ELEMENTS", 256)
+    case = Case(op=op, device=CPU, dtype=torch.float32, dims={"B": 1, "L": rows, "D": 100})
+    ok, reason = check_backend(case, "triton")
+    assert ok, reason
+
+
 def test_fp8_rounds_to_nearest_even_on_every_step() -> None:
     """All values of e4m3, the middles between them and their neighbours, as torch rounds them."""
     numbers = torch.arange(0x7F, dtype=torch.uint8).view(FP8).float()

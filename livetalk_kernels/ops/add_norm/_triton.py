@@ -1,4 +1,11 @@
-"""Triton kernel of ``add_norm``: one pass, a row stays in registers from load to store."""
+"""Triton kernel of ``add_norm``: one pass, rows stay in registers from load to store.
+
+A program has ROWS rows, or with PAIR two times as many, both alike and in step: gate, weight and
+bias, in fp32 six times the bytes of a row of x in 16 bits, are loaded once for both. The compiler
+sees equal loads as one as long as nothing is stored between them. As one tensor of two rows, what
+the vectors are added to and multiplied by would have another layout than they have, and cross the
+threads through shared memory.
+"""
 
 import triton
 import triton.language as tl
@@ -7,7 +14,7 @@ from .._triton import load_columns, row_indices, row_sum, store_columns
 
 
 @triton.jit
-def add(x, y, gate, dtype, columns, width, GATED: tl.constexpr, FULL: tl.constexpr):
+def sum_columns(x, y, gate, dtype, columns, width, GATED: tl.constexpr, FULL: tl.constexpr):
     """Give x + gate * y rounded to ``dtype``."""
     value = load_columns(x, columns, width, FULL)
     branch = load_columns(y, columns, width, FULL)
@@ -17,54 +24,98 @@ def add(x, y, gate, dtype, columns, width, GATED: tl.constexpr, FULL: tl.constex
 
 
 @triton.jit
-def add_and_centre(
-    x, y, gate, x_new, eps, width,
+def sum_rows(
+    x, y, gate, dtype, width,
     GATED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Store x'; give both its blocks less its mean (0 past the end) and 1 / deviation [ROWS, 1]."""
-    dtype = x_new.dtype.element_ty
-    main = tl.arange(0, MAIN)[None, :]
-    first = add(x, y, gate, dtype, main, width, GATED, True)
+    """Give both blocks of x + gate * y rounded to ``dtype``."""
+    first = sum_columns(x, y, gate, dtype, tl.arange(0, MAIN)[None, :], width, GATED, True)
     second = first
     if TAIL:
         tail = MAIN + tl.arange(0, TAIL)[None, :]
-        second = add(x, y, gate, dtype, tail, width, GATED, EVEN)
-        # All is loaded before anything is stored: the compiler moves no load across a store.
-        store_columns(x_new, tail, second, width, EVEN)
-    store_columns(x_new, main, first, width, True)
-    # The norm sees the sum as it is stored.
+        second = sum_columns(x, y, gate, dtype, tail, width, GATED, EVEN)
+    return first, second
+
+
+@triton.jit
+def unit_rows(
+    first, second, eps, width, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr
+):
+    """Give both blocks less their mean, over their deviation; 0 past the end."""
     first, second = first.to(tl.float32), second.to(tl.float32)
     mean = row_sum(first, second, TAIL) / width
     # The variance around the mean: the mean square would lose it where the mean is large.
     first -= mean
     second -= mean
     if TAIL and not EVEN:
-        second = tl.where(tail < width, second, 0.0)
+        second = tl.where(MAIN + tl.arange(0, TAIL)[None, :] < width, second, 0.0)
     square = row_sum(first * first, second * second, TAIL)
-    return first, second, tl.rsqrt(square / width + eps)
+    inverse = tl.rsqrt(square / width + eps)
+    return first * inverse, second * inverse
 
 
 @triton.jit
-def affine(unit, weight, bias, columns, width, FULL: tl.constexpr):
-    """Give unit * weight + bias."""
-    scale = load_columns(weight, columns, width, FULL)
-    return unit * scale + load_columns(bias, columns, width, FULL)
+def affine_rows(
+    first, second, weight, bias, width,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Give both blocks times weight plus bias."""
+    main = tl.arange(0, MAIN)[None, :]
+    first = first * load_columns(weight, main, width, True) + load_columns(bias, main, width, True)
+    if TAIL:
+        tail = MAIN + tl.arange(0, TAIL)[None, :]
+        scale = load_columns(weight, tail, width, EVEN)
+        second = second * scale + load_columns(bias, tail, width, EVEN)
+    return first, second
+
+
+@triton.jit
+def store_rows(
+    out, first, second, width, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr
+):
+    """Store both blocks at ``out`` [ROWS, 1]."""
+    store_columns(out, tl.arange(0, MAIN)[None, :], first, width, True)
+    if TAIL:
+        store_columns(out, MAIN + tl.arange(0, TAIL)[None, :], second, width, EVEN)
+
+
+@triton.jit
+def add_and_normalise(
+    x, y, gate, weight, bias, x_new, row, other, eps, width, GATED: tl.constexpr,
+    PAIR: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Store x'; give both blocks of h in fp32, of rows ``row`` and, if PAIR, of ``other``."""
+    dtype = x_new.dtype.element_ty
+    start, start_b = row * width, other * width
+    first, second = sum_rows(x + start, y + start, gate, dtype, width, GATED, MAIN, TAIL, EVEN)
+    first_b, second_b = first, second
+    if PAIR:
+        first_b, second_b = sum_rows(
+            x + start_b, y + start_b, gate, dtype, width, GATED, MAIN, TAIL, EVEN
+        )
+        store_rows(x_new + start_b, first_b, second_b, width, MAIN, TAIL, EVEN)
+    # All is loaded before anything is stored: the compiler moves no load across a store.
+    store_rows(x_new + start, first, second, width, MAIN, TAIL, EVEN)
+    # The norm sees the sum as it is stored.
+    first, second = unit_rows(first, second, eps, width, MAIN, TAIL, EVEN)
+    if PAIR:
+        first_b, second_b = unit_rows(first_b, second_b, eps, width, MAIN, TAIL, EVEN)
+        first_b, second_b = affine_rows(first_b, second_b, weight, bias, width, MAIN, TAIL, EVEN)
+    first, second = affine_rows(first, second, weight, bias, width, MAIN, TAIL, EVEN)
+    return first, second, first_b, second_b
 
 
 @triton.jit
 def add_norm_kernel(
     x, y, gate, weight, bias, x_new, h, eps, rows, width, GATED: tl.constexpr,
-    ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+    ROWS: tl.constexpr, PAIR: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Rows [width] of x, y, x_new, h; grid (rows / ROWS,)."""
-    start = row_indices(rows, ROWS) * width
-    first, second, inverse = add_and_centre(
-        x + start, y + start, gate, x_new + start, eps, width, GATED, MAIN, TAIL, EVEN
+    """Rows [width] of x, y, x_new, h; grid (rows / ROWS,), half of it if PAIR."""
+    row, other = row_indices(rows, ROWS, 0, PAIR), row_indices(rows, ROWS, 1, PAIR)
+    first, second, first_b, second_b = add_and_normalise(
+        x, y, gate, weight, bias, x_new, row, other, eps, width, GATED, PAIR, MAIN, TAIL, EVEN
     )
-    main = tl.arange(0, MAIN)[None, :]
-    normed = affine(first * inverse, weight, bias, main, width, True)
-    store_columns(h + start, main, normed, width, True)
-    if TAIL:
-        tail = MAIN + tl.arange(0, TAIL)[None, :]
-        normed = affine(second * inverse, weight, bias, tail, width, EVEN)
-        store_columns(h + start, tail, normed, width, EVEN)
+    store_rows(h + row * width, first, second, width, MAIN, TAIL, EVEN)
+    if PAIR:
+        store_rows(h + other * width, first_b, second_b, width, MAIN, TAIL, EVEN)

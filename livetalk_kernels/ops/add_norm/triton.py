@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...triton_launch import Launch, register, supports
-from .._rows import plan_rows
+from .._rows import pair_rows, plan_rows
 from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
@@ -27,7 +27,7 @@ def launches(
         return []
     width = x.shape[-1]
     rows = x.numel() // width
-    plan = plan_rows(rows, width, x.itemsize)
+    plan = pair_rows(plan_rows(rows, width, x.itemsize), rows)
     arguments = {
         "x": x, "y": y, "gate": gate, "weight": weight, "bias": bias, "x_new": x_new, "h": h,
         "eps": eps, "rows": rows, "width": width, "GATED": gate is not None, **plan.constants,

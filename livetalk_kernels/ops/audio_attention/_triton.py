@@ -11,7 +11,7 @@ def audio_attention_kernel(
     q, k, v, out, scale, queries, keys, width, tokens_per_frame, token_offset, blocks,
     q_stride_b, q_stride_s, q_stride_h, out_stride_b, out_stride_s, out_stride_h,
     k_stride_b, k_stride_f, k_stride_s, k_stride_h, v_stride_b, v_stride_f, v_stride_s, v_stride_h,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr, RAGGED: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Grid (H, frames * blocks, B): programs that run together read neighbours in memory."""
@@ -32,8 +32,8 @@ def audio_attention_kernel(
     if TAIL:
         query_tail = load_tile(q, batch, head, row, MAIN, end, width, q_stride_s, ROWS, TAIL, False)
     _, total, sums, sums_tail = attend(
-        query, query_tail, k, v, k, v, batch, head, keys, width, k_stride_s, v_stride_s,
-        scale, 0.0, ROWS, KEYS, WHOLE, EDGE, MAIN, TAIL, False,
+        query, query_tail, k, v, batch, head, keys, width, k_stride_s, v_stride_s,
+        scale, None, ROWS, KEYS, BLOCKS, RAGGED, MAIN, TAIL, False,
     )  # fmt: skip
     share = (1.0 / tl.where(total == 0, 1.0, total))[:, None]  # 0 without keys
     store_tile(out, sums * share, row, 0, end, width, out_stride_s, ROWS, MAIN)

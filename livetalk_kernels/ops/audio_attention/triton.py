@@ -6,7 +6,7 @@ Untested on a GPU.
 from torch import Tensor
 
 from ...triton_launch import Launch, register
-from .._attention_launch import LOG2_E, choose_blocks, split_keys, strides, supports
+from .._attention_launch import LOG2_E, choose_blocks, key_blocks, strides, supports
 from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
@@ -33,16 +33,13 @@ def launches(
     blocks = choose_blocks(q_BLHd.dtype, d)
     frames = (token_offset + L - 1) // tokens_per_frame - token_offset // tokens_per_frame + 1
     per_frame = -(-min(L, tokens_per_frame) // blocks.rows)
-    # The usual 32 or 64 keys are one block, the last: no loop to fill and drain.
-    whole, edge = split_keys(S, blocks.keys, peel=True)
     arguments = {
         "q": q_BLHd, "k": k_BFSHd, "v": v_BFSHd, "out": out_BLHd,
         "scale": d**-0.5 * LOG2_E, "queries": L, "keys": S, "width": d,
         "tokens_per_frame": tokens_per_frame, "token_offset": token_offset, "blocks": per_frame,
         **strides("q", q_BLHd), **strides("out", out_BLHd),
         **strides("k", k_BFSHd), **strides("v", v_BFSHd),
-        "ROWS": blocks.rows, "KEYS": blocks.keys, "WHOLE": whole, "EDGE": edge,
-        "MAIN": blocks.main, "TAIL": blocks.tail,
+        **key_blocks(S, blocks.keys), "ROWS": blocks.rows, "MAIN": blocks.main, "TAIL": blocks.tail,
     }  # fmt: skip
     return [
         Launch(

@@ -8,11 +8,11 @@ from .._triton_attention import LOG_2, attend, load_tile, store_tile
 
 @triton.jit
 def chunk_attention_kernel(
-    q, k, v, k_edge, v_edge, out, lse, scale, queries, keys, width, heads,
+    q, k, v, out, lse, scale, queries, keys, width, heads,
     q_stride_b, q_stride_s, q_stride_h, k_stride_b, k_stride_s, k_stride_h,
     v_stride_b, v_stride_s, v_stride_h, out_stride_b, out_stride_s, out_stride_h,
-    NEGATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
-    EDGE: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
+    NEGATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr,
+    RAGGED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of ROWS queries, H, B): programs that run together share a head's keys in L2."""
     row, head, batch = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2)
@@ -22,7 +22,6 @@ def chunk_attention_kernel(
     if not TMA:
         k += batch_64 * k_stride_b + head_64 * k_stride_h
         v += batch_64 * v_stride_b + head_64 * v_stride_h
-        k_edge, v_edge = k, v
     query = load_tile(q, batch, head, row, 0, queries, width, q_stride_s, ROWS, MAIN, False)
     query_tail = query
     if TAIL:
@@ -32,8 +31,8 @@ def chunk_attention_kernel(
     if NEGATE:
         query, query_tail = -query, -query_tail
     peak, total, sums, sums_tail = attend(
-        query, query_tail, k, v, k_edge, v_edge, batch, head, keys, width, k_stride_s, v_stride_s,
-        scale, 0.0, ROWS, KEYS, WHOLE, EDGE, MAIN, TAIL, TMA,
+        query, query_tail, k, v, batch, head, keys, width, k_stride_s, v_stride_s,
+        scale, None, ROWS, KEYS, BLOCKS, RAGGED, MAIN, TAIL, TMA,
     )  # fmt: skip
     total = tl.where(total == 0, 1.0, total)  # without keys
     rows = row + tl.arange(0, ROWS)

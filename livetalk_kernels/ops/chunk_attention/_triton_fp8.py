@@ -193,6 +193,8 @@ def fp8_attention_kernel(
                 query, k, v, k_scales, head, block, blocks, keys, factor, peak, total, sums,
                 ROWS, KEYS, WIDTH, False, INTERPRETED,
             )  # fmt: skip
+    # Were it the loop's last step, as in `attend`, Triton 3.9 would load the queries from shared
+    # memory for every block: nothing else would hold them in registers.
     if EDGE:
         peak, total, sums = _block(
             query, k, v, k_scales, head, whole, blocks, keys, factor, peak, total, sums,

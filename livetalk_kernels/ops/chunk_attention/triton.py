@@ -3,6 +3,7 @@
 Untested on a GPU.
 """
 
+import torch
 from torch import Tensor
 
 from ...triton_launch import Launch, register
@@ -28,14 +29,14 @@ def launches(
     if not q_BLHd.numel():
         return []
     scale = d**-0.5 if scale is None else scale
+    factor = max(abs(scale), torch.finfo(torch.float32).tiny)  # times 0, a masked -inf is NaN
     blocks = choose_blocks(q_BLHd.dtype, d)
     arguments = {
         "q": q_BLHd, "out": out_BLHd, "lse": lse_BHL,
-        "scale": abs(scale) * LOG2_E, "queries": L, "width": d, "heads": H,
+        "scale": factor * LOG2_E, "queries": L, "width": d, "heads": H,
         **strides("q", q_BLHd), **strides("out", out_BLHd),
         **key_arguments(k_BSHd, v_BSHd, blocks),
-        "NEGATE": scale < 0, "ROWS": blocks.rows, "KEYS": blocks.keys,
-        "MAIN": blocks.main, "TAIL": blocks.tail,
+        "NEGATE": scale < 0, "ROWS": blocks.rows, "MAIN": blocks.main, "TAIL": blocks.tail,
     }  # fmt: skip
     return [
         Launch(

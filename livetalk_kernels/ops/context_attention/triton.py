@@ -38,13 +38,14 @@ def launches(
     blocks = dataclasses.replace(blocks, keys=min(blocks.keys, KEYS))
     arguments = {
         "q": q_BLHd, "out": out_BLHd,
-        "scale": d**-0.5 * LOG2_E, "bonus": math.log2(text_repeats), "queries": L, "width": d,
+        "scale": d**-0.5 * LOG2_E, "bonus": math.log(text_repeats) * d**0.5 or None,
+        "queries": L, "width": d,
         **strides("q", q_BLHd), **strides("out", out_BLHd),
         **key_arguments(k_image_BSHd, v_image_BSHd, blocks, suffix="_image"),
         **key_arguments(
-            k_text_BSHd, v_text_BSHd, blocks, peel=text_repeats > 1, suffix="_text"
+            k_text_BSHd, v_text_BSHd, blocks, ragged=text_repeats > 1, suffix="_text"
         ),
-        "ROWS": blocks.rows, "KEYS": blocks.keys, "MAIN": blocks.main, "TAIL": blocks.tail,
+        "ROWS": blocks.rows, "MAIN": blocks.main, "TAIL": blocks.tail,
     }  # fmt: skip
     return [
         Launch(
