@@ -140,12 +140,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An op, case, backend, size or file is no good.
     """
-    from ..loading import resolve_device, resolve_dtype
+    from ..loading import resolve_dtype, use_device
 
     if bench_comm.NAME in args.ops:
         return bench_comm.run(args)
     bench_comm.refuse_with_ops(args)
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     settings = _settings(args, device)
     _check_files(args)
     plan = _plan(args, device, resolve_dtype(args.dtype, device))
