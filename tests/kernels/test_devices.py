@@ -159,6 +159,29 @@ def test_fp32_is_multiplied_as_fp32_and_the_users_switches_stay(user, monkeypatc
     assert not [entry for entry in recorder.seen if "tf32" in entry[1]]
 
 
+def test_cudnn_searches_where_it_is_named_and_never_takes_tf32(monkeypatch):
+    """Its results, with PyTorch's own convolution in cuDNN's place, are the reference's."""
+    asked: list[dict[str, bool]] = []
+
+    def stand_in(x, weight, padding, stride, dilation, groups, **flags):
+        asked.append(flags)
+        convolve = torch.conv2d if x.dim() == 4 else torch.conv3d
+        return convolve(x, weight, None, stride, padding, dilation, groups)
+
+    monkeypatch.setattr(torch, "cudnn_convolution", stand_in)
+    backend = load_backend("causal_conv3d", "cudnn")
+    device = torch.device("cpu")
+    for case in load_op("causal_conv3d").cases(device, torch.float32):
+        if case.name in ("channels_last", "zero_front", "odd", "time_down", "up"):
+            positional, keywords = make_inputs(case)
+            found = backend.run(*positional, **keywords)
+            torch.testing.assert_close(found, reference.run(*positional, **keywords))
+            assert "cuda" in (backend.supports(case) or "")
+    wanted = {"benchmark": True, "deterministic": True, "allow_tf32": False}
+    assert asked and all(flags == wanted for flags in asked)
+    assert "cudnn" not in load_op("causal_conv3d").preferred(SECOND)  # a flag, off
+
+
 def test_the_last_thread_restores_the_switches(user):
     x = fp32_on_a_gpu()
     entered, leave = threading.Event(), threading.Event()
