@@ -5,8 +5,8 @@ Each ``test_bench_<op>.py`` beside this is that suite for one op:
     pytest benchmarks/test_bench_add_norm.py
 
 Results are checked before they are timed; inputs are cold. ``livetalk bench`` lets the backends
-alternate, adds torch.compile and keeps launch times out on a GPU; here they run one after the
-other, for pytest-benchmark's comparisons between commits.
+alternate, adds torch.compile and keeps launch times out on a GPU; here launches count and they run
+one after the other, for pytest-benchmark's comparisons between commits.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def _waiting(run: Callable[..., Any]) -> Callable[..., None]:
     def call(*positional: Any, **keywords: Any) -> None:
         run(*positional, **keywords)
         if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(DEVICE)
 
     return call
 

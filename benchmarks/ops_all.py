@@ -23,12 +23,13 @@ from livetalk_kernels.bench.heap import keep_freed_memory
 from livetalk_kernels.bench.report import RED, TIMED
 from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import Settings, bench_case
+from livetalk_kernels.bench.score import Score, Standing
 from livetalk_kernels.dispatch import load_op, op_names
 from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.spec import Case
 
-SCHEMA = "livetalk/ops/1"
+SCHEMA = "livetalk/ops/2"  # rows as livetalk/bench/2; files of the first are measured anew
 SAME = ("gpu", "cpu", "torch", "triton", "commit")  # of the machine
 LOST = "CUDA error"
 
@@ -110,8 +111,20 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     output.value["complete"] = not left and len(cases) == sum(
         len(output.value[kind]) for kind in ("cases", "skipped", "failed")
     )
+    found = score(output.value)
+    output.value["score"] = found and found.as_json()
     output.write()
     return output
+
+
+def score(output: Mapping[str, Any]) -> Score | None:
+    """Our kernels over all cases, against the best rival and the floor."""
+    return Score.of(
+        {
+            f"{case['op']} {case['case']}": case["standing"] and Standing(**case["standing"])
+            for case in output["cases"]
+        }
+    )
 
 
 def timed(
@@ -149,6 +162,7 @@ def table(output: Mapping[str, Any]) -> str:
             )
     for kind in ("skipped", "failed"):
         lines += [f"{e['op']} {e['case']}: {kind}: {e['reason']}" for e in output[kind]]
+    lines += filter(None, [str(score(output) or "")])
     return "\n".join(lines)
 
 

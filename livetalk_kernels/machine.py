@@ -232,12 +232,6 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def sm_clock(device: "torch.device") -> int | None:
-    """Clock of a GPU's multiprocessors now, in MHz; None on a CPU or where NVML does not tell."""
-    entry = gpu_entry(device) if device.type == "cuda" else None
-    return entry["sm_clock_mhz"] if entry else None
-
-
 def _gpu() -> dict[str, Any] | None:
     """The GPU that torch uses, with CUDA's version; None without one."""
     import torch

@@ -1,6 +1,10 @@
-"""The dtypes that the ops calculate in."""
+"""The dtypes that the ops calculate in, and how exactly fp32 is multiplied."""
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest finite e4m3fn value; the cast beyond it gives NaN, so every caller clamps
@@ -17,3 +21,55 @@ def dtype_name(dtype: torch.dtype) -> str:
 def math_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype in which a formula is evaluated: float64 for float64 inputs, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_fp32(x: Tensor) -> AbstractContextManager[None]:
+    """Multiply fp32 as fp32 within the block, not as TF32, which keeps 10 bits of each factor.
+
+    PyTorch lets cuDNN take TF32 by default: fp32 convolutions on a GPU are then wrong by 3e-4.
+    The switches belong to the process, so they are restored when the last thread leaves; another
+    thread's convolutions meanwhile may be more exact than it asked for, never less.
+
+    Args:
+        x: What is multiplied; the block changes nothing unless it is fp32 on a GPU.
+    """
+    return _IEEE if x.is_cuda and x.dtype == torch.float32 else nullcontext()
+
+
+class _Ieee:
+    """Turns TF32 off while at least one thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._allowed = (False, False)  # what used TF32 before: convolutions, matrix products
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._allowed = _tf32()
+                _set_tf32(self._allowed, "ieee")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _set_tf32(self._allowed, "tf32")
+
+
+_IEEE = _Ieee()
+
+
+def _tf32() -> tuple[bool, bool]:
+    backends = torch.backends
+    used = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    return used[0] == "tf32", used[1] == "tf32"
+
+
+def _set_tf32(which: tuple[bool, bool], precision: str) -> None:
+    convolutions, products = which
+    if convolutions:
+        torch.backends.cudnn.conv.fp32_precision = precision
+    if products:
+        torch.backends.cuda.matmul.fp32_precision = precision

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
 from .spec import Case, as_tuple
@@ -89,7 +90,7 @@ class Launch:
         return {**chosen, **self.options}
 
     def __call__(self) -> None:
-        """Run it on the current stream."""
+        """Run it on the current device's current stream; `register` sees to the device."""
         self.kernel[self.grid](**self.arguments, **self.compiler_options())
 
 
@@ -132,8 +133,21 @@ def register(
 
     def run(*arguments: Any, **keywords: Any) -> Any:
         outputs = empty_outputs(*arguments, **keywords)
-        for launch in launches(as_tuple(outputs), *arguments, **keywords):
-            launch()
+        filled = as_tuple(outputs)
+        index = filled[0].get_device()  # -1 on a CPU
+        # Triton launches on the current device, whichever the tensors are on. Asking which that is
+        # costs a third of a guard around every call.
+        if index < 0 or index == torch.cuda.current_device():
+            launch_all(filled, arguments, keywords)
+        else:
+            with torch.cuda.device(index):
+                launch_all(filled, arguments, keywords)
         return outputs
+
+    def launch_all(
+        filled: tuple[Tensor, ...], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        for launch in launches(filled, *arguments, **keywords):
+            launch()
 
     return register_python(op, backend, run, empty_outputs)

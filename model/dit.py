@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.precision import full_fp32
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 
 from .config import DiTConfig
@@ -284,7 +285,8 @@ class DiT(nn.Module):
         offset = self.patch_embedding.bias if bias else None
         x_BCTHW, patch = x_BCTHW.to(self.dtype), self.config.patch_size
         if not self.reuse:
-            out = F.conv3d(x_BCTHW, weight, offset, stride=patch)
+            with full_fp32(x_BCTHW):
+                out = F.conv3d(x_BCTHW, weight, offset, stride=patch)
             return out.flatten(2).transpose(1, 2).contiguous()
         # Patches do not overlap: as rows of a matrix, each token's can be had alone.
         split = x_BCTHW[0]

@@ -333,6 +333,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def use_device(name: str) -> torch.device:
+    """Resolve a command's device, and make it the process's current one.
+
+    Libraries, and kernels of theirs that look at no tensor, work on the current device. A function
+    that others call may not change it; a command may.
+
+    Raises:
+        UserError: As `resolve_device`.
+    """
+    device = resolve_device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Dtype of that name; ``auto`` is bf16 on a GPU and fp32 on a CPU.
 

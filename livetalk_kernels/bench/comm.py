@@ -285,9 +285,10 @@ def _sampler(comm: Communicator, part: Part, device: torch.device) -> Sampler:
         def sample_gpu() -> float:
             comm.barrier()
             part.run()  # keeps the GPU busy while what counts is being launched
-            begin.record()
+            stream = torch.cuda.current_stream(device)
+            begin.record(stream)
             part.run()
-            end.record()
+            end.record(stream)
             end.synchronize()
             return begin.elapsed_time(end) / 1e3
 

@@ -12,9 +12,12 @@ import numpy as np
 from ..precision import dtype_name
 from ..spec import Case, Cost
 from .baseline import COMPILE, EAGER
+from .clocks import Clocks
 from .roofline import Roofline
+from .score import Standing, geometric_mean
 from .timer import Summary, ratio
 
+SCHEMA = "livetalk/bench/2"  # of the file; the first had no name, no trials and no score
 TIMED, RED, LEFT_OUT = "timed", "red", "left out"
 
 
@@ -28,8 +31,12 @@ class Row:
         note: The errors of its results, or why it was left out.
         auto: It is what ``auto`` picks.
         approximate: Its results are not exact; it must be named to be used.
-        captured: Its time is that of a CUDA graph's replay.
-        time: The samples; None where it was not timed.
+        timing: How it was timed: by the ``clock`` (CPU), by CUDA ``graphs``, without the time of
+            launches, or by ``launches``, with it. Empty where it was not.
+        setup: Seconds of what happens once: packing a weight, compiling, the first call.
+        kernels: Seconds of a call's kernels alone, by CUPTI; None where that is not there.
+        trials: Median seconds of each trial.
+        time: The samples of all trials; None where it was not timed.
         vs_eager: How many times faster than eager; median of the rounds' ratios.
         vs_compile: The same against torch.compile.
     """
@@ -39,10 +46,20 @@ class Row:
     note: str
     auto: bool = False
     approximate: bool = False
-    captured: bool = False
+    timing: str = ""
+    setup: float | None = None
+    kernels: float | None = None
+    trials: tuple[float, ...] = ()
     time: Summary | None = None
     vs_eager: float | None = None
     vs_compile: float | None = None
+
+    @property
+    def trial_spread(self) -> float | None:
+        """Distance of the fastest and the slowest trial, relative to their median."""
+        if len(self.trials) < 2:
+            return None
+        return (max(self.trials) - min(self.trials)) / float(np.median(self.trials))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +71,23 @@ class Result:
         cost: Its least work.
         roofline: The limits measured beside it.
         copies: Copies of the inputs that calls took turns on (CPU).
-        sm_clock_mhz: The GPU's clock right after the rounds; None on a CPU.
+        clocks: The GPU before the first and after the last round; None on a CPU.
         rows: The backends.
+        standing: Our fastest kernel against the fastest rival; None where there is none of either.
     """
 
     case: Case
     cost: Cost
     roofline: Roofline
     copies: int | None
-    sm_clock_mhz: int | None
+    clocks: tuple[Clocks | None, Clocks | None]
     rows: tuple[Row, ...]
+    standing: Standing | None = None
+
+    @property
+    def name(self) -> str:
+        """Op and case, for people."""
+        return f"{self.case.op} {self.case.name}"
 
     @property
     def floor(self) -> float:
@@ -96,7 +120,8 @@ class Result:
             "floor": self.floor,
             "bound": self.roofline.bound(self.cost),
             "copies": self.copies,
-            "sm_clock_mhz": self.sm_clock_mhz,
+            "clocks": [clocks and clocks.as_json() for clocks in self.clocks],
+            "standing": self.standing and dataclasses.asdict(self.standing),
             "backends": [self._row_as_json(row) for row in self.rows],
         }
 
@@ -104,6 +129,7 @@ class Result:
         entry = dataclasses.asdict(row) | self.rates(row)
         if row.time is not None:
             entry["time"]["spread"] = row.time.spread
+            entry["trial_spread"] = row.trial_spread
         return entry
 
 
@@ -146,25 +172,24 @@ def geometric_means(results: Iterable[Result]) -> list[Mean]:
             Mean(
                 backend=backend,
                 cases=len(rows),
-                vs_eager=_geometric([row.vs_eager or 0.0 for row, _ in rows]),
-                vs_compile=_geometric([value for value, _ in compiled]) if compiled else None,
+                vs_eager=geometric_mean([row.vs_eager or 0.0 for row, _ in rows]),
+                vs_compile=geometric_mean([value for value, _ in compiled]) if compiled else None,
                 least_vs_compile=min(compiled, default=None),
             )
         )
     return means
 
 
-def _geometric(values: Sequence[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
-
-
-def compare(rows: Sequence[Row], samples: Mapping[str, Sequence[float]]) -> tuple[Row, ...]:
+def compare(
+    rows: Sequence[Row], trials: Sequence[Mapping[str, Sequence[float]]]
+) -> tuple[Row, ...]:
     """Add to each row its times and ratios, where it was sampled.
 
     Args:
         rows: The rows.
-        samples: Backend -> seconds, one per round.
+        trials: Of each trial, backend -> seconds, one per round.
     """
+    samples = joined(trials)
 
     def against(base: str, own: str) -> float | None:
         return ratio(samples[base], samples[own]) if base in samples else None
@@ -173,6 +198,7 @@ def compare(rows: Sequence[Row], samples: Mapping[str, Sequence[float]]) -> tupl
         dataclasses.replace(
             row,
             time=Summary.of(samples[row.backend]),
+            trials=tuple(float(np.median(trial[row.backend])) for trial in trials),
             vs_eager=against(EAGER, row.backend),
             vs_compile=against(COMPILE, row.backend),
         )
@@ -180,6 +206,11 @@ def compare(rows: Sequence[Row], samples: Mapping[str, Sequence[float]]) -> tupl
         else row
         for row in rows
     )
+
+
+def joined(trials: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """The samples of all trials by name, one after the other."""
+    return {name: [x for trial in trials for x in trial[name]] for name in trials[0]}
 
 
 def as_csv(results: Iterable[Result]) -> str:
@@ -193,9 +224,9 @@ def as_csv(results: Iterable[Result]) -> str:
 
 
 _CSV_COLUMNS = (
-    "op", "case", "dims", "device", "dtype", "backend", "auto", "state", "rounds", "p20_us",
-    "p50_us", "p80_us", "spread", "gb_per_s", "tflop_per_s", "of_floor", "vs_eager", "vs_compile",
-    "note",
+    "op", "case", "dims", "device", "dtype", "backend", "auto", "state", "timing", "rounds",
+    "p20_us", "p50_us", "p80_us", "spread", "trial_spread", "setup_s", "kernels_us", "gb_per_s",
+    "tflop_per_s", "of_floor", "vs_eager", "vs_compile", "note",
 )  # fmt: skip
 
 
@@ -216,6 +247,8 @@ def _csv_line(result: Result, row: Row) -> dict[str, Any]:
         "note": row.note,
     }
     if row.time is not None:
-        line |= {"rounds": row.time.count, "spread": row.time.spread}
+        line |= {"rounds": row.time.count, "spread": row.time.spread, "timing": row.timing}
+        line |= {"trial_spread": row.trial_spread, "setup_s": row.setup}
+        line["kernels_us"] = None if row.kernels is None else row.kernels * 1e6
         line |= {f"{p}_us": getattr(row.time, p) * 1e6 for p in ("p20", "p50", "p80")}
     return {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()}

@@ -164,8 +164,11 @@ def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[]
     has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     if dtype == FP8 and has_fp8:
         one = torch.ones((), device=device)
-        left, right = (torch.ones(size, size, device=device).to(FP8) for _ in range(2))
-        return lambda: torch._scaled_mm(left, right.T, one, one, out_dtype=torch.bfloat16)
+        # Random: multiplying constants takes less power, and the clock rises by 13 %.
+        left, right = (torch.randn(size, size, device=device).to(FP8) for _ in range(2))
+        return lambda: torch._scaled_mm(
+            left, right.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
     wide = torch.bfloat16 if dtype == FP8 else dtype
     a, b = (torch.randn(size, size, device=device).to(wide) for _ in range(2))
     return lambda: a @ b

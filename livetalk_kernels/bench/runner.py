@@ -1,7 +1,10 @@
 """One case from beginning to end: inputs, checks, rounds, result."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +12,21 @@ import torch
 from torch import Generator
 
 from ..dispatch import backend_names, load_backend, load_op, pick
-from ..machine import sm_clock
 from ..spec import Arguments, Case
 from .baseline import COMPILE, EAGER, compile_reference
-from .report import LEFT_OUT, RED, TIMED, Result, Row, compare
+from .clocks import read_clocks
+from .cuda_timer import CudaTimer
+from .report import LEFT_OUT, RED, TIMED, Result, Row, compare, joined
 from .roofline import Probe, Roofline, from_samples, start_probes
-from .timer import MIN_ROUNDS, CpuTimer, CudaTimer, Sampler, interleave, make_timer
+from .score import standing
+from .timer import MIN_ROUNDS, CpuTimer, Sampler, Timer, interleave, make_timer
 from .verify import Judge, check_small_cases
 
 SEED = 0
 COMPUTE_COUNTS = 0.2  # share of the floor from which on the matrix rate is measured in each round
 MAX_NOTE = 300
+TRIALS = 3  # each warms up, captures and takes its rounds anew
+CLOCK = "clock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class Settings:
         backends: Backends to time, besides the baselines; empty: all that can run.
         compile: Time the reference through torch.compile too.
         hot: Leave inputs in the cache from call to call.
-        rounds: Number of rounds; None: by time.
+        rounds: Number of rounds, over all trials; None: by time.
         seconds: Time for a case's rounds, with all that they cost.
         least: Rounds that are made even if they take longer.
     """
@@ -122,15 +129,21 @@ def check(
     found = contestants(case, settings)
     if settings.compile:
         say("torch.compile")
+        begin = time.perf_counter()
         run, reason = compile_reference(case.op, arguments)
         state = TIMED if run is not None else LEFT_OUT
-        row = Row(backend=COMPILE, state=state, note=reason)
+        setup = time.perf_counter() - begin
+        row = Row(backend=COMPILE, state=state, note=reason, setup=setup)
         found.insert(1, Contestant(row=row, run=run))
-    return [_judged(case, contestant, judge, say) for contestant in found]
+    return [_judged(case, arguments, contestant, judge, say) for contestant in found]
 
 
 def _judged(
-    case: Case, contestant: Contestant, judge: Judge, say: Callable[[str], None]
+    case: Case,
+    arguments: Arguments,
+    contestant: Contestant,
+    judge: Judge,
+    say: Callable[[str], None],
 ) -> Contestant:
     row, run = contestant.row, contestant.run
     if run is None:
@@ -138,6 +151,9 @@ def _judged(
     say(f"checking {row.backend}")
     try:
         ok, note = True, ""
+        if row.backend != COMPILE:
+            run, setup = _set_up(case.op, row.backend, run, arguments)
+            row = dataclasses.replace(row, setup=setup)
         if row.backend not in (EAGER, COMPILE):
             ok, note = check_small_cases(case.op, row.backend, case.device, case.dtype)
         if ok:
@@ -148,6 +164,26 @@ def _judged(
         ok, note = False, _brief(error)
     state = TIMED if ok else RED
     return Contestant(row=dataclasses.replace(row, state=state, note=note), run=run if ok else None)
+
+
+def _set_up(
+    op: str, backend: str, run: Callable[..., Any], arguments: Arguments
+) -> tuple[Callable[..., Any], float]:
+    """The backend with its packed weight, called once; and the seconds that this takes."""
+    positional, keywords = arguments
+    begin = time.perf_counter()
+    run = packed(op, "reference" if backend == EAGER else backend, run, arguments)
+    run(*positional, **keywords)
+    return run, time.perf_counter() - begin
+
+
+def packed(op: str, name: str, run: Callable[..., Any], arguments: Arguments) -> Callable[..., Any]:
+    """Where an op takes a packed weight: the backend with what it makes of it, as in the model."""
+    parameters = list(inspect.signature(load_op(op).function).parameters)
+    if "packed" not in parameters:
+        return run
+    weight = arguments[0][parameters.index("weight")]
+    return functools.partial(run, packed=load_backend(op, name).pack(weight))
 
 
 def _time(
@@ -161,34 +197,80 @@ def _time(
 ) -> Result:
     timer = make_timer(case.device, arguments, hot=settings.hot)
     cost = load_op(case.op).cost(case)
-    rows, samplers = [], dict[str, Sampler]()
-    for contestant in checked:
-        row = contestant.row
-        if contestant.run is not None:
-            say(f"warming up {row.backend}")
-            samplers[row.backend] = timer.start(contestant.run)
-            captured = isinstance(timer, CudaTimer) and timer.captured
-            row = dataclasses.replace(row, captured=captured)
-        rows.append(row)
+    runs = {entry.row.backend: entry.run for entry in checked if entry.run is not None}
     counts = cost.flops / rough.rate >= COMPUTE_COUNTS * rough.floor(cost)
     used = {name: probe for name, probe in probes.items() if counts or probe.limit == "bandwidth"}
     own = {f"probe {name}": run for name, run in start_probes(case.device, used).items()}
-    say(f"timing {', '.join(samplers)}")
-    samples = interleave(
-        samplers | own,
-        rounds=settings.rounds,
-        seconds=settings.seconds,
-        least=settings.least,
-    )
+    trials, timings, clocks = [], dict[str, str](), [read_clocks(case.device)]
+    for rounds, seconds, least in _shares(settings):
+        samplers, timings = _start(timer, runs, say, again=bool(trials))
+        if not trials:
+            clocks = [read_clocks(case.device)]  # of a GPU that works
+        say(f"timing {', '.join(samplers)}")
+        begin = time.perf_counter()
+        trials.append(interleave(samplers | own, rounds=rounds, seconds=seconds, least=least))
+        if rounds is None and _spent(trials, time.perf_counter() - begin, seconds, settings):
+            break
+    clocks.append(read_clocks(case.device))
+    samples = joined(trials)
     limits = {name: samples.pop(f"probe {name}") for name in used}
+    roofline = from_samples(used, limits, rough)
+    rows = [
+        dataclasses.replace(
+            entry.row,
+            timing=timings.get(entry.row.backend, ""),
+            kernels=_kernels(timer, runs.get(entry.row.backend)),
+        )
+        for entry in checked
+    ]
     return Result(
         case=case,
         cost=cost,
-        roofline=from_samples(used, limits, rough),
+        roofline=roofline,
         copies=timer.copies if isinstance(timer, CpuTimer) else None,
-        sm_clock_mhz=sm_clock(case.device),
-        rows=compare(rows, samples),
+        clocks=(clocks[0], clocks[1]),
+        rows=compare(rows, trials),
+        standing=standing(rows, samples, roofline.floor(cost)),
     )
+
+
+def _shares(settings: Settings) -> list[tuple[int | None, float, int]]:
+    """Rounds, seconds and least rounds of each trial."""
+    each, least = settings.seconds / TRIALS, -(-settings.least // TRIALS)
+    if settings.rounds is None:
+        return [(None, each, least)] * TRIALS
+    trials = min(TRIALS, settings.rounds)
+    more = settings.rounds % trials
+    return [(settings.rounds // trials + (index < more), each, 1) for index in range(trials)]
+
+
+def _spent(
+    trials: Sequence[Mapping[str, Sequence[float]]],
+    took: float,
+    share: float,
+    settings: Settings,
+) -> bool:
+    """Whether a trial took all the time for three of them, and there are rounds enough."""
+    rounds = sum(len(next(iter(trial.values()))) for trial in trials)
+    return took > 1.5 * share and rounds >= settings.least
+
+
+def _start(
+    timer: Timer, runs: Mapping[str, Callable[..., Any]], say: Callable[[str], None], *, again: bool
+) -> tuple[dict[str, Sampler], dict[str, str]]:
+    """Samplers by backend, and how each one times."""
+    samplers, timings = dict[str, Sampler](), dict[str, str]()
+    for name, run in runs.items():
+        say(f"warming up {name}")
+        samplers[name] = timer.start(run, again=again)
+        timings[name] = timer.timing if isinstance(timer, CudaTimer) else CLOCK
+    return samplers, timings
+
+
+def _kernels(timer: Timer, run: Callable[..., Any] | None) -> float | None:
+    if run is None or not isinstance(timer, CudaTimer):
+        return None
+    return timer.kernel_seconds(run)
 
 
 def _brief(error: Exception) -> str:

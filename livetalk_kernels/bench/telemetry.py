@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-import psutil
 import torch
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +74,9 @@ class HostReader:
 
     def __init__(self) -> None:
         """Note where the counters stand; shares count from here."""
+        import psutil  # a machine that is measured for its GPU may be without
+
+        self._psutil = psutil
         self.units: Mapping[str, str] = {
             "CPU": "%",
             "CPU of this process": "%",
@@ -93,7 +95,7 @@ class HostReader:
         idle, every, own, elapsed = (a - b for a, b in zip(now, self._before, strict=True))
         self._before = now
         if now[-1] - self._clock_read_at >= _CLOCK_SECONDS:
-            self._clock, self._clock_read_at = _cpu_clock(), now[-1]
+            self._clock, self._clock_read_at = _cpu_clock(self._psutil), now[-1]
         return (
             _share(every - idle, every),
             _share(own, elapsed * self._cores),
@@ -104,17 +106,16 @@ class HostReader:
     def close(self) -> None:
         """See the base class."""
 
-    @staticmethod
-    def _counters() -> tuple[float, float, float, float]:
+    def _counters(self) -> tuple[float, float, float, float]:
         """Idle and all CPU seconds, those of this process, and the clock."""
-        times = psutil.cpu_times()._asdict()
+        times = self._psutil.cpu_times()._asdict()
         idle = times["idle"] + times.get("iowait", 0.0)
         # Guests' time is in the users' already.
         every = sum(value for name, value in times.items() if not name.startswith("guest"))
         return idle, every, time.process_time(), time.perf_counter()
 
 
-def _cpu_clock() -> Value:
+def _cpu_clock(psutil: ModuleType) -> Value:
     """Mean frequency of the cores in MHz; None where the system does not tell."""
     try:
         frequency = psutil.cpu_freq()

@@ -7,9 +7,9 @@ Cold means that a call finds its inputs in memory, not in a cache, as it does in
 layers hold more than a cache. On a CPU calls take turns on several copies of the inputs, together
 larger than the last-level cache; where that would need too many copies, a buffer of that size is
 written before each call. That takes longer than a small call does, so a sample then has fewer
-calls: the time that is asked for holds with all that it costs. On a GPU a buffer twice as large as
-L2 is written before each call. A call allocates its outputs, as in the model, and frees them within
-the time that is measured.
+calls: the time that is asked for holds with all that it costs. On a GPU, see `cuda_timer`, a buffer
+twice as large as L2 is written and read before each call. A call allocates its outputs, as in the
+model, and frees them within the time that is measured.
 """
 
 import copy
@@ -117,8 +117,8 @@ class Timer(Protocol):
     def prepare(self) -> Arguments:
         """Make the caches ready for a call, and give its arguments."""
 
-    def start(self, run: Run) -> Sampler:
-        """Warm up, and give the function that takes a sample."""
+    def start(self, run: Run, *, again: bool = False) -> Sampler:
+        """Warm up, briefly if ``again``, and give the function that takes a sample."""
 
 
 def make_timer(device: torch.device, arguments: Arguments, *, hot: bool) -> Timer:
@@ -130,6 +130,8 @@ def make_timer(device: torch.device, arguments: Arguments, *, hot: bool) -> Time
         hot: Leave the inputs in the cache from call to call.
     """
     if device.type == "cuda":
+        from .cuda_timer import CudaTimer  # which needs this module
+
         return CudaTimer(device, arguments, hot=hot)
     return CpuTimer(arguments, hot=hot)
 
@@ -166,11 +168,12 @@ class CpuTimer:
         self._flush()
         self._flush_seconds = time.perf_counter() - begin
 
-    def start(self, run: Run) -> Sampler:
+    def start(self, run: Run, *, again: bool = False) -> Sampler:
         """Warm up until memory is known to the heap: some calls, and some time."""
+        calls, seconds = (1, 0.0) if again else (WARM_CALLS, WARM_SECONDS["cpu"])
         begin, times = time.perf_counter(), list[float]()
         while (spent := time.perf_counter() - begin) < SLOW_SECONDS:
-            if len(times) >= WARM_CALLS and spent >= WARM_SECONDS["cpu"]:
+            if len(times) >= calls and spent >= seconds:
                 break
             times.append(self._call(run, flush=False))
         seconds = min(times) + self._flush_seconds
@@ -199,74 +202,3 @@ class CpuTimer:
         begin = time.perf_counter()
         run(*positional, **keywords)
         return time.perf_counter() - begin
-
-
-class CudaTimer:
-    """Times by CUDA events around the replay of a captured call. Untested on a GPU.
-
-    The buffer's write keeps the GPU busy while the replay is queued behind it, so launch times
-    stay out. A call that cannot be captured is launched instead.
-
-    Attributes:
-        captured: Whether the latest ``start`` could capture its call.
-    """
-
-    def __init__(self, device: torch.device, arguments: Arguments, *, hot: bool = False) -> None:
-        """Make the buffer."""
-        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-        self._buffer = None if hot else torch.empty(size, dtype=torch.uint8, device=device)
-        self._device = device
-        self._arguments = arguments
-        self.captured = False
-
-    def start(self, run: Run) -> Sampler:
-        """Warm up by time, then capture."""
-        positional, keywords = self._arguments
-
-        def call() -> None:
-            run(*positional, **keywords)
-
-        end = time.perf_counter() + WARM_SECONDS["cuda"]
-        call()
-        while time.perf_counter() < end:
-            call()
-            torch.cuda.synchronize(self._device)
-        graph = self._capture(call)
-        self.captured = graph is not None
-        replay = call if graph is None else graph.replay
-        calls = max(3, min(MAX_CALLS, int(SAMPLE_SECONDS / self._median(replay, 3))))
-        return lambda: self._median(replay, calls)
-
-    def prepare(self) -> Arguments:
-        """Make the caches ready for a call, and give its arguments."""
-        if self._buffer is not None:
-            self._buffer.fill_(1)
-        return self._arguments
-
-    def _capture(self, call: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        try:
-            with torch.cuda.graph(graph):
-                call()
-        except RuntimeError:  # it waits for the GPU, or asks for pageable memory
-            torch.cuda.synchronize(self._device)
-            return None
-        return graph
-
-    def _median(self, replay: Callable[[], None], calls: int) -> float:
-        """Seconds of one call: the median of several, queued one behind the other."""
-        events = [
-            tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(calls)
-        ]
-        for begin, end in events:
-            self.prepare()
-            begin.record()
-            replay()
-            end.record()
-        torch.cuda.synchronize(self._device)
-        return float(np.median([begin.elapsed_time(end) for begin, end in events])) / 1e3

@@ -7,8 +7,6 @@ result. The reference takes part, since ``auto`` may fall back to it.
 """
 
 import dataclasses
-import functools
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..dispatch import backend_names, load_backend, load_op
+from ..dispatch import backend_names, load_backend
 from ..errors import UserError
 from ..precision import dtype_name
 from ..spec import Arguments, Case
@@ -25,7 +23,7 @@ from ..tuning import Choice
 from .baseline import EAGER
 from .cases import seconds_needed, too_large
 from .roofline import Limits, Roofline
-from .runner import Settings, contestants, is_interpreted, make_inputs
+from .runner import Settings, contestants, is_interpreted, make_inputs, packed
 from .timer import Sampler, Summary, interleave, make_timer
 from .verify import Judge, Verdict, check_small_cases
 
@@ -181,7 +179,7 @@ class Tuner:
         found = contestants(case, Settings(backends=tuple(names)))
         runs = {one.row.backend: one.run for one in found if one.run is not None}
         named = {"reference" if name == EAGER else name: run for name, run in runs.items()}
-        return {name: _packed(case.op, name, run, arguments) for name, run in named.items()}
+        return {name: packed(case.op, name, run, arguments) for name, run in named.items()}
 
     def _check(self, case: Case, name: str, run: Callable[..., Any], judge: Judge) -> Verdict:
         """The op's small cases, once a backend, then the call itself."""
@@ -198,17 +196,6 @@ class Tuner:
         except Exception as error:  # whatever a backend fails with: it is red, the others go on
             text = " ".join(str(error).split())[:MAX_REASON]
             return False, f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _packed(
-    op: str, name: str, run: Callable[..., Any], arguments: Arguments
-) -> Callable[..., Any]:
-    """Where an op takes a packed weight: the backend with what it makes of it, as in the model."""
-    parameters = list(inspect.signature(load_op(op).function).parameters)
-    if "packed" not in parameters:
-        return run
-    weight = arguments[0][parameters.index("weight")]
-    return functools.partial(run, packed=load_backend(op, name).pack(weight))
 
 
 def merge(calls: Sequence[Call]) -> list[Call]:

@@ -10,7 +10,7 @@ from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import load_backend, support_table
 from livetalk_kernels.precision import dtype_name
 
-from ..loading import resolve_device, resolve_dtype
+from ..loading import resolve_dtype, use_device
 from .common import (
     Subparsers,
     add_command,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: The device is not here, or the tuning file is no good.
     """
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     config = KernelConfig(tuning=find_tuning(args.config))
     choices = bind_ops(config, device=device, dtype=dtype).choices

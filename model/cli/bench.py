@@ -42,8 +42,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "Time every backend of an op that can run here, in turns, beside PyTorch eager and "
         "torch.compile of the plain formula. Results are checked first; a backend whose results "
         "are wrong is red and not timed (exit code 1). The floor is what the op's least bytes "
-        "and operations take at the bandwidth and matrix rate measured in the same rounds. 'bench "
-        "comm' starts several ranks and times what they send each other, against their links.",
+        "and operations take at the bandwidth and matrix rate measured in the same rounds. It ends "
+        "in one score: the geometric mean, over the models' sizes, of the best rival's time over "
+        "ours. Ours is the fastest of our own exact kernels (cpu, cuda, cutlass, triton), a rival "
+        "any other exact backend: eager, torch.compile, libraries. 'bench comm' starts "
+        "several ranks and times what they send each other, against their links.",
         EXAMPLE,
     )
     parser.add_argument(
@@ -140,12 +143,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An op, case, backend, size or file is no good.
     """
-    from ..loading import resolve_device, resolve_dtype
+    from ..loading import resolve_dtype, use_device
 
     if bench_comm.NAME in args.ops:
         return bench_comm.run(args)
     bench_comm.refuse_with_ops(args)
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     settings = _settings(args, device)
     _check_files(args)
     plan = _plan(args, device, resolve_dtype(args.dtype, device))
@@ -237,7 +240,7 @@ def _bench(
 
     from livetalk_kernels.bench.cases import ALL_LARGE, too_long
     from livetalk_kernels.bench.heap import keep_freed_memory
-    from livetalk_kernels.bench.report import RED
+    from livetalk_kernels.bench.report import RED, SCHEMA
     from livetalk_kernels.bench.roofline import Limits
     from livetalk_kernels.bench.runner import bench_case
     from livetalk_kernels.machine import machine
@@ -246,6 +249,7 @@ def _bench(
     from .interrupts import Interrupts
 
     report: dict[str, Any] = {
+        "schema": SCHEMA,
         "machine": machine() | {"time": time.strftime("%H:%M:%S%z")},
         "command": ["livetalk", *args.argv],
         "settings": {
@@ -297,12 +301,15 @@ def _finish(
 ) -> None:
     """Print what concerns all cases, and write the files."""
     from livetalk_kernels.bench.report import as_csv, geometric_means
+    from livetalk_kernels.bench.score import Score
     from livetalk_kernels.outputs import write_json, write_text
 
     from .bench_tables import print_end
 
     means = geometric_means(results)
+    score = Score.of({result.name: result.standing for result in results if result.case.large})
     report["complete"] = complete
+    report["score"] = score and score.as_json()
     report["cases"] = [result.as_json() for result in results]
     report["means"] = [dataclasses.asdict(mean) for mean in means]
     report["skipped"] = [
@@ -311,7 +318,7 @@ def _finish(
     if args.json == STDOUT:
         common.print_json(report)
     else:
-        print_end(report, results)
+        print_end(report, results, score)
 
     with contextlib.ExitStack() as files:  # one that fails does not keep the other back
         if args.csv is not None:

@@ -140,11 +140,11 @@ def run(args: argparse.Namespace) -> int:
     from livetalk_kernels.config import Ranks
     from livetalk_kernels.runtime.launch import launch
 
-    from ..loading import resolve_device
+    from ..loading import use_device
 
     ranks = Ranks.from_environ()
     try:
-        device = resolve_device(args.device)
+        device = use_device(args.device)
         setup = _setup(args, device, ranks)
     except UserError:
         if ranks is not None and ranks.rank:

@@ -5,7 +5,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from livetalk_kernels.bench.clocks import remark
+from livetalk_kernels.bench.cuda_timer import LAUNCHES
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
+from livetalk_kernels.bench.score import Score
 from livetalk_kernels.precision import dtype_name
 
 from ..profile.words import percent, short
@@ -35,6 +38,11 @@ def print_result(result: Result, told: set[str]) -> None:
         elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in told:
             told.add(f"{result.case.op} {note}")
             out.print(f"[yellow]left out[/]: {escape(note)}")
+    launched = [row.backend for row in result.rows if row.timing == LAUNCHES]
+    if launched:
+        out.print(f"[yellow]timed with its launches[/]: {', '.join(launched)}; not to be captured")
+    if (clocks := remark(*result.clocks)) is not None:
+        out.print(f"[yellow]clocks[/]: {escape(clocks)}")
     out.print()
 
 
@@ -56,7 +64,7 @@ def _table(result: Result) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("backend", no_wrap=True)
-    for name in ("p50", "p20-p80", "GB/s", "FLOP/s", "% floor", "x eager", "x compile"):
+    for name in ("p50", "p20-p80", "trials", "GB/s", "FLOP/s", "% floor", "x eager", "x compile"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.state != LEFT_OUT:
@@ -71,6 +79,7 @@ def _cells(result: Result, row: Row) -> list[str]:
     return [
         seconds(row.time.p50),
         _span(row.time.p20, row.time.p80),
+        "-" if row.trial_spread is None else percent(row.trial_spread).replace(" ", ""),
         number(rates["gb_per_s"]),
         short(1e12 * rates["tflop_per_s"]).strip(),
         percent(rates["of_floor"]).replace(" ", ""),
@@ -79,7 +88,7 @@ def _cells(result: Result, row: Row) -> list[str]:
     ]
 
 
-def print_end(report: dict[str, Any], results: list[Result]) -> None:
+def print_end(report: dict[str, Any], results: list[Result], score: Score | None) -> None:
     """Print what concerns all cases: those skipped, means over cases, and the machine."""
     out = console()
     for entry in report["skipped"]:
@@ -95,8 +104,9 @@ def print_end(report: dict[str, Any], results: list[Result]) -> None:
     where = report["machine"]
     if results:
         out.print(
-            "* is what auto picks. % floor: the floor's time as a share of p50. x: how many times "
-            "faster, median of the rounds' ratios."
+            "* is what auto picks. trials: distance of the fastest and slowest of three medians. "
+            "% floor: the floor's time as a share of p50. x: how many times faster, median of the "
+            "rounds' ratios."
         )
     gpu = where["gpu"]
     device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
@@ -104,6 +114,8 @@ def print_end(report: dict[str, Any], results: list[Result]) -> None:
         f"{escape(device)}{escape(where['cpu'])}, {plural(where['threads'], 'thread')}; torch "
         f"{where['torch']}; commit {where['commit'] or 'unknown'}"
     )
+    if score is not None:
+        out.print(f"[bold]{escape(str(score))}[/]", highlight=False)
 
 
 def seconds(value: float) -> str:

@@ -248,13 +248,13 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
     """
     from livetalk_kernels import KernelConfig
 
-    from ..loading import ModelSource
+    from ..loading import ModelSource, use_device
 
     return ModelSource.find(
         preset=args.preset,
         checkpoint=args.checkpoint,
         audio_encoder=getattr(args, "audio_encoder", None),
-        device=args.device,
+        device=str(use_device(args.device)),
         dtype=args.dtype,
         precision=getattr(args, "precision", "exact"),
         backend=KernelConfig.from_sources(args.backend, tuning=args.config),

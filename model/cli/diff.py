@@ -112,9 +112,9 @@ def _require_difference(args: argparse.Namespace, sides: "list[Configuration]") 
     Raises:
         UserError: They are equal.
     """
-    from ..loading import resolve_device, resolve_dtype
+    from ..loading import resolve_dtype, use_device
 
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     a, b = (replace(side, text="", dtype=str(resolve_dtype(side.dtype, device))) for side in sides)
     if a == b:
         texts = " and ".join(side.text for side in sides)

@@ -154,10 +154,10 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
     from livetalk_kernels.runtime.process_group import joined
     from livetalk_kernels.runtime.watchdog import Watchdog
 
-    from ..loading import resolve_device
+    from ..loading import use_device
 
     args.device = _place(args.device, ranks.local_world, ranks.local_rank)
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     with (
         Watchdog(ranks, deadlines=_deadlines(args, cpu=device.type == "cpu")) as watchdog,
         joined(device) as (world, control),

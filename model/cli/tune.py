@@ -103,11 +103,11 @@ def run(args: argparse.Namespace) -> int:
     from livetalk_kernels.outputs import write_json
     from livetalk_kernels.tuning import Tuning, TuningKey
 
-    from ..loading import resolve_device, resolve_dtype
+    from ..loading import resolve_dtype, use_device
     from .interrupts import Interrupts
 
     _check(args)
-    device = resolve_device(args.device)
+    device = use_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     path: Path = args.output
     before = Tuning.load(path) if find(path).kind != "missing" else Tuning(path=str(path))

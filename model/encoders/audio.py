@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.precision import full_fp32
 
 from ..config import AudioEncoderConfig, read_config
 from ..weights import Slot, TensorFiles, load_module, open_weights, random_module
@@ -204,10 +205,15 @@ class AudioEncoder:
     def conv_features(self, values_N: np.ndarray) -> Tensor:
         """Convolutional features [1, C, T] of normalised float32 samples [N]."""
         values_1N = torch.from_numpy(values_N)[None].to(self.device, self.dtype)
-        return self._network.feature_extractor(values_1N)
+        with full_fp32(values_1N):
+            return self._network.feature_extractor(values_1N)
 
     def hidden_states(self, features_1LC: Tensor) -> Tensor:
         """Outputs of all transformer layers, [L, layers, width], without the input embedding."""
+        with full_fp32(features_1LC):
+            return self._hidden_states(features_1LC)
+
+    def _hidden_states(self, features_1LC: Tensor) -> Tensor:
         encoder = self._network.encoder
         hidden, _ = self._network.feature_projection(features_1LC)
         hidden = hidden + encoder.pos_conv_embed(hidden)

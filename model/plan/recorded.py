@@ -26,7 +26,9 @@ from .layout import Layout
 from .machine import CpuMachine, CpuRates, Machine
 from .work import ATTENTION, COMMUNICATION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 
-SCHEMA, OPS_SCHEMA = "livetalk/profile/1", "livetalk/ops/1"  # the second: benchmarks/ops_all.py
+SCHEMA = "livetalk/profile/1"
+VERSIONED = ("livetalk/profile/", "livetalk/bench/", "livetalk/ops/")
+BENCH_SCHEMAS = ("livetalk/bench/2", "livetalk/ops/1", "livetalk/ops/2")  # ops: benchmarks/ops_all
 PROFILE, BENCH, COMM = "profile", "bench", "bench comm"
 SETTING = ("model", "dtype", "precision", "reuse", "steps", "threads", "compiled")
 NAMED = 3  # settings that an error tells of; there are as many as ops
@@ -115,8 +117,15 @@ def _read(path: Path) -> Recorded:
     kind = None
     if values.get("schema") == SCHEMA:
         kind = PROFILE
-    elif "cases" in values and ("means" in values or values.get("schema") == OPS_SCHEMA):
+    elif "cases" in values and values.get("schema") in BENCH_SCHEMAS:
         kind = BENCH
+    elif "means" in values and "cases" in values and "schema" not in values:
+        kind = BENCH  # the first form, which lacks nothing that a forecast needs
+    elif str(values.get("schema")).startswith(VERSIONED):
+        raise UserError(
+            f"--fit {path}: is a report of another version of livetalk ({values['schema']:.40}); "
+            "record it again with this one"
+        )
     elif "link" in values and "patterns" in values:
         kind = COMM
     well_formed = all(isinstance(values.get(key), dict) for key in ("machine", "settings"))

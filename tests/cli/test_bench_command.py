@@ -37,7 +37,8 @@ def test_table(capsys):
     assert bench("add_norm", "rms_norm", *SMALL, *QUICK) == 0
     shown = capsys.readouterr()
     assert all(len(line.rstrip()) <= 80 for line in shown.out.splitlines())
-    for word in ("add_norm L=8,D=32", "rms_norm L=8", "eager", "floor", "torch", "commit"):
+    words = ("add_norm L=8,D=32", "rms_norm L=8", "eager", "floor", "torch", "commit", "trials")
+    for word in (*words, "score: ", "x the best rival", "2 cases"):
         assert word in shown.out
     assert shown.out.count("interpreter") <= 4  # said once per op
     assert "[2/2] rms_norm" in shown.err
@@ -54,11 +55,14 @@ def test_json_and_csv_of_a_sweep(tmp_path, capsys):
     assert report["machine"]["threads"] == 1
     assert report["command"][:3] == ["livetalk", "bench", "add_norm"]
     assert report["complete"] and report["skipped"] == []
+    assert report["schema"] == "livetalk/bench/2" and report["score"]["cases"] == 4
     names = [case["case"] for case in report["cases"]]
     assert names == ["L=4,D=32", "L=4,D=64", "L=8,D=32", "L=8,D=64"]
     for case in report["cases"]:
         rows = {row["backend"]: row for row in case["backends"]}
         assert rows["eager"]["time"]["p20"] <= rows["eager"]["time"]["p80"]
+        assert case["standing"]["rival"] == "eager" and case["standing"]["ours"] == "cpu"
+        assert rows["eager"]["timing"] == "clock" and len(rows["eager"]["trials"]) == 2
         assert rows["eager"]["time"]["count"] == 2 and rows["eager"]["gb_per_s"] > 0
         assert rows["triton"]["state"] == "left out" and rows["triton"]["time"] is None
         assert case["dims"]["B"] == 1 and case["floor"] > 0

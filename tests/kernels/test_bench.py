@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ from livetalk_kernels.bench.heap import keep_freed_memory
 from livetalk_kernels.bench.report import Result, Row, as_csv, compare, geometric_means
 from livetalk_kernels.bench.roofline import Limits, Probe, Roofline, from_samples, gemm_dtype
 from livetalk_kernels.bench.runner import Settings, bench_case, contestants, make_inputs
-from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, make_timer, ratio
+from livetalk_kernels.bench.score import Score, Standing, is_ours, standing
+from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, ratio
 from livetalk_kernels.bench.verify import Judge
-from livetalk_kernels.dispatch import load_backend, load_op, op_names
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.machine import last_level_cache, machine
 from livetalk_kernels.precision import FP8
@@ -171,11 +173,15 @@ def test_rates_of_a_result() -> None:
         cost=Cost(flops=10**12, bytes=2 * 10**9),
         roofline=Roofline(bandwidth=4e9, rate=1e13),
         copies=1,
-        sm_clock_mhz=None,
-        rows=compare(rows, samples),
+        clocks=(None, None),
+        rows=compare(rows, [samples, {name: [2 * x for x in xs] for name, xs in samples.items()}]),
     )
     cpu, toy = result.rows[2], result.rows[3]
     assert (cpu.vs_eager, cpu.vs_compile) == (4.0, 2.0)
+    assert cpu.trials == (1.0, 2.0) and cpu.trial_spread == pytest.approx(1 / 1.5)
+    result = replace(result, rows=compare(rows, [samples]))
+    cpu = result.rows[2]
+    assert cpu.trials == (1.0,) and cpu.trial_spread is None
     assert result.rates(cpu) == {"gb_per_s": 2.0, "tflop_per_s": 1.0, "of_floor": 0.5}
     assert toy.time is None and set(result.rates(toy).values()) == {None}
     entry = result.as_json()
@@ -185,13 +191,88 @@ def test_rates_of_a_result() -> None:
     assert [line["backend"] for line in lines] == ["eager", "compile", "cpu", "toy"]
     assert lines[2]["p50_us"] == "1e+06" and lines[3]["p50_us"] == "" and lines[3]["note"]
     other = compare(
-        [replace(row, time=None) for row in rows], samples | {"cpu": [16.0, 16.0, 32.0]}
+        [replace(row, time=None) for row in rows], [samples | {"cpu": [16.0, 16.0, 32.0]}]
     )
     means = geometric_means([result, replace(result, rows=other)])
     assert [mean.backend for mean in means] == ["cpu"]
     assert means[0].cases == 2 and means[0].vs_eager == pytest.approx(1.0)
     assert means[0].least_vs_compile == (0.125, "add_norm one")
     assert geometric_means([result]) == []
+
+
+def test_the_score_is_ours_against_the_best_rival() -> None:
+    samples = {
+        "eager": [8.0, 8.0], "sdpa": [4.0, 6.0], "quack": [1.0, 1.0], "cpu": [3.0, 3.0],
+        "triton": [2.0, 2.0], "triton_fp8": [0.5, 0.5],
+    }  # fmt: skip
+    approximate = ("quack", "triton_fp8")
+    rows = [
+        Row(backend=name, state="timed", note="", approximate=name in approximate)
+        for name in samples
+    ]
+    found = standing(rows, samples, 1.0)
+    assert found == Standing(ours="triton", rival="sdpa", vs_rival=2.5, of_floor=0.5)
+    assert standing(rows[:2], samples, 1.0) is None  # there is nothing of ours
+    worse = replace(found, vs_rival=0.4, of_floor=0.125)
+    score = Score.of({"a": found, "b": worse, "c": None})
+    assert score is not None and score.cases == 2 and score.without == ("c",)
+    assert score.vs_rival == pytest.approx(1.0) and score.of_floor == pytest.approx(0.25)
+    assert score.least == (0.4, "b, triton against sdpa")
+    assert "1.00 x the best rival, 25 % of the floor" in str(score)
+    assert Score.of({"c": None}) is None
+    ours = {name for op in op_names() for name in backend_names(op) if is_ours(name)}
+    assert ours == {"cpu", "cuda", "cutlass", "triton", "triton_fp8"}  # a library is a rival
+
+
+@pytest.mark.parametrize(
+    ("cost", "settings", "trials"),
+    [
+        (0.01, Settings(seconds=0.3), 3),
+        (1.0, Settings(seconds=3.0), 3),  # 5 rounds or more, whatever they take: 2 each
+        (5.0, Settings(seconds=1.0, least=1), 1),  # what the user says is kept to
+        (5.0, Settings(rounds=7), 3),
+        (5.0, Settings(rounds=2), 2),
+    ],
+)
+def test_trials_fill_the_time(cost, settings, trials, monkeypatch) -> None:
+    now = [0.0]
+
+    class Timer:
+        def start(self, run, *, again=False):
+            def sample() -> float:
+                now[0] += cost
+                return cost
+
+            return sample
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    for module in (timer_module, runner):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(runner, "make_timer", lambda *arguments, **keywords: Timer())
+    monkeypatch.setattr(runner, "start_probes", lambda device, probes: {})
+    monkeypatch.setattr(runner, "from_samples", lambda probes, samples, rough: rough)
+    row = Row(backend="cpu", state="timed", note="")
+    entry = runner.Contestant(row=row, run=lambda: None)
+    case = case_of("add_norm", "odd")
+    result = runner._time(case, ((), {}), [entry], settings, {}, FAST, lambda text: None)
+    (timed,) = result.rows
+    assert timed.time is not None and len(timed.trials) == trials and timed.timing == "clock"
+    if settings.rounds is not None:
+        assert timed.time.count == settings.rounds
+
+
+def test_a_packed_weight_is_setup(monkeypatch) -> None:
+    """As in the model, which packs once."""
+    case = case_of("causal_conv3d", "channels_last")
+    packs: list[int] = []
+    backend = load_backend("causal_conv3d", "library")
+    counted = replace(backend, name="cpu", pack=lambda weight: packs.append(1))
+    monkeypatch.setattr(runner, "backend_names", lambda op: ["reference", "cpu"])
+    monkeypatch.setattr(
+        runner, "load_backend", lambda op, name: counted if name == "cpu" else backend
+    )
+    rows = bench(case)
+    assert packs == [1] and rows["cpu"].state == "timed" and rows["cpu"].setup is not None
 
 
 def test_shapes() -> None:
@@ -380,20 +461,3 @@ def test_a_suite_runs(tmp_path: Path) -> None:
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )  # fmt: skip
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
-
-
-@pytest.mark.gpu
-def test_times_on_a_gpu() -> None:
-    device = torch.device("cuda")
-    case = next(c for c in load_op("add_norm").cases(device, torch.bfloat16) if c.large)
-    timer = make_timer(device, make_inputs(case), hot=False)
-    cost = load_op("add_norm").cost(case)
-    sample = timer.start(load_backend("add_norm", "triton").run)
-    seconds = sample()
-    assert timer.captured
-    assert 1e9 < cost.bytes / seconds < 2e13
-    probes, rough = Limits(device).of(case)
-    result = bench_case(case, QUICK, probes, rough, lambda text: None)
-    rows = {row.backend: row for row in result.rows}
-    assert rows["triton"].state == "timed" and rows["triton"].captured
-    assert rows["eager"].state == "timed" and 0 < result.floor < 1

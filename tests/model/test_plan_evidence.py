@@ -119,6 +119,11 @@ def test_ops_of_the_script_that_needs_no_package(tmp_path):
         gpu_evidence(read_recorded([file]), GPUS["h800"], SHARES) for file in (ops, bench)
     )
     assert ours.shares == theirs.shares != SHARES
+    today = write(tmp_path / "today.json", report | {"schema": "livetalk/bench/2", "means": []})
+    assert gpu_evidence(read_recorded([today]), GPUS["h800"], SHARES).shares == theirs.shares
+    newer = write(tmp_path / "newer.json", report | {"schema": "livetalk/bench/9"})
+    with pytest.raises(UserError, match=r"newer\.json.*another version.*bench/9.*record it again"):
+        read_recorded([newer])
     assert set(ours.measured) == set(theirs.measured) == {"attention", "memory"}
     assert ours.figures["matmul"].value == theirs.figures["matmul"].value
 

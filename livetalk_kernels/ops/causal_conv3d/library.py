@@ -8,7 +8,7 @@ Kernels with few channels on one side fold time into them.
 On CUDA fp32 is multiplied as fp32, not TF32. Untested on a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ...spec import Case
 # the rest of it; three frames of at most five channels, folded into one, fill it better.
 FEW_CHANNELS = 16
 NO_BORDER = (0, 0, 0, 0)
+Convolve = Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
 
 
 def supports(case: Case) -> str | None:
@@ -39,6 +40,24 @@ def run(
     padding: Sequence[int] = NO_BORDER,
 ) -> Tensor:
     """See the contract."""
+    return convolve_video(
+        x, history, weight, bias,
+        zero_frames=zero_frames, stride=stride, padding=padding, by=convolve,
+    )  # fmt: skip
+
+
+def convolve_video(
+    x: Tensor,
+    history: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    zero_frames: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    by: Convolve,
+) -> Tensor:
+    """Compute the op by the convolutions of ``by``, which has the arguments of `convolve`."""
     pieces = [x] if history is None or history.shape[2] == 0 else [history, x]
     top, bottom, left, right = padding
     symmetric = (top, left) == (bottom, right)
@@ -59,8 +78,8 @@ def run(
         (frames,) = window
         if taps_OIkkk.shape[2] == 1:
             frames = frames[:, :, :: stride[0]]
-            return _per_frame(frames, taps_OIkkk[:, :, 0], bias, stride[1:], inner)
-        return convolve(frames, taps_OIkkk, bias, stride, (0, *inner))
+            return _per_frame(frames, taps_OIkkk[:, :, 0], bias, stride[1:], inner, by)
+        return by(frames, taps_OIkkk, bias, stride, (0, *inner))
 
     length = sum(piece.shape[2] for piece in pieces)
     count = (zero_frames + length - taps) // stride[0] + 1
@@ -89,14 +108,29 @@ def convolve(
             # than oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
             return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
         if frames.is_cuda and torch.backends.cudnn.is_available():
-            out = torch.cudnn_convolution(
-                frames, weight, padding, stride, ones, 1,
-                benchmark=torch.backends.cudnn.benchmark, deterministic=True, allow_tf32=False,
-            )  # fmt: skip
-            return out if bias is None else out.add_(bias.view(-1, *ones))
+            search = torch.backends.cudnn.benchmark
+            return by_cudnn(frames, weight, bias, stride, padding, search=search)
     if len(stride) == 2:
         return functional.conv2d(frames, weight, bias, stride, padding)
     return functional.conv3d(frames, weight, bias, stride, padding)
+
+
+def by_cudnn(
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *,
+    search: bool,
+) -> Tensor:
+    """Convolve by cuDNN without TF32; ``search``: time its algorithms at the first such call."""
+    ones = (1,) * len(stride)
+    out = torch.cudnn_convolution(
+        frames, weight, padding, stride, ones, 1,
+        benchmark=search, deterministic=True, allow_tf32=False,
+    )  # fmt: skip
+    return out if bias is None else out.add_(bias.view(-1, *ones))
 
 
 def _window(pieces: list[Tensor], start: int, stop: int) -> list[Tensor]:
@@ -152,10 +186,11 @@ def _per_frame(
     bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    by: Convolve = convolve,
 ) -> Tensor:
     """Convolve each frame as an image."""
     images = frames.transpose(1, 2).flatten(0, 1)
-    out = convolve(images, weight_OIkk, bias, stride, padding)
+    out = by(images, weight_OIkk, bias, stride, padding)
     return out.unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
 

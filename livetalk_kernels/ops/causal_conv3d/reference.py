@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...precision import full_fp32
 from ...spec import Case
 
 
@@ -27,4 +28,5 @@ def run(
     top, bottom, left, right = padding
     frames = x if history is None else torch.cat([history, x], dim=2)
     frames = functional.pad(frames, (left, right, top, bottom, zero_frames, 0))
-    return functional.conv3d(frames, weight, bias, stride)
+    with full_fp32(x):
+        return functional.conv3d(frames, weight, bias, stride)

@@ -1,0 +1,77 @@
+"""A GPU's clocks around a measurement: a time says little without them. Untested on a GPU."""
+
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .telemetry import THROTTLED, GpuReader, find_nvml, throttle_reasons
+
+DRIFT = 0.03  # share by which clocks may differ before and after without being worth a word
+IDLE = "idle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocks:
+    """A GPU at one moment; None where NVML does not tell.
+
+    Attributes:
+        sm_mhz: Clock of its multiprocessors.
+        memory_mhz: Clock of its memory.
+        power_w: Watts.
+        temperature_c: Degrees.
+        held_down_by: What keeps its clocks from being higher, in words.
+    """
+
+    sm_mhz: float | None
+    memory_mhz: float | None
+    power_w: float | None
+    temperature_c: float | None
+    held_down_by: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def read_clocks(device: torch.device, nvml: ModuleType | None = None) -> Clocks | None:
+    """Ask NVML for a GPU's state now.
+
+    Args:
+        device: The GPU.
+        nvml: ``pynvml`` or what stands in for it; by default the library, where it is installed.
+
+    Returns:
+        The state; None on a CPU and without NVML.
+    """
+    nvml = nvml or (find_nvml() if device.type == "cuda" else None)
+    if device.type != "cuda" or nvml is None:
+        return None
+    try:
+        reader = GpuReader(nvml, "", str(torch.cuda.get_device_properties(device).uuid))
+    except nvml.NVMLError:
+        return None
+    values = dict(zip((name.strip() for name in reader.units), reader.read(), strict=True))
+    reader.close()
+    return Clocks(
+        sm_mhz=values["SM clock"],
+        memory_mhz=values["memory clock"],
+        power_w=values["power"],
+        temperature_c=values["temperature"],
+        held_down_by=tuple(throttle_reasons(int(values[THROTTLED] or 0))),
+    )
+
+
+def remark(before: Clocks | None, after: Clocks | None) -> str | None:
+    """What a reader must know of the clocks, in a line; None where they were steady and free."""
+    if before is None or after is None:
+        return None
+    reasons = dict.fromkeys((*before.held_down_by, *after.held_down_by))
+    held = [reason for reason in reasons if reason != IDLE]
+    ends = before.sm_mhz, after.sm_mhz
+    moved = None not in ends and abs(ends[1] - ends[0]) > DRIFT * ends[0]  # type: ignore[operator]
+    if not held and not moved:
+        return None
+    mhz = " to ".join("?" if clock is None else f"{clock:.0f}" for clock in ends)
+    return f"SM clock {mhz} MHz" + (f", held down by {', '.join(held)}" if held else "")
