@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import NO_TIME, Budget, Output, brief, resolve, run_main, say
+from race import NO_TIME, Budget, Output, add_time_options, brief, resolve, run_main, say
 
 from livetalk_kernels import UserError
 from livetalk_kernels.bench.cases import select_cases, too_large, too_long
@@ -165,17 +165,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
-    parser.add_argument(
-        "--budget", type=float, metavar="S", help="leave out what does not fit so many seconds"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    add_time_options(parser)
     return parser
 
 
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    output = measure(args, Budget(args.budget)).value
+    output = measure(args, Budget.of(args)).value
     print(table(output))
     rows = [row for case in output["cases"] for row in case["backends"]]
     red = any(row["state"] == RED for row in rows)

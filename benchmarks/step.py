@@ -426,7 +426,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    budget = Budget(args.budget)
+    budget = Budget.of(args)
     output, race = measure(args, budget)
     print(table(output.value))
     return exit_code(race.rows)
