@@ -31,13 +31,15 @@ from livetalk_kernels.spec import Case
 SCHEMA = "livetalk/ops/1"
 SAME = ("gpu", "cpu", "torch", "triton", "commit")  # of the machine
 LOST = "CUDA error"
+LARGEST = "14b"
 
 
 def ordered_cases(ops: list[str], device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """The first case of each op, then the second of each, and so on."""
+    """The first case of each op, then the second of each, and so on; the published size first."""
     by_op = [select_cases(op, device, dtype) for op in ops if dtype in load_op(op).dtypes]
     rows = itertools.zip_longest(*by_op)
-    return [case for row in rows for case in row if case is not None]
+    found = [case for row in rows for case in row if case is not None]
+    return sorted(found, key=lambda case: LARGEST not in case.name)
 
 
 Known = dict[tuple[str, str], Any]

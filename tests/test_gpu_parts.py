@@ -117,7 +117,7 @@ def page(folder: Path, part: str, result: Mapping[str, Any]) -> str:
 
 
 def test_a_step_in_all_ways(tmp_path: Path) -> None:
-    options = ("--layers", "2", "--rounds", "1", "--no-compile", "--precision", "fp8")
+    options = ("--layers", "2", "--rounds", "1", "--no-compile", "--precision", "both")
     result = script(tmp_path, "step.py", *options)
     rows = {row["name"]: row for row in result["rows"]}
     timed = {name for name, row in rows.items() if row["state"] == "timed"}
@@ -126,7 +126,9 @@ def test_a_step_in_all_ways(tmp_path: Path) -> None:
     assert rows["published, sdpa_flash"]["error"] < 1e-5
     ours = rows["ours, FP8, sdpa"]
     assert 1e-3 < ours["error"] < 0.25 and ours["approximate"] and ours["of_floor"] > 0
-    assert ours["against"].keys() == {"published, sdpa_flash"}
+    assert ours["against"].keys() == {"published, sdpa_flash", "ours, sdpa"}
+    exact = rows["ours, sdpa"]
+    assert exact["error"] < 1e-5 and not exact["approximate"] and timed >= {"ours, cpu"}
     assert result["settings"]["layers"] == 2 and result["settings"]["layers_of_preset"] == 4
     text = page(tmp_path, "step", result)
     assert "ours, FP8, sdpa (approximate)" in text and "x published, sdpa_flash" in text
