@@ -195,14 +195,15 @@ class Smoke:
             if worker.pipe in news:
                 self.hear(worker)
             elif time.monotonic() >= worker.until:
-                self.lose(worker, HANGS, f"not done after {self.seconds:.0f} s")
+                limit = self.seconds if worker.ready else START_SECONDS
+                self.lose(worker, HANGS, f"not done after {limit:.0f} s")
 
     def hear(self, worker: Worker) -> None:
         """Take what a worker says, or its death."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join(1)
+            worker.process.join(START_SECONDS)  # it is dead, and soon known to be
             code = worker.process.exitcode
             self.lose(worker, CRASHES, f"its process ended with code {code}")
             return

@@ -82,7 +82,8 @@ def share(source: nn.Module, target: nn.Module) -> None:
     """Let a module from the meta device use another one's weights."""
     for name, parameter in source.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        setattr(target.get_submodule(owner), leaf, parameter)
+        own = nn.Parameter(parameter.data, requires_grad=False)
+        setattr(target.get_submodule(owner), leaf, own)
 
 
 def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype) -> Ops:
