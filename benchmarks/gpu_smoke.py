@@ -14,6 +14,7 @@ in the result as ``excluded``, in the form of ``LIVETALK_EXCLUDE``. Untested on 
 
 import argparse
 import importlib.util
+import math
 import multiprocessing
 import os
 import sys
@@ -39,7 +40,7 @@ OK, HANGS, CRASHES, FAILS, WRONG = "ok", "hangs", "crashes", "fails", "wrong"
 LEFT_OUT, NO_TIME = "left out", "no time was left"
 BROKEN = (HANGS, CRASHES, FAILS, WRONG)
 SECONDS = 10.0  # for a backend
-START_SECONDS = 30.0  # for a worker's start: driver, context
+LONGEST_WAIT = 60.0
 MOST_WORKERS = 8
 LEAST = 0.2  # seconds; with less nothing is begun
 
@@ -183,27 +184,26 @@ class Smoke:
         )
         process.start()
         theirs.close()
-        self.workers.append(Worker(process, ours, time.monotonic() + START_SECONDS))
+        self.workers.append(Worker(process, ours, math.inf))  # its start may take all the time
 
     def listen(self) -> None:
         """Wait for news, or for the next one that is late."""
         waited = [worker for worker in self.workers if worker.task or not worker.ready]
         ends = [worker.until - time.monotonic() for worker in waited]
-        limit = max(0.0, min(*ends, self.budget.left(), START_SECONDS))
+        limit = max(0.0, min(*ends, self.budget.left(), LONGEST_WAIT))
         news = set(wait([worker.pipe for worker in waited], limit))
         for worker in waited:
             if worker.pipe in news:
                 self.hear(worker)
             elif time.monotonic() >= worker.until:
-                limit = self.seconds if worker.ready else START_SECONDS
-                self.lose(worker, HANGS, f"not done after {limit:.0f} s")
+                self.lose(worker, HANGS, f"not done after {self.seconds:.0f} s")
 
     def hear(self, worker: Worker) -> None:
         """Take what a worker says, or its death."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join(START_SECONDS)  # it is dead, and soon known to be
+            worker.process.join(LONGEST_WAIT)  # it is dead, and soon known to be
             code = worker.process.exitcode
             self.lose(worker, CRASHES, f"its process ended with code {code}")
             return

@@ -232,12 +232,15 @@ class Field:
             fp8: With the linear layers of the blocks in FP8.
         """
         backend = load_backend(OP, attention)
+        library = LIBRARY_GEMM[self.device.type]
+        if torch_kernels and fp8 and reason is None:
+            case = Case(op="fp8_gemm", device=self.device, dtype=self.dtype)
+            reason = load_backend(case.op, library).supports(case)
 
         def build() -> Run:
             choice = f"{OP}={attention}"
             if torch_kernels:
-                name = LIBRARY_GEMM[self.device.type]
-                gemms = [f"{op}={name}" for op in ("fp8_gemm", "fp8_gemm_gelu_quant") if fp8]
+                gemms = [f"{op}={library}" for op in ("fp8_gemm", "fp8_gemm_gelu_quant") if fp8]
                 ops = self._ops((*TORCH, *gemms, choice))
             else:
                 config = KernelConfig.from_sources([*self.args.backend, choice])
