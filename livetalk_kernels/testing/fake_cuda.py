@@ -207,6 +207,8 @@ class FakeCuda:
 
     def __enter__(self) -> Self:
         """Replace what torch has."""
+        with torch.device("meta"):
+            torch.empty(0)  # torch notes which functions heed such a block: its own, not ours
         library = torch.library.Library("aten", "IMPL")
         self._exits.callback(library._destroy)
         for name, operation in FACTORIES.items():
