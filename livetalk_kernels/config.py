@@ -15,6 +15,7 @@ from .tuning import Tuning
 VARIABLE = "LIVETALK_BACKEND"
 TUNING_VARIABLE = "LIVETALK_CONFIG"
 EXCLUDE_VARIABLE = "LIVETALK_EXCLUDE"
+LEFT_OUT = f"is left out by {EXCLUDE_VARIABLE}"  # why such a backend cannot run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,25 +103,18 @@ def load_op(op: str) -> OpSpec:
 
 def load_backend(op: str, name: str) -> Backend:
     """Import one backend of an op."""
-    from .config import EXCLUDE_VARIABLE, excluded  # which needs the names from here
+    from .config import LEFT_OUT, excluded  # which needs the names from here
 
     module = importlib.import_module(f"{OPS_PACKAGE}.{op}.{name}")
-    supports = module.supports
-    if (op, name) in excluded():
-        supports = functools.partial(_refuse, f"is left out by {EXCLUDE_VARIABLE}")
+    left_out = (op, name) in excluded()
     return Backend(
         name=name,
         run=module.run,
-        supports=supports,
+        supports=(lambda case: LEFT_OUT) if left_out else module.supports,
         approximate=getattr(module, "APPROXIMATE", False),
         pack=getattr(module, "pack", lambda weight: None),
         launches=getattr(module, "launches", None),
     )
-
-
-def _refuse(reason: str, case: Case) -> str:
-    """What an excluded backend's ``supports`` is."""
-    return reason
 
 
 def support_table(
