@@ -425,8 +425,8 @@ def pack(folder: Path, archive: Path) -> list[str]:
         if len(data.getbuffer()) <= PACK_BYTES or not files:
             break
         left_out.append(str(files.pop().relative_to(folder)))
-    with new_file(archive) as file:
-        file.write(data.getbuffer())
+    with new_file(archive) as stream:
+        stream.write(data.getbuffer())
     return left_out
 
 

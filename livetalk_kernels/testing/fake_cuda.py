@@ -41,7 +41,7 @@ FACTORIES = {
 """Operations that make tensors from nothing; torch makes all others of them."""
 EMPTY = ("empty.memory_format", "empty_strided")
 # What may take tensors of both devices.
-CROSSING = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_")
+CROSSING: tuple[str, ...] = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_")
 CROSSING += ("__getitem__", "__setitem__")
 # torch looks for a GPU's kernel before it takes these apart.
 WHOLE = (functional.scaled_dot_product_attention,)
@@ -57,17 +57,17 @@ class GpuTensor(Tensor):
     """A tensor that says it is on ``cuda:0``.
 
     Attributes:
-        inner: Its values, on the CPU.
+        host: Its values, on the CPU.
         gpu: The GPU.
     """
 
-    inner: Tensor
+    host: Tensor
     gpu: "FakeCuda"
 
     @staticmethod
     def __new__(cls, inner: Tensor, gpu: "FakeCuda") -> "GpuTensor":
         """Around a tensor on the CPU, whose memory it shares."""
-        make: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        make: Any = torch.Tensor._make_wrapper_subclass
         out: GpuTensor = make(
             cls,
             inner.size(),
@@ -76,7 +76,7 @@ class GpuTensor(Tensor):
             dtype=inner.dtype,
             device=DEVICE,
         )
-        out.inner, out.gpu = inner, gpu
+        out.host, out.gpu = inner, gpu
         return out
 
     @classmethod
@@ -94,7 +94,7 @@ class GpuTensor(Tensor):
         return _gpu_of((args, kwargs)).run(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Every operation, by the GPU."""
@@ -102,20 +102,20 @@ class GpuTensor(Tensor):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """The CPU's: its address tells storages apart."""
-        return self.inner.untyped_storage()
+        return self.host.untyped_storage()
 
     def data_ptr(self) -> int:
         """The CPU's."""
-        return self.inner.data_ptr()
+        return self.host.data_ptr()
 
-    def record_stream(self, stream: "Stream") -> None:
+    def record_stream(self, stream: Any) -> None:
         """Nothing: memory is not shared between streams here."""
         assert isinstance(stream, Stream)
         self.gpu.calls["record_stream"] += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GpuTensor":
         """A copy."""
-        return GpuTensor(self.inner.clone(), self.gpu)
+        return GpuTensor(self.host.clone(), self.gpu)
 
 
 def _gpu_of(tree: Any) -> "FakeCuda":
@@ -243,7 +243,7 @@ class FakeCuda:
         kwargs = {**kwargs, **({} if where is None else {"device": CPU})}
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         self._check(func, tensors, stays=stays)
-        known = {id(x.inner): x for x in tensors if isinstance(x, GpuTensor)}
+        known = {id(x.host): x for x in tensors if isinstance(x, GpuTensor)}
         inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
         func = SUBSTITUTES.get(func, func)
         result = func(*inner_args, **inner_kwargs)
@@ -413,7 +413,7 @@ class Generator(torch.Generator):
     def __new__(cls, device: Any = "cpu") -> "Generator":
         """For a device."""
         _check(device)
-        return super().__new__(cls, "cpu")
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
 
 def _without_pinning(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -461,7 +461,7 @@ def _check(device: Any) -> None:
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, GpuTensor) else value
+    return value.host if isinstance(value, GpuTensor) else value
 
 
 def _flash_attention(
