@@ -100,7 +100,8 @@ def work(pipe: Connection, name: str) -> None:
         return
     pipe.send("")
     while (task := pipe.recv()) is not None:
-        row = attempt(*task, device)
+        op, backend = task
+        row = attempt(op, backend, device)
         pipe.send(row)
         if row["state"] == FAILS:
             return

@@ -15,7 +15,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -180,7 +180,9 @@ def measure(
     late = False
     with Session(dit, vae, encoder, random_avatar(preset), options, team=team, calls=calls) as run:
         blocks = speech(args.chunks).split(encoder.sample_rate)
-        for produce in (*(partial(run.push, block) for block in blocks), run.finish):
+        pushes = [partial(run.push, block) for block in blocks]
+        turns: list[Callable[[], Iterator[np.ndarray]]] = [*pushes, run.finish]
+        for produce in turns:
             last = list(run.stats.chunk_seconds)[-1:]
             late = bool(last) and budget.left() < last[0]
             if late:
