@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_build.py --json build.json
 
-What ``python setup.py build_cpu`` and ``build_cuda`` do, without setuptools reading the project
-first: an older one than the project asks for compiles as well. Objects are kept, so a build that
-was cut off goes on where it was.
+The CUDA kernels come first: they are what a machine with a GPU is for. What ``python setup.py
+build_cuda`` and ``build_cpu`` do, without setuptools reading the project first: an older one than
+the project asks for compiles as well. Objects are kept, so a build that was cut off goes on where
+it was.
 """
 
 import argparse
@@ -72,18 +73,18 @@ def main() -> int:
         names = build_functions()
     except ImportError as error:
         reason = f"{error}: install setuptools to compile"
-        for name in ("cpu", "cuda"):
+        for name in ("cuda", "cpu"):
             note(name, attempt(lambda: None, reason, ImportError))
         return 0
     failed = names["BuildError"]
-    if args.only != "cuda":
-        compiler = names["shutil"].which("g++") or names["shutil"].which("clang++")
-        missing = None if compiler or names["os"].environ.get("CXX") else "there is no C++ compiler"
-        note("cpu", attempt(lambda: names["build_into"](package), missing, failed))
     if args.only != "cpu":
         missing = None if names["find_nvcc"]() else "there is no nvcc: the cuda backends stay out"
         target, work = package / "_C_cuda.so", ROOT / "build/cuda"
         note("cuda", attempt(lambda: names["build_cuda"](target, work), missing, failed))
+    if args.only != "cuda":
+        compiler = names["shutil"].which("g++") or names["shutil"].which("clang++")
+        missing = None if compiler or names["os"].environ.get("CXX") else "there is no C++ compiler"
+        note("cpu", attempt(lambda: names["build_into"](package), missing, failed))
     result["complete"] = True
     states = [entry["state"] for entry in result.values() if isinstance(entry, dict)]
     if args.json:

@@ -78,6 +78,7 @@ def devices() -> list[dict[str, Any]]:
         found.append(
             {
                 "name": facts.name,
+                "uuid": str(getattr(facts, "uuid", "")),
                 "capability": [facts.major, facts.minor],
                 "multiprocessors": facts.multi_processor_count,
                 "memory_bytes": facts.total_memory,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TIMED = "timed"
+TIMED, LEFT_OUT = "timed", "left out"
 PUBLISHED = "published"
 GIB = 1 << 30
 CELL = 160  # characters of a note
@@ -50,6 +50,11 @@ def markdown(report: Result) -> str:
         f"{report['budget']:.0f} s for all parts. Code {report['code'] or 'unknown'}.",
         "",
         *([f"**{report['problem']}**", ""] if report["problem"] else []),
+        *(
+            [f"**Left out of all that follows: {', '.join(report['excluded'])}.**", ""]
+            if report.get("excluded")
+            else []
+        ),
         "## Parts",
         "",
         *table(
@@ -118,6 +123,26 @@ def machine_section(facts: Result) -> list[str]:
     return lines
 
 
+def smoke_section(result: Result) -> list[str]:
+    """Every backend once; those that cannot run here are only named."""
+    rows = [
+        (
+            f"{row['op']} {row['case']}", row["backend"], row["state"],
+            row["seconds"] and f"{row['seconds']:.3f}", row["error"], row["note"],
+        )
+        for row in result["rows"] if row["state"] != LEFT_OUT
+    ]  # fmt: skip
+    heads = ("op, case", "backend", "state", "s, first call", "error", "note")
+    lines = [f"**{result['problem']}**", ""] if result["problem"] else []
+    lines += ["Error: relative L2 against the reference in the same dtype.", ""]
+    lines += table(heads, rows)
+    reasons: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if row["state"] == LEFT_OUT:
+            reasons.setdefault(row["note"], []).append(f"{row['op']}={row['backend']}")
+    return [*lines, *(f"- {why}: {', '.join(names)}" for why, names in reasons.items()), ""]
+
+
 def build_section(result: Result) -> list[str]:
     """Which extensions were compiled."""
     built = [(name, result[name]) for name in ("cpu", "cuda") if name in result]
@@ -184,19 +209,20 @@ def step_section(result: Result) -> list[str]:
 
 def graphs_section(result: Result) -> list[str]:
     """Launches one by one against replays."""
-    rows = []
+    rows: list[Sequence[object]] = []
     for name, row in result["calls"].items():
+        if row["state"] != TIMED:
+            rows.append((name, row["state"], *[""] * 4, row["note"]))
+            continue
         for way in ("eager", "graph"):
             own = row[way]
             gaps = own["gaps"]
-            rows.append(
-                (
-                    f"{name}, {way}", f"{own['seconds']['p50'] * 1e3:.3f}", gaps["kernels"],
-                    f"{gaps['share']:.1%}", f"{own['idle']:.1%}",
-                    f"{row['ratio']:.3f}" if way == "graph" else "",
-                )
-            )  # fmt: skip
-    return table(("call", "ms p50", "kernels", "gaps", "idle", "x eager"), rows)
+            seen = ("", "", "")  # where the profiler saw nothing
+            if gaps is not None:
+                seen = (gaps["kernels"], f"{gaps['share']:.1%}", f"{own['idle']:.1%}")
+            times = f"{row['ratio']:.3f}" if way == "graph" else ""
+            rows.append((f"{name}, {way}", f"{own['seconds']['p50'] * 1e3:.3f}", *seen, times, ""))
+    return table(("call", "ms p50", "kernels", "gaps", "idle", "x eager", "note"), rows)
 
 
 def vae_section(result: Result) -> list[str]:
@@ -215,7 +241,7 @@ def ops_section(result: Result) -> list[str]:
         for row in case["backends"]:
             name = f"{case['op']} {case['case']}, {case['dtype']}"
             if row["time"] is None:
-                if row["state"] != "left out":
+                if row["state"] != LEFT_OUT:
                     rows.append((name, row["backend"], row["state"], *[""] * 4, row["note"]))
                 continue
             rows.append(
@@ -337,15 +363,14 @@ def comm_section(result: Result) -> list[str]:
 
 
 def profile_section(result: Result) -> list[str]:
-    """The summary, which shows the profiler; the rest lies in the folder ``profile``."""
+    """The summary; the rest lies in the folder ``profile``."""
     summary = result["summary"]
     rows = [
         (f"{row['stage']} {row['part']}", row["p50"], row["p95"], f"{row['share']:.1%}")
         for row in summary["stages"]
     ]
     lines = [
-        f"This shows the profiler, with preset {result['settings']['model']} and not 14b, whose "
-        f"random weights it would draw on the CPU for minutes. {summary['fps']:.1f} frames/s of "
+        f"Preset {result['settings']['model']}: {summary['fps']:.1f} frames/s of "
         f"{summary['chunk']['count']} chunks. More is in profile/report.md.",
         "",
     ]
@@ -371,9 +396,11 @@ def telemetry(parts: Sequence[Result]) -> list[str]:
 
 SECTIONS: Mapping[str, Callable[[Result], list[str]]] = {
     "facts": machine_section,
+    "smoke": smoke_section,
     "build": build_section,
+    "smoke-cuda": smoke_section,
+    "build-cpu": build_section,
     "step": step_section,
-    "step-fp8": step_section,
     "graphs": graphs_section,
     "vae": vae_section,
     "ops": ops_section,

@@ -1,15 +1,17 @@
 """The parts of ``make gpu-report``, in order of value: what each runs, and when it cannot."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parent
-SOFT = 0.85  # of its time, after which a part begins nothing new
+SOFT, MARGIN = 0.85, 10.0  # a part begins nothing new after this share, or so many s before its end
 WORLDS = (1, 2, 4, 8)
 FIRST = "facts"
+SMOKE_SECONDS = 40.0
 SMALL_TESTS = ("tests/kernels/test_dispatch.py", "tests/kernels/test_numerics.py")
 GPU_TESTS = ("-m", "gpu", "tests/kernels", "tests/runtime", "tests/model")
 # Plugins and packages that are missing cost their own tests only.
@@ -18,7 +20,13 @@ PYTEST = (
     "--continue-on-collection-errors",
 )
 OURS = ("-m", "livetalk_model.cli.main")
-SOURCES = {"build": ("setup.py",), "tests": ("tests", "pyproject.toml")}
+SOURCES = {
+    "build": ("setup.py",),
+    "build-cpu": ("setup.py",),
+    "tests": ("tests", "pyproject.toml"),
+}
+# What prepares and tries, and measures nothing.
+SETUP = frozenset({FIRST, "smoke", "build", "smoke-cuda", "build-cpu"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +59,13 @@ class Part:
         name: For the command line; also of its files.
         title: For people.
         weight: Its share of the time, among those that are still to run.
-        command: Seconds that it should take -> the command.
+        command: When it should be done, by ``time.monotonic`` -> the command.
         result: File with its results, which it writes as it goes.
         reason: Why it cannot run; None: it can.
         resumes: It goes on from what its file has; others begin anew.
         sources: Files and folders of the project that it depends on besides the code.
+        fixed: Seconds that it has whatever the others have; 0: by weight.
+        always: It runs again in every run: what it makes lies outside the folder.
     """
 
     name: str
@@ -66,6 +76,13 @@ class Part:
     reason: str | None = None
     resumes: bool = False
     sources: tuple[str, ...] = ()
+    fixed: float = 0.0
+    always: bool = False
+
+
+def soft_end(begin: float, limit: float) -> float:
+    """When a part that begins now should be done, which is before its limit."""
+    return begin + max(SOFT * limit, limit - MARGIN)
 
 
 def worlds(settings: Settings, facts: Mapping[str, Any]) -> list[int]:
@@ -100,9 +117,9 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
     cuda_only = "CUDA graphs need an NVIDIA GPU" if small else None
 
     def script(name: str, *given: str, soft: bool = True) -> Callable[[float], list[str]]:
-        def command(seconds: float) -> list[str]:
+        def command(end: float) -> list[str]:
             words = [python, str(BENCHMARKS / name), *given]
-            return [*words, "--budget", f"{seconds * SOFT:.0f}"] if soft else words
+            return [*words, "--until", f"{end:.2f}"] if soft else words
 
         return command
 
@@ -114,8 +131,10 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
         *needs: str,
         reason: str | None = None,
         result: str = "",
+        fixed: float = 0.0,
     ) -> Part:
-        why = (nothing_runs if name not in (FIRST, "build") else None) or reason
+        builds = name in ("build", "build-cpu")
+        why = (nothing_runs if name != FIRST and not builds else None) or reason
         return Part(
             name=name,
             title=title,
@@ -125,70 +144,76 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
             reason=why or missing(facts, needs),
             resumes=name == "ops",
             sources=SOURCES.get(name, ()),
+            fixed=fixed,
+            always=builds,
         )
 
     def to(name: str) -> list[str]:
         return ["--json", str(folder / name)]
 
     few = ["--rounds", "3" if small else "6"]
-    step = [*model, *layers, *few]
     chunks = ["--chunks", "3" if small else "5"]
+    device = ["--device", settings.device]
     profile = folder / "profile"
-    # `livetalk` draws random weights on the CPU, for minutes if they are those of 14b.
-    profiled = "small" if settings.preset == "14b" else settings.preset
     tests = SMALL_TESTS if small else GPU_TESTS
     pytest = [python, "-m", "pytest", *PYTEST]
     junit = f"--junitxml={folder / 'tests.xml'}"
     world = str(max(ranks, default=1))
+    compiled = "cpu" if small else "cuda"
     return [
         part(FIRST, "the machine", 15, script("gpu_facts.py", *to("facts.json"), soft=False)),
         part(
-            "build", "compiled kernels", 50,
-            script(
-                "gpu_build.py", *(["--only", "cpu"] if small else []), *to("build.json"), soft=False
-            ),
-        ),
-        part("step", "a denoising step", 140, script("step.py", *step, *to("step.json"))),
-        part(
-            "step-fp8", "a denoising step in FP8", 90,
-            script("step.py", *step, "--precision", "fp8", *to("step-fp8.json")),
+            "smoke", "every backend once", 0, script("gpu_smoke.py", *device, *to("smoke.json")),
+            fixed=SMOKE_SECONDS * (3 if small else 1),  # a CPU has other work
         ),
         part(
-            "graphs", "CUDA graphs against launches", 30,
+            "build", f"compiled kernels, {compiled}", 60,
+            script("gpu_build.py", "--only", compiled, *to("build.json"), soft=False),
+        ),
+        part(
+            "smoke-cuda", "every compiled CUDA backend once", 0,
+            script("gpu_smoke.py", *device, "--backend", "cuda", "cutlass", *to("smoke-cuda.json")),
+            reason=cuda_only and "CUDA kernels need an NVIDIA GPU", fixed=SMOKE_SECONDS / 2,
+        ),
+        part(
+            "step", "a denoising step, exact and in FP8", 170,
+            script("step.py", *model, *layers, *few, "--precision", "both", *to("step.json")),
+        ),
+        part(
+            "chunk-fp8", "whole chunks in FP8", 55,
             script(
-                "graphs.py", "--preset", settings.preset, *layers, "--rounds", "5",
-                "--output", str(folder / "graphs.json"), soft=False,
+                "stream.py", *model, *layers, *chunks, "--precision", "fp8", *to("chunk-fp8.json")
             ),
-            reason=cuda_only,
+        ),
+        part(
+            "ops", "every op by every backend", 70,
+            script(
+                "ops_all.py", *device, "--resume", "--no-compile",
+                *(["--rounds", "1"] if small else []), *to("ops.json"),
+            ),
         ),
         part(
             "vae", "the VAE", 50,
             script("vae.py", *model, *few, *(["--no-compile"] if small else []), *to("vae.json")),
         ),
         part(
-            "ops", "every op by every backend", 60,
-            script(
-                "ops_all.py", "--device", settings.device, "--resume", "--no-compile",
-                *(["--rounds", "1"] if small else []), *to("ops.json"),
-            ),
-        ),
-        part(
-            "tests", "the tests for GPUs" if not small else "some tests", 40,
-            lambda seconds: [*pytest, junit, *tests], "pytest", "safetensors", "psutil",
-            result="tests.xml",
+            "graphs", "CUDA graphs against launches", 35,
+            script("graphs.py", *model, *layers, "--rounds", "5", *to("graphs.json")),
+            reason=cuda_only,
         ),
         part(
             "chunk", "whole chunks", 45,
-            script("stream.py", *model, *layers, *chunks, *to("chunk.json"), soft=False),
-            "safetensors",
+            script("stream.py", *model, *layers, *chunks, *to("chunk.json")),
         ),
         part(
-            "chunk-fp8", "whole chunks in FP8", 35,
-            script(
-                "stream.py", *model, *layers, *chunks, "--precision", "fp8",
-                *to("chunk-fp8.json"), soft=False,
-            ),
-            "safetensors",
+            "build-cpu", "compiled kernels, cpu", 30,
+            script("gpu_build.py", "--only", "cpu", *to("build-cpu.json"), soft=False),
+            reason="the part build has made them" if small else None,
+        ),
+        part(
+            "tests", "the tests for GPUs" if not small else "some tests", 40,
+            lambda end: [*pytest, junit, *tests], "pytest", "safetensors", "psutil",
+            result="tests.xml",
         ),
         part(
             "scaling", "several ranks: equality and speed", 100,
@@ -196,24 +221,24 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
                 "scaling.py", *model, *layers, *chunks, "--ranks", *map(str, ranks),
                 *to("scaling.json"),
             ),
-            "safetensors", reason=alone,
+            reason=alone,
         ),
         part(
             "comm", "what ranks send each other", 20,
-            lambda seconds: [
-                python, *OURS, "bench", "comm", "--nproc", world, "--device", settings.device,
-                "--preset", settings.preset, "--seconds", f"{seconds / 4:.0f}", *to("comm.json"),
+            lambda end: [
+                python, *OURS, "bench", "comm", "--nproc", world, *device, "--preset",
+                settings.preset, "--seconds", f"{max(0.0, end - time.monotonic()) / 4:.0f}",
+                *to("comm.json"),
             ],
-            "rich", "psutil", "safetensors", reason=alone,
+            "rich", "psutil", reason=alone,
         ),
         part(
-            "profile", f"livetalk profile with preset {profiled}", 100,
-            lambda seconds: [
-                python, *OURS, "profile", "--preset", profiled, "--device", settings.device,
-                "--chunks", "3", "--warmup", "1", "--output", str(profile),
+            "profile", "livetalk profile", 60,
+            lambda end: [
+                python, *OURS, "profile", "--preset", settings.preset, *device, "--chunks", "3",
+                "--warmup", "1", "--no-video", "--output", str(profile),
             ],
-            "rich", "psutil", "safetensors", "transformers", "pyloudnorm", "PIL", "av",
-            "matplotlib",
+            "rich", "psutil", "transformers", "PIL", "matplotlib",
             result="profile/report.json",
         ),
     ]  # fmt: skip

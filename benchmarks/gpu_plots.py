@@ -174,7 +174,6 @@ def scaling(plt: Any, result: Result) -> Any:
 
 PLOTS: Mapping[str, Callable[[Any, Result], Any]] = {
     "step": step,
-    "step-fp8": step,
     "vae": vae,
     "ops": ops,
     "chunk": chunk,
@@ -182,8 +181,7 @@ PLOTS: Mapping[str, Callable[[Any, Result], Any]] = {
     "scaling": scaling,
 }
 TITLES = {
-    "step": "A denoising step, random weights",
-    "step-fp8": "A denoising step with linear layers in FP8, random weights",
+    "step": "A denoising step, exact and in FP8, random weights",
     "vae": "The VAE, random weights",
     "ops": "Ops below the roofs that were measured beside them",
     "chunk": "Chunks of a stream, random weights",

@@ -10,17 +10,21 @@ each in a process of its own; what a part leaves of the time goes to those after
 fails, or takes too long, costs nothing but itself, and what it had measured stays. Run it again to
 go on: parts that are done with this code, on these GPUs, with this torch and these compilers, are
 kept. Only the first part must end well: without knowing the machine nothing else is run, and what
-earlier runs found is left as it is. Ctrl-C ends the part that runs and writes the report. Untested
-on a GPU.
+earlier runs found is left as it is. What hangs, crashes or is wrong when every backend is tried
+once is named, and left out of all that follows. At the end the folder is written as one archive
+too; unpacked on the next machine, another run goes on from it. Ctrl-C ends the part that runs and
+writes the report. Untested on a GPU.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import shlex
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -31,11 +35,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # nothing need be 
 
 import gpu_pages
 import gpu_plots
-from gpu_parts import FIRST, Part, Settings, make_parts
+from gpu_parts import FIRST, SETUP, Part, Settings, make_parts, soft_end
 from gpu_run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
 from gpu_telemetry import Telemetry, find_nvml
 
-from livetalk_kernels.outputs import write_text
+from livetalk_kernels.outputs import new_file, write_text
 from livetalk_kernels.runtime.signals import catch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,14 +47,16 @@ SCHEMA = "livetalk/gpu-report/1"
 SKIPPED = "skipped"
 NO_TIME = "no time was left of --budget; run it again to go on"
 UNKNOWN = "the machine is not known; run it again"
-BUDGET = 480.0
+BUDGET = 540.0
 FIRST_SECONDS = 90.0  # for the first part, also of a small budget: it waits for drivers and torch
+PACK_BYTES = 16 << 20
 LEAST = 5.0  # seconds; with less a part is not begun
 TAIL = 25  # lines of a failed part's log in the report
 CODE = ("livetalk_kernels", "model", "csrc", "benchmarks")
 SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 DATA = {".json", ".safetensors", ".toml"}  # count too in what a single part depends on
 EXIT_INTERRUPTED = 130
+EXCLUDE = "LIVETALK_EXCLUDE"  # as in livetalk_kernels.config, which needs torch
 
 Entry = dict[str, Any]
 
@@ -105,6 +111,7 @@ class Report:
         self.facts: dict[str, Any] = {}
         self.machine_key: dict[str, Any] = {}
         self.sources: dict[str, str] = {}  # of parts
+        self.excluded: set[str] = set()  # backends that later parts leave out, OP=NAME
         self.problem: str | None = None
         self.plots: list[str] = []
         self.plots_missing = gpu_plots.missing()
@@ -115,6 +122,7 @@ class Report:
         command = [word.replace(str(self.folder), "") for word in part.command(0.0)]
         sources = self.sources.get(part.name)
         words = {"machine": self.machine_key, "command": command, "sources": sources}
+        words["excluded"] = sorted(self.excluded)
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:16]
 
     def learn(self) -> None:
@@ -144,6 +152,8 @@ class Report:
         """The entry of an earlier run that still holds."""
         entry = self.before.get(part.name)
         if entry is None or entry["key"] != self.key(part):
+            return None
+        if part.always and self.wanted(part) is None:
             return None
         return entry if entry["status"] == DONE or self.wanted(part) else None
 
@@ -195,8 +205,12 @@ class Report:
             self.skip(part, NO_TIME)
         else:
             self.run_part(part, self.limit(part), telemetry)
-        if part.name in self.entries and self.plots_missing is None:
-            result = result_of(part) if self.entries[part.name]["status"] != SKIPPED else None
+        if self.entries[part.name]["status"] == SKIPPED:
+            return
+        result = result_of(part)
+        if isinstance(result, dict) and result.get("excluded"):
+            self.exclude(result["excluded"])
+        if self.plots_missing is None:
             self.plots += gpu_plots.draw(part.name, result, self.folder, self.subtitle())
 
     def skip(self, part: Part, reason: str) -> None:
@@ -205,11 +219,22 @@ class Report:
         entry = {"status": SKIPPED, "reason": reason, "seconds": 0.0, "key": self.key(part)}
         self.entries[part.name] = entry
 
+    def exclude(self, names: Iterable[str]) -> None:
+        """Let all later parts leave backends out."""
+        self.excluded |= set(names)
+        known = filter(None, [os.environ.get(EXCLUDE, "")])
+        value = ",".join(dict.fromkeys([*known, *sorted(self.excluded)]))
+        self.environment = {**self.environment, EXCLUDE: value}
+        say(f"left out from now on: {', '.join(sorted(self.excluded))}")
+
     def limit(self, part: Part) -> float:
-        """Seconds for a part: its share of what is left, by weight."""
+        """Seconds for a part: those that it has, else its share of the others, by weight."""
+        left = max(LEAST, self.end - time.monotonic())
+        if part.fixed:
+            return min(part.fixed, left)
         after = self.parts[self.parts.index(part) :]
         pending = [p for p in after if p is part or self.pending(p)]
-        left = max(LEAST, self.end - time.monotonic())
+        left = max(LEAST, left - sum(p.fixed for p in pending))
         return left * part.weight / sum(p.weight for p in pending)
 
     def pending(self, part: Part) -> bool:
@@ -222,13 +247,13 @@ class Report:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        command = part.command(limit)
+        begin = time.monotonic()
+        command = part.command(soft_end(begin, limit))
         log = self.folder / "logs" / f"{part.name}.log"
         say(f"{part.name}: {part.title}, up to {limit:.0f} s")
         old = self.before.get(part.name)
         if not part.resumes or old is None or old["key"] != self.key(part):
             part.result.unlink(missing_ok=True)
-        begin = time.monotonic()
         outcome = run_command(command, log=log, limit=limit, cwd=ROOT, environment=self.environment)
         entry: Entry = {
             "status": outcome.status,
@@ -239,7 +264,7 @@ class Report:
             "command": shlex.join(command),
             "log": str(log.relative_to(self.folder)),
             "key": self.key(part),
-            "telemetry": telemetry.summary(begin, time.monotonic()),
+            "telemetry": telemetry.summary(begin, time.monotonic(), self.uuids()),
         }
         result = result_of(part)
         if outcome.status == DONE and isinstance(result, dict) and not result.get("complete", True):
@@ -255,6 +280,11 @@ class Report:
         self.save()
         if outcome.status == INTERRUPTED:
             raise KeyboardInterrupt
+
+    def uuids(self) -> list[str] | None:
+        """Of torch's GPUs, in its order; None where they are not known."""
+        found = [device.get("uuid") for device in self.facts.get("devices") or []]
+        return found if found and all(found) else None
 
     def save(self) -> None:
         """Write the state, from which another run goes on."""
@@ -288,6 +318,7 @@ class Report:
             "facts": self.facts,
             "code": self.machine_key.get("code"),
             "problem": self.problem,
+            "excluded": sorted(self.excluded),
             "parts": parts,
             "plots": list(dict.fromkeys(self.plots)),
             "plots_missing": self.plots_missing,
@@ -338,6 +369,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("out/gpu-report"), metavar="DIR")
     parser.add_argument(
+        "--pack", type=Path, metavar="FILE",
+        help="the same as one .tar.gz of at most 16 MiB (default: beside DIR, by its name)",
+    )  # fmt: skip
+    parser.add_argument(
         "--budget", type=float, default=BUDGET, metavar="S",
         help=f"seconds for all parts (default: {BUDGET:.0f})",
     )  # fmt: skip
@@ -356,10 +391,43 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def summary(entries: Mapping[str, Entry]) -> int:
-    """0, or 1 if something that ran did not end well, or nothing but the first part ran."""
+    """0, or 1 if something that ran did not end well, or nothing was measured."""
     states = [entry["status"] for entry in entries.values()]
     ran = [name for name, entry in entries.items() if entry["status"] == DONE]
-    return 1 if FAILED in states or TIMEOUT in states or not set(ran) - {FIRST, "build"} else 0
+    return 1 if FAILED in states or TIMEOUT in states or not set(ran) - SETUP else 0
+
+
+def pack(folder: Path, archive: Path) -> list[str]:
+    """Write a folder as one ``.tar.gz`` of at most `PACK_BYTES`.
+
+    Args:
+        folder: What is packed, under its own name: unpacked elsewhere, `--output` goes on from it.
+        archive: The file; it may lie in the folder.
+
+    Returns:
+        Files that were left out, the largest first, until the rest fitted; the archive lists them
+        in ``left-out.txt``.
+    """
+    files = sorted(
+        (file for file in folder.rglob("*") if file.is_file() and file != archive),
+        key=lambda file: (file.stat().st_size, file),
+    )
+    left_out: list[str] = []
+    while True:
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w:gz") as tar:
+            for file in files:
+                tar.add(file, f"{folder.name}/{file.relative_to(folder)}", recursive=False)
+            text = "".join(f"{name}\n" for name in left_out).encode()
+            entry = tarfile.TarInfo(f"{folder.name}/left-out.txt")
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text))
+        if len(data.getbuffer()) <= PACK_BYTES or not files:
+            break
+        left_out.append(str(files.pop().relative_to(folder)))
+    with new_file(archive) as stream:
+        stream.write(data.getbuffer())
+    return left_out
 
 
 def main() -> int:
@@ -396,7 +464,10 @@ def main() -> int:
             interrupted = True
             catch(signal.SIG_IGN)  # the report is worth a second
         report.write()
-    say(f"wrote {folder / 'report.md'}")
+    archive = (args.pack or folder.with_name(f"{folder.name}.tar.gz")).resolve()
+    left_out = pack(folder, archive)
+    without = f", without {', '.join(left_out)}" if left_out else ""
+    say(f"wrote {folder / 'report.md'}, and all of it as {archive}{without}")
     if interrupted:
         return EXIT_INTERRUPTED
     return 1 if report.problem else summary(report.entries)

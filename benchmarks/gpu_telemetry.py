@@ -1,6 +1,7 @@
 """GPUs' clocks, power, temperature, load and memory beside the parts of ``make gpu-report``.
 
-By NVML, in a thread, without torch. Untested on a GPU: the tests hand in a stand-in for the
+By NVML, in a thread, without torch. GPUs are told apart by UUID: torch may see fewer than NVML, in
+another order (CUDA_VISIBLE_DEVICES). Untested on a GPU: the tests hand in a stand-in for the
 library.
 """
 
@@ -31,17 +32,18 @@ class Telemetry:
     """Samples every GPU while its ``with`` block runs.
 
     Attributes:
-        samples: (time.monotonic(), GPU, column -> value or None).
+        samples: (time.monotonic(), GPU's UUID, column -> value or None).
     """
 
     def __init__(self, nvml: ModuleType | None, *, period: float = PERIOD) -> None:
         """Without a library nothing is sampled."""
-        self.samples: list[tuple[float, int, dict[str, float | None]]] = []
+        self.samples: list[tuple[float, str, dict[str, float | None]]] = []
         self._period, self._stop = period, threading.Event()
-        self._reads: list[dict[str, Callable[[], float]]] = []
+        self._reads: dict[str, dict[str, Callable[[], float]]] = {}
         if nvml is not None:
-            count = nvml.nvmlDeviceGetCount()
-            self._reads = [_reads(nvml, index) for index in range(count)]
+            for index in range(nvml.nvmlDeviceGetCount()):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                self._reads[_uuid(nvml.nvmlDeviceGetUUID(handle))] = _reads(nvml, handle)
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:
@@ -61,24 +63,37 @@ class Telemetry:
         if self._reads:
             self._thread.join(2)
 
-    def summary(self, begin: float, end: float) -> list[dict[str, Any]]:
-        """Median and most of every column between two times, one entry per GPU."""
+    def summary(
+        self, begin: float, end: float, uuids: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Median and most of every column between two times, one entry per GPU.
+
+        Args:
+            begin: By ``time.monotonic``.
+            end: The same.
+            uuids: The GPUs, in torch's order, which numbers them; None: all, in NVML's.
+        """
         rows = []
-        for gpu in range(len(self._reads)):
-            values = [v for t, g, v in list(self.samples) if g == gpu and begin <= t <= end]
+        for gpu, uuid in enumerate(self._reads if uuids is None else map(_uuid, uuids)):
+            values = [v for t, u, v in list(self.samples) if u == uuid and begin <= t <= end]
             rows.append({"gpu": gpu, **{name: _median_and_most(values, name) for name in UNITS}})
-        return rows
+        return rows if self._reads else []
 
     def _run(self) -> None:
         while not self._stop.wait(self._period):
-            for gpu, reads in enumerate(self._reads):
+            for uuid, reads in self._reads.items():
                 self.samples.append(
-                    (time.monotonic(), gpu, {k: _told(r) for k, r in reads.items()})
+                    (time.monotonic(), uuid, {k: _told(r) for k, r in reads.items()})
                 )
 
 
-def _reads(nvml: ModuleType, index: int) -> dict[str, Callable[[], float]]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+def _uuid(name: str | bytes) -> str:
+    """As torch has it: older versions of NVML give bytes, all give a prefix."""
+    text = name.decode("ascii") if isinstance(name, bytes) else name
+    return text.removeprefix("GPU-")
+
+
+def _reads(nvml: ModuleType, handle: Any) -> dict[str, Callable[[], float]]:
     return {
         "SM clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
         "power": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,

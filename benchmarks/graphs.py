@@ -1,45 +1,60 @@
 """A DiT step, a decode step and the encoder: launched one by one, and as CUDA graphs.
 
-    python benchmarks/graphs.py --output profiles/data/graphs.json
-    python benchmarks/graphs.py --layers 4 --height 256 --width 256
+    python benchmarks/graphs.py --json profiles/data/graphs.json
+    python benchmarks/graphs.py --layers 4 --size 256x256
 
 A preset with random weights, on one GPU. Graphs are compared with eager calls first, bit for bit,
-with inputs that change; what differs is not timed. Times are those of a call on an idle GPU, by
-events, eager and replayed in turn. Gaps are the time within a call in which no kernel and no copy
-runs, by torch.profiler, whose own work makes those between eager launches larger; ``idle`` compares
-the profiled kernels with the time without the profiler instead. Exit code 2 without a GPU. Untested
+with inputs that change; a call that differs is red and not timed, and the others go on. The file is
+written after every call. Times are those of a call on an idle GPU, by events, eager and replayed in
+turn. Gaps are the time within a call in which no kernel and no copy runs, by torch.profiler, whose
+own work makes those between eager launches larger; ``idle`` compares the profiled kernels with the
+time without the profiler instead. Exit code 1 if a call is red or failed, 2 without a GPU. Untested
 on a GPU.
 """
 
 import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from race import (
+    FAILED,
+    LEFT_OUT,
+    NO_TIME,
+    RED,
+    TIMED,
+    Budget,
+    Output,
+    add_options,
+    brief,
+    call_seconds,
+    exit_code,
+    resolve,
+    run_main,
+    say,
+)
+from random_models import bind, fill, make_dit, make_vae, sized
 from torch import Tensor
 
-from livetalk_kernels import bind_ops
+from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.timer import Summary, interleave, ratio
-from livetalk_kernels.machine import machine
-from livetalk_kernels.outputs import write_json
-from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset, get_preset
+from livetalk_kernels.precision import dtype_name
+from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.sampler import timesteps
 from livetalk_model.stream.graphs import StreamCalls
 from livetalk_model.vae import SPATIAL, VAE, DecoderCache
-from livetalk_model.weights import random_module
 
+SCHEMA = "livetalk/graphs/1"
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 TURNS = 4  # different inputs
 WARM_LATENTS = 3  # until the decoder's state repeats
-DTYPE = torch.bfloat16
 
 Interval = tuple[float, float]
 Run = Callable[[int], Tensor]
@@ -84,8 +99,8 @@ def gpu_intervals(trace: Mapping[str, Any]) -> list[Interval]:
     ]
 
 
-def profile(run: Run) -> Gaps:
-    """The gaps of one call."""
+def profile(run: Run) -> Gaps | None:
+    """The gaps of one call; None where the profiler sees nothing of the GPU."""
     run(0)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -94,54 +109,30 @@ def profile(run: Run) -> Gaps:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
-        return Gaps.of(gpu_intervals(json.loads(file.read_text())))
+        intervals = gpu_intervals(json.loads(file.read_text()))
+    return Gaps.of(intervals) if intervals else None
 
 
-def seconds(run: Run) -> float:
-    """One call on an idle GPU, launches included."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    run(0)
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+def models(
+    preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[DiT, VAE]:
+    """A preset's models with random weights.
 
-
-def fill(dit: DiT, device: torch.device) -> None:
-    """Random weights made on the device: those of `random_module` take minutes for 14 B."""
-    dit.to_empty(device=device)
-    random = torch.Generator(device).manual_seed(0)
-    for name, parameter in dit.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.ndim > 1:
-            bound = math.sqrt(3 / math.prod(parameter.shape[1:]))
-            parameter.uniform_(-bound, bound, generator=random)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-
-
-@torch.no_grad()
-def models(preset: Preset, device: torch.device) -> tuple[DiT, VAE]:
-    """A preset's models with random weights."""
-    config = preset.dit
-    shape = {"H": config.num_heads, "d": config.head_dim, "D": config.dim}
-    with torch.device("meta"):
-        dit = DiT(config, bind_ops(device=device, dtype=DTYPE, **shape)).to(DTYPE)
-        vae = VAE(preset.vae, bind_ops(device=device, dtype=DTYPE))
-    fill(dit, device)
-    random_module(vae, seed=0, dtype=DTYPE, device=device)
-    vae.prepare()
-    return dit, vae
+    Raises:
+        UserError: A backend that was named cannot run.
+    """
+    dit = make_dit(preset, bind(preset, backend, device, dtype))
+    fill(dit, dtype=dtype, device=device)
+    return dit, make_vae(preset, backend, device, dtype)
 
 
 def runs(dit: DiT, vae: VAE, calls: StreamCalls, size: tuple[int, int]) -> dict[str, Run]:
     """Name -> one call; the decoder's stream goes on from call to call."""
-    device, config = dit.device, dit.config
+    device, dtype, config = dit.device, dit.dtype, dit.config
     random = torch.Generator(device).manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device, dtype=DTYPE)
+        return torch.randn(shape, generator=random, device=device, dtype=dtype)
 
     latent_size = (LATENT_FRAMES, size[0] // SPATIAL, size[1] // SPATIAL)
     windows = draw(1, CHUNK_FRAMES, config.audio_window, config.audio_layers, config.audio_dim)
@@ -166,85 +157,124 @@ def runs(dit: DiT, vae: VAE, calls: StreamCalls, size: tuple[int, int]) -> dict[
     }
 
 
-def check(pairs: Mapping[str, tuple[Run, Run]]) -> None:
-    """Calls with several inputs, eager and as a graph, give the same bits."""
-    for name, (eager, graph) in pairs.items():
-        for turn in range(TURNS):
-            expected, actual = eager(turn), graph(turn)
-            if not torch.isfinite(expected).all() or not torch.equal(expected, actual):
-                raise SystemExit(f"{name}, call {turn + 1}: the graph differs; not timed")
+def difference(eager: Run, graph: Run) -> str | None:
+    """None where calls with several inputs give the same bits both ways, else what differs."""
+    for turn in range(TURNS):
+        expected, actual = eager(turn), graph(turn)
+        if not torch.isfinite(expected).all():
+            return f"call {turn + 1}: the eager result is not finite"
+        if not torch.equal(expected, actual):
+            return f"call {turn + 1}: the graph differs in {int((expected != actual).sum())} values"
+    return None
 
 
-def compare(eager: Sequence[float], graph: Sequence[float], gaps: Sequence[Gaps]) -> dict[str, Any]:
+def compare(
+    eager: Sequence[float], graph: Sequence[float], gaps: Sequence[Gaps | None]
+) -> dict[str, Any]:
     """Times, gaps and idle shares of one call, both ways."""
     result: dict[str, Any] = {"ratio": ratio(eager, graph)}
     for name, samples, own in zip(("eager", "graph"), (eager, graph), gaps, strict=True):
         times = Summary.of(samples)
-        idle = max(0.0, 1 - own.busy / times.p50)
-        result[name] = {"seconds": asdict(times), "gaps": asdict(own), "idle": idle}
+        result[name] = {"seconds": asdict(times), "gaps": None, "idle": None}
+        if own is not None:
+            idle = max(0.0, 1 - own.busy / times.p50)
+            result[name] |= {"gaps": asdict(own), "idle": idle}
     return result
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Check, then time both ways in turn, then profile."""
-    device, size = torch.device("cuda", torch.cuda.current_device()), (args.height, args.width)
-    preset = get_preset(args.preset)
-    layers = args.layers or preset.dit.num_layers
-    where = machine() | {"preset": args.preset, "layers": layers, "size": size, "dtype": "bf16"}
-    dit, vae = models(replace(preset, dit=replace(preset.dit, num_layers=layers)), device)
-    rows = {}
+def measure(args: argparse.Namespace, budget: Budget) -> Output:
+    """Each call in turn: check, time both ways, profile, write.
+
+    Raises:
+        UserError: There is no GPU, or an option is no good.
+    """
+    device, dtype = resolve(args)
+    if device.type != "cuda":
+        raise UserError(f"--device {device}: CUDA graphs need an NVIDIA GPU, and this is none")
+    preset = sized(args.preset, layers=args.layers, size=args.size)
+    settings = {
+        "preset": args.preset,
+        "layers": preset.dit.num_layers,
+        "size": list(preset.size),
+        "dtype": dtype_name(dtype),
+        "random_weights": True,
+    }
+    output = Output(args.json, schema=SCHEMA, settings=settings, calls={})
+    output.write()
+    say("making weights")
     with torch.inference_mode():
+        dit, vae = models(preset, KernelConfig.from_sources(args.backend), device, dtype)
         eager, graph = (
-            runs(dit, vae, StreamCalls.of(dit, vae, cuda_graphs=graphs), size)
+            runs(dit, vae, StreamCalls.of(dit, vae, cuda_graphs=graphs), preset.size)
             for graphs in (False, True)
         )
-        pairs = {name: (eager[name], graph[name]) for name in eager}
-        check(pairs)
-        for name, pair in pairs.items():
-            ways = dict(zip(("eager", "graph"), pair, strict=True))
-            times = interleave(
-                {way: partial(seconds, run) for way, run in ways.items()}, rounds=args.rounds
-            )
-            gaps = [profile(run) for run in pair]
-            rows[name] = compare(times["eager"], times["graph"], gaps)
-    reserved = torch.cuda.max_memory_reserved(device)
-    return {"calls": rows, "max_memory_reserved_bytes": reserved, "machine": where}
+        for name in eager:
+            say(name)
+            output.value["calls"][name] = take(eager[name], graph[name], device, args, budget)
+            output.write()
+    rows = output.value["calls"].values()
+    output.value["complete"] = all(row["note"] != NO_TIME for row in rows)
+    output.value["max_memory_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+    output.write()
+    return output
+
+
+def take(
+    eager: Run, graph: Run, device: torch.device, args: argparse.Namespace, budget: Budget
+) -> dict[str, Any]:
+    """One call both ways; whatever it fails with is its row's note."""
+    if budget.left() <= 0:
+        return {"state": LEFT_OUT, "note": NO_TIME}
+    try:
+        differs = difference(eager, graph)
+        if differs is not None:
+            return {"state": RED, "note": differs}
+        ways = {"eager": partial(eager, 0), "graph": partial(graph, 0)}
+        samplers = {way: partial(call_seconds, device, run) for way, run in ways.items()}
+        times = interleave(samplers, rounds=args.rounds)
+        gaps = [profile(run) for run in (eager, graph)]
+        row = compare(times["eager"], times["graph"], gaps)
+        return {"state": TIMED, "note": "", **row}
+    except Exception as error:  # the other calls go on, unless the GPU's context is lost
+        return {"state": FAILED, "note": brief(error)}
 
 
 def report(result: Mapping[str, Any]) -> str:
     """The result as a table."""
     lines = [f"{'':12s} {'':6s} {'ms':>10s} {'kernels':>8s} {'gaps %':>7s} {'idle %':>7s}"]
     for name, row in result["calls"].items():
+        if row["state"] != TIMED:
+            lines.append(f"{name:12s} {row['state']}: {row['note']}")
+            continue
         for way in ("eager", "graph"):
             own = row[way]
-            milliseconds, gaps = own["seconds"]["p50"] * 1e3, own["gaps"]
-            lines.append(
-                f"{name:12s} {way:6s} {milliseconds:10.3f} {gaps['kernels']:8d} "
-                f"{gaps['share'] * 100:7.1f} {own['idle'] * 100:7.1f}"
-            )
+            text = f"{name:12s} {way:6s} {own['seconds']['p50'] * 1e3:10.3f}"
+            if own["gaps"] is not None:
+                gaps, idle = own["gaps"], own["idle"] * 100
+                text += f" {gaps['kernels']:8d} {gaps['share'] * 100:7.1f} {idle:7.1f}"
+            lines.append(text)
         lines.append(f"{name:12s} {row['ratio']:.3f} x")
     return "\n".join(lines)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--layers", type=int, help="fewer than the preset's")
+    parser.add_argument("--rounds", type=int, default=20)
+    return parser
+
+
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="14b")
-    parser.add_argument("--layers", type=int, help="fewer than the preset's")
-    parser.add_argument("--height", type=int, default=448)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("graphs.py: CUDA graphs need an NVIDIA GPU, and torch sees none", file=sys.stderr)
-        return 2
-    result = measure(args)
-    print(report(result))
-    if args.output:
-        write_json(args.output, result)
-    return 0
+    args = make_parser().parse_args()
+    output = measure(args, Budget.of(args))
+    print(report(output.value))
+    return exit_code(output.value["calls"].values())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

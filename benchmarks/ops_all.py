@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import NO_TIME, Budget, Output, brief, resolve, run_main, say
+from race import NO_TIME, Budget, Output, add_time_options, brief, resolve, run_main, say
 
 from livetalk_kernels import UserError
 from livetalk_kernels.bench.cases import select_cases, too_large, too_long
@@ -32,13 +32,15 @@ from livetalk_kernels.spec import Case
 SCHEMA = "livetalk/ops/2"  # rows as livetalk/bench/2; files of the first are measured anew
 SAME = ("gpu", "cpu", "torch", "triton", "commit")  # of the machine
 LOST = "CUDA error"
+LARGEST = "14b"
 
 
 def ordered_cases(ops: list[str], device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """The first case of each op, then the second of each, and so on."""
+    """The first case of each op, then the second of each, and so on; the published size first."""
     by_op = [select_cases(op, device, dtype) for op in ops if dtype in load_op(op).dtypes]
     rows = itertools.zip_longest(*by_op)
-    return [case for row in rows for case in row if case is not None]
+    found = [case for row in rows for case in row if case is not None]
+    return sorted(found, key=lambda case: LARGEST not in case.name)
 
 
 Known = dict[tuple[str, str], Any]
@@ -179,17 +181,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
-    parser.add_argument(
-        "--budget", type=float, metavar="S", help="leave out what does not fit so many seconds"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    add_time_options(parser)
     return parser
 
 
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    output = measure(args, Budget(args.budget)).value
+    output = measure(args, Budget.of(args)).value
     print(table(output))
     rows = [row for case in output["cases"] for row in case["backends"]]
     red = any(row["state"] == RED for row in rows)

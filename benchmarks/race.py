@@ -6,6 +6,7 @@ parts for GPUs are untested on a GPU.
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
@@ -41,11 +42,23 @@ Run = Callable[[], Tensor]
 
 
 class Budget:
-    """Seconds that a script may take, from now on."""
+    """Until when a script may run."""
 
-    def __init__(self, seconds: float | None) -> None:
-        """None: as many as it takes."""
-        self._end = float("inf") if seconds is None else time.monotonic() + seconds
+    def __init__(self, seconds: float | None = None, *, until: float | None = None) -> None:
+        """None: as long as it takes.
+
+        Args:
+            seconds: From now on.
+            until: The end, by ``time.monotonic``, which all processes of a machine share: what
+                the interpreter and its imports have taken counts.
+        """
+        ends = [math.inf if until is None else until]
+        self._end = min(ends if seconds is None else [*ends, time.monotonic() + seconds])
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Budget":
+        """As the options of `add_time_options` say."""
+        return cls(args.budget, until=args.until)
 
     def left(self) -> float:
         """Seconds; below 0 when it is used up."""
@@ -301,10 +314,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the published one; may be repeated",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    add_time_options(parser)
+
+
+def add_time_options(parser: argparse.ArgumentParser) -> None:
+    """Options about a script's time."""
     parser.add_argument(
         "--budget", type=float, metavar="S", help="leave out what does not fit so many seconds"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    parser.add_argument(
+        "--until", type=float, metavar="T", help="the same by the clock that counts from the "
+        "start of the machine (time.monotonic), so that imports count",
+    )  # fmt: skip
 
 
 def resolve(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

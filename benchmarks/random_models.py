@@ -1,12 +1,5 @@
-"""Models of a preset with random weights that are made on the device, for the benchmark scripts.
+"""Models of a preset with random weights, for the benchmark scripts."""
 
-Those of `livetalk_model.weights.random_module` are drawn on the CPU, which takes minutes for 14 B.
-These depend on the parameters' names and on the kind of device: the same on every GPU of a kind,
-in FP8 the quantised ones, but not the ones that `livetalk generate --preset` has.
-"""
-
-import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,7 +8,6 @@ from torch import Tensor, nn
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.ops import Ops
-from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_model.config import (
     CHUNK_FRAMES,
@@ -28,12 +20,13 @@ from livetalk_model.config import (
 from livetalk_model.dit import AudioContext, DiT
 from livetalk_model.layers import ContextKV, NormRope
 from livetalk_model.quantize import Fp8Linear
+from livetalk_model.random_weights import RANDOM_SEED
 from livetalk_model.sampler import timesteps
 from livetalk_model.vae import SPATIAL, VAE
+from livetalk_model.weights import random_module
 
 STEPS, SHIFT = 4, 5.0
 PROMPT_ROWS = 60  # of text: a sentence or two
-QUANTIZED_ROWS = 2048  # of a weight at a time
 
 # What the published code runs: PyTorch's own kernels.
 TORCH = ("reference", "chunk_attention=sdpa", "context_attention=sdpa", "audio_attention=sdpa")
@@ -79,50 +72,18 @@ def parameter_bytes(config: DiTConfig, dtype: torch.dtype, *, fp8: bool) -> int:
     )
 
 
-@torch.no_grad()
 def fill(module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a module from the meta device random weights, such that activations stay near one."""
-    quantized = {name for name, part in module.named_modules() if isinstance(part, Fp8Linear)}
-    for name, old in list(module.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        if owner in quantized and leaf == "weight_scale":
-            continue  # made with the weight
-        values = _draw(name, tuple(old.shape), dtype, device)
-        if owner in quantized and leaf == "weight":
-            values, scale = _quantized(values)
-            _put(module, f"{owner}.weight_scale", scale)
-        _put(module, name, values)
+    """Give a module from the meta device the random weights that ``livetalk --preset`` has."""
+    key_map = module.key_map() if isinstance(module, DiT) else None
+    random_module(module, seed=RANDOM_SEED, dtype=dtype, device=device, key_map=key_map)
 
 
 def share(source: nn.Module, target: nn.Module) -> None:
     """Let a module from the meta device use another one's weights."""
     for name, parameter in source.named_parameters():
-        _put(target, name, parameter.data)
-
-
-def _put(module: nn.Module, name: str, values: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
-
-
-def _draw(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    leaf = name.rpartition(".")[2]
-    random = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    offset, bound = 0.0, 0.05
-    if leaf == "gamma" or (leaf == "weight" and len(shape) == 1):
-        offset, bound = 1.0, 0.1
-    elif leaf == "modulation":
-        bound = 0.1
-    elif len(shape) > 1:
-        bound = math.sqrt(3 / math.prod(shape[1:]))
-    values = torch.empty(shape, dtype=dtype, device=device)
-    return values.uniform_(offset - bound, offset + bound, generator=random)
-
-
-def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """By the plain formula: weights do not depend on a kernel that is to be measured."""
-    parts = [quantize(rows, backend="reference") for rows in values.split(QUANTIZED_ROWS)]
-    return torch.cat([part for part, _ in parts]), torch.cat([scale for _, scale in parts])
+        owner, _, leaf = name.rpartition(".")
+        own = nn.Parameter(parameter.data, requires_grad=False)
+        setattr(target.get_submodule(owner), leaf, own)
 
 
 def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype) -> Ops:

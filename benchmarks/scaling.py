@@ -162,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    output = measure(args, Budget(args.budget)).value
+    output = measure(args, Budget.of(args)).value
     print(table(output))
     states = [row["state"] for row in output["runs"]]
     return 1 if RED in states or FAILED in states or DONE not in states else 0

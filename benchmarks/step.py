@@ -1,6 +1,7 @@
 """One denoising step by every attention backend, against the published schedule.
 
-    python benchmarks/step.py --preset 14b --precision fp8 --attention sdpa_cudnn --json step.json
+    python benchmarks/step.py --preset 14b --precision both --json step.json
+    python benchmarks/step.py --preset 14b --precision fp8 --attention sdpa_cudnn
     python benchmarks/step.py --preset tiny --device cpu --rounds 3
 
 Random weights, made on the device. Every way is first compared with plain PyTorch on the same
@@ -79,6 +80,7 @@ APPROXIMATE_BOUND = 0.25  # 5 % of one product in FP8, handed on by 40 layers
 # Others' kernels first: one that breaks the GPU's context breaks all that come later.
 LATE = ("triton", "triton_fp8")
 SLOW = ("reference", "reference_fp8", TRUTH)
+PLAIN = ("reference",)  # of what only holds weights
 LIBRARY_GEMM = {"cuda": "scaled_mm", "cpu": "reference"}
 ACTIVATION_BYTES = 160  # per token and channel at the most: complex rotations in double precision
 COMPILE_SECONDS = 15.0
@@ -172,12 +174,11 @@ class Field:
         """Make the weights and inputs."""
         self.args, self.preset, self.device, self.dtype = args, preset, device, dtype
         self.given = Given.draw(preset, device, dtype)
-        self.weights = make_dit(preset, self._ops(TORCH))
+        self.weights = make_dit(preset, self._ops(PLAIN))
         fill(self.weights, dtype=dtype, device=device)
-        self.fp8 = args.precision == "fp8"
         self.quantized: DiT | None = None
-        if self.fp8:
-            self.quantized = make_dit(preset, self._ops(TORCH), fp8=True)
+        if args.precision != "exact":
+            self.quantized = make_dit(preset, self._ops(PLAIN), fp8=True)
             fill(self.quantized, dtype=dtype, device=device)
 
     def _ops(self, choices: Sequence[str]) -> Ops:
@@ -185,7 +186,7 @@ class Field:
 
     def truth(self) -> torch.Tensor:
         """By plain PyTorch, unquantised."""
-        dit = make_dit(self.preset, self._ops((*TORCH, f"{OP}={TRUTH}")))
+        dit = make_dit(self.preset, self._ops((*PLAIN, f"{OP}={TRUTH}")))
         share(self.weights, dit)
         return own_step(dit, self.given)(self.given.latent)
 
@@ -218,6 +219,7 @@ class Field:
         torch_kernels: bool = False,
         graph: bool = False,
         base: int = 0,
+        fp8: bool = False,
     ) -> Entrant:
         """Our schedule.
 
@@ -227,30 +229,38 @@ class Field:
             torch_kernels: All else by PyTorch's own kernels.
             graph: Replay a CUDA graph.
             base: See `Entrant`.
+            fp8: With the linear layers of the blocks in FP8.
         """
         backend = load_backend(OP, attention)
+        library = LIBRARY_GEMM[self.device.type]
+        if torch_kernels and fp8 and reason is None:
+            case = Case(op="fp8_gemm", device=self.device, dtype=self.dtype)
+            reason = load_backend(case.op, library).supports(case)
 
         def build() -> Run:
             choice = f"{OP}={attention}"
             if torch_kernels:
-                name = LIBRARY_GEMM[self.device.type]
-                gemms = [f"{op}={name}" for op in ("fp8_gemm", "fp8_gemm_gelu_quant") if self.fp8]
+                gemms = [f"{op}={library}" for op in ("fp8_gemm", "fp8_gemm_gelu_quant") if fp8]
                 ops = self._ops((*TORCH, *gemms, choice))
             else:
                 config = KernelConfig.from_sources([*self.args.backend, choice])
                 ops = bind(self.preset, config, self.device, self.dtype)
-            dit = make_dit(self.preset, ops, fp8=self.fp8)
-            share(self.quantized or self.weights, dit)
+            dit = make_dit(self.preset, ops, fp8=fp8)
+            weights = self.quantized if fp8 else self.weights
+            assert weights is not None
+            share(weights, dit)
             call = GraphedStep(dit, CudaEngine(self.device)) if graph else None
             return self._run(own_step(dit, self.given, call))
 
-        exact = not (self.fp8 or backend.approximate)
+        exact = not (fp8 or backend.approximate)
         kind = ", torch kernels" if torch_kernels else ", CUDA graph" if graph else ""
         return Entrant(
-            name=f"ours{', FP8' if self.fp8 else ''}, {attention}{kind}",
+            name=f"ours{', FP8' if fp8 else ''}, {attention}{kind}",
             build=build,
             bound=BOUNDS[self.dtype] if exact else APPROXIMATE_BOUND,
-            about=self._about("ours", attention, exact=exact, graph=graph, backend=backend),
+            about=self._about(
+                "ours", attention, exact=exact, graph=graph, backend=backend, fp8=fp8
+            ),
             base=base,
             reason=reason,
         )
@@ -260,13 +270,12 @@ class Field:
 
     def _about(
         self, schedule: str, attention: str, *, exact: bool, backend: Backend | None = None,
-        **more: bool,
+        fp8: bool = False, **more: bool,
     ) -> dict[str, Any]:  # fmt: skip
-        quantised = self.fp8 and schedule == "ours"
         return {
             "schedule": schedule,
             "attention": attention,
-            "linears": dtype_name(FP8 if quantised else self.dtype),
+            "linears": dtype_name(FP8 if fp8 else self.dtype),
             "attention_dtype": dtype_name(
                 FP8 if backend is not None and backend.approximate else self.dtype
             ),
@@ -289,23 +298,32 @@ class Field:
         able = [name for name, reason in backends.items() if reason is None]
         usual = "sdpa" if "sdpa" in able else able[0] if able else None
         flash, cudnn = (load_backend(OP, name).supports(case) for name in PUBLISHED)
-        first = [self.published(PUBLISHED[0], flash, compile_it=False)]
-        if not self.args.attention:
-            first.append(self.ours("sdpa", torch_kernels=True))
-        own = [] if usual is None else [self.ours(usual, base=BASE["ours"])]
+        published = [self.published(PUBLISHED[0], flash, compile_it=False)]
         compiled_ones = [
             self.published(PUBLISHED[0], flash, compile_it=True),
             self.published(PUBLISHED[1], cudnn, compile_it=True),
         ]
         others = {name: reason for name, reason in backends.items() if name != usual}
-        early = [self.ours(n, reason=why) for n, why in others.items() if n not in LATE]
-        late = [[self.ours(n, reason=why)] for n, why in others.items() if n in LATE]
-        graphs = []
-        if self.device.type == "cuda" and usual is not None:
-            graphs = [self.ours(usual, graph=True)]
-        if self.args.no_compile:
-            compiled_ones = []
-        groups = (first, own, compiled_ones, early, graphs, *late)
+        kinds = {"exact": (False,), "fp8": (True,), "both": (False, True)}[self.args.precision]
+        first: list[list[Entrant]] = []
+        early: list[list[Entrant]] = []
+        late: list[list[Entrant]] = []
+        for fp8 in kinds:
+            ours = partial(self.ours, fp8=fp8)
+            if not self.args.attention:
+                plain = ours("sdpa", torch_kernels=True, reason=backends["sdpa"])
+                first.append([*published, plain])
+            elif published:
+                first.append(published)
+            published = []
+            if usual is not None:
+                # What others are compared with is exact, unless nothing is.
+                first.append([ours(usual, base=BASE["ours"] if fp8 == kinds[0] else 0)])
+                if self.device.type == "cuda":
+                    early.append([ours(usual, graph=True)])
+            early.append([ours(n, reason=why) for n, why in others.items() if n not in LATE])
+            late += [[ours(n, reason=why)] for n, why in others.items() if n in LATE]
+        groups = (*first, [] if self.args.no_compile else compiled_ones, *early, *late)
         return [group for group in groups if group]
 
 
@@ -338,7 +356,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> tuple[Output, Race]:
     device, dtype = resolve(args)
     preset = sized(args.preset, size=args.size)
     whole = preset.dit.num_layers
-    layers = args.layers or fitting_layers(preset, device, dtype, fp8=args.precision == "fp8")
+    layers = args.layers or fitting_layers(preset, device, dtype, fp8=args.precision != "exact")
     preset = sized(args.preset, layers=layers, size=args.size)
     work = Work.of(preset)
     settings = {
@@ -412,7 +430,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
+    parser.add_argument("--precision", default="exact", choices=("exact", "fp8", "both"))
     parser.add_argument(
         "--attention", action="append", default=[], metavar="NAME",
         help="backend of self-attention; may be repeated (default: all that can run)",
@@ -426,7 +444,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    budget = Budget(args.budget)
+    budget = Budget.of(args)
     output, race = measure(args, budget)
     print(table(output.value))
     return exit_code(race.rows)

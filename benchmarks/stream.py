@@ -4,9 +4,10 @@
     python benchmarks/stream.py --preset tiny --device cpu --ranks 2 --frames frames.npy
 
 A session as ``livetalk generate`` runs it, but for files and video encoding: the avatar is made of
-random numbers, and where transformers or pyloudnorm is missing so are the sound's features. The
-first chunk is told apart, as it pays for what is compiled. All are whole, the last one too: it is
-encoded again as if the stream went on. On several ranks rank 0 reports. Untested on a GPU.
+random numbers, and where transformers is missing so are the sound's features. The first chunk is
+told apart, as it pays for what is compiled. All are whole, the last one too: it is encoded again as
+if the stream went on. Where the time is short, later chunks are not begun. On several ranks rank 0
+reports. Untested on a GPU.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from race import Output, add_options, resolve, run_main, say
+from race import Budget, Output, add_options, resolve, run_main
 from random_models import (
     PROMPT_ROWS,
     STEPS,
@@ -49,6 +50,7 @@ from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
+from livetalk_model.random_weights import RANDOM_SEED
 from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.stream.follower import follow
 from livetalk_model.stream.graphs import StreamCalls
@@ -58,7 +60,6 @@ from livetalk_model.vae import VAE
 
 SCHEMA = "livetalk/stream/1"
 FPS = 25.0
-AUDIO_PACKAGES = ("transformers", "pyloudnorm")
 
 
 class RandomSound:
@@ -77,16 +78,11 @@ class RandomSound:
         return torch.randn(shape, generator=random, device=self.device)
 
 
-def missing_for_sound() -> list[str]:
-    """Packages of the audio encoder that are not installed."""
-    return [name for name in AUDIO_PACKAGES if importlib.util.find_spec(name) is None]
-
-
 def sound_encoder(preset: Preset, device: torch.device) -> AudioEncoder:
     """The audio encoder with random weights, or what stands for it."""
-    if missing_for_sound():
+    if importlib.util.find_spec("transformers") is None:
         return cast(AudioEncoder, RandomSound(preset, device))
-    return AudioEncoder.random(preset.audio, seed=0, device=device)
+    return AudioEncoder.random(preset.audio, seed=RANDOM_SEED, device=device)
 
 
 def random_avatar(preset: Preset) -> Avatar:
@@ -141,7 +137,7 @@ def load(
 
 
 def measure(
-    args: argparse.Namespace, team: Team, device: torch.device, dtype: torch.dtype
+    args: argparse.Namespace, team: Team, device: torch.device, dtype: torch.dtype, budget: Budget
 ) -> dict[str, Any] | None:
     """Run the stream.
 
@@ -172,7 +168,7 @@ def measure(
             "steps": STEPS,
             "fps": FPS,
             "random_weights": True,
-            "sound": "random features" if missing_for_sound() else "audio encoder",
+            "sound": "audio encoder" if isinstance(encoder, AudioEncoder) else "random features",
             "ranks": {"world": team.size, **vars(dit.parallel.mesh)},
             "backends": dit.ops.chosen,
         },
@@ -181,13 +177,20 @@ def measure(
     )
     options = StreamOptions(steps=STEPS, fps=FPS)
     frames: list[np.ndarray] = []
-    sound = speech(args.chunks)
+    late = False
     with Session(dit, vae, encoder, random_avatar(preset), options, team=team, calls=calls) as run:
-        for produce in (partial(run.push, sound), run.finish):
+        blocks = speech(args.chunks).split(encoder.sample_rate)
+        pushes = [partial(run.push, block) for block in blocks]
+        turns: list[Callable[[], Iterator[np.ndarray]]] = [*pushes, run.finish]
+        for produce in turns:
+            last = list(run.stats.chunk_seconds)[-1:]
+            late = bool(last) and budget.left() < last[0]
+            if late:
+                break
             for piece in produce():
                 frames.append(piece)
                 _note(output, run)
-    _note(output, run, complete=True)
+    _note(output, run, complete=not late)
     team.tell({"what": "end"})
     if device.type == "cuda":
         output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
@@ -198,17 +201,18 @@ def measure(
     return output.value
 
 
-def _note(output: Output, session: Session, *, complete: bool = False) -> None:
-    """Write what is known, when another chunk has ended."""
+def _note(output: Output, session: Session, *, complete: bool | None = None) -> None:
+    """Write what is known, when another chunk has ended, or at the end (``complete`` is told)."""
     stats = session.stats
-    if len(stats.chunks) == len(output.value["chunks"]) and not complete:
+    if len(stats.chunks) == len(output.value["chunks"]) and complete is None:
         return
     output.value["chunks"] = [
         {"seconds": seconds, "stages": stages}
         for seconds, stages in zip(stats.chunk_seconds, stats.chunks, strict=True)
     ]
     output.value |= {"first_frame": stats.first_frame, "startup": stats.startup}
-    output.value |= {"frames": stats.frames, "underrun": stats.underrun, "complete": complete}
+    output.value |= {"frames": stats.frames, "underrun": stats.underrun}
+    output.value["complete"] = bool(complete)
     steady = list(stats.chunk_seconds)[1:]
     if steady:
         chunk = Summary.of(steady)
@@ -272,11 +276,9 @@ def main() -> int:
         args.device = f"cuda:{ranks.local_rank}"
     device, dtype = resolve(args)
     with joined_team(device) as team:
-        result = measure(args, team, device, dtype)
+        result = measure(args, team, device, dtype, Budget.of(args))
     if result is not None:
         print(table(result))
-        if missing := missing_for_sound():
-            say(f"random sound: there is no {' and no '.join(missing)}")
     return 0
 
 

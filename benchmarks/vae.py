@@ -259,7 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
-    output = measure(args, Budget(args.budget))
+    output = measure(args, Budget.of(args))
     print(table(output.value))
     return exit_code([row for rows in output.value["work"].values() for row in rows])
 

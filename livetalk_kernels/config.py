@@ -14,6 +14,8 @@ from .tuning import Tuning
 
 VARIABLE = "LIVETALK_BACKEND"
 TUNING_VARIABLE = "LIVETALK_CONFIG"
+EXCLUDE_VARIABLE = "LIVETALK_EXCLUDE"
+LEFT_OUT = f"is left out by {EXCLUDE_VARIABLE}"  # why such a backend cannot run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,36 @@ class Ranks:
             agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             run=f"{run}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         )
+
+
+def excluded(environ: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]:
+    """Backends that ``LIVETALK_EXCLUDE`` says cannot run here: (op, backend).
+
+    The variable is a list such as ``add_norm=triton,quantize=cuda``. What stands there has a
+    reason not to be taken, as if its library were missing: `auto` passes it over, to name it is
+    an error, and nothing tests or times it.
+
+    Args:
+        environ: Environment to read, the process's own by default.
+
+    Raises:
+        UserError: Bad syntax, an unknown name, or ``reference``, without which nothing runs.
+    """
+    return _excluded((os.environ if environ is None else environ).get(EXCLUDE_VARIABLE, ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _excluded(value: str) -> frozenset[tuple[str, str]]:
+    pairs = set()
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        op, _, name = part.partition("=")
+        if op not in op_names() or name not in backend_names(op) or name == "reference":
+            raise UserError(
+                f"{EXCLUDE_VARIABLE}={value}: {part!r} is no OP=BACKEND that can be left out; "
+                "see 'livetalk backends'"
+            )
+        pairs.add((op, name))
+    return frozenset(pairs)
 
 
 def leave_nccl_errors_to_us() -> None:

@@ -18,8 +18,9 @@ from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
 from .encoders.audio import AudioEncoder
 from .pipeline import LoadTimes, Pipeline
-from .preparation import RANDOM_SEED, Preparer
+from .preparation import Preparer
 from .quantize import PRECISIONS
+from .random_weights import RANDOM_SEED
 from .stream.team import Team
 from .vae import VAE
 from .weights import Slot, check_module, load_module, open_weights, random_module

@@ -22,6 +22,7 @@ from .config import CHUNK_FRAMES, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .media.image import Crop, Portrait, load_portrait, parse_crop
+from .random_weights import RANDOM_SEED
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
 from .vae import VAE
@@ -30,7 +31,6 @@ DEFAULT_PROMPT = (
     "A person is talking to the camera. The head moves gently, the background is still."
 )
 RANDOM_NOTE = "random weights"
-RANDOM_SEED = 0  # of presets without a checkpoint
 
 MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 

@@ -4,8 +4,6 @@ Modules are built on the meta device, so that nothing is allocated before everyt
 """
 
 import logging
-import math
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +15,7 @@ from livetalk_kernels.lines import list_keys
 from livetalk_kernels.ops.quantize import quantize
 from livetalk_kernels.precision import FP8
 
+from .random_weights import random_weight
 from .safetensors_file import FP8_DTYPES, TensorSpec
 from .tensor_files import TensorFiles, open_weights
 
@@ -38,9 +37,6 @@ ROUNDED = (
 _LARGEST = 1e9  # no training leaves such a weight, but a flipped bit of an exponent does
 
 logger = logging.getLogger(__name__)
-
-# Last part of a name: tensors that multiply a normalised value and are therefore around one.
-_SCALES = ("gamma", "weight_g", "original0")
 
 
 @dataclass(frozen=True)
@@ -197,10 +193,9 @@ def random_module(
 ) -> None:
     """Give a module random weights, which depend on the seed and the checkpoint keys only.
 
-    Each key has its own generator on the CPU, so the values are the same on every device, with
-    or without fused parameters, and in bf16 they are the rounded fp32 ones. Scales are such that
-    activations stay near one: matrices and kernels uniform in +-sqrt(3 / fan_in) (variance
-    1 / fan_in), norm weights 1 +- 0.1, biases +- 0.05, modulations +- 0.1.
+    They are drawn on the device, and the same on every one, with or without fused parameters; in
+    bf16 they are the rounded fp32 ones, in FP8 these, quantised by the plain formula. Their
+    distribution is `random_weight`'s, by which activations stay near one.
 
     Args:
         module: Built on the meta device; its parameters are replaced and need no gradient.
@@ -213,10 +208,12 @@ def random_module(
     targets = _targets(module)
     slots = _slots(targets, key_map)
     tensors = _allocate(targets, slots, dtype, torch.device(device), host)
+    where = torch.device(device)
     with torch.no_grad():
         for key, slot in slots.items():
-            shape = _part_of(tensors[slot.param], slot).shape
-            _fill(tensors, slot, _random_tensor(key, tuple(shape), seed).to(dtype))
+            shape = tuple(_part_of(tensors[slot.param], slot).shape)
+            values = random_weight(key, shape, seed=seed, dtype=dtype, device=where)
+            _fill(tensors, slot, values, quantizer="reference")
     _replace(module, targets, tensors)
 
 
@@ -237,8 +234,10 @@ def _check_values(values: Tensor, key: str, files: TensorFiles) -> None:
         )
 
 
-def _fill(tensors: Mapping[str, Tensor], slot: Slot, values: Tensor) -> None:
-    """Put a checkpoint's tensor where it belongs."""
+def _fill(
+    tensors: Mapping[str, Tensor], slot: Slot, values: Tensor, *, quantizer: str | None = None
+) -> None:
+    """Put a checkpoint's tensor where it belongs; ``quantizer``: the backend for FP8."""
     target = _part_of(tensors[slot.param], slot)
     if slot.scale is None:
         target.copy_(values)
@@ -249,7 +248,8 @@ def _fill(tensors: Mapping[str, Tensor], slot: Slot, values: Tensor) -> None:
         rows = slice(start, start + QUANTIZED_ROWS)
         part = values[rows].to(target.device)
         # What comes in FP8 is exact in bf16, in which it can be computed with.
-        quantized, scale = quantize(part.to(torch.bfloat16) if part.dtype in FP8_DTYPES else part)
+        exact = part.to(torch.bfloat16) if part.dtype in FP8_DTYPES else part
+        quantized, scale = quantize(exact, backend=quantizer)
         target[rows] = quantized
         scales[rows] = scale
 
@@ -342,27 +342,3 @@ def _replace(
         for attribute, old in [*own, *buffers]:
             if id(old) in names:
                 setattr(part, attribute, new[names[id(old)]])
-
-
-def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Random fp32 tensor of one key: offset + scale * u, u uniform on 256 levels in (-1, 1)."""
-    offset, scale = _distribution(key, shape)
-    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
-    count = math.prod(shape)
-    # Eight levels from each 64-bit draw: several times faster than drawing floats.
-    draws = torch.empty((count + 7) // 8, dtype=torch.int64)
-    draws.random_(-(2**63), None, generator=generator)
-    levels = draws.view(torch.int8)[:count].float()
-    return levels.add_(0.5).mul_(scale / 128).add_(offset).reshape(shape)
-
-
-def _distribution(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Offset and half-width of the distribution of one key."""
-    kind = key.rpartition(".")[2]
-    if kind in _SCALES or (kind == "weight" and len(shape) == 1):
-        return 1.0, 0.1
-    if kind == "modulation":
-        return 0.0, 0.1
-    if len(shape) < 2:
-        return 0.0, 0.05
-    return 0.0, math.sqrt(3 / math.prod(shape[1:]))

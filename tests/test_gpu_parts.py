@@ -18,6 +18,7 @@ from livetalk_kernels.bench.runner import Settings
 from livetalk_kernels.dispatch import load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import relative_l2
+from livetalk_model.stream.team import Team
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -29,6 +30,7 @@ import race  # noqa: E402
 import random_models  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
+import stream  # noqa: E402
 import vae  # noqa: E402
 
 # Packages of livetalk that a machine with a GPU may be without.
@@ -117,7 +119,7 @@ def page(folder: Path, part: str, result: Mapping[str, Any]) -> str:
 
 
 def test_a_step_in_all_ways(tmp_path: Path) -> None:
-    options = ("--layers", "2", "--rounds", "1", "--no-compile", "--precision", "fp8")
+    options = ("--layers", "2", "--rounds", "1", "--no-compile", "--precision", "both")
     result = script(tmp_path, "step.py", *options)
     rows = {row["name"]: row for row in result["rows"]}
     timed = {name for name, row in rows.items() if row["state"] == "timed"}
@@ -126,7 +128,9 @@ def test_a_step_in_all_ways(tmp_path: Path) -> None:
     assert rows["published, sdpa_flash"]["error"] < 1e-5
     ours = rows["ours, FP8, sdpa"]
     assert 1e-3 < ours["error"] < 0.25 and ours["approximate"] and ours["of_floor"] > 0
-    assert ours["against"].keys() == {"published, sdpa_flash"}
+    assert ours["against"].keys() == {"published, sdpa_flash", "ours, sdpa"}
+    exact = rows["ours, sdpa"]
+    assert exact["error"] < 1e-5 and not exact["approximate"] and timed >= {"ours, cpu"}
     assert result["settings"]["layers"] == 2 and result["settings"]["layers_of_preset"] == 4
     text = page(tmp_path, "step", result)
     assert "ours, FP8, sdpa (approximate)" in text and "x published, sdpa_flash" in text
@@ -206,6 +210,15 @@ def test_a_vae_without_time_is_no_error(tmp_path: Path) -> None:
     assert "left out" in "\n".join(gpu_pages.SECTIONS["vae"](value))
 
 
+def test_chunks_without_time_are_not_begun(tmp_path: Path) -> None:
+    words = ["--preset", "tiny", "--device", "cpu", "--threads", "1", "--layers", "1"]
+    args = stream.make_parser().parse_args([*words, "--json", str(tmp_path / "chunk.json")])
+    device, dtype = torch.device("cpu"), torch.float32
+    value = stream.measure(args, Team(), device, dtype, race.Budget(until=0.0))
+    assert value is not None and len(value["chunks"]) == 1 and not value["complete"]
+    assert json.loads((tmp_path / "chunk.json").read_text())["chunks"]
+
+
 def test_chunks_of_a_stream_are_whole(tmp_path: Path) -> None:
     result = script(tmp_path, "stream.py", "--layers", "1", "--chunks", "3")
     assert len(result["chunks"]) == 3 and result["frames"] == 3 * 28
@@ -223,11 +236,11 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
 sys.path.insert(0, {str(BENCHMARKS)!r})
-import vae, ops_all, gpu_facts, gpu_build, scaling, gpu_report
+import vae, ops_all, gpu_facts, gpu_build, gpu_smoke, graphs, scaling, gpu_report
 sys.argv = ["step.py", "--help"]
 runpy.run_path({str(BENCHMARKS / "step.py")!r}, run_name="__main__")
 """
-    code = "import vae, ops_all, gpu_facts, gpu_build, scaling, gpu_report\n"
+    code = "import vae, ops_all, gpu_facts, gpu_build, gpu_smoke, graphs, scaling, gpu_report\n"
     for program in (
         blocker,
         blocker.replace('sys.argv = ["step.py"', code + 'sys.argv = ["step.py"'),

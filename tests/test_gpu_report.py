@@ -5,15 +5,19 @@ What the parts measure is tested in ``test_gpu_parts.py``.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from livetalk_kernels import config
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -346,21 +350,77 @@ def test_parts_say_what_they_need(tmp_path: Path) -> None:
     assert command[command.index("--chunks") + 1] == "5"
 
 
-def test_the_profile_can_be_done_in_its_time(tmp_path: Path) -> None:
+def test_what_the_parts_get_of_the_time(tmp_path: Path) -> None:
+    """On one GPU: smoke has its own seconds, and the profile enough for 14b, without av."""
     settings = gpu_parts.Settings(device="cuda", preset="14b", layers=None, folder=tmp_path)
-    parts = gpu_parts.make_parts(settings, {"packages": {"matplotlib": None}, "devices": [{}]})
-    (profile,) = (part for part in parts if part.name == "profile")
-    assert profile.reason == "needs matplotlib, not installed here"
+    packages = {"matplotlib": "3", "av": None, "pyloudnorm": None}
+    parts = gpu_parts.make_parts(settings, {"packages": packages, "devices": [{}]})
+    named = {part.name: part for part in parts}
+    profile = named["profile"]
     command = profile.command(60)
-    assert command[command.index("--preset") + 1] == "small" and "preset small" in profile.title
-    able = sum(part.weight for part in parts if part.name not in ("scaling", "comm"))
-    assert 480 * profile.weight / able > 60  # seconds, even if the others use up theirs
+    assert profile.reason is None and "--no-video" in command
+    assert command[command.index("--preset") + 1] == "14b"
+    order = "facts smoke build smoke-cuda step chunk-fp8 ops vae graphs chunk build-cpu tests"
+    assert list(named)[:12] == order.split() and list(named)[-1] == "profile"
+    assert "--until" in named["step"].command(7.0) and "7.00" in named["step"].command(7.0)
+    assert "--only" in named["build"].command(0) and "cuda" in named["build"].command(0)
+    able = [part for part in parts if part.name not in ("scaling", "comm")]
+    share = profile.weight / sum(part.weight for part in able)
+    left = gpu_report.BUDGET - sum(part.fixed for part in able)
+    assert left * share > 40  # seconds, even if the others use up theirs
+    assert gpu_parts.soft_end(100.0, 20.0) == 117.0 and gpu_parts.soft_end(100.0, 200.0) == 290.0
     stage = {"stage": "decode", "part": "", "p50": 0.1, "p95": 0.2, "share": 0.9}
     summary = {"fps": 20.0, "chunk": {"count": 3}, "stages": [stage]}
-    text = "\n".join(
-        gpu_pages.profile_section({"settings": {"model": "small"}, "summary": summary})
+    text = "\n".join(gpu_pages.profile_section({"settings": {"model": "14b"}, "summary": summary}))
+    assert "Preset 14b: 20.0 frames/s of 3 chunks" in text
+
+
+SMOKE = WRITE.format({"complete": True, "excluded": ["add_norm=triton"]})
+VARIABLE = """
+import json, os
+from pathlib import Path
+value = {"complete": True, "seen": os.environ.get("LIVETALK_EXCLUDE")}
+Path(result).write_text(json.dumps(value))
+"""
+
+
+def test_what_breaks_is_left_out_of_all_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu_report.EXCLUDE == config.EXCLUDE_VARIABLE
+    monkeypatch.setenv("LIVETALK_EXCLUDE", "quantize=cpu")
+    fakes = [
+        {"name": "before", "code": VARIABLE},
+        {"name": "smoke", "code": SMOKE},
+        {"name": "after", "code": COUNT.format("after") + VARIABLE},
+    ]
+    for _ in range(2):  # also where the first of two runs has found it
+        assert run(tmp_path, fakes)[0] == 0
+        parts = report(tmp_path)
+        assert parts["before"]["result"]["seen"] == "quantize=cpu"
+        assert parts["after"]["result"]["seen"] == "quantize=cpu,add_norm=triton"
+    assert counted(tmp_path, "after") == 1
+    page = (tmp_path / "out/report.md").read_text()
+    assert "Left out of all that follows: add_norm=triton" in page
+    fine = [fakes[0], {"name": "smoke", "code": GOOD}, fakes[2]]
+    run(tmp_path, fine)  # what was measured without a backend is measured again with it
+    assert counted(tmp_path, "after") == 2
+
+
+def test_the_archive_is_small_and_a_run_goes_on_from_it(tmp_path: Path) -> None:
+    noise = (
+        "import os; open(os.path.dirname(result) + '/big.bin', 'wb').write(os.urandom(17<<20))\n"
     )
-    assert "shows the profiler, with preset small" in text and "of 3 chunks" in text
+    fakes = [{"name": "good", "code": COUNT.format("good") + noise + GOOD}]
+    code, printed = run(tmp_path, fakes)
+    archive = tmp_path / "out.tar.gz"
+    assert code == 0 and "without big.bin" in printed and archive.stat().st_size < 16 << 20
+    shutil.rmtree(tmp_path / "out")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    assert (tmp_path / "out/left-out.txt").read_text() == "big.bin\n"
+    run(tmp_path, fakes, "--pack", str(tmp_path / "out/again.tar.gz"))
+    assert report(tmp_path)["good"]["kept"] and (tmp_path / "out/again.tar.gz").is_file()
 
 
 def test_a_part_depends_on_the_files_that_it_runs(tmp_path: Path) -> None:
@@ -389,17 +449,21 @@ def test_telemetry_is_summed_up_by_part() -> None:
             raise RuntimeError("not told")
 
     nvml = Nvml(
-        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetUUID=lambda handle: (b"GPU-other", "GPU-ours")[handle],
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetTemperature=lambda handle, kind: 50,
         nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=90),
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9 * handle),
     )
     begin = time.monotonic()
     with Telemetry(nvml, period=0.01) as telemetry:  # type: ignore[arg-type]
-        while len(telemetry.samples) < 5:
+        while len(telemetry.samples) < 10:
             time.sleep(0.01)
-    (gpu,) = telemetry.summary(begin, time.monotonic())
+    assert len(telemetry.summary(begin, time.monotonic())) == 2
+    # Torch sees one of them, as its first: CUDA_VISIBLE_DEVICES=1.
+    (gpu,) = telemetry.summary(begin, time.monotonic(), ["ours"])
+    assert gpu["gpu"] == 0
     assert gpu["SM clock"]["most"] > gpu["SM clock"]["median"] > 1000
     assert gpu["power"] is None and gpu["memory"] == {"median": 40.0, "most": 40.0}
     assert telemetry.summary(begin - 2, begin - 1)[0]["load"] is None

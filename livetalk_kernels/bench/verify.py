@@ -1,5 +1,6 @@
 """Correctness before timing: the small cases of the contract, then the timed case itself."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ FP64_SLOWDOWN = {"cpu": 4, "cuda": 40}  # of the plain formula in fp64, in units
 SLACK = 4  # errors of two results, each at most 2 x that of the other or one ulp
 
 
+@functools.cache  # a backend is timed at many sizes, and its small cases are always the same
 def check_small_cases(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Verdict:
     """Check a backend on the op's small cases; the first that is wrong ends it.
 

@@ -9,6 +9,7 @@ Layout legend: N samples, L video frames, C channels.
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +30,8 @@ from ..weights import Slot, TensorFiles, load_module, open_weights, random_modul
 if TYPE_CHECKING:
     from pyloudnorm import Meter
     from transformers import Wav2Vec2Model
+
+logger = logging.getLogger(__name__)
 
 _TARGET_LUFS = -23.0
 _NO_LOUDNESS = 100.0  # silence measures -inf; a level beyond this is left as it is
@@ -67,17 +70,19 @@ _SHAPE_FIELDS = (
 )
 
 
-def normalize_loudness(wave_N: np.ndarray, meter: Meter) -> np.ndarray:
+def normalize_loudness(wave_N: np.ndarray, meter: Meter | None) -> np.ndarray:
     """Speech at -23 LUFS (integrated, BS.1770).
 
     Args:
         wave_N: float32 [N], at least 0.4 s.
-        meter: Measures the loudness at the wave's sample rate.
+        meter: Measures the loudness at the wave's sample rate; None: the wave is left as it is.
 
     Returns:
         float64 [N]: wave * 10^((-23 - loudness) / 20); the input itself where the loudness is
         beyond +-100, that is, for silence.
     """
+    if meter is None:
+        return wave_N
     loudness = meter.integrated_loudness(wave_N)
     if abs(loudness) > _NO_LOUDNESS:
         return wave_N
@@ -108,6 +113,12 @@ def audio_windows(embeddings: Tensor, start: int, stop: int, window: int = 5) ->
     return embeddings[(frames + offsets).clamp_(0, len(embeddings) - 1)]
 
 
+def _loudness_meter(sample_rate: int) -> Meter:
+    from pyloudnorm import Meter  # takes a second to import
+
+    return Meter(sample_rate)
+
+
 class AudioEncoder:
     """wav2vec2 with one output per video frame and layer.
 
@@ -119,12 +130,16 @@ class AudioEncoder:
         dtype: What it computes in.
     """
 
-    def __init__(self, network: Wav2Vec2Model, sample_rate: int) -> None:
-        """Take a ready ``transformers.Wav2Vec2Model``; see `from_folder` and `random`."""
-        from pyloudnorm import Meter
+    def __init__(self, network: Wav2Vec2Model, sample_rate: int, meter: Meter | None) -> None:
+        """Take a ready ``transformers.Wav2Vec2Model``; see `from_folder` and `random`.
 
+        Args:
+            network: On its device.
+            sample_rate: Samples per second that it takes.
+            meter: Measures loudness; None: speech keeps its own.
+        """
         self.sample_rate = sample_rate
-        self._meter = Meter(self.sample_rate)
+        self._meter = meter
         self._network = network.eval().requires_grad_(False)
         # Only the pre-norm variant ("stable") has the last norm after its layers.
         self._final_norm = bool(network.config.do_stable_layer_norm)
@@ -157,11 +172,15 @@ class AudioEncoder:
             network, key_map, ignore = wav2vec2_on_meta(path, files)
             load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=ignore)
         _fold_weight_norm(network)
-        return cls(network, AudioEncoderConfig().sample_rate)
+        rate = AudioEncoderConfig().sample_rate
+        return cls(network, rate, _loudness_meter(rate))
 
     @classmethod
     def random(cls, config: AudioEncoderConfig, seed: int, device: torch.device | str) -> Self:
-        """Encoder of that shape with deterministic random float32 weights: not a trained one."""
+        """Encoder of that shape with deterministic random float32 weights: not a trained one.
+
+        Where pyloudnorm is not installed speech keeps its own loudness, which is a warning.
+        """
         network = _network(
             hidden_size=config.width,
             num_hidden_layers=config.layers,
@@ -175,7 +194,12 @@ class AudioEncoder:
         )
         _fold_weight_norm(network)
         random_module(network, seed=seed, dtype=torch.float32, device=device)
-        return cls(network, config.sample_rate)
+        try:
+            meter = _loudness_meter(config.sample_rate)
+        except ModuleNotFoundError:  # untrained weights need no level, and a benchmark goes on
+            logger.warning("speech keeps its own loudness: pip install pyloudnorm")
+            meter = None
+        return cls(network, config.sample_rate, meter)
 
     def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = 25) -> Tensor:
         """Features of every video frame that a piece of speech covers.

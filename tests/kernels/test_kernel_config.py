@@ -2,9 +2,12 @@ import dataclasses
 import os
 
 import pytest
+import torch
 
 from livetalk_kernels import KernelConfig, UserError
-from livetalk_kernels.config import leave_nccl_errors_to_us
+from livetalk_kernels.config import excluded, leave_nccl_errors_to_us
+from livetalk_kernels.dispatch import load_backend, pick
+from livetalk_kernels.spec import Case
 
 
 def test_all_is_auto_by_default() -> None:
@@ -110,3 +113,20 @@ def test_validates_itself_and_is_frozen() -> None:
 def test_a_wrong_variable_is_named_as_the_source():
     with pytest.raises(UserError, match=r"^LIVETALK_BACKEND=nosuch: "):
         KernelConfig.from_sources([], {"LIVETALK_BACKEND": "nosuch"})
+
+
+def test_what_is_excluded_has_a_reason_wherever_it_is_asked(monkeypatch: pytest.MonkeyPatch):
+    case = Case(op="add_norm", device=torch.device("cpu"), dtype=torch.float32)
+    preferred = pick(case, "auto", named=False).name
+    monkeypatch.setenv("LIVETALK_EXCLUDE", f" add_norm={preferred}, quantize=triton")
+    assert load_backend("add_norm", preferred).supports(case) == "is left out by LIVETALK_EXCLUDE"
+    assert pick(case, "auto", named=False).name != preferred
+    with pytest.raises(UserError, match=f"add_norm={preferred}: cannot run: is left out by LIVE"):
+        pick(case, preferred, named=True)
+    assert ("quantize", "triton") in excluded() and excluded({}) == frozenset()
+
+
+@pytest.mark.parametrize("value", ["triton", "no_op=cpu", "add_norm=no", "add_norm=reference", "="])
+def test_what_cannot_be_excluded(value: str):
+    with pytest.raises(UserError, match="is no OP=BACKEND that can be left out"):
+        excluded({"LIVETALK_EXCLUDE": value})

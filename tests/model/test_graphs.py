@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -326,6 +327,7 @@ def benchmark_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("graphs_benchmark", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(SCRIPT.parent))
     sys.modules[spec.name] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
@@ -365,28 +367,38 @@ def test_benchmark_compares_and_reports(benchmark_script):
     assert row["ratio"] == 2
     assert row["eager"]["gaps"]["share"] == 0.5 and row["graph"]["gaps"]["share"] == 0
     assert math.isclose(row["eager"]["idle"], 1 - 2 / 4.5)
-    assert "2.000 x" in benchmark_script.report({"calls": {"DiT step": row}})
+    timed = {"DiT step": {"state": "timed", "note": "", **row}}
+    assert "2.000 x" in benchmark_script.report({"calls": timed})
+    blind = benchmark_script.compare([2.0], [1.0], [None, None])
+    timed["encode"] = {"state": "timed", "note": "", **blind}
+    assert blind["graph"]["idle"] is None and "encode" in benchmark_script.report({"calls": timed})
 
 
-def test_benchmark_refuses_a_graph_that_differs(benchmark_script):
-    dit, vae = benchmark_script.models(get_preset("tiny"), torch.device("cpu"))
+def test_a_graph_that_differs_is_a_red_row(benchmark_script):
+    cpu = torch.device("cpu")
+    dit, vae = benchmark_script.models(get_preset("tiny"), KernelConfig(), cpu, torch.float32)
+    args = benchmark_script.make_parser().parse_args(["--rounds", "1"])
     with torch.inference_mode():
         eager = benchmark_script.runs(
             dit, vae, StreamCalls.of(dit, vae, cuda_graphs=False), (32, 32)
         )
         calls = StreamCalls.graphed(dit, vae, RerunEngine())
         graph = benchmark_script.runs(dit, vae, calls, (32, 32))
-        pairs = {name: (eager[name], graph[name]) for name in eager}
-        assert len(pairs) == 3
-        benchmark_script.check(pairs)
+        for name in ("DiT step", "decode step", "encode"):
+            assert benchmark_script.difference(eager[name], graph[name]) is None
         wrong: Callable[[int], Tensor] = lambda turn: graph["encode"](min(turn, 2))  # noqa: E731
-        with pytest.raises(SystemExit, match="encode, call 4: the graph differs"):
-            benchmark_script.check({"encode": (eager["encode"], wrong)})
+        take = partial(benchmark_script.take, eager["encode"], device=cpu, args=args)
+        row = take(wrong, budget=benchmark_script.Budget())
+        assert row["state"] == "red" and "call 4: the graph differs in" in row["note"]
+        assert take(wrong, budget=benchmark_script.Budget(0.0))["note"] == "no time was left"
+    broken = take(lambda turn: 1 / 0, budget=benchmark_script.Budget())
+    assert (broken["state"], broken["note"]) == ("failed", "ZeroDivisionError: division by zero")
+    assert "red: call 4" in benchmark_script.report({"calls": {"encode": row}})
 
 
 def test_benchmark_says_that_it_needs_a_gpu():
     done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
+        [sys.executable, str(SCRIPT), "--preset", "tiny"],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

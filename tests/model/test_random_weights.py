@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from livetalk_model import random_weights
 from livetalk_model.weights import Slot, load_module, open_weights, random_module
 
 KEY_MAP = {
@@ -73,9 +74,40 @@ def test_random_scales_of_convolution_norms():
     assert ((module.original0 - 1).abs() <= 0.1).all()
 
 
+def split_mix(state: int) -> int:
+    """SplitMix64's output for a state that has been stepped, by numbers of any length."""
+    bits = (1 << 64) - 1
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & bits
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & bits
+    return state ^ state >> 31
+
+
+def test_bytes_are_those_of_split_mix_in_pieces_of_any_size():
+    start, step = 2**63 + 12345, 0x9E3779B97F4A7C15
+    assert split_mix(step) == 0xE220A8397B1DCDAF  # published, for seed 0
+    words = [split_mix((start + i * step) % 2**64) for i in range(1, 9)]
+    known = [n - 256 * (n > 127) for word in words for n in word.to_bytes(8, "little")]
+    for first, count in ((0, 64), (11, 13), (7, 1), (8, 0), (56, 8)):
+        found = random_weights.random_bytes(start, first, count, torch.device("cpu"))
+        assert found.tolist() == known[first : first + count]
+
+
+def test_random_weights_do_not_depend_on_the_pieces(monkeypatch):
+    whole = randomised()["qkv"].weight
+    monkeypatch.setitem(random_weights.PIECE, "cpu", 7)
+    assert torch.equal(randomised()["qkv"].weight, whole)
+
+
+@pytest.mark.gpu
+def test_random_weights_are_the_same_on_a_gpu():
+    here, there = randomised(), randomised(device="cuda")
+    for name, value in here.state_dict().items():
+        assert torch.equal(there.state_dict()[name].cpu(), value)
+
+
 def test_random_weights_stay_the_same_from_release_to_release():
     weight = randomised()["qkv"].weight
-    known = [0.05750950, 0.04397785, 0.78145260]
+    known = [0.85587662, -0.76792097, -0.65290195]
     assert weight.flatten()[:3].tolist() == pytest.approx(known, abs=1e-6)
 
 

@@ -1,0 +1,311 @@
+"""Every op by every backend once, where its fall hurts nobody: a first part of ``make gpu-report``.
+
+    python benchmarks/gpu_smoke.py --json smoke.json
+    python benchmarks/gpu_smoke.py --device cpu --backend cpu
+
+Workers take one backend after the other, call it on a small case, and hold the result to the
+numerics contract. One that is not done with a backend within ``--seconds`` is killed, and that
+backend hangs; one that dies names the backend that crashed; one in which a call failed ends, as its
+GPU context may be lost. Each time another worker goes on. Workers are forked from this process,
+which has imported all they need and touched no GPU (CUDA does not survive a fork); where they
+cannot use the GPU, they are started afresh instead. What hangs, crashes, fails or is wrong stands
+in the result as ``excluded``, in the form of ``LIVETALK_EXCLUDE``. Untested on a GPU.
+"""
+
+import argparse
+import importlib.util
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from race import Budget, add_time_options, brief, say
+
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
+from livetalk_kernels.outputs import write_json
+from livetalk_kernels.spec import Case
+from livetalk_kernels.testing.numerics import check_backend, relative_l2
+
+SCHEMA = "livetalk/smoke/1"
+OK, HANGS, CRASHES, FAILS, WRONG = "ok", "hangs", "crashes", "fails", "wrong"
+LEFT_OUT, NO_TIME = "left out", "no time was left"
+BROKEN = (HANGS, CRASHES, FAILS, WRONG)
+SECONDS = 10.0  # for a backend
+LONGEST_WAIT = 60.0
+MOST_WORKERS = 8
+LEAST = 0.2  # seconds; with less nothing is begun
+
+Row = dict[str, Any]
+Task = tuple[str, str]
+"""Op and backend."""
+
+
+def small_case(op: str, backend: str, device: torch.device) -> tuple[Case | None, str]:
+    """The largest small case that a backend takes; or None, and why it takes none."""
+    spec = load_op(op)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    supports, reason = load_backend(op, backend).supports, "has no small case"
+    cases = [case for case in spec.cases(device, dtype) if not case.large]
+    for case in sorted(cases, key=lambda case: -spec.cost(case).bytes):
+        told = supports(case)
+        if told is None:
+            return case, ""
+        reason = told
+    return None, reason
+
+
+def attempt(op: str, backend: str, device: torch.device) -> Row:
+    """Call a backend, and judge what it gives; whatever it raises is what it fails with."""
+    row: Row = {"op": op, "backend": backend, "case": "", "state": OK, "note": ""}
+    row |= {"seconds": None, "error": None}
+    try:
+        case, reason = small_case(op, backend, device)
+        if case is None:
+            return row | {"state": LEFT_OUT, "note": reason}
+        row["case"] = case.name
+        spec, run = load_op(op), load_backend(op, backend).run
+        positional, keywords = spec.make_inputs(case, torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            outputs = run(*positional, **keywords)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            row["seconds"] = time.perf_counter() - begin
+            plain = load_backend(op, "reference").run(*positional, **keywords)
+            pairs = zip(spec.values(outputs), spec.values(plain), strict=True)
+            row["error"] = max(relative_l2(*pair) for pair in pairs)
+            right, verdict = check_backend(case, backend)
+        return row if right else row | {"state": WRONG, "note": verdict}
+    except Exception as error:  # a backend can fail in any way
+        return row | {"state": FAILS, "note": brief(error)}
+
+
+def work(pipe: Connection, name: str) -> None:
+    """Be a worker: say when ready, then answer tasks until one fails or there is none."""
+    torch.set_num_threads(1)
+    device = torch.device(name)
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except Exception as error:  # no worker can begin
+        pipe.send(brief(error))
+        return
+    pipe.send("")
+    while (task := pipe.recv()) is not None:
+        op, backend = task
+        row = attempt(op, backend, device)
+        pipe.send(row)
+        if row["state"] == FAILS:
+            return
+
+
+@dataclass
+class Worker:
+    """A process, its end of the pipe, what it does and until when it may."""
+
+    process: Any
+    pipe: Connection
+    until: float
+    task: Task | None = None
+    ready: bool = False
+
+    def end(self) -> None:
+        """Let it go, whatever it does."""
+        self.process.kill()
+        self.process.join(1)
+        self.pipe.close()
+
+
+class NoWorkerError(Exception):
+    """Workers cannot use the device."""
+
+
+@dataclass
+class Smoke:
+    """One run.
+
+    Attributes:
+        device: Name of the device.
+        seconds: For a backend.
+        most: Workers at a time.
+        budget: Until when.
+        write: Called with the rows after each.
+        rows: What is known.
+    """
+
+    device: str
+    seconds: float
+    most: int
+    budget: Budget
+    write: Callable[[list[Row]], None]
+    rows: list[Row] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+
+    def run(self, tasks: Iterable[Task], context: BaseContext) -> None:
+        """Try all that are not known yet; what has no time is noted.
+
+        Raises:
+            NoWorkerError: The device cannot be used in a process of this kind.
+        """
+        known = {(row["op"], row["backend"]) for row in self.rows}
+        left = deque(task for task in tasks if task not in known)
+        try:
+            while left or any(worker.task for worker in self.workers):
+                if self.budget.left() < LEAST:
+                    break
+                busy = sum(worker.task is not None for worker in self.workers)
+                while len(self.workers) < min(self.most, len(left) + busy):
+                    self.start(context)
+                for worker in self.workers:
+                    if left and worker.ready and worker.task is None:
+                        worker.task, worker.until = left.popleft(), time.monotonic() + self.seconds
+                        worker.pipe.send(worker.task)
+                self.listen()
+        finally:
+            for worker in self.workers:
+                if worker.task is not None:
+                    left.append(worker.task)
+                worker.end()
+            self.workers.clear()
+        self.rows += [told(task, LEFT_OUT, NO_TIME) for task in left]
+
+    def start(self, context: BaseContext) -> None:
+        """Another worker."""
+        ours, theirs = context.Pipe()
+        process = context.Process(  # type: ignore[attr-defined]
+            target=work, args=(theirs, self.device), daemon=True
+        )
+        process.start()
+        theirs.close()
+        self.workers.append(Worker(process, ours, math.inf))  # its start may take all the time
+
+    def listen(self) -> None:
+        """Wait for news, or for the next one that is late."""
+        waited = [worker for worker in self.workers if worker.task or not worker.ready]
+        ends = [worker.until - time.monotonic() for worker in waited]
+        limit = max(0.0, min(*ends, self.budget.left(), LONGEST_WAIT))
+        news = set(wait([worker.pipe for worker in waited], limit))
+        for worker in waited:
+            if worker.pipe in news:
+                self.hear(worker)
+            elif time.monotonic() >= worker.until:
+                self.lose(worker, HANGS, f"not done after {self.seconds:.0f} s")
+
+    def hear(self, worker: Worker) -> None:
+        """Take what a worker says, or its death."""
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(LONGEST_WAIT)  # it is dead, and soon known to be
+            code = worker.process.exitcode
+            self.lose(worker, CRASHES, f"its process ended with code {code}")
+            return
+        if not worker.ready:
+            if message:
+                raise NoWorkerError(message)
+            worker.ready = True
+            return
+        self.note(cast(Row, message))
+        worker.task = None
+        if message["state"] == FAILS:
+            self.drop(worker)
+
+    def lose(self, worker: Worker, state: str, note: str) -> None:
+        """A worker is gone, for its task's sake.
+
+        Raises:
+            NoWorkerError: It had none.
+        """
+        task = worker.task
+        worker.task = None
+        self.drop(worker)
+        if task is None:
+            raise NoWorkerError(f"a worker did not begin: {note}")
+        self.note(told(task, state, note))
+
+    def drop(self, worker: Worker) -> None:
+        """End it; the next round starts another."""
+        worker.end()
+        self.workers.remove(worker)
+
+    def note(self, row: Row) -> None:
+        """Keep a row."""
+        say(f"{row['op']} {row['backend']}: {row['state']} {row['note']}")
+        self.rows.append(row)
+        self.write(self.rows)
+
+
+def told(task: Task, state: str, note: str) -> Row:
+    """A row of which nothing was measured."""
+    op, backend = task
+    nothing = {"case": "", "seconds": None, "error": None}
+    return {"op": op, "backend": backend, "state": state, "note": note, **nothing}
+
+
+def excluded(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What ``LIVETALK_EXCLUDE`` should hold; without ``reference`` nothing at all would run."""
+    return sorted(
+        f"{row['op']}={row['backend']}"
+        for row in rows
+        if row["state"] in BROKEN and row["backend"] != "reference"
+    )
+
+
+def main() -> int:
+    """Try, print, write.
+
+    Returns:
+        0, whatever backends do: that is the result; 1 if no worker could begin.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--backend", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="for a backend")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    add_time_options(parser)
+    args = parser.parse_args()
+    if importlib.util.find_spec("triton") is not None:
+        import triton  # noqa: F401  once for all workers
+    tasks = [
+        (op, name)
+        for op in op_names()
+        for name in backend_names(op)
+        if not args.backend or name in args.backend
+    ]
+    most = max(1, min(MOST_WORKERS, (os.cpu_count() or 2) // 2))
+    result: dict[str, Any] = {"schema": SCHEMA, "device": args.device, "problem": ""}
+    order = {task: index for index, task in enumerate(tasks)}
+
+    def write(rows: list[Row], *, complete: bool = False) -> None:
+        rows = sorted(rows, key=lambda row: order[row["op"], row["backend"]])
+        result.update(rows=rows, excluded=excluded(rows), complete=complete)
+        if args.json:
+            write_json(args.json, result)
+
+    smoke = Smoke(args.device, args.seconds, most, Budget.of(args), write)
+    for method in ("fork", "spawn"):
+        try:
+            smoke.run(tasks, multiprocessing.get_context(method))
+            result["problem"] = ""
+            break
+        except NoWorkerError as error:
+            result["problem"] = f"by {method}: {error}"
+            say(result["problem"])
+    late = any(row["note"] == NO_TIME for row in smoke.rows)
+    write(smoke.rows, complete=not late and not result["problem"])
+    print("excluded:", ", ".join(result["excluded"]) or "none")
+    return 1 if result["problem"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
