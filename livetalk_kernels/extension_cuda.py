@@ -61,4 +61,4 @@ def supports_rows(case: Case, letter: str) -> str | None:
     count = PACK_BYTES // case.dtype.itemsize
     if case.dims.get(letter, 0) % count:
         return f"needs {letter} in multiples of {count}, not {case.dims[letter]}"
-    return missing() or capability_reason(case.device, MIN_CAPABILITY)
+    return case.libraries.problem("cuda kernels") or capability_reason(case, MIN_CAPABILITY)
