@@ -42,7 +42,7 @@ def suppositions(installed: Libraries = INSTALLED) -> dict[str, str]:
     CUDA and cuDNN where this torch is for CPUs; and the compiled kernels, which load beside a GPU
     alone, where their file is there.
     """
-    found = {}
+    found: dict[str, str] = {}
     if not installed.find("cuda")[0]:
         found |= {"cuda": CUDA, "cudnn": CUDNN}
     library = FOLDER / "_C_cuda.so"

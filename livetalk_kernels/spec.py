@@ -67,7 +67,9 @@ class Case:
         """Bytes of shared memory that a block may opt in to on the GPU, which there must be."""
         if self.gpu is not None:
             return self.gpu.shared_memory
-        return torch.cuda.get_device_properties(self.device).shared_memory_per_block_optin
+        found = torch.cuda.get_device_properties(self.device)
+        # Torch's stubs lack it, and so do GPUs that are not NVIDIA's.
+        return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
     def at(
         self,

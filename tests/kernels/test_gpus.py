@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,16 @@ def test_kernels_need_no_more_shared_memory_than_is_said(version: str) -> None:
     exact = {kernel["name"]: kernel["dynamic_shared"] for kernel in kernels}
     for name in ("chunk_attention_kernel", "fp8_attention_kernel", "fp8_gemm_kernel"):
         assert said[name] - exact[name] <= 1024
+
+
+def test_a_gpu_that_is_here_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SimpleNamespace(shared_memory_per_block=49152, shared_memory_per_block_optin=101376)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: small)
+    case = Case(op="fp8_gemm", device=GPU, dtype=BF16, libraries=TRITON)
+    assert (case.capability, case.shared_memory) == ((12, 1), 101376)
+    assert pick(case, "auto", named=False).name == "scaled_mm"
 
 
 def test_blocks_that_do_not_fit_are_refused() -> None:
