@@ -119,5 +119,7 @@ def supports_rows(case: Case, letter: str) -> str | None:
     count = PACK_BYTES // case.dtype.itemsize
     if case.dims.get(letter, 0) % count:
         return f"needs {letter} in multiples of {count}, not {case.dims[letter]}"
-    reason = missing() or capability_reason(case.device, MIN_CAPABILITY)
-    return reason or translation_reason(torch.cuda.get_device_capability(case.device), *versions())
+    reason = case.libraries.problem("cuda kernels") or capability_reason(case, MIN_CAPABILITY)
+    if reason is not None or case.gpu is not None:  # the driver of a GPU elsewhere is not known
+        return reason
+    return translation_reason(torch.cuda.get_device_capability(case.device), *versions())

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from . import extension_cuda
-from .reasons import device_reason, dtype_reason, hopper_reason
+from .reasons import device_reason, dtype_reason, gpu_reason, hopper_reason
 from .spec import Case
 from .torch_ops import register_fake
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
+OPERATOR = "fp8_gemm_cutlass"  # that tells whether the library has them
 TMA_VALUES = 16  # FP8 values in the 16 bytes that rows are multiples of
 
 
 def missing() -> str | None:
     """None once the kernels are loaded, else why they cannot be."""
     reason = extension_cuda.missing()
-    if reason is None and not hasattr(torch.ops.livetalk, "fp8_gemm_cutlass"):
+    if reason is None and not hasattr(torch.ops.livetalk, OPERATOR):
         return f"the CUDA kernels were built without CUTLASS; {MEND}"
     return reason
 
@@ -51,4 +52,8 @@ def supports_linear(case: Case, multiple: int) -> str | None:
         size = case.dims.get(letter, count)
         if size == 0 or size % count:
             return f"needs {letter} in multiples of {count}, not {size}"
-    return missing() or hopper_reason(torch.cuda.get_device_capability(case.device))
+    return (
+        hopper_reason(case.capability)
+        or case.libraries.problem("cutlass kernels")
+        or gpu_reason(case)
+    )

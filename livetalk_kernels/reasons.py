@@ -5,9 +5,10 @@ from collections.abc import Collection
 import torch
 
 from .precision import dtype_name
+from .spec import Case
 
-HOPPER = (9, 0)
-"""Compute capability of H100, H200, H800 and H20."""
+ADA, HOPPER = (8, 9), (9, 0)
+"""Compute capabilities: of L40S and RTX 4090, the first with FP8; of H100, H200, H800 and H20."""
 
 
 def device_reason(device: torch.device, wanted: str) -> str | None:
@@ -30,19 +31,39 @@ def cuda_reason() -> str | None:
     return "there is no CUDA device, or this torch is not built for CUDA"
 
 
-def capability_reason(device: torch.device, least: tuple[int, int]) -> str | None:
-    """None for a GPU that is as new as that, else what it needs. There must be a GPU."""
-    capability = torch.cuda.get_device_capability(device)
+def gpu_reason(case: Case) -> str | None:
+    """None where there is an NVIDIA GPU, or one is supposed; else why there is none."""
+    return None if case.gpu is not None else cuda_reason()
+
+
+def capability_reason(case: Case, least: tuple[int, int]) -> str | None:
+    """None for a GPU that is as new as that, else what it needs."""
+    capability = case.capability
+    if capability is None:
+        return gpu_reason(case) or device_reason(case.device, "cuda")
     if capability >= least:
         return None
     return f"needs compute capability {_dotted(least)} or newer, not {_dotted(capability)}"
 
 
-def hopper_reason(capability: tuple[int, int]) -> str | None:
-    """None for a Hopper, whose own code neither older nor newer GPUs run; else why not."""
-    if capability == HOPPER:
+def hopper_reason(capability: tuple[int, int] | None) -> str | None:
+    """None for a Hopper, whose own code neither older nor newer GPUs run, and for no GPU."""
+    if capability is None or capability == HOPPER:
         return None
     return f"needs a Hopper, compute capability {_dotted(HOPPER)}, not {_dotted(capability)}"
+
+
+def shared_memory_reason(case: Case, needed: int) -> str | None:
+    """None for a GPU whose blocks may have that much shared memory, else how much it has.
+
+    Args:
+        case: On a GPU, which there must be.
+        needed: Bytes of a block.
+    """
+    if case.shared_memory >= needed:
+        return None
+    has = case.shared_memory >> 10
+    return f"needs {-(-needed >> 10)} KiB of shared memory a block, and the GPU has {has}"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

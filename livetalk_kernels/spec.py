@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from .gpus import Gpu
+from .libraries import INSTALLED, Libraries
 from .precision import dtype_name
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -31,6 +33,8 @@ class Case:
         options: Anything else that selects a variant, such as ``{"layout": "head"}``.
         name: Name of a representative case; empty in dispatch.
         large: A real model's size, for benchmarks; tests leave it out.
+        gpu: GPU that is asked about in place of the one that is here.
+        libraries: What is installed, or supposed to be.
     """
 
     op: str
@@ -40,12 +44,32 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     large: bool = False
+    gpu: Gpu | None = None
+    libraries: Libraries = INSTALLED
 
     def __post_init__(self) -> None:
         """Reject sizes that are no sizes."""
         for key, size in self.dims.items():
             if size < 0:
                 raise ValueError(f"{self.op}: dimension {key} is {size}; sizes are 0 or more")
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability of the GPU; None where there is none."""
+        if self.gpu is not None:
+            return self.gpu.capability
+        if self.device.type != "cuda" or not torch.cuda.is_available():
+            return None
+        return torch.cuda.get_device_capability(self.device)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that a block may opt in to on the GPU, which there must be."""
+        if self.gpu is not None:
+            return self.gpu.shared_memory
+        found = torch.cuda.get_device_properties(self.device)
+        # Torch's stubs lack it, and so do GPUs that are not NVIDIA's.
+        return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
     def at(
         self,
@@ -104,8 +128,10 @@ class OpSpec:
         name: Name of the op and of its folder.
         summary: One line for tables and help.
         function: The public function; it takes ``backend=`` besides the backends' arguments.
-        preference: Device type -> backends that ``auto`` tries there, best first; ``reference``
-            comes after them. A backend that is not in it runs only when it is named.
+        preference: Where -> backends that ``auto`` tries there, best first; ``reference`` comes
+            after them. Where: a device type, ``cuda``; or GPUs of a generation or one compute
+            capability, ``cuda 9`` or ``cuda 9.0``, which count before the plain type. A backend
+            that is not in it runs only when it is named.
         cases: ``cases(device, dtype)`` gives representative cases, tiny ones and the model's.
         make_inputs: ``make_inputs(case, generator)`` gives the arguments of a call.
         cost: ``cost(case)`` gives the least work.
@@ -133,9 +159,14 @@ class OpSpec:
         """How exact each result of an exact or an approximate backend must be; empty as above."""
         return (approximate and self.approximate_bounds) or self.bounds
 
-    def preferred(self, device: torch.device) -> tuple[str, ...]:
-        """All that ``auto`` tries on a device, best first."""
-        return (*self.preference.get(device.type, ()), "reference")
+    def preferred(self, case: Case) -> tuple[str, ...]:
+        """All that ``auto`` tries where a case runs, best first."""
+        where = [case.device.type]
+        if case.capability is not None:
+            major, minor = case.capability
+            where = [f"cuda {major}.{minor}", f"cuda {major}", "cuda"]
+        names = next((self.preference[key] for key in where if key in self.preference), ())
+        return (*names, "reference")
 
 
 def random_tensor(

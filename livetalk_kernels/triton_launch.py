@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
+from .reasons import (
+    ADA,
+    HOPPER,
+    capability_reason,
+    device_reason,
+    dtype_reason,
+    shared_memory_reason,
+)
 from .spec import Case, as_tuple
 from .torch_ops import register_python
 
@@ -25,26 +32,35 @@ MIN_CAPABILITY = (8, 0)
 
 def supports(case: Case) -> str | None:
     """What every Triton backend asks: an NVIDIA GPU, or the interpreter on a CPU."""
-    if importlib.util.find_spec("triton") is None:
-        return f"needs triton; {INSTALL}"
-    if (reason := dtype_reason(case.dtype, DTYPES)) is not None:
+    reason = case.libraries.problem("triton") or dtype_reason(case.dtype, DTYPES)
+    if reason is not None:
         return reason
     if case.device.type == "cpu":
         if interpreted():
             return None
         return "needs a GPU; on a CPU set TRITON_INTERPRET=1 to run it in Triton's interpreter"
-    return (
-        device_reason(case.device, "cuda")
-        or cuda_reason()
-        or capability_reason(case.device, MIN_CAPABILITY)
-    )
+    return device_reason(case.device, "cuda") or capability_reason(case, MIN_CAPABILITY)
 
 
-def supports_tma(case: Case) -> str | None:
-    """The same for kernels that use TMA, or multiply FP8 on a GPU."""
+def supports_fp8(case: Case) -> str | None:
+    """The same for kernels that round to FP8, for which older GPUs have no instruction."""
     reason = supports(case)
     if reason is None and case.device.type == "cuda":
-        return capability_reason(case.device, HOPPER)
+        reason = capability_reason(case, ADA)
+        return reason and f"{reason}; choose --precision exact there"
+    return reason
+
+
+def supports_tma(case: Case, shared_memory: int) -> str | None:
+    """The same for kernels that use TMA, or multiply FP8 on a GPU.
+
+    Args:
+        case: What will be run.
+        shared_memory: Bytes that a block takes.
+    """
+    reason = supports(case)
+    if reason is None and case.device.type == "cuda":
+        return capability_reason(case, HOPPER) or shared_memory_reason(case, shared_memory)
     return reason
 
 
@@ -58,6 +74,8 @@ def supports_dot(case: Case) -> str | None:
 
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    if importlib.util.find_spec("triton") is None:  # it may be supposed
+        return False
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

@@ -26,6 +26,7 @@ from . import extension
 from .dispatch import backend_names, op_names
 from .errors import UserError
 from .inputs import Count, Range, build, read_json
+from .libraries import INSTALLED
 from .machine import cpu_name, gpu_entry, version
 from .precision import dtype_name
 from .spec import Case
@@ -33,6 +34,7 @@ from .spec import Case
 FORMAT, FORMAT_VERSION = "livetalk-tuning", 1
 FOLDER = Path(__file__).resolve().parent
 AGAIN = "run 'livetalk tune' again"
+GPU_DISTRIBUTIONS = ("flash-attn", "flash-attn-3", "flashinfer-python", "quack-kernels")
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +48,8 @@ class TuningKey:
         instructions: Instruction sets of our kernels and torch's; a GPU's compute capability.
         threads: CPU threads; 0 on a GPU.
         driver: The GPU's driver; empty on a CPU.
-        versions: Of ``livetalk``, ``torch`` and ``triton`` (empty: not installed), and of our
+        versions: Of ``livetalk``, ``torch`` and ``triton`` (empty: not installed); on a GPU of
+            ``cuda``, ``cudnn`` and the libraries of attention and of products as well; and of our
             ``kernels``: a digest of their sources and libraries, which tells apart two states of
             a working tree as well.
     """
@@ -274,6 +277,8 @@ def _key(device: torch.device, threads: int) -> TuningKey:
         major, minor = torch.cuda.get_device_capability(device)
         name, instructions = torch.cuda.get_device_name(device), f"sm_{major}{minor}"
         driver = (gpu_entry(device) or {"driver": ""})["driver"]
+        versions |= {name: INSTALLED.find(name)[0] for name in ("cuda", "cudnn")}
+        versions |= {name: version(name) or "" for name in GPU_DISTRIBUTIONS}
     else:
         own = "none" if extension.missing() else extension.isa()
         name, instructions = cpu_name(), f"{own}, torch {torch.backends.cpu.get_cpu_capability()}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from livetalk_kernels import extension, extension_cuda
+from livetalk_kernels import extension, extension_cuda, extension_cutlass
 from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
 
 _GIB = 1 << 30
@@ -33,8 +33,10 @@ class Library:
 # Distribution, module, use, what pip installs it by.
 _OPTIONAL = (
     ("triton", "triton", "Triton kernels", "triton"),
-    ("flash-attn", "flash_attn", "FlashAttention kernels", "livetalk[flash-attn]"),
+    ("flash-attn", "flash_attn", "FlashAttention 2", "livetalk[flash-attn]"),
+    ("flash-attn-3", "flash_attn_interface", "FlashAttention 3, for Hopper", "flash-attn-3"),
     ("flashinfer-python", "flashinfer", "FlashInfer's attention", "livetalk[flashinfer]"),
+    ("quack-kernels", "quack", "its FP8 linears", "livetalk[quack]"),
     ("xfuser", "xfuser", "its attention, beside ours", "livetalk[xfuser]"),
 )
 
@@ -52,6 +54,7 @@ def environment() -> dict[str, str]:
         "CPU quota": quota_line(here),
         "CPU kernels": extension.missing() or f"compiled, using {extension.isa()}",
         "CUDA kernels": extension_cuda.missing() or "compiled",
+        "CUTLASS kernels": extension_cutlass.missing() or "compiled",
         "memory": memory_line(memory()),
     }
 

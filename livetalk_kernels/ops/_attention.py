@@ -100,3 +100,11 @@ def sdpa_supports(case: Case) -> str | None:
     if case.dtype not in (*HALF_DTYPES, torch.float32, torch.float64):
         return f"needs float16, bfloat16, float32 or float64, not {case.dtype}"
     return None
+
+
+def sdpa_caution(case: Case) -> str | None:
+    """Say where torch's flash attention has been exchanged for another implementation."""
+    active = case.libraries.flash_implementation() if case.device.type == "cuda" else None
+    if active is None:
+        return None
+    return f"torch's flash attention is {active} here, by activate_flash_attention_impl"

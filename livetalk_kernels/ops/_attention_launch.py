@@ -1,5 +1,6 @@
 """What the launches of the Triton attention kernels share: block sizes, and sources of keys."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reasons import shared_memory_reason
 from ..spec import Case
 from ..triton_launch import interpreted, split_width, supports_dot
 from ._rows import power_of_two
 
 LOG2_E = 1 / math.log(2)
 MAX_WIDTH = 512
+USUAL_WIDTH = 128  # channels of a head of the model
+SPARE = 1024  # bytes of shared memory for barriers, and for what is exchanged
 MIN_BLOCK = 16  # of a matrix product
 MAX_BOX = 256  # of TMA
 
@@ -37,13 +41,31 @@ class Blocks:
     warps: int
     stages: int
 
+    def shared_memory(self, dtype: torch.dtype) -> int:
+        """Bytes that a program takes at most: its queries, keys and values in flight, and little.
 
-def supports(case: Case) -> str | None:
-    """What every Triton attention asks."""
-    width = case.dims.get("d", 0)
+        Held to what the kernels compiled to, see the recorded baselines of ``inspect``.
+        """
+        rows = self.rows + 2 * self.stages * self.keys
+        return rows * (self.main + self.tail) * dtype.itemsize + SPARE
+
+
+def supports(case: Case, most_keys: int = 128) -> str | None:
+    """What every Triton attention asks.
+
+    Args:
+        case: What will be run; heads of unknown width are taken for the model's.
+        most_keys: Keys that a program handles at a time, at most.
+    """
+    width = case.dims.get("d", USUAL_WIDTH)
     if width > MAX_WIDTH:
         return f"it has heads of up to {MAX_WIDTH} channels, not {width}"
-    return supports_dot(case)
+    reason = supports_dot(case)
+    if reason is None and case.device.type == "cuda":
+        blocks = choose_blocks(case.dtype, max(width, 1), compiled=True)
+        blocks = dataclasses.replace(blocks, keys=min(blocks.keys, most_keys))
+        return shared_memory_reason(case, blocks.shared_memory(case.dtype))
+    return reason
 
 
 def channel_blocks(width: int) -> tuple[int, int]:
@@ -52,7 +74,7 @@ def channel_blocks(width: int) -> tuple[int, int]:
     return max(main, MIN_BLOCK), max(tail, MIN_BLOCK) if tail and main >= MIN_BLOCK else 0
 
 
-def choose_blocks(dtype: torch.dtype, width: int) -> Blocks:
+def choose_blocks(dtype: torch.dtype, width: int, *, compiled: bool = False) -> Blocks:
     """Blocks for Hopper, from compiled code alone: no choice is measured yet.
 
     In 16 bits and 128 channels two groups of four warps take 64 queries each, in step: the
@@ -64,7 +86,7 @@ def choose_blocks(dtype: torch.dtype, width: int) -> Blocks:
     program.
     """
     main, tail = channel_blocks(width)
-    if interpreted():  # whose time is the number of programs and steps
+    if interpreted() and not compiled:  # whose time is the number of programs and steps
         rows, keys, warps, stages = 128, 128, 4, 1
     elif dtype == torch.float32:  # to compare with, not to be fast: no tensor cores, and it spills
         rows, keys, warps, stages = 32, 32, 8, 1

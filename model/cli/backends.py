@@ -1,13 +1,18 @@
-"""``livetalk backends``: which kernel backends can run here, and why not."""
+"""``livetalk backends``: which kernel backends can run here or on another GPU, and why not."""
 
 import argparse
+import dataclasses
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels import KernelConfig, UserError
+from livetalk_kernels.advice import Change, changes, choose, suppositions
 from livetalk_kernels.config import find_tuning
-from livetalk_kernels.dispatch import load_backend, support_table
+from livetalk_kernels.dispatch import Choice, load_backend, support_table
+from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
+from livetalk_kernels.libraries import INSTALLED
 from livetalk_kernels.precision import dtype_name
 
 from ..loading import resolve_dtype, use_device
@@ -22,7 +27,10 @@ from .common import (
     print_json,
 )
 
-EXAMPLE = "livetalk backends --device cuda --dtype bf16"
+EXAMPLE = """\
+livetalk backends --device cuda --dtype bf16
+livetalk backends --gpu h100"""
+VERSION = 2  # of the JSON
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -30,11 +38,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "backends",
-        "List the backends of every op, whether they can run on this machine, and why not. "
-        "'auto' marks the one that runs unless --backend or LIVETALK_BACKEND says otherwise.",
+        "List every op's backends: the one that 'auto' takes, which runs unless --backend or "
+        "LIVETALK_BACKEND says otherwise, those that can run, and why the others cannot. With "
+        "--gpu: on a GPU that is not here, given what is installed here, and what installing more "
+        "would change.",
         EXAMPLE,
     )
     add_device_options(parser)
+    parser.add_argument("--gpu", metavar="NAME", help=f"a GPU that is not here: {', '.join(GPUS)}")
     add_config_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -44,44 +55,120 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Raises:
-        UserError: The device is not here, or the tuning file is no good.
+        UserError: The device is not here, the GPU is unknown, or the tuning file is no good.
     """
-    device = use_device(args.device)
+    if args.gpu is None:
+        device, gpu, supposed = use_device(args.device), None, {}
+        config = KernelConfig(tuning=find_tuning(args.config))
+    else:
+        device, gpu, supposed = torch.device("cuda"), get_gpu(args.gpu), suppositions()
+        config = KernelConfig()
+        for option, value in {"device": args.device, "config": args.config}.items():
+            if value not in (None, "auto"):
+                raise UserError(f"--{option} {value}: is of this machine; leave it or --gpu out")
     dtype = resolve_dtype(args.dtype, device)
-    config = KernelConfig(tuning=find_tuning(args.config))
-    choices = bind_ops(config, device=device, dtype=dtype).choices
-    rows: list[dict[str, Any]] = [
+    libraries = INSTALLED.supposing(supposed)
+    choices = choose(config, device=device, dtype=dtype, gpu=gpu, libraries=libraries)
+    table = support_table(device=device, dtype=dtype, gpu=gpu, libraries=libraries)
+    more = []
+    if gpu is not None:
+        more = changes(choices, config, device=device, dtype=dtype, gpu=gpu, libraries=libraries)
+    if args.json:
+        print_json(_as_json(device, dtype, gpu, supposed, choices, table, more))
+    else:
+        _print(device, dtype, gpu, supposed, choices, table, more)
+    return 0
+
+
+def _as_json(
+    device: torch.device,
+    dtype: torch.dtype,
+    gpu: Gpu | None,
+    supposed: dict[str, str],
+    choices: dict[str, Choice],
+    table: dict[str, dict[str, str | None]],
+    more: list[Change],
+) -> dict[str, Any]:
+    rows = [
         {
             "op": op,
             "backend": name,
             "runs": reason is None,
             "auto": choices[op].name == name,
             "why": choices[op].reason if choices[op].name == name else "",
+            "caution": choices[op].caution if choices[op].name == name else "",
             "exact": not load_backend(op, name).approximate,
             "reason": reason or "",
         }
-        for op, backends in support_table(device=device, dtype=dtype).items()
+        for op, backends in table.items()
         for name, reason in backends.items()
     ]
-    if args.json:
-        print_json({"device": str(device), "dtype": str(dtype), "backends": rows})
-        return 0
-    title = f"Backends on {device.type}, {dtype_name(dtype)}"
-    table = Table("op", "backend", "runs", title=title, title_justify="left")
-    table.add_column("why not", overflow="fold")  # in few columns no command is cut off
-    previous = None
-    for row in rows:
-        state = "auto" if row["auto"] else "yes" if row["runs"] else "no"
-        colour = "green" if row["runs"] else "yellow"
-        note = row["reason"] if row["exact"] else f"approximate; {row['reason']}".rstrip("; ")
-        if row["why"].startswith("auto; tuned"):
-            note = "; ".join(filter(None, (note, row["why"].removeprefix("auto; "))))
-        table.add_row(
-            row["op"] if row["op"] != previous else "",
-            row["backend"],
-            f"[{colour}]{state}[/]",
-            escape(note),
-        )
-        previous = row["op"]
-    console().print(table)
-    return 0
+    value = {"version": VERSION, "device": str(device), "dtype": str(dtype), "backends": rows}
+    if gpu is not None:
+        facts = {
+            "name": gpu.name,
+            "title": gpu.title,
+            "capability": list(gpu.capability),
+            "shared_memory": gpu.shared_memory,
+        }
+        changed = [dataclasses.asdict(change) for change in more]
+        value |= {"gpu": facts, "supposed": supposed, "changes": changed}
+    return value
+
+
+def _print(
+    device: torch.device,
+    dtype: torch.dtype,
+    gpu: Gpu | None,
+    supposed: dict[str, str],
+    choices: dict[str, Choice],
+    table: dict[str, dict[str, str | None]],
+    more: list[Change],
+) -> None:
+    """A row an op; each reason once, below, with a number where it counts."""
+    out = console()
+    reasons: dict[str, int] = {}
+    where = device.type if gpu is None else gpu.title
+    shown = Table(title=f"Backends on {escape(where)}, {dtype_name(dtype)}", title_justify="left")
+    shown.add_column("op", no_wrap=True)
+    shown.add_column("auto", no_wrap=True, style="green")
+    shown.add_column("also run")
+    shown.add_column("cannot run, and why: see below")
+    for op, backends in table.items():
+        runs, cannot = [], []
+        for name, reason in backends.items():
+            mark = "~" if load_backend(op, name).approximate else ""
+            if reason is not None:
+                cannot.append(f"{name}{mark} {reasons.setdefault(reason, len(reasons) + 1)}")
+            elif name != choices[op].name:
+                runs.append(name + mark)
+        shown.add_row(op, choices[op].name, " ".join(runs), ", ".join(cannot))
+    out.print(shown)
+    notes = Table.grid(padding=(0, 2))
+    notes.add_column(justify="right", no_wrap=True)
+    notes.add_column(overflow="fold")  # in few columns no command is cut off
+    for reason, number in reasons.items():
+        notes.add_row(str(number), escape(reason))
+    if any(load_backend(op, name).approximate for op, names in table.items() for name in names):
+        notes.add_row("~", "approximate: runs where it is named")
+    out.print(notes)
+    lines = [
+        f"[yellow]{op}[/]: {choice.name}: {escape(choice.caution)}"
+        for op, choice in choices.items()
+        if choice.caution
+    ]
+    lines += [
+        f"{op}: {choice.name}: {escape(choice.reason.removeprefix('auto; '))}"
+        for op, choice in choices.items()
+        if choice.reason.startswith("auto; tuned")
+    ]
+    if supposed:
+        versions = ", ".join(f"{name} {version}" for name, version in supposed.items())
+        lines.append(f"Supposed, as this machine does not say: {escape(versions)}")
+    lines += [
+        f"With {change.library}: {change.op} would take [green]{change.then}[/] instead of "
+        f"{change.now} ({escape(change.install)})"
+        for change in more
+    ]
+    for line in lines:
+        out.print(line)

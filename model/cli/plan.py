@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
 
 from . import common, numbers
 
 if TYPE_CHECKING:
     from ..plan.evidence import Evidence
     from ..plan.forecast import Job
-    from ..plan.hardware import Gpu
     from ..plan.machine import CpuMachine, GpuMachine
     from ..plan.search import Choice, Plan
 
@@ -35,9 +35,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "(--fit). A forecast is no measurement.",
         EXAMPLE,
     )
-    parser.add_argument(
-        "--gpu", metavar="NAME", help="a100, h100, h800, h20, h200, b200, or cpu (needs --fit)"
-    )
+    parser.add_argument("--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or cpu (needs --fit)")
     parser.add_argument("--gpus", type=numbers.RANKS, metavar="N", help="GPUs in all (default: 8)")
     parser.add_argument(
         "--nodes",
@@ -151,12 +149,11 @@ def _choice(args: argparse.Namespace, fp8: bool | None) -> "Choice":
 def _run_gpu(args: argparse.Namespace) -> int:
     from ..plan.evidence import gpu_evidence
     from ..plan.fit import public_shares
-    from ..plan.hardware import get_gpu
     from ..plan.machine import GpuMachine
     from ..plan.recorded import read_recorded
     from ..plan.search import default_nodes, fewest_nodes, search
 
-    gpu = get_gpu(args.gpu)
+    gpu = get_gpu(args.gpu, besides=("cpu",))
     world = 8 if args.gpus is None else args.gpus
     if args.dtype == "fp32":
         raise UserError("--dtype fp32: GPUs are planned in bf16; leave it out")
@@ -287,7 +284,7 @@ def _as_json(
     plans: "list[Plan]",
     world: int,
     nodes: int,
-    gpu: "Gpu",
+    gpu: Gpu,
     machine: "GpuMachine",
     evidence: "Evidence",
 ) -> dict[str, Any]:
@@ -409,7 +406,7 @@ def _print_best(plan: "Plan") -> None:
     out.print(table)
 
 
-def _print_inputs(gpu: "Gpu", machine: "GpuMachine", evidence: "Evidence") -> None:
+def _print_inputs(gpu: Gpu, machine: "GpuMachine", evidence: "Evidence") -> None:
 
     from ..plan.evidence import kinds
     from ..plan.figures import figures

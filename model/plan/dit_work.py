@@ -6,11 +6,11 @@ what PyTorch counts. Rank 0 has the largest shares, so the others wait for it.
 
 from dataclasses import dataclass
 
+from livetalk_kernels.gpus import BEST
 from livetalk_kernels.runtime.mesh import Mesh, shares
 
 from ..config import CHUNK_FRAMES, AudioEncoderConfig, DiTConfig
 from ..memory.dit import AUDIO_SECONDS
-from .hardware import BEST
 from .work import (
     ACTIVATIONS,
     ALL,
@@ -41,7 +41,7 @@ class Schedule:
             tables, decoder state. Otherwise in every step, and on every rank all of them.
         fused_rope: Norm and rotation are one kernel in fp32; otherwise the rotation runs in
             complex128 outside the compiler.
-        attention: Kernel of self-attention, a key of `hardware.Gpu.attention`.
+        attention: Kernel of self-attention, a key of `livetalk_kernels.gpus.Gpu.attention`.
         overlap: Heads are exchanged in groups beside attention, and audio is encoded on a side
             stream.
         tiles: The VAE runs on overlapping tiles that are cropped; otherwise halos are exchanged.

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import ASSUMED, BEST, GPUS, HERE, Gpu, Quantity, find_gpu
 
 from .fit import Prior
-from .hardware import ASSUMED, BEST, GPUS, HERE, Gpu, Quantity, find_gpu
 from .machine import GpuMachine, Shares, attention_share
 from .recorded import BENCH, COMM, PROFILE, Maker, Observed, Recorded, fit_reports, short_name
 from .work import Attention

@@ -6,12 +6,12 @@ fitted to. No figure was measured by this project.
 
 from dataclasses import dataclass, field, replace
 
+from livetalk_kernels.gpus import FA2, FA3
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 
 from ..config import get_preset
 from .dit_work import Schedule
 from .forecast import COLOUR, DECODE, ENCODE, Job, forecast, step_seconds, vae_seconds
-from .hardware import FA2, FA3
 from .layout import Layout
 from .machine import GpuMachine
 

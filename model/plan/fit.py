@@ -13,8 +13,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from livetalk_kernels.gpus import GPUS
+
 from .figures import Figure, figures
-from .hardware import GPUS
 from .machine import GpuMachine, Shares
 
 Vector = NDArray[np.float64]

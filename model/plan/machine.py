@@ -1,6 +1,6 @@
 """From amounts of work to seconds: one rule for GPUs, one for a CPU.
 
-A GPU's rates are its hardware's (`hardware.Gpu`) times a few shares, `Shares`, which are fitted.
+A GPU's rates are its hardware's (`gpus.Gpu`) times a few shares, `Shares`, which are fitted.
 Everything else that lowers them is arithmetic: tiles of products and of attention that do not fill
 the multiprocessors, operands that are read once, launches that are slower than what they launch.
 """
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
-from .hardware import ATTENTION_RATE, BEST, Gpu, Quantity
+from livetalk_kernels.gpus import ATTENTION_RATE, BEST, Gpu, Quantity
+
 from .work import Attention, Product, Work
 
 TILES = ((128, 128), (128, 256), (256, 128))  # rows x columns of a product that a block computes

@@ -3,27 +3,35 @@
 None of it has run on a GPU: what is tested here is what we hand over and make of the answer.
 """
 
+import dataclasses
 import math
+import shutil
 import sys
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import _registry
 
-from livetalk_kernels.dispatch import load_backend
+from livetalk_kernels.dispatch import load_backend, load_op, pick
+from livetalk_kernels.gpus import GPUS
+from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
-from livetalk_kernels.ops.chunk_attention import _sdpa, flash_attn
+from livetalk_kernels.ops.chunk_attention import _sdpa
+from livetalk_kernels.ops.chunk_attention.flash_attn3_fp8 import quantize_heads
 from livetalk_kernels.spec import Case
+from livetalk_kernels.testing.numerics import calc_diff
 
-LIBRARIES = ["flash_attn", "flash_attn_3", "flashinfer"]
+BACKENDS = ["flash_attn", "flash_attn3", "flashinfer"]
+FP8 = torch.float8_e4m3fn
 FP16 = torch.float16
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
-each_library = pytest.mark.parametrize("library", LIBRARIES)
+each_library = pytest.mark.parametrize("library", BACKENDS)
 
 
 def check_input(*tensors: Tensor) -> None:
@@ -74,10 +82,22 @@ def flash_attn_3(
     sm_margin=0,
     return_attn_probs=False,
 ):
-    check_input(q, k, v)
     assert not (causal or softcap or attention_chunk) and window_size == (-1, -1)
+    descales = (q_descale, k_descale, v_descale)
+    if q.dtype == FP8:  # its checks of FP8: contiguous rows of 16 bytes, fp32 scales per head
+        B, _, H, d = q.shape
+        assert k.dtype == v.dtype == FP8 and d % 16 == 0
+        assert all(x.is_contiguous() and x.numel() for x in (q, k, v))
+        assert all(x.shape == (B, H) and x.dtype == torch.float32 for x in descales)
+        q, k, v = (
+            x.float() * scale[:, None, :, None]
+            for x, scale in zip((q, k, v), descales, strict=True)
+        )
+    else:
+        check_input(q, k, v)
+        assert descales == (None, None, None)
     out, lse = plain_attention(q, k, v, softmax_scale)
-    out = out.to(q.dtype)
+    out = out.to(torch.bfloat16 if q_descale is not None else q.dtype)
     return (out, lse) if return_attn_probs else out
 
 
@@ -124,20 +144,16 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> No
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Both libraries in all their versions; a GPU that is no Hopper."""
+def found(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Both libraries in all their versions, and a compiler."""
     stand_in(monkeypatch, "flash_attn", flash_attn_func=flash_attn_2)
     stand_in(monkeypatch, "flash_attn_interface", flash_attn_func=flash_attn_3)
     stand_in(monkeypatch, "flashinfer", single_prefill_with_kv_cache=single_prefill_with_kv_cache)
-    flash_attn.attention_function.cache_clear()
-    yield monkeypatch
-    flash_attn.attention_function.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    return monkeypatch
 
 
-def attend(library: str, found: pytest.MonkeyPatch, *arguments: Any, **keywords: Any) -> Any:
-    if library == "flash_attn_3":
-        found.setattr(flash_attn, "is_hopper", lambda device: True)
-        library = "flash_attn"
+def attend(library: str, *arguments: Any, **keywords: Any) -> Any:
     return load_backend("chunk_attention", library).run(*arguments, **keywords)
 
 
@@ -151,7 +167,7 @@ def test_gives_what_the_contract_says(
     library: str, scale: float | None, found: pytest.MonkeyPatch
 ) -> None:
     q, k, v = random(2, 7, 3, 64), random(2, 11, 3, 64, seed=1), random(2, 11, 3, 64, seed=2)
-    out, lse = attend(library, found, q, k, v, scale=scale)
+    out, lse = attend(library, q, k, v, scale=scale)
     expected_out, expected_lse = plain_attention(q, k, v, scale)
     assert out.dtype == FP16 and out.is_contiguous()
     assert lse.dtype == torch.float32 and lse.shape == (2, 3, 7) and lse.is_contiguous()
@@ -169,7 +185,7 @@ def test_empty_inputs_do_not_reach_the_library(
 ) -> None:
     B, L, S = shape
     q, k, v = random(B, L, 2, 64), random(B, S, 2, 64), random(B, S, 2, 64)
-    out, lse = attend(library, found, q, k, v)
+    out, lse = attend(library, q, k, v)
     assert out.shape == q.shape and not out.any()
     assert torch.equal(lse, torch.full((B, 2, L), -torch.inf))
 
@@ -185,7 +201,7 @@ def test_strided_inputs(library: str, case: str, found: pytest.MonkeyPatch) -> N
         q, k, v = (row[1:].view(1, 5, 2, 64) for row in flat)
     else:
         q, k, v = (x[..., :64] for x in random(3, 2, 5, 2, 65).unbind(0))
-    out, lse = attend(library, found, q, k, v)
+    out, lse = attend(library, q, k, v)
     expected_out, expected_lse = plain_attention(*(x.clone() for x in (q, k, v)))
     assert torch.allclose(out.float(), expected_out, rtol=1e-3, atol=1e-6)
     assert torch.allclose(lse, expected_lse, rtol=1e-6)
@@ -199,80 +215,132 @@ def test_fused_slices_are_not_copied(found: pytest.MonkeyPatch) -> None:
         flash_attn_func=lambda *qkv, **options: seen.extend(qkv) or flash_attn_2(*qkv, **options),
     )
     q, k, v = random(1, 5, 3, 2, 64).unbind(2)
-    attend("flash_attn", found, q, k, v)
+    attend("flash_attn", q, k, v)
     assert [x.data_ptr() for x in seen] == [x.data_ptr() for x in (q, k, v)]
 
 
-def test_version_3_is_for_hoppers_and_must_return_an_lse(found: pytest.MonkeyPatch) -> None:
-    assert flash_attn.attention_function(False) is flash_attn_2
-    assert flash_attn.attention_function(True) is flash_attn_3
-    flash_attn.attention_function.cache_clear()
-    stand_in(found, "flash_attn_interface", flash_attn_func=flash_attn_3_of_august_2025)
-    assert flash_attn.attention_function(True) is flash_attn_2
-    flash_attn.attention_function.cache_clear()
-    found.delitem(sys.modules, "flash_attn_interface")
-    assert flash_attn.attention_function(True) is flash_attn_2
+def test_fp8_has_a_scale_per_head(found: pytest.MonkeyPatch) -> None:
+    """Against the same operands rounded one head at a time, and within the contract's bounds."""
+    q, k, v = random(2, 7, 3, 64), random(2, 11, 3, 64, seed=1), random(2, 11, 3, 64, seed=2)
+    q[:, :, 1] *= 100  # a head whose scale must not be the others'
+    v[1, :, 2] = 0
+    out, lse = attend("flash_attn3_fp8", q, k, v, scale=0.01)
+    assert out.dtype == FP16 and out.is_contiguous() and lse.is_contiguous()
+    rounded = []
+    for x in (q, k, v):
+        heads = x.double().clone()
+        for b in range(2):
+            for h in range(3):
+                peak = heads[b, :, h].abs().max().clamp_min(1e-30)
+                heads[b, :, h] = (heads[b, :, h] * (448 / peak)).to(FP8).double() * (peak / 448)
+        rounded.append(heads)
+    same_out, same_lse = plain_attention(*rounded, 0.01)
+    assert torch.allclose(out.double(), same_out, rtol=1e-2, atol=1e-4)
+    assert torch.allclose(lse.double(), same_lse, atol=1e-4)
+    exact = plain_attention(q.double(), k.double(), v.double(), 0.01)
+    bounds = load_op("chunk_attention").approximate_bounds
+    for value, truth, bound in zip((out, lse), exact, bounds, strict=True):
+        assert calc_diff(value, truth) < bound.calc_diff
+    x = random(1, 3, 2, 16)
+    x[0, 0, 1, 0] = torch.nan
+    values, scale = quantize_heads(x)
+    assert scale[0, 1].isnan() and not scale[0, 0].isnan() and not values[0, :, 0].isnan().any()
 
 
-def case(device: torch.device = GPU, dtype: torch.dtype = FP16, **dims: int) -> Case:
-    return Case(op="chunk_attention", device=device, dtype=dtype, dims=dims)
+def case(device: torch.device = GPU, dtype: torch.dtype = FP16, **more: Any) -> Case:
+    known = {name: more.pop(name) for name in ("gpu", "libraries") if name in more}
+    return Case(op="chunk_attention", device=device, dtype=dtype, dims=more, **known)
+
+
+ALL = Libraries(supposed=dict.fromkeys(LIBRARIES, "99"))
+H100 = GPUS["h100"]
 
 
 def reason(backend: str, **changes: Any) -> str | None:
-    return load_backend("chunk_attention", backend).supports(case(**changes))
+    given = {"gpu": H100, "libraries": ALL, **changes}
+    return load_backend("chunk_attention", backend).supports(case(**given))
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine that says it has a Hopper with cuDNN."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
-    return monkeypatch
-
-
-GPU_BACKENDS = ["flash_attn", "flashinfer", "sdpa_cudnn"]
+GPU_BACKENDS = ["flash_attn", "flash_attn3", "flash_attn3_fp8", "flashinfer", "sdpa_cudnn"]
 
 
 @pytest.mark.parametrize("backend", [*GPU_BACKENDS, "sdpa_flash"])
-def test_reasons(backend: str, found: pytest.MonkeyPatch, gpu: pytest.MonkeyPatch) -> None:
+def test_reasons(backend: str) -> None:
     assert reason(backend) is None  # when a model is built, sizes are not known
     assert reason(backend, dtype=torch.bfloat16, L=5, S=7, H=40, d=128) is None
     assert reason(backend, d=100) is not None and "not 100" in str(reason(backend, d=100))
-    assert "not 264" in str(reason(backend, d=264))
+    assert "not 272" in str(reason(backend, d=272))
     assert "needs float16 or bfloat16, not float32" in str(reason(backend, dtype=torch.float32))
-    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert reason(backend) == "needs compute capability 8.0 or newer, not 7.5"
-    gpu.setattr(torch.cuda, "is_available", lambda: False)
-    assert "there is no CUDA device" in str(reason(backend))
+    turing = dataclasses.replace(H100, capability=(7, 5))
+    assert reason(backend, gpu=turing) == "needs compute capability 8.0 or newer, not 7.5"
+    assert "there is no CUDA device" in str(reason(backend, gpu=None))
 
 
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 def test_none_of_them_runs_on_a_cpu(backend: str) -> None:
-    assert reason(backend, device=CPU) == "runs on cuda, not on cpu"
+    assert reason(backend, device=CPU, gpu=None) == "runs on cuda, not on cpu"
 
 
 @pytest.mark.parametrize(
-    ("backend", "extra"), [("flash_attn", "flash-attn"), ("flashinfer", "flashinfer")]
+    ("backend", "module", "cure"),
+    [
+        ("flash_attn", "flash_attn", "pip install 'livetalk[flash-attn]'"),
+        ("flash_attn3", "flash_attn_interface", "pip install 'flash-attn-3' from PyTorch's"),
+        ("flash_attn3_fp8", "flash_attn_interface", "pip install 'flash-attn-3' from PyTorch's"),
+        ("flashinfer", "flashinfer", "pip install 'livetalk[flashinfer]'"),
+    ],
 )
-def test_a_missing_library_says_how_to_install_it(
-    backend: str, extra: str, found: pytest.MonkeyPatch, gpu: pytest.MonkeyPatch
+def test_a_missing_or_broken_library_says_so_and_hides_no_other(
+    backend: str, module: str, cure: str, found: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found.setitem(sys.modules, backend, None)
-    found.setitem(sys.modules, "flash_attn_interface", None)
-    found.setattr(flash_attn, "is_hopper", lambda device: False)
-    text = reason(backend)
-    assert text is not None and text.endswith(f"; pip install 'livetalk[{extra}]'")
-    assert "\n" not in text
+    """Broken: built for another torch, so that it fails in any way when it is imported."""
+    others = {"flash_attn", "flash_attn3", "flashinfer"} - {backend, backend.removesuffix("_fp8")}
+    for source in ("", "raise OSError('undefined symbol: _ZN3c10\\nand more')"):
+        if source:
+            (tmp_path / f"{module}.py").write_text(source)
+            found.syspath_prepend(str(tmp_path))
+        found.delitem(sys.modules, module, raising=False)
+        text = reason(backend, libraries=INSTALLED)
+        assert text is not None and cure in text and "\n" not in text
+        assert all(reason(other, libraries=INSTALLED) is None for other in others)
 
 
-def test_reasons_of_single_libraries(found: pytest.MonkeyPatch, gpu: pytest.MonkeyPatch) -> None:
+def test_reasons_of_single_libraries(found: pytest.MonkeyPatch) -> None:
     assert reason("flashinfer", d=32) == "needs heads of 64, 128 or 256 channels, not 32"
     assert reason("flash_attn", d=256) is None and reason("sdpa_cudnn", d=256) is not None
     assert reason("sdpa_cudnn", S=1) == "cuDNN takes no single key"
-    gpu.setattr(torch.backends.cudnn, "version", lambda: 8907)
-    assert "cuDNN 9" in str(reason("sdpa_cudnn"))
+    old = ALL.supposing({"cudnn": "9.10.2"})
+    text = str(reason("sdpa_cudnn", libraries=old))
+    assert "needs cudnn 9.15.1 or newer, not 9.10.2; pip" in text
+    for gpu in ("a100", "rtx4090", "b200", "rtx5090"):
+        assert "needs a Hopper" in str(reason("flash_attn3", gpu=GPUS[gpu]))
+        assert reason("flash_attn", gpu=GPUS[gpu]) is None
+    assert reason("flash_attn3", libraries=INSTALLED) is None
+    stand_in(found, "flash_attn_interface", flash_attn_func=flash_attn_3_of_august_2025)
+    assert "returns no LSE" in str(reason("flash_attn3", libraries=INSTALLED))
+    found.setattr(shutil, "which", lambda name: None)
+    text = str(reason("flashinfer", libraries=INSTALLED))
+    assert "there is no nvcc; pip install flashinfer-jit-cache" in text
+
+
+def test_cudnn_and_cuda_tell_their_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    for number, text in {91501: "9.15.1", 8907: "8.9.7", 91900: "9.19.0"}.items():
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda n=number: n)
+        assert INSTALLED.find("cudnn") == (text, "")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert INSTALLED.too_old("cuda", "12.9") is not None
+    assert INSTALLED.too_old("cuda", "12.8") is None
+
+
+def test_another_flash_attention_in_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`activate_flash_attention_impl` changes what torch's operators are."""
+    choice = pick(case(gpu=GPUS["a100"]), "auto", named=False)
+    assert (choice.name, choice.caution) == ("sdpa", "")
+    monkeypatch.setattr(_registry, "_FLASH_ATTENTION_ACTIVE", ("FA4", None))
+    for backend in ("sdpa", "sdpa_flash"):
+        choice = pick(case(gpu=GPUS["a100"]), backend, named=True)
+        assert "flash attention is FA4 here" in choice.caution
 
 
 def test_cudnn_is_called_by_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extension were loaded, on a Hopper."""
     monkeypatch.setattr(extension_cutlass, "missing", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 

@@ -99,7 +99,33 @@ def cublas(
 def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """``scaled_mm`` as on a Hopper, on tensors of the CPU."""
     monkeypatch.setattr(functional, "scaled_mm", cublas)
-    monkeypatch.setattr(scaled_mm, "takes_blocks", lambda device: True)
+    monkeypatch.setattr(scaled_mm, "kernels_on", lambda device: "cublas")
+    return monkeypatch
+
+
+def torch_rowwise(
+    mat_a: Any,
+    mat_b: Any,
+    scale_a: Any,
+    recipe_a: Any,
+    scale_b: Any,
+    *rest: Any,
+    bias: Any = None,
+    output_dtype: Any = BF16,
+) -> Tensor:
+    """The same as it is on Ada and Blackwell: torch's own kernel has rows and bf16 only."""
+    assert recipe_a == functional.ScalingType.RowWise and output_dtype == BF16
+    assert bias is None or bias.dtype == BF16
+    return cublas(
+        mat_a, mat_b, scale_a, recipe_a, scale_b, *rest, bias=bias, output_dtype=output_dtype
+    )
+
+
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """``scaled_mm`` as on an Ada, on tensors of the CPU."""
+    monkeypatch.setattr(functional, "scaled_mm", torch_rowwise)
+    monkeypatch.setattr(scaled_mm, "kernels_on", lambda device: "rows")
     return monkeypatch
 
 
@@ -332,6 +358,23 @@ def test_a_feed_forward_of_scaled_mm(hopper: pytest.MonkeyPatch) -> None:
     assert calc_diff(out, exact(hidden[0], back[1], hidden[1], back[3], None)) < 2e-5
 
 
+@pytest.mark.parametrize("bias", [None, FP32, BF16])
+def test_scaled_mm_off_hopper(bias: torch.dtype | None, ada: pytest.MonkeyPatch) -> None:
+    """Rows go to torch's kernel, which rounds to bf16; blocks are multiplied in bf16."""
+    vector = None if bias is None else normal(37, dtype=bias)
+    for block in (None, 128):
+        arguments = operands(13, 37, 256, block=block)
+        truth = exact(*arguments, vector)
+        for out_dtype in (BF16, FP32):
+            out = run("fp8_gemm", "scaled_mm", *arguments, vector, out_dtype=out_dtype)
+            assert out.dtype == out_dtype and out.shape == (13, 37) and out.is_contiguous()
+            assert calc_diff(out, truth) < 2e-5
+    arguments = operands(6, 256, 256, block=128)
+    q, scale = run("fp8_gemm_gelu_quant", "scaled_mm", *arguments, None)
+    truth = functional.gelu(exact(*arguments, None), approximate="tanh")
+    assert calc_diff(dequantize(q, scale, torch.float64), truth) < 1e-3
+
+
 @each_op
 @each_name
 def test_blocks_that_it_does_not_take(op: str, name: str, found: pytest.MonkeyPatch) -> None:
@@ -371,11 +414,13 @@ def test_reasons_of_scaled_mm(op: str, gpu: pytest.MonkeyPatch) -> None:
         assert reason(op, "scaled_mm", options=BLOCKS, **SIZES) is None
     for cuda in ("12.8", "11.8", None):
         gpu.setattr(torch.version, "cuda", cuda)
-        text = f"needs a torch built for CUDA 12.9 or newer, not {cuda}"
-        assert reason(op, "scaled_mm", **SIZES) == text
-    for capability in ((8, 9), (10, 0)):
+        text = f"needs cuda 12.9 or newer, not {cuda}" if cuda else "this torch is not built for"
+        assert str(reason(op, "scaled_mm", **SIZES)).startswith(text)
+    for capability in ((8, 9), (10, 0), (12, 0)):  # torch's own kernel
         gpu.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert "needs a Hopper" in str(reason(op, "scaled_mm"))
+        assert reason(op, "scaled_mm") is None
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "needs compute capability 8.9" in str(reason(op, "scaled_mm"))
     gpu.setattr(torch.cuda, "is_available", lambda: False)
     assert "there is no CUDA device" in str(reason(op, "scaled_mm"))
     assert reason(op, "scaled_mm", dtype=torch.float64) is not None

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from livetalk_kernels import KernelConfig, UserError, bind_ops
+from livetalk_kernels import tuning as tuning_module
 from livetalk_kernels.bench import roofline, timer, tune
 from livetalk_kernels.bench.tune import Call, Outcome, Tuner, merge
 from livetalk_kernels.config import find_tuning
@@ -196,6 +197,23 @@ def test_the_key_tells_threads_apart():
     finally:
         torch.set_num_threads(before)
     assert set(one.versions) == {"livetalk", "torch", "triton", "kernels"}
+
+
+def test_the_key_of_a_gpu_has_its_libraries(monkeypatch: pytest.MonkeyPatch):
+    """A file from before they were part of it is stale, and says why."""
+    gpu = torch.device("cuda", 7)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H800")
+    monkeypatch.setattr(tuning_module, "gpu_entry", lambda device: {"driver": "580.1"})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    here = TuningKey.of(gpu)
+    assert here.versions["cuda"] == "13.0"
+    libraries = {"cuda", "cudnn", "flash-attn", "flash-attn-3", "flashinfer-python"}
+    assert set(here.versions) >= libraries | {"quack-kernels"}
+    older = {name: here.versions[name] for name in ("livetalk", "torch", "triton", "kernels")}
+    known = tuning(choice(), key=dataclasses.replace(here, versions=older))
+    name, why = known.advise(dataclasses.replace(case(), device=gpu))
+    assert name is None and "stale: cuda was absent, is 13.0" in why
 
 
 def test_an_update_keeps_what_still_holds():

@@ -7,12 +7,12 @@ import pytest
 from plan_samples import report_of
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 from livetalk_model.config import get_preset
 from livetalk_model.plan.evidence import gpu_evidence
 from livetalk_model.plan.fit import public_shares
 from livetalk_model.plan.forecast import Job, forecast
-from livetalk_model.plan.hardware import GPUS
 from livetalk_model.plan.layout import Layout
 from livetalk_model.plan.machine import GpuMachine, Shares
 from livetalk_model.plan.recorded import Observed, read_recorded

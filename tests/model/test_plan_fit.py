@@ -8,6 +8,7 @@ import pytest
 from plan_samples import RATES, SIZES, write_cpu_reports
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import GPUS
 from livetalk_model.plan.figures import CHUNK, STEP, figures
 from livetalk_model.plan.fit import (
     GOAL,
@@ -17,7 +18,6 @@ from livetalk_model.plan.fit import (
     leave_one_out,
     public_shares,
 )
-from livetalk_model.plan.hardware import GPUS
 from livetalk_model.plan.machine import GpuMachine, Shares
 from livetalk_model.plan.recorded import (
     check_one_setting,

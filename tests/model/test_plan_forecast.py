@@ -6,6 +6,14 @@ from itertools import pairwise
 import pytest
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import (
+    BEST,
+    ELSEWHERE,
+    GPUS,
+    SHEET,
+    find_gpu,
+    get_gpu,
+)
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 from livetalk_model.config import get_preset
 from livetalk_model.plan.dit_work import Schedule, Share, step_work
@@ -17,14 +25,6 @@ from livetalk_model.plan.forecast import (
     step_seconds,
     vae_seconds,
     vae_slice,
-)
-from livetalk_model.plan.hardware import (
-    BEST,
-    ELSEWHERE,
-    GPUS,
-    SHEET,
-    find_gpu,
-    get_gpu,
 )
 from livetalk_model.plan.layout import Layout, exchanged, head_groups, ring_seconds, vae_traffic
 from livetalk_model.plan.machine import (
@@ -71,7 +71,7 @@ def machine(name="h800", **given) -> GpuMachine:
 
 
 def test_every_figure_has_a_source():
-    assert set(GPUS) == {"a100", "h100", "h800", "h20", "h200", "b200"}
+    assert {"a100", "h100", "h800", "h20", "h200", "b200", "l40s", "rtx4090"} < set(GPUS)
     for gpu in GPUS.values():
         for name, quantity in gpu.quantities().items():
             assert quantity.value > 0 and len(quantity.source) > 10, (gpu.name, name)
@@ -93,12 +93,14 @@ def test_what_sets_the_variants_apart():
 
 def test_names():
     assert get_gpu("H800") is GPUS["h800"]
-    with pytest.raises(UserError, match="a100, h100, h800, h20, h200, b200, cpu"):
-        get_gpu("h900")
+    with pytest.raises(UserError, match=r"a100, h100, h800, h20, h200, b200, .*, cpu"):
+        get_gpu("h900", besides=["cpu"])
     assert find_gpu("NVIDIA H200") is GPUS["h200"]
     assert find_gpu("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
     assert find_gpu("NVIDIA H100 80GB HBM3") is GPUS["h100"]
-    assert find_gpu("NVIDIA GeForce RTX 4090") is None
+    assert find_gpu("NVIDIA GeForce RTX 4090") is GPUS["rtx4090"]
+    assert find_gpu("NVIDIA L40S") is GPUS["l40s"]
+    assert find_gpu("NVIDIA GeForce RTX 3090") is None
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,8 @@ def test_names():
         "NVIDIA A100-PCIE-40GB",
         "NVIDIA A100-SXM4-40GB",
         "NVIDIA H20-3e",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
     ],
 )

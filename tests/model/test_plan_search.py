@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import GPUS, Quantity
 from livetalk_kernels.runtime.mesh import Grid
 from livetalk_model.config import get_preset
 from livetalk_model.plan.forecast import Job
-from livetalk_model.plan.hardware import GPUS, Quantity
 from livetalk_model.plan.machine import GpuMachine, Shares
 from livetalk_model.plan.search import (
     Choice,

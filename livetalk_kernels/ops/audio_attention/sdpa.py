@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._attention import sdpa_attention
+from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports as supports
 
-__all__ = ["run", "supports"]
+__all__ = ["caution", "run", "supports"]
 
 
 def run(

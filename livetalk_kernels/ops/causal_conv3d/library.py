@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...precision import HALF_DTYPES
 from ...spec import Case
 
 # oneDNN computes channels in groups of a vector register (16 fp32 values of AVX-512) and wastes
 # the rest of it; three frames of at most five channels, folded into one, fill it better.
 FEW_CHANNELS = 16
+FAST_CUDNN = "9.15"  # torch itself avoids older ones for 16-bit 3-D convolutions
 NO_BORDER = (0, 0, 0, 0)
 Convolve = Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
 
@@ -26,6 +28,14 @@ Convolve = Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]
 def supports(case: Case) -> str | None:
     """Runs wherever PyTorch convolves."""
     return None
+
+
+def caution(case: Case) -> str | None:
+    """Say where cuDNN convolves slowly."""
+    if case.device.type != "cuda" or case.dtype not in HALF_DTYPES:
+        return None
+    reason = case.libraries.too_old("cudnn", FAST_CUDNN)
+    return reason and f"slow, since older cuDNN has no fast 16-bit 3-D convolution: {reason}"
 
 
 def run(

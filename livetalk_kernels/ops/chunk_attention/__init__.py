@@ -101,7 +101,12 @@ OP = OpSpec(
     name="chunk_attention",
     summary="attention over the whole chunk, with LSE",
     function=chunk_attention,
-    preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
+    preference={
+        "cpu": ("cpu", "sdpa"),
+        "cuda": ("sdpa", "triton"),  # FlashAttention 2: no wgmma or tcgen05 to lose by it
+        "cuda 9.0": ("flash_attn3", "sdpa_cudnn", "triton", "sdpa"),
+        "cuda 10": ("sdpa_cudnn", "triton", "sdpa"),
+    },
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,

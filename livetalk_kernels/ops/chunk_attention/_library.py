@@ -1,10 +1,13 @@
 """What the backends by other people's kernels share: which GPU they take, what they are given."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...precision import HALF_DTYPES, math_dtype
-from ...reasons import capability_reason, cuda_reason, device_reason, dtype_reason
+from ...reasons import capability_reason, device_reason, dtype_reason
 from ...spec import Case
 
 ALIGNMENT = 8  # 16-bit elements: the kernels read 16 bytes at a time
@@ -22,7 +25,7 @@ def gpu_supports(case: Case, *, max_head: int = MAX_HEAD) -> str | None:
         return (
             f"needs heads of at most {max_head} channels, in multiples of {ALIGNMENT}; not {head}"
         )
-    return cuda_reason() or capability_reason(case.device, MIN_CAPABILITY)
+    return capability_reason(case, MIN_CAPABILITY)
 
 
 def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -43,3 +46,22 @@ def aligned(x_BLHd: Tensor) -> Tensor:
     if any(start % ALIGNMENT for start in (x_BLHd.storage_offset(), *strides)):
         return x_BLHd.clone(memory_format=torch.contiguous_format)
     return x_BLHd
+
+
+def flash_attention(
+    function: Callable[..., Any],
+    q_BLHd: Tensor,
+    k_BSHd: Tensor,
+    v_BSHd: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The op by ``flash_attn_func`` of FlashAttention 2 or 3.
+
+    Both take [B, L, H, d] with any stride but the last and return a natural-log LSE [B, H, L];
+    version 2 returns a third tensor, which is empty without dropout.
+    """
+    if (result := neutral(q_BLHd, k_BSHd)) is not None:
+        return result
+    q, k, v = aligned(q_BLHd), aligned(k_BSHd), aligned(v_BSHd)
+    out_BLHd, lse_BHL = function(q, k, v, softmax_scale=scale, return_attn_probs=True)[:2]
+    return out_BLHd.contiguous(), lse_BHL.contiguous()

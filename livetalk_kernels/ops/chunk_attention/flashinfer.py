@@ -15,22 +15,17 @@ from torch import Tensor
 from ...spec import Case
 from ._library import aligned, gpu_supports, neutral
 
-INSTALL = "pip install 'livetalk[flashinfer]'"
 HEADS = (64, 128, 256)  # channels that both kernels are made for
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on CUDA, heads of 64, 128 or 256 channels, and the library."""
+    """16 bits on CUDA, heads of 64, 128 or 256 channels, the library and what it compiles with."""
     reason = gpu_supports(case)
     if reason is not None:
         return reason
     if (head := case.dims.get("d", HEADS[0])) not in HEADS:
         return f"needs heads of 64, 128 or 256 channels, not {head}"
-    try:
-        importlib.import_module("flashinfer")
-    except ImportError as error:
-        return f"flashinfer cannot be imported ({str(error).splitlines()[0]}); {INSTALL}"
-    return None
+    return case.libraries.problem("flashinfer")
 
 
 def run(

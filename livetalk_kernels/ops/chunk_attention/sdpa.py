@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ...precision import HALF_DTYPES
 from ...spec import Case
+from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports
 from ._sdpa import attend, efficient, flash
+
+__all__ = ["caution", "run", "supports"]
 
 FLASH_HEAD = 256  # channels
 

@@ -1,6 +1,8 @@
-"""``chunk_attention`` by cuDNN, through torch. Untested on a GPU."""
+"""``chunk_attention`` by cuDNN, through torch, whose own choice asks for the same version.
 
-import torch
+Untested on a GPU.
+"""
+
 from torch import Tensor
 
 from ...spec import Case
@@ -8,7 +10,7 @@ from ._library import aligned, gpu_supports
 from ._sdpa import attend, cudnn
 
 MAX_HEAD = 128  # channels; newer releases of cuDNN take 256 on some GPUs
-MIN_VERSION = 90000
+MIN_VERSION = "9.15.1"
 
 
 def supports(case: Case) -> str | None:
@@ -18,10 +20,7 @@ def supports(case: Case) -> str | None:
         return reason
     if case.dims.get("S") == 1:
         return "cuDNN takes no single key"
-    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-    if version is None or version < MIN_VERSION:
-        return "needs cuDNN 9 or newer, which comes with torch for CUDA"
-    return None
+    return case.libraries.too_old("cudnn", MIN_VERSION)
 
 
 def run(

@@ -3,9 +3,12 @@
 from torch import Tensor
 
 from ...spec import Case
+from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports
 from ._library import gpu_supports
 from ._sdpa import attend, flash
+
+__all__ = ["caution", "run", "supports"]
 
 
 def supports(case: Case) -> str | None:

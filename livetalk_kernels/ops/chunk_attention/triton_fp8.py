@@ -30,13 +30,15 @@ APPROXIMATE = True
 MAX_WIDTH = 128  # channels of a head; 256 would not leave registers for sums in two levels
 MIN_WIDTH = 32  # of an FP8 product
 ROWS = 128  # queries of a program: two groups of four warps have 64 each
+STAGES = 3  # blocks of keys in flight
+SHARED_MEMORY = 2 * STAGES * FP8_BLOCK * MAX_WIDTH + 1024  # bytes: keys and values, and little
 STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # what a warp loads at a time
 
 
 def supports(case: Case) -> str | None:
     """What Triton's backends ask, and a GPU with TMA and FP8; for wide heads the exact kernel's."""
     exact = triton.supports(case) if case.dims.get("d", 0) > MAX_WIDTH else None
-    return exact or supports_tma(case)
+    return exact or supports_tma(case, SHARED_MEMORY)
 
 
 def launches(
@@ -102,7 +104,7 @@ def launches(
             grid=(-(-L // ROWS), H, B),
             arguments=attention,
             warps=8,
-            stages=3,
+            stages=STAGES,
         ),
     ]
 

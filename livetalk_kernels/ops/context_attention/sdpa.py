@@ -7,9 +7,10 @@ Runs on CPU; on CUDA torch picks the kernel itself (untested there). In a
 from torch import Tensor
 
 from .._attention import sdpa_attention
+from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports as supports
 
-__all__ = ["run", "supports"]
+__all__ = ["caution", "run", "supports"]
 
 
 def run(

@@ -8,13 +8,18 @@ import math
 
 from torch import Tensor
 
+from ...spec import Case
 from ...triton_launch import Launch, register
-from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides, supports
+from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides
+from .._attention_launch import supports as attention_supports
 from . import empty_outputs
 
-__all__ = ["launches", "run", "supports"]
-
 KEYS = 64  # the image's result stays in registers during the text, so less is left for scores
+
+
+def supports(case: Case) -> str | None:
+    """What every Triton attention asks."""
+    return attention_supports(case, KEYS)
 
 
 def launches(

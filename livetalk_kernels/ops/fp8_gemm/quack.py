@@ -6,7 +6,6 @@ shape compiles the kernel for several tile shapes and times them. Untested on a 
 Source: the package quack-kernels, whose interface of version 0.6.5 is used.
 """
 
-import importlib
 from typing import Any
 
 import torch
@@ -14,12 +13,10 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...precision import FP8_BLOCK
-from ...reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
+from ...reasons import HOPPER, capability_reason, device_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks
 from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
-
-INSTALL = "pip install 'livetalk[quack]'"
 
 
 def supports(case: Case) -> str | None:
@@ -34,14 +31,7 @@ def reason_against(case: Case, *, blocks: bool) -> str | None:
         return reason
     if blocks:
         return "takes scales per row only, not per 1x128 block"
-    reason = cuda_reason() or capability_reason(case.device, HOPPER)
-    if reason is not None:
-        return reason
-    try:
-        importlib.import_module(f"{__package__}._quack")
-    except ImportError as error:
-        return f"quack cannot be imported ({str(error).splitlines()[0]}); {INSTALL}"
-    return None
+    return capability_reason(case, HOPPER) or case.libraries.problem("quack")
 
 
 def run(

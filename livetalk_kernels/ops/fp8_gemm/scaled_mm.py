@@ -3,7 +3,11 @@
 Scales per row of a and of b are one recipe of cuBLAS. Its other one has a scale per 1x128 block of
 both, so b's are repeated for every block, which changes no value. A bias that has the dtype of the
 16-bit result is added by the kernel; any other one to a result in fp32, so that there is one
-rounding. Fast accumulation, which keeps fewer bits, stays off. Untested on a GPU.
+rounding. Fast accumulation, which keeps fewer bits, stays off.
+
+On Ada and Blackwell torch's own kernel takes scales per row alone, and its result is bf16: another
+bias or dtype then costs a second rounding, and scales per block are left to products in bf16
+(``bf16``). Untested on a GPU.
 """
 
 import torch
@@ -12,18 +16,19 @@ from torch.nn import functional
 
 from ...errors import UserError
 from ...precision import FP8_BLOCK
-from ...reasons import cuda_reason, dtype_reason, hopper_reason
+from ...reasons import ADA, HOPPER, capability_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks
+from . import bf16
 from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
 
-MIN_CUDA = (12, 9)  # whose cuBLAS has both recipes
+MIN_CUDA = "12.9"  # whose cuBLAS has both recipes
 BLOCK_ROWS = 8  # what cuBLAS wants the rows of blocks to be multiples of
 OPERATOR = "aten::_scaled_mm_v2"
 
 
 def supports(case: Case) -> str | None:
-    """A Hopper and CUDA 12.9 or newer; on a CPU a newer torch, and scales per row only."""
+    """A GPU with FP8, a Hopper with CUDA 12.9 or newer; on a CPU scales per row only."""
     return reason_against(case, blocks=may_have_blocks(case))
 
 
@@ -37,24 +42,17 @@ def reason_against(case: Case, *, blocks: bool) -> str | None:
         return "takes scales per row only on a CPU, not per 1x128 block" if blocks else None
     if case.device.type != "cuda":
         return f"runs on cuda and cpu, not on {case.device.type}"
-    if (reason := cuda_reason()) is not None:
-        return reason
-    reason = hopper_reason(torch.cuda.get_device_capability(case.device))
-    if reason is not None:
-        return reason
-    if cuda_version() < MIN_CUDA:
-        return f"needs a torch built for CUDA 12.9 or newer, not {torch.version.cuda}"
-    return None
+    reason = capability_reason(case, ADA)
+    if reason is None and case.capability == HOPPER:
+        return case.libraries.too_old("cuda", MIN_CUDA)
+    return reason
 
 
-def cuda_version() -> tuple[int, ...]:
-    """What this torch is built for; empty where it is not CUDA."""
-    return tuple(int(part) for part in (torch.version.cuda or "").split(".") if part)
-
-
-def takes_blocks(device: torch.device) -> bool:
-    """Whether a has scales per 1x128 block on this device."""
-    return device.type == "cuda"
+def kernels_on(device: torch.device) -> str:
+    """Whose kernels run on a device: ``cpu``, ``cublas``, or torch's own, ``rows``."""
+    if device.type == "cpu":
+        return "cpu"
+    return "cublas" if torch.cuda.get_device_capability(device) == HOPPER else "rows"
 
 
 def run(
@@ -68,18 +66,23 @@ def run(
 ) -> Tensor:
     """See the contract."""
     (M, K), N = a_MK.shape, b_NK.shape[0]
-    blocked = scale_a.shape[-1] > 1
+    blocked, kernels = scale_a.shape[-1] > 1, kernels_on(a_MK.device)
     if blocked:
         assert scale_a.shape[-1] == count_blocks(K, FP8_BLOCK), "scale_a's shape"
-        if not takes_blocks(a_MK.device):
+        if kernels == "cpu":
             raise UserError(
-                f"scaled_mm on {a_MK.device.type} takes one scale per row, not {K // FP8_BLOCK} "
+                f"scaled_mm on a CPU takes one scale per row, not {K // FP8_BLOCK} "
                 "blocks; choose --backend fp8_gemm=auto"
             )
+        if kernels == "rows":
+            return bf16.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
     if (out := trivial(a_MK, b_NK, bias_N, out_dtype)) is not None:
         return out
     rows = BLOCK_ROWS if blocked else 1
-    fused = bias_N is not None and bias_N.dtype == out_dtype and out_dtype.itemsize == 2
+    result = torch.bfloat16 if kernels == "rows" else out_dtype
+    fused = bias_N is not None and bias_N.dtype == result and result.itemsize == 2
+    if kernels != "rows" and bias_N is not None and not fused:
+        result = torch.float32
     scale_a, scale_b = padded(scale_a, rows, 1), padded(scale_b, ALIGNMENT, 1)
     if blocked:  # cuBLAS reads the scales of a block, of all rows, as neighbours
         recipe = functional.ScalingType.BlockWise1x128
@@ -96,9 +99,9 @@ def run(
         scale_b,
         recipe,
         bias=padded(bias_N, ALIGNMENT) if bias_N is not None and fused else None,
-        output_dtype=out_dtype if bias_N is None or fused else torch.float32,
+        output_dtype=result,
     )
     out = out[:M, :N]
     if bias_N is not None and not fused:
-        out += bias_N
+        out = out.float().add_(bias_N)
     return out.to(out_dtype).contiguous()

@@ -6,17 +6,32 @@ import torch
 from torch import Tensor
 
 from ...precision import FP8_BLOCK
-from ...triton_launch import Launch, interpreted, register
-from ...triton_launch import supports_tma as supports
+from ...spec import Case
+from ...triton_launch import Launch, interpreted, register, supports_tma
 from ..quantize import count_blocks
 from . import empty_outputs
 
-__all__ = ["launches", "run", "supports"]
-
 TMA_BYTES = 16  # what rows and addresses must be multiples of
 BLOCK_M = 128  # rows of a tile
+SPARE = 1024  # bytes of shared memory for barriers, and for what is exchanged
 GROUP = 16  # rows of tiles: 16 x 128 rows by 8 x 256 columns run at the same time
+TILE_COLUMNS = (256, 128)  # of a tile; the first is the better one where it fills the waves
+STAGES = 3  # steps of K whose operands are in shared memory
 PROCESSORS = {"meta": 132, "cpu": 4}  # of an H200; few in the interpreter, so that programs loop
+
+
+def supports(case: Case) -> str | None:
+    """What Triton's kernels with TMA ask, and shared memory for the larger tile."""
+    return supports_tma(case, shared_memory(case.dtype))
+
+
+def shared_memory(out_dtype: torch.dtype) -> int:
+    """Bytes that a program takes at most: its operands in flight, a panel of results, and little.
+
+    Held to what the kernels compiled to, see the recorded baselines of ``inspect``.
+    """
+    operands = STAGES * (BLOCK_M + max(TILE_COLUMNS)) * FP8_BLOCK
+    return operands + BLOCK_M * FP8_BLOCK * out_dtype.itemsize + SPARE
 
 
 def gemm_arguments(
@@ -56,7 +71,7 @@ def tile_columns(rows: int, columns: int, processors: int) -> int:
     128 x 128 reads 32 KiB for 2 Mi. At full rate (4096 products per clock) that is 48 and 64 bytes
     per clock and processor, more than L2 gives, so tiles cost as 3 to 2 and not as 2 to 1.
     """
-    waves = {n: -(-_tiles(rows, columns, n) // processors) for n in (256, 128)}
+    waves = {n: -(-_tiles(rows, columns, n) // processors) for n in TILE_COLUMNS}
     return 256 if 3 * waves[256] <= 2 * waves[128] else 128
 
 
@@ -113,7 +128,9 @@ def launches(
     programs, arguments = gemm_arguments(a_MK, b_NK, scale_a, scale_b, bias_N, tma_out=tma_out)
     arguments |= {"out": descriptor(out, BLOCK_M) if tma_out else out, "TMA_OUT": tma_out}
     return [
-        Launch(kernel=fp8_gemm_kernel, grid=(programs,), arguments=arguments, warps=8, stages=3)
+        Launch(
+            kernel=fp8_gemm_kernel, grid=(programs,), arguments=arguments, warps=8, stages=STAGES
+        )
     ]
 
 

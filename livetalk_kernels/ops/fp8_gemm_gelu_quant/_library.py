@@ -5,9 +5,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...dispatch import pick
+from ...precision import FP8_BLOCK
 from ...spec import Case
+
+
+def gelu_quant(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU(tanh) of a product in fp32, as FP8 with a scale per 1x128 block."""
+    return quantizer(x_MN.device)(functional.gelu(x_MN, approximate="tanh"), block=FP8_BLOCK)
 
 
 @functools.cache

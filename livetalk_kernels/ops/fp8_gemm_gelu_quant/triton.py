@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...triton_launch import Launch, register
-from ..fp8_gemm.triton import BLOCK_M, descriptor, gemm_arguments, supports
+from ..fp8_gemm.triton import BLOCK_M, STAGES, descriptor, gemm_arguments, supports
 from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
@@ -31,7 +31,7 @@ def launches(
             grid=(programs,),
             arguments=arguments,
             warps=8,
-            stages=3,
+            stages=STAGES,
         )
     ]
 

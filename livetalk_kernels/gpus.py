@@ -1,21 +1,31 @@
-"""What GPUs can do at most, with the source of every figure.
+"""The table of GPUs: what each can run and how fast it is at most, with the source of every figure.
 
-Peaks are dense, without structured sparsity, of the SXM or HGX form; bandwidths are per second, and
+`livetalk plan` forecasts from it, and ``livetalk backends --gpu NAME`` asks the backends about a
+GPU that is not here. Peaks are dense, without structured sparsity; bandwidths are per second, and
 those of links in one direction. What a data sheet states is kept apart from what others measured
 (the rates that large products and attention really reach) and from what is assumed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from types import MappingProxyType
 
-from livetalk_kernels.errors import UserError
+from .errors import UserError
 
 SHEET, ELSEWHERE, HERE, ASSUMED = "data sheet", "measured elsewhere", "measured here", "assumed"
 FA2, FA3, BEST = "fa2", "fa3", "best"  # kernels of attention
 ATTENTION_RATE = "attention "  # before a kernel's name, in the names of figures
 
 _T, _G = 1e12, 1e9
+
+SHARED_MEMORY: Mapping[tuple[int, int], int] = MappingProxyType(
+    {(8, 0): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (12, 0): 99 << 10}
+)
+"""Compute capability -> bytes of shared memory that a block may opt in to.
+
+Source: CUDA Programming Guide, technical specifications per compute capability.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +55,14 @@ class Gpu:
     Attributes:
         name: What ``--gpu`` takes.
         title: Its name for people.
+        capability: Compute capability.
         memory: Bytes.
         bandwidth: Of the memory.
         sms: Multiprocessors.
         bf16: Dense peak of the tensor cores.
         fp8: The same in FP8; None where they know none.
         fp64: Peak outside the tensor cores, which the published rotation in complex128 needs.
-        nvlink: To the other GPUs of a node, one way.
+        nvlink: To the other GPUs of a node, one way; by PCIe where there is no NVLink.
         network: To other nodes, one way and per GPU.
         matmul: What large products in bf16 reach.
         matmul_fp8: The same in FP8.
@@ -60,6 +71,7 @@ class Gpu:
 
     name: str
     title: str
+    capability: tuple[int, int]
     memory: Quantity
     bandwidth: Quantity
     sms: Quantity
@@ -71,6 +83,11 @@ class Gpu:
     matmul: Quantity
     matmul_fp8: Quantity | None
     attention: Mapping[str, Quantity] = field(default_factory=dict)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that a block may opt in to."""
+        return SHARED_MEMORY[self.capability]
 
     def quantities(self) -> dict[str, Quantity]:
         """All figures by name."""
@@ -115,16 +132,43 @@ def _hopper(name: str, title: str, **given: Quantity) -> Gpu:
         "matmul": Quantity(value=790 * _T, source=_DESIGN, kind=ELSEWHERE),
         "matmul_fp8": Quantity(value=1500 * _T, source=_DESIGN, kind=ELSEWHERE),
     }
-    return Gpu(name=name, title=title, attention=attention, **(usual | given))
+    figures = usual | given
+    return Gpu(name=name, title=title, capability=(9, 0), attention=attention, **figures)
+
+
+def _graphics(
+    name: str, title: str, capability: tuple[int, int], *, pcie: Quantity, network: Quantity,
+    **given: Quantity,
+) -> Gpu:  # fmt: skip
+    """A card without NVLink; what large products and attention reach on it is assumed."""
+    bf16, fp8 = given["bf16"].value, given["fp8"].value
+    attention = Quantity(value=0.73 * bf16, source="as an A100's share of its peak", kind=ASSUMED)
+    return Gpu(
+        name=name,
+        title=title,
+        capability=capability,
+        nvlink=pcie,
+        network=network,
+        matmul=Quantity(value=0.8 * bf16, source=_AS_HOPPER, kind=ASSUMED),
+        matmul_fp8=Quantity(value=0.76 * fp8, source=_AS_HOPPER, kind=ASSUMED),
+        attention={FA2: attention, BEST: attention},
+        **given,
+    )
 
 
 _A100 = "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM"
+_AS_HOPPER = "the share of its peak that an H100 reaches"
+_L40S = "NVIDIA L40S data sheet"
+_ADA = "NVIDIA Ada GPU Architecture, white paper"
+_RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture, white paper"
+_FP64 = "a 64th of the FP32 rate"
 _UNBOUND = "93 % of the peak: its clock is not bound by power"
 
 _TABLE = (
     Gpu(
         name="a100",
         title="A100 SXM 80 GB",
+        capability=(8, 0),
         memory=Quantity(value=80 * _G, source=_A100),
         bandwidth=Quantity(value=2.039 * _T, source=_A100),
         sms=Quantity(value=108, source="NVIDIA A100 Tensor Core GPU Architecture, white paper"),
@@ -152,6 +196,7 @@ _TABLE = (
     Gpu(
         name="h20",
         title="H20 SXM 96 GB",
+        capability=(9, 0),
         memory=Quantity(value=96 * _G, source=_H20),
         bandwidth=Quantity(value=4.0 * _T, source=_H20),
         sms=Quantity(value=78, source=_H20),
@@ -177,6 +222,7 @@ _TABLE = (
     Gpu(
         name="b200",
         title="B200 HGX 180 GB",
+        capability=(10, 0),
         memory=Quantity(value=180 * _G, source="NVIDIA DGX B200 data sheet: 1,440 GB for eight"),
         bandwidth=Quantity(value=8.0 * _T, source="NVIDIA DGX B200 data sheet: 64 TB/s for eight"),
         sms=Quantity(value=148, source="device query of a B200, as public benchmarks print it"),
@@ -197,28 +243,70 @@ _TABLE = (
             )
         },
     ),
+    _graphics(
+        "l40s",
+        "L40S 48 GB",
+        (8, 9),
+        pcie=Quantity(value=32 * _G, source=f"{_L40S}: PCIe 4.0 x16, 64 GB/s both ways"),
+        network=Quantity(value=12.5 * _G, source="a network port of 100 Gb/s", kind=ASSUMED),
+        memory=Quantity(value=48 * _G, source=_L40S),
+        bandwidth=Quantity(value=864 * _G, source=_L40S),
+        sms=Quantity(value=142, source=f"{_L40S}: 18,176 CUDA cores, 128 a multiprocessor"),
+        bf16=Quantity(value=362.05 * _T, source=f"{_L40S} (733 with sparsity)"),
+        fp8=Quantity(value=733 * _T, source=f"{_L40S} (1,466 with sparsity)"),
+        fp64=Quantity(value=91.6 / 64 * _T, source=f"{_L40S}, {_ADA}: {_FP64}"),
+    ),
+    _graphics(
+        "rtx4090",
+        "GeForce RTX 4090 24 GB",
+        (8, 9),
+        pcie=Quantity(value=32 * _G, source="PCIe 4.0 x16, 64 GB/s both ways"),
+        network=Quantity(value=1.25 * _G, source="a network port of 10 Gb/s", kind=ASSUMED),
+        memory=Quantity(value=24 * _G, source=_ADA),
+        bandwidth=Quantity(value=1008 * _G, source=_ADA),
+        sms=Quantity(value=128, source=_ADA),
+        bf16=Quantity(value=165.2 * _T, source=f"{_ADA}, FP32 sums (330.4 with sparsity)"),
+        fp8=Quantity(value=330.3 * _T, source=f"{_ADA}, FP32 sums (660.6 with sparsity)"),
+        fp64=Quantity(value=82.6 / 64 * _T, source=f"{_ADA}: {_FP64}"),
+    ),
+    _graphics(
+        "rtx5090",
+        "GeForce RTX 5090 32 GB",
+        (12, 0),
+        pcie=Quantity(value=64 * _G, source="PCIe 5.0 x16, 128 GB/s both ways"),
+        network=Quantity(value=1.25 * _G, source="a network port of 10 Gb/s", kind=ASSUMED),
+        memory=Quantity(value=32 * _G, source=_RTX_BLACKWELL),
+        bandwidth=Quantity(value=1792 * _G, source=_RTX_BLACKWELL),
+        sms=Quantity(value=170, source=_RTX_BLACKWELL),
+        bf16=Quantity(value=209.5 * _T, source=f"{_RTX_BLACKWELL}, FP32 sums (419 with sparsity)"),
+        fp8=Quantity(value=419 * _T, source=f"{_RTX_BLACKWELL}, FP32 sums (838 with sparsity)"),
+        fp64=Quantity(value=104.8 / 64 * _T, source=f"{_RTX_BLACKWELL}: {_FP64}"),
+    ),
 )
 
 GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.name: gpu for gpu in _TABLE})
-CPU = "cpu"
-OTHER_FORMS = frozenset({"pcie", "nvl", "40gb", "3e", "mig"})
+OTHER_FORMS = frozenset({"pcie", "nvl", "40gb", "3e", "mig", "laptop", "d"})
 """Words in a driver's name for a device that is not of the form in the table, or a part of one."""
 
 
-def get_gpu(name: str) -> Gpu:
-    """GPU of that name.
+def get_gpu(name: str, *, besides: Collection[str] = ()) -> Gpu:
+    """Find the GPU of a name.
+
+    Args:
+        name: As ``--gpu`` takes it.
+        besides: What else ``--gpu`` takes there, for the message.
 
     Raises:
         UserError: It is not in the table; the message lists those that are.
     """
     key = name.lower()
     if key not in GPUS:
-        raise UserError(f"--gpu {name}: unknown; choose one of {', '.join([*GPUS, CPU])}")
+        raise UserError(f"--gpu {name}: unknown; choose one of {', '.join([*GPUS, *besides])}")
     return GPUS[key]
 
 
 def find_gpu(title: str) -> Gpu | None:
-    """The GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for.
+    """Find the GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for.
 
     None for a GPU that the table lacks, also for another form of one that it has, such as
     ``NVIDIA H100 PCIe``: memory, clocks and links of that are others.
@@ -226,4 +314,5 @@ def find_gpu(title: str) -> Gpu | None:
     words = title.lower().replace("-", " ").split()
     if OTHER_FORMS & {*words}:
         return None
-    return next((gpu for gpu in _TABLE if gpu.name in words), None)
+    names = {*words, *map("".join, pairwise(words))}  # "RTX 4090"
+    return next((gpu for gpu in _TABLE if gpu.name in names), None)

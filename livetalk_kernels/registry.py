@@ -1,0 +1,98 @@
+"""Which ops there are, and which backends each has: folders and files, nothing is registered.
+
+A backend is a file ``ops/<op>/<backend>.py`` with
+
+* ``run``: the op, with the signature of the contract's function but for ``backend``;
+* ``supports(case) -> str | None``: None, or why it cannot run this case, with the command that
+  mends it where there is one. Sizes that are not known yet are absent from ``case.dims``;
+* optionally ``APPROXIMATE = True``: ``auto`` never picks it, unless a tuning file says so;
+* optionally ``caution(case) -> str | None``: what a user should know although it runs, such as
+  that it is slow with an old library; it is warned of when the backend is first called;
+* optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
+  backend makes of a weight that stays as it is, so that not every call makes it;
+* for Triton kernels ``launches``, see ``triton_launch``.
+
+The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose
+name starts with an underscore are no backends.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from .spec import Case, OpSpec
+
+OPS_PACKAGE = f"{__package__}.ops"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One implementation of an op.
+
+    Attributes:
+        name: Its file's name.
+        run: The implementation.
+        supports: None, or the reason why it cannot run a case.
+        caution: What a user should know although it runs; mostly None.
+        approximate: Its results are not exact; it must be named to be used.
+        pack: What it makes of a constant weight; None where it makes nothing.
+        launches: The Triton kernels that it launches; None where it has none.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    supports: Callable[[Case], str | None]
+    caution: Callable[[Case], str | None]
+    approximate: bool
+    pack: Callable[[Tensor], Tensor | None]
+    launches: Callable[..., Any] | None
+
+
+def op_names() -> list[str]:
+    """Names of all ops: the folders in ``livetalk_kernels/ops``."""
+    path = importlib.import_module(OPS_PACKAGE).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if module.ispkg)
+
+
+def backend_names(op: str) -> list[str]:
+    """Names of all backends of an op, runnable here or not: the files in its folder."""
+    names = (module.name for module in pkgutil.iter_modules(_op_package(op).__path__))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def all_backend_names() -> list[str]:
+    """Names of all backends that at least one op has."""
+    return sorted({name for op in op_names() for name in backend_names(op)})
+
+
+def load_op(op: str) -> OpSpec:
+    """The contract of an op."""
+    spec = _op_package(op).OP
+    assert isinstance(spec, OpSpec) and spec.name == op, f"ops/{op} must define OP = OpSpec(...)"
+    return spec
+
+
+def load_backend(op: str, name: str) -> Backend:
+    """Import one backend of an op."""
+    from .config import LEFT_OUT, excluded  # which needs the names from here
+
+    module = importlib.import_module(f"{OPS_PACKAGE}.{op}.{name}")
+    left_out = (op, name) in excluded()
+    return Backend(
+        name=name,
+        run=module.run,
+        supports=(lambda case: LEFT_OUT) if left_out else module.supports,
+        caution=getattr(module, "caution", lambda case: None),
+        approximate=getattr(module, "APPROXIMATE", False),
+        pack=getattr(module, "pack", lambda weight: None),
+        launches=getattr(module, "launches", None),
+    )
+
+
+def _op_package(op: str) -> ModuleType:
+    return importlib.import_module(f"{OPS_PACKAGE}.{op}")
