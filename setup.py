@@ -51,11 +51,12 @@ NVCC_FLAGS = ["-std=c++20", "-O3", *GENCODE, "-Xcompiler=-fPIC,-fvisibility=hidd
 # What is made of CUTLASS runs on a Hopper only.
 SM90_FLAGS = ["-std=c++17", "-O3", GENCODE[0], "-Xcompiler=-fPIC,-fvisibility=hidden", "-DNDEBUG"]
 SM90_FLAGS += ["--expt-relaxed-constexpr"]
-AVX512 = ("f", "bw", "vl", "dq", "bf16")
+AVX512 = ("f", "bw", "vl", "dq")
 ISAS: dict[str, list[str]] = {"scalar": []}
 if platform.machine() == "x86_64":
     ISAS["avx2"] = ["-mavx2", "-mfma"]
-    ISAS["avx512"] = ["-mavx2", "-mfma", *(f"-mavx512{part}" for part in AVX512)]
+    ISAS["avx512"] = [*ISAS["avx2"], *(f"-mavx512{part}" for part in AVX512)]
+    ISAS["avx512_bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 
 
 class BuildError(BaseError):

@@ -14,7 +14,8 @@ from .spec import Case
 
 FOLDER = Path(__file__).resolve().parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+"""Instruction sets with kernels of their own, each with all of those before it."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -64,6 +65,13 @@ def supports(case: Case) -> str | None:
 
 
 def isa() -> str:
-    """The instruction set that the kernels use: ``scalar``, ``avx2`` or ``avx512``."""
+    """Return the instruction set that the kernels use, one of `ISAS`."""
     assert missing() is None
     return str(torch.ops.livetalk.isa())
+
+
+def idle_isas() -> dict[str, str]:
+    """Return the instruction sets that this CPU cannot run -> what it lacks, lowest set first."""
+    assert missing() is None
+    lacks = {name: str(torch.ops.livetalk.isa_lacks(name)) for name in ISAS}
+    return {name: lack for name, lack in lacks.items() if lack}

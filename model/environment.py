@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,19 @@ def environment() -> dict[str, str]:
         **_gpus(),
         "CPU": f"{cpu_name()}, {physical_cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "CPU quota": quota_line(here),
-        "CPU kernels": extension.missing() or f"compiled, using {extension.isa()}",
+        "CPU kernels": extension.missing() or kernels_line(extension.isa(), extension.idle_isas()),
         "CUDA kernels": extension_cuda.missing() or "compiled",
         "CUTLASS kernels": extension_cutlass.missing() or "compiled",
         "memory": memory_line(memory()),
     }
+
+
+def kernels_line(used: str, idle: Mapping[str, str]) -> str:
+    """Say which instruction set the kernels use, and why the next higher one lies idle."""
+    lacks = [
+        f"; {name} needs {lack.split()[0]}, which this CPU lacks" for name, lack in idle.items()
+    ]
+    return f"compiled, using {used}" + "".join(lacks[:1])
 
 
 def quota_line(found: Cpus) -> str:

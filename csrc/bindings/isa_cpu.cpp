@@ -8,27 +8,35 @@
 namespace livetalk {
 namespace {
 
-bool supported(Isa isa) {
+constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
+
+// What the processor, or this build, lacks of a set; empty if nothing. setup.py has the flags.
+std::string lacks(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  switch (isa) {
-    case Isa::avx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512bf16");
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    default:
-      return true;
-  }
+  std::string missing;
+#define LIVETALK_NEEDS(least, feature) \
+  if (isa >= least && !__builtin_cpu_supports(feature)) missing += " " feature
+  LIVETALK_NEEDS(Isa::avx2, "avx2");
+  LIVETALK_NEEDS(Isa::avx2, "fma");
+  LIVETALK_NEEDS(Isa::avx512, "avx512f");
+  LIVETALK_NEEDS(Isa::avx512, "avx512bw");
+  LIVETALK_NEEDS(Isa::avx512, "avx512vl");
+  LIVETALK_NEEDS(Isa::avx512, "avx512dq");
+  LIVETALK_NEEDS(Isa::avx512_bf16, "avx512bf16");
+#undef LIVETALK_NEEDS
+  return missing.empty() ? missing : missing.substr(1);
 #else
-  return isa == Isa::scalar;
+  return isa == Isa::scalar ? "" : "x86-64";
 #endif
 }
 
 Isa best() {
-  if (supported(Isa::avx512)) return Isa::avx512;
-  return supported(Isa::avx2) ? Isa::avx2 : Isa::scalar;
+  for (const Isa isa : best_first) {
+    if (lacks(isa).empty()) return isa;
+  }
+  return Isa::scalar;
 }
 
 std::atomic<Isa>& chosen() {
@@ -36,23 +44,22 @@ std::atomic<Isa>& chosen() {
   return isa;
 }
 
-constexpr const char* names[] = {"scalar", "avx2", "avx512"};
+Isa named(const std::string& name) {
+  for (const Isa isa : best_first) {
+    if (name == names[static_cast<int>(isa)]) return isa;
+  }
+  STD_TORCH_CHECK(
+      false, "no instruction set ", name, "; choose scalar, avx2, avx512, avx512_bf16 or best");
+}
 
 std::string isa() { return names[static_cast<int>(chosen().load())]; }
 
+std::string isa_lacks(std::string name) { return lacks(named(name)); }
+
 void use_isa(std::string name) {
-  if (name == "best") {
-    chosen() = best();
-    return;
-  }
-  for (const Isa candidate : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-    if (name == names[static_cast<int>(candidate)]) {
-      STD_TORCH_CHECK(supported(candidate), "this processor has no ", name);
-      chosen() = candidate;
-      return;
-    }
-  }
-  STD_TORCH_CHECK(false, "no instruction set ", name, "; choose scalar, avx2, avx512 or best");
+  const Isa isa = name == "best" ? best() : named(name);
+  STD_TORCH_CHECK(lacks(isa).empty(), "this processor has no ", name, ": it lacks ", lacks(isa));
+  chosen() = isa;
 }
 
 }  // namespace
@@ -61,11 +68,13 @@ Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
   m.def("isa() -> str");
+  m.def("isa_lacks(str name) -> str");
   m.def("use_isa(str name) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
+  m.impl("isa_lacks", TORCH_BOX(&isa_lacks));
   m.impl("use_isa", TORCH_BOX(&use_isa));
 }
 

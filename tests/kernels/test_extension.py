@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from livetalk_kernels import UserError, extension, extension_cuda
 from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names, pick
 from livetalk_kernels.spec import Arguments, Case, as_tuple
+from livetalk_model.environment import kernels_line
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -190,11 +191,20 @@ def test_instruction_set_is_chosen_by_name() -> None:
     best = extension.isa()
     torch.ops.livetalk.use_isa("scalar")
     assert extension.isa() == "scalar"
-    with pytest.raises(RuntimeError, match="no instruction set sse9; choose scalar, avx2, avx512"):
+    with pytest.raises(RuntimeError, match="no instruction set sse9; choose scalar, avx2, avx512,"):
         torch.ops.livetalk.use_isa("sse9")
     assert extension.isa() == "scalar"
     torch.ops.livetalk.use_isa("best")
     assert extension.isa() == best
+    # Each set has all before it, so what is idle is what lies above the best.
+    assert tuple(extension.idle_isas()) == extension.ISAS[extension.ISAS.index(best) + 1 :]
+
+
+def test_doctor_says_why_a_higher_instruction_set_lies_idle() -> None:
+    assert kernels_line("avx512_bf16", {}) == "compiled, using avx512_bf16"
+    idle = {"avx512": "avx512f avx512bw", "avx512_bf16": "avx512f avx512bw avx512bf16"}
+    line = "compiled, using avx2; avx512 needs avx512f, which this CPU lacks"
+    assert kernels_line("avx2", idle) == line
 
 
 @pytest.mark.usefixtures("threads")

@@ -10,7 +10,7 @@
 // [depth / G, width, G] with zeros where the operand ends; panel i starts at
 // i * panel_size<T>(width, depth). T is the type of the source, float or bf16. fp32 stays fp32
 // (G = 1); bf16 stays bf16 in pairs along k (G = 2) where the processor multiplies such pairs
-// (AVX-512) and is widened to fp32 elsewhere: Packed<T>. Memory of operands is aligned to 64 bytes.
+// (AVX-512 with bf16) and is widened to fp32 elsewhere: Packed<T>. Memory of operands is aligned to 64 bytes.
 //
 // multiply_tile keeps its sums in registers. They begin as start(i, j), the Vec of row i and
 // columns [j W, (j + 1) W), and end in finish(i, j, sum), for i < tile_rows and j < tile_vectors;

@@ -1,4 +1,4 @@
-// Vectors of fp32 for one instruction set: AVX-512 (with bf16), AVX2, or plain C++.
+// Vectors of fp32 for one instruction set: AVX-512 (with or without bf16), AVX2, or plain C++.
 //
 // A source in csrc/cpu is compiled once per instruction set; LIVETALK_ISA names the namespace that
 // its symbols land in. All arithmetic is fp32; bf16 exists in memory only, but for dot products.
@@ -14,7 +14,7 @@
 #endif
 
 #ifndef LIVETALK_ISA
-#error "LIVETALK_ISA must be scalar, avx2 or avx512"
+#error "LIVETALK_ISA must be scalar, avx2, avx512 or avx512_bf16"
 #endif
 
 namespace livetalk::LIVETALK_ISA {
@@ -84,6 +84,7 @@ struct Vec {
   static Vec widened(__m256i half) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
+#if defined(__AVX512BF16__)
   __m256i half() const {
     const __mmask16 denormal = _mm512_fpclass_ps_mask(v, 0x20);
     if (denormal) [[unlikely]] {  // vcvtneps2bf16 would flush them
@@ -95,6 +96,16 @@ struct Vec {
     }
     return (__m256i)_mm512_cvtneps_pbh(v);
   }
+#else
+  __m256i half() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_mask_or_epi32(sum, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+#endif
   // A store gives the numbers as they are stored.
   Vec store(float* p) const {
     _mm512_storeu_ps(p, v);
