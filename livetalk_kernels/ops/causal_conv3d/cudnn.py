@@ -8,10 +8,9 @@ differ from run to run, and with it the last bits of the result. Untested on a G
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from ...reasons import cuda_reason, device_reason
+from ...reasons import device_reason, gpu_reason
 from ...spec import Case
 from .library import NO_BORDER, by_cudnn, convolve_video
 
@@ -20,10 +19,8 @@ searched = partial(by_cudnn, search=True)
 
 def supports(case: Case) -> str | None:
     """An NVIDIA GPU, and a PyTorch with cuDNN."""
-    reason = device_reason(case.device, "cuda") or cuda_reason()
-    if reason is None and not torch.backends.cudnn.is_available():
-        return "needs a PyTorch with cuDNN; install its CUDA wheel"
-    return reason
+    reason = device_reason(case.device, "cuda") or gpu_reason(case)
+    return reason or case.libraries.problem("cudnn")
 
 
 def run(
