@@ -77,8 +77,8 @@ def product(
         padded(a_MK, 1, ALIGNMENT),
         padded(b_NK, ALIGNMENT, ALIGNMENT).T,
         out_dtype=out_dtype,
-        scale_a=padded(scale_a.flatten(), 1),
-        scale_b=padded(scale_b.flatten(), ALIGNMENT),
+        scale_a=padded(scale_a.flatten().contiguous(), 1),
+        scale_b=padded(scale_b.flatten().contiguous(), ALIGNMENT),
         bias=padded(bias, ALIGNMENT),
     )
     return outputs["D"][:, :N].contiguous()
