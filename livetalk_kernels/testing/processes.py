@@ -20,7 +20,7 @@ _PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops"]
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout: float = 60, threads: int = 1
+    function: Callable[..., Any], world: int, *args: Any, timeout: float = 240, threads: int = 1
 ) -> list[Any]:
     """Call ``function(communicator, *args)`` on every rank of a world.
 

@@ -22,9 +22,10 @@ def start_long(portrait: Path, audio: Path, video: Path, *before: str, **options
          str(audio), "--output", str(video), *FAST],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while being_written(video) < 20000 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert process.poll() is not None or being_written(video) >= 20000, "it never came so far"
     return process
 
 

@@ -212,6 +212,7 @@ def test_ctrl_c_ends_both_processes(fake: Path) -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.timeout(900)  # a minute on two idle cores
 def test_the_model_itself(capsys: pytest.CaptureFixture) -> None:
     fast = "--preset tiny --device cpu --size 32x48 --warmup 1"
     assert compare(f"{fast} --steps 4", f"{fast} --steps 1", "--pairs", 10, "--json") == 0
