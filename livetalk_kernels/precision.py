@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,17 +60,17 @@ class _Ieee:
 
 
 _IEEE = _Ieee()
+_cudnn: Any = torch.backends.cudnn  # its types leave ``conv`` out
 
 
 def _tf32() -> tuple[bool, bool]:
-    backends = torch.backends
-    used = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    used = _cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     return used[0] == "tf32", used[1] == "tf32"
 
 
 def _set_tf32(which: tuple[bool, bool], precision: str) -> None:
     convolutions, products = which
     if convolutions:
-        torch.backends.cudnn.conv.fp32_precision = precision
+        _cudnn.conv.fp32_precision = precision
     if products:
         torch.backends.cuda.matmul.fp32_precision = precision

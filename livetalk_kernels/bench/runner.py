@@ -201,7 +201,8 @@ def _time(
     counts = cost.flops / rough.rate >= COMPUTE_COUNTS * rough.floor(cost)
     used = {name: probe for name, probe in probes.items() if counts or probe.limit == "bandwidth"}
     own = {f"probe {name}": run for name, run in start_probes(case.device, used).items()}
-    trials, timings, clocks = [], dict[str, str](), [read_clocks(case.device)]
+    timings, clocks = dict[str, str](), [read_clocks(case.device)]
+    trials: list[dict[str, list[float]]] = []
     for rounds, seconds, least in _shares(settings):
         samplers, timings = _start(timer, runs, say, again=bool(trials))
         if not trials:
