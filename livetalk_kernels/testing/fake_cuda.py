@@ -304,6 +304,10 @@ class FakeCuda:
             if gpu._capture is not None:
                 raise RuntimeError(CAPTURING)
 
+        def exchange_device(device: int) -> int:
+            _check(max(device, 0))
+            return 0
+
         def mem_get_info(device: Any = None) -> tuple[int, int]:
             return MEMORY // 2, MEMORY
 
@@ -316,6 +320,7 @@ class FakeCuda:
                 total_memory=MEMORY,
                 multi_processor_count=132,
                 L2_cache_size=1 << 16,
+                shared_memory_per_block=49152,
                 shared_memory_per_block_optin=232448,
                 uuid="00000000-0000-0000-0000-000000000000",
             )
@@ -348,6 +353,8 @@ class FakeCuda:
             "cuda.device_count": lambda: 1,
             "cuda.current_device": lambda: 0,
             "cuda.set_device": _check,
+            "cuda._exchange_device": exchange_device,
+            "cuda._maybe_exchange_device": exchange_device,
             "cuda.can_device_access_peer": lambda device, peer_device: False,
             "cuda.get_device_name": of_device(gpu.name),
             "cuda.get_device_capability": of_device(CAPABILITY),

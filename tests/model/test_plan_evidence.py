@@ -192,7 +192,7 @@ def test_a_profile_beside_measured_ops(tmp_path):
     ("gpu", "device", "message"),
     [
         (None, "cpu", "a CPU"),
-        ("NVIDIA GeForce RTX 4090", "cuda", "RTX 4090"),
+        ("NVIDIA GeForce RTX 3090", "cuda", "RTX 3090"),
         ("NVIDIA H100 PCIe", "cuda", "H100 PCIe.*H100 SXM 80 GB"),
     ],
 )
