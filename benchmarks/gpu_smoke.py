@@ -13,6 +13,7 @@ in the result as ``excluded``, in the form of ``LIVETALK_EXCLUDE``. Untested on 
 """
 
 import argparse
+import importlib
 import importlib.util
 import math
 import multiprocessing
@@ -23,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +48,7 @@ LEAST = 0.2  # seconds; with less nothing is begun
 Row = dict[str, Any]
 Task = tuple[str, str]
 """Op and backend."""
+Context = ForkContext | SpawnContext
 
 
 def small_case(op: str, backend: str, device: torch.device) -> tuple[Case | None, str]:
@@ -149,7 +151,7 @@ class Smoke:
     rows: list[Row] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
 
-    def run(self, tasks: Iterable[Task], context: BaseContext) -> None:
+    def run(self, tasks: Iterable[Task], context: Context) -> None:
         """Try all that are not known yet; what has no time is noted.
 
         Raises:
@@ -177,12 +179,10 @@ class Smoke:
             self.workers.clear()
         self.rows += [told(task, LEFT_OUT, NO_TIME) for task in left]
 
-    def start(self, context: BaseContext) -> None:
+    def start(self, context: Context) -> None:
         """Another worker."""
         ours, theirs = context.Pipe()
-        process = context.Process(  # type: ignore[attr-defined]
-            target=work, args=(theirs, self.device), daemon=True
-        )
+        process = context.Process(target=work, args=(theirs, self.device), daemon=True)
         process.start()
         theirs.close()
         self.workers.append(Worker(process, ours, math.inf))  # its start may take all the time
@@ -275,7 +275,7 @@ def main() -> int:
     add_time_options(parser)
     args = parser.parse_args()
     if importlib.util.find_spec("triton") is not None:
-        import triton  # noqa: F401  once for all workers
+        importlib.import_module("triton")  # once for all workers
     tasks = [
         (op, name)
         for op in op_names()
@@ -293,13 +293,13 @@ def main() -> int:
             write_json(args.json, result)
 
     smoke = Smoke(args.device, args.seconds, most, Budget.of(args), write)
-    for method in ("fork", "spawn"):
+    for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
         try:
-            smoke.run(tasks, multiprocessing.get_context(method))
+            smoke.run(tasks, context)
             result["problem"] = ""
             break
         except NoWorkerError as error:
-            result["problem"] = f"by {method}: {error}"
+            result["problem"] = f"by {context.get_start_method()}: {error}"
             say(result["problem"])
     late = any(row["note"] == NO_TIME for row in smoke.rows)
     write(smoke.rows, complete=not late and not result["problem"])

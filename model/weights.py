@@ -207,8 +207,8 @@ def random_module(
     """
     targets = _targets(module)
     slots = _slots(targets, key_map)
-    tensors = _allocate(targets, slots, dtype, torch.device(device), host)
     where = torch.device(device)
+    tensors = _allocate(targets, slots, dtype, where, host)
     with torch.no_grad():
         for key, slot in slots.items():
             shape = tuple(_part_of(tensors[slot.param], slot).shape)

@@ -69,9 +69,9 @@ def remark(before: Clocks | None, after: Clocks | None) -> str | None:
         return None
     reasons = dict.fromkeys((*before.held_down_by, *after.held_down_by))
     held = [reason for reason in reasons if reason != IDLE]
-    ends = before.sm_mhz, after.sm_mhz
-    moved = None not in ends and abs(ends[1] - ends[0]) > DRIFT * ends[0]  # type: ignore[operator]
+    begin, end = before.sm_mhz, after.sm_mhz
+    moved = begin is not None and end is not None and abs(end - begin) > DRIFT * begin
     if not held and not moved:
         return None
-    mhz = " to ".join("?" if clock is None else f"{clock:.0f}" for clock in ends)
+    mhz = " to ".join("?" if clock is None else f"{clock:.0f}" for clock in (begin, end))
     return f"SM clock {mhz} MHz" + (f", held down by {', '.join(held)}" if held else "")

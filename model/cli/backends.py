@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ EXAMPLE = """\
 livetalk backends --device cuda --dtype bf16
 livetalk backends --gpu h100"""
 VERSION = 2  # of the JSON
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What is said about a device: the choices, what can run, what more libraries would change."""
+
+    device: torch.device
+    dtype: torch.dtype
+    gpu: Gpu | None
+    supposed: dict[str, str]
+    choices: dict[str, Choice]
+    table: dict[str, dict[str, str | None]]
+    changes: list[Change]
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -73,22 +87,16 @@ def run(args: argparse.Namespace) -> int:
     more = []
     if gpu is not None:
         more = changes(choices, config, device=device, dtype=dtype, gpu=gpu, libraries=libraries)
+    answer = _Answer(device, dtype, gpu, supposed, choices, table, more)
     if args.json:
-        print_json(_as_json(device, dtype, gpu, supposed, choices, table, more))
+        print_json(_as_json(answer))
     else:
-        _print(device, dtype, gpu, supposed, choices, table, more)
+        _print(answer)
     return 0
 
 
-def _as_json(
-    device: torch.device,
-    dtype: torch.dtype,
-    gpu: Gpu | None,
-    supposed: dict[str, str],
-    choices: dict[str, Choice],
-    table: dict[str, dict[str, str | None]],
-    more: list[Change],
-) -> dict[str, Any]:
+def _as_json(answer: _Answer) -> dict[str, Any]:
+    choices = answer.choices
     rows = [
         {
             "op": op,
@@ -100,10 +108,16 @@ def _as_json(
             "exact": not load_backend(op, name).approximate,
             "reason": reason or "",
         }
-        for op, backends in table.items()
+        for op, backends in answer.table.items()
         for name, reason in backends.items()
     ]
-    value = {"version": VERSION, "device": str(device), "dtype": str(dtype), "backends": rows}
+    value = {
+        "version": VERSION,
+        "device": str(answer.device),
+        "dtype": str(answer.dtype),
+        "backends": rows,
+    }
+    gpu = answer.gpu
     if gpu is not None:
         facts = {
             "name": gpu.name,
@@ -111,25 +125,19 @@ def _as_json(
             "capability": list(gpu.capability),
             "shared_memory": gpu.shared_memory,
         }
-        changed = [dataclasses.asdict(change) for change in more]
-        value |= {"gpu": facts, "supposed": supposed, "changes": changed}
+        changed = [dataclasses.asdict(change) for change in answer.changes]
+        value |= {"gpu": facts, "supposed": answer.supposed, "changes": changed}
     return value
 
 
-def _print(
-    device: torch.device,
-    dtype: torch.dtype,
-    gpu: Gpu | None,
-    supposed: dict[str, str],
-    choices: dict[str, Choice],
-    table: dict[str, dict[str, str | None]],
-    more: list[Change],
-) -> None:
+def _print(answer: _Answer) -> None:
     """A row an op; each reason once, below, with a number where it counts."""
-    out = console()
+    out, choices, table = console(), answer.choices, answer.table
     reasons: dict[str, int] = {}
-    where = device.type if gpu is None else gpu.title
-    shown = Table(title=f"Backends on {escape(where)}, {dtype_name(dtype)}", title_justify="left")
+    where = answer.device.type if answer.gpu is None else answer.gpu.title
+    shown = Table(
+        title=f"Backends on {escape(where)}, {dtype_name(answer.dtype)}", title_justify="left"
+    )
     shown.add_column("op", no_wrap=True)
     shown.add_column("auto", no_wrap=True, style="green")
     shown.add_column("also run")
@@ -162,13 +170,13 @@ def _print(
         for op, choice in choices.items()
         if choice.reason.startswith("auto; tuned")
     ]
-    if supposed:
-        versions = ", ".join(f"{name} {version}" for name, version in supposed.items())
+    if answer.supposed:
+        versions = ", ".join(f"{name} {version}" for name, version in answer.supposed.items())
         lines.append(f"Supposed, as this machine does not say: {escape(versions)}")
     lines += [
         f"With {change.library}: {change.op} would take [green]{change.then}[/] instead of "
         f"{change.now} ({escape(change.install)})"
-        for change in more
+        for change in answer.changes
     ]
     for line in lines:
         out.print(line)
