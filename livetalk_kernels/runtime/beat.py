@@ -131,12 +131,15 @@ class Verdict:
         line: For the user, beginning with ``error:``.
         code: Exit code of every rank.
         kill: The rank cannot end by itself.
+        printed_on: The machine on which the rank prints it itself, with its traceback; empty where
+            it cannot.
     """
 
     rank: int
     line: str
     code: int = 1
     kill: bool = False
+    printed_on: str = ""
 
 
 class Board:

@@ -221,7 +221,9 @@ class Watchdog:
         if isinstance(error, UserError):
             line, code = f"error: {error}", _BAD_INPUT
         error.add_note(f"This was {where}, in phase {self._phase()[0]}.")
-        self._own = Verdict(rank=self._ranks.rank, line=line, code=code)
+        self._own = Verdict(
+            rank=self._ranks.rank, line=line, code=code, printed_on=self._beat.machine
+        )
         self._end(code)
 
     def _leave_stopped(self) -> None:
@@ -272,8 +274,7 @@ class Watchdog:
         if verdict is None and self._own is not None:
             verdict = self._board.claim(self._own)
             if verdict == self._own:
-                self._board.first(self._beat.machine)  # the main thread prints
-                return False
+                return False  # the main thread prints
         if self._ranks.rank and self._board.stopped():  # before others are missed who have gone
             os._exit(0)
         if verdict is None and finish is None and not self._stopping:
@@ -375,7 +376,10 @@ class Watchdog:
         guilty = self._others().get(verdict.rank)
         if guilty and verdict.kill:
             _kill(guilty)
-        if self._board.first(self._beat.machine):
+        machine = self._beat.machine
+        # Known from the verdict alone: to ask `first` instead, the rank that failed would have to
+        # get there before those who read its verdict.
+        if verdict.printed_on != machine and self._board.first(machine):
             say(verdict.line)
         self._rescue()
         if guilty:

@@ -95,9 +95,9 @@ def test_an_error_in_one_rank_ends_all(tmp_path: Path):
         assert f"This was rank 1 on {HOST}, in phase prepare." in run.stderr()
 
 
-@pytest.mark.parametrize("rank", [0, -1], ids=["rank 0", "all"])
-def test_bad_input_is_told_once(rank: int, tmp_path: Path):
-    with Run(toy(tmp_path, f"user:{rank}:load")) as run:
+@pytest.mark.parametrize("fault", ["user:0", "user:-1", "late:0", "late:-1"])
+def test_bad_input_is_told_once(fault: str, tmp_path: Path):
+    with Run(toy(tmp_path, f"{fault}:load")) as run:
         assert run.process.wait(120) == 2
         assert run.seconds_to_end(1) < 1
         assert run.stderr() == "error: bad file; take another one\n"

@@ -1,7 +1,8 @@
 """Ranks with the phases of a real run: ``toy_ranks.py FOLDER FAULT SECONDS WORLD``.
 
 Started alone it launches the ranks of itself; under torchrun it is one of them. FAULT is empty or
-KIND:RANK:PHASE with KIND error, user, hang or child, and RANK -1 for all; each phase lasts SECONDS.
+KIND:RANK:PHASE with KIND error, user, late (a user's error in a rank that is slow to go on once it
+has told the others), hang or child, and RANK -1 for all; each phase lasts SECONDS.
 """
 
 import subprocess
@@ -63,13 +64,28 @@ def rank_main(ranks: Ranks, folder: Path, fault: str, seconds: float) -> None:
 def fail(kind: str) -> None:
     if kind == "error":
         raise RuntimeError("a bug")
-    if kind == "user":
+    if kind == "late":
+        be_slow_after_the_claim()
+    if kind in ("user", "late"):
         raise UserError("bad file; take another one")
     if kind == "hang":
         time.sleep(1000)
     if kind == "child":  # one that would outlive a rank that is killed
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         time.sleep(1000)
+
+
+def be_slow_after_the_claim() -> None:
+    from livetalk_kernels.runtime.beat import Board, Verdict
+
+    claim = Board.claim
+
+    def slow(board: Board, verdict: Verdict) -> Verdict:
+        accepted = claim(board, verdict)
+        time.sleep(1.5)
+        return accepted
+
+    Board.claim = slow  # type: ignore[method-assign]
 
 
 def main() -> int:
