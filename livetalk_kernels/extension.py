@@ -5,6 +5,7 @@ The library holds no Python, so it is loaded as torch loads operators; its kerne
 """
 
 import functools
+import platform
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ FOLDER = Path(__file__).resolve().parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 """Instruction sets with kernels of their own, each with all of those before it."""
+BF16_ISAS = ("avx512_bf16",)
+"""Those that multiply bf16."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -75,3 +78,11 @@ def idle_isas() -> dict[str, str]:
     assert missing() is None
     lacks = {name: str(torch.ops.livetalk.isa_lacks(name)) for name in ISAS}
     return {name: lack for name, lack in lacks.items() if lack}
+
+
+def widens_bf16() -> bool:
+    """Return whether bf16 is to be multiplied as fp32: the instruction set in use has only that.
+
+    Torch decides where the kernels were not built, and on other processors than x86-64.
+    """
+    return platform.machine() == "x86_64" and missing() is None and isa() not in BF16_ISAS

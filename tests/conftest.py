@@ -18,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from livetalk_kernels import extension
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
 SPECS = DATA / "spec"
@@ -44,6 +46,18 @@ def interruptible() -> Iterator[None]:
     yield
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGHUP, hang_up)
+
+
+@pytest.fixture(params=extension.ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU has, in turn the one in use."""
+    assert extension.missing() is None
+    try:
+        torch.ops.livetalk.use_isa(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    yield request.param
+    torch.ops.livetalk.use_isa("best")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..dispatch import load_op
+from ..extension import widens_bf16
 from ..machine import last_level_cache, memory
 from ..precision import FP8
 from ..spec import Case, Cost
@@ -71,7 +72,8 @@ def make_probes(device: torch.device, dtype: torch.dtype) -> dict[str, Probe]:
 
     Args:
         device: The device.
-        dtype: Dtype of the matrix product; FP8 where the device has no such product is bf16.
+        dtype: Dtype of the matrix product; FP8 where the device has no such product is bf16, and
+            bf16 where a CPU has none is fp32.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -170,5 +172,7 @@ def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[]
             left, right.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True
         )
     wide = torch.bfloat16 if dtype == FP8 else dtype
+    if wide == torch.bfloat16 and device.type == "cpu" and widens_bf16():
+        wide = torch.float32  # an emulated product is a fifth as fast, and minutes long
     a, b = (torch.randn(size, size, device=device).to(wide) for _ in range(2))
     return lambda: a @ b

@@ -75,6 +75,11 @@ def bench(case: Case, settings: Settings = QUICK) -> dict[str, Row]:
     return {row.backend: row for row in result.rows}
 
 
+def test_the_limit_of_bf16_is_no_emulation(isa: str) -> None:
+    product = roofline_module.make_probes(CPU, torch.bfloat16)["gemm"].run()
+    assert product.dtype == (torch.bfloat16 if isa == "avx512_bf16" else FP32)
+
+
 def test_summary() -> None:
     summary = Summary.of([float(n) for n in (5, 1, 2, 4, 3, 0)])
     assert (summary.count, summary.least, summary.most) == (6, 0, 5)

@@ -1,12 +1,9 @@
 """The compiled row-wise kernels where the contracts' cases do not reach."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels import extension
 from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.spec import as_tuple
 
@@ -23,17 +20,6 @@ LARGE = {
     "rms_norm_silu": ({"B": 1, "C": 96, "T": 3, "H": 128, "W": 120}, {0: 2}, (2,)),
     "rms_norm_rope": ({"B": 1, "L": 2100, "H": 32, "d": 64, "S": 2100}, {0: 1, 1: 1}, (2, 2)),
 }
-
-
-@pytest.fixture(params=extension.ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert extension.missing() is None
-    try:
-        torch.ops.livetalk.use_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    torch.ops.livetalk.use_isa("best")
 
 
 def run(op: str, *arguments: Tensor | None, **keywords: object) -> tuple[Tensor, ...]:
