@@ -35,6 +35,7 @@ from .layers import (
     Regions,
     linear_fp32,
 )
+from .linear import Linear, linear
 from .persons import REGIONS, region_weights
 from .published import PublishedRope
 from .quantize import Quantized
@@ -115,12 +116,12 @@ class DiT(nn.Module):
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim)
         )
         self.time_embedding = nn.Sequential(
-            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+            Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim)
         )
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.img_emb = ImageEmbedding(config)
         self.audio_proj = AudioProjection(config)
         self.blocks = nn.ModuleList(
@@ -294,7 +295,7 @@ class DiT(nn.Module):
             split = split.unflatten(1 + 2 * dim, (-1, size))
         patches_LC = split.permute(1, 3, 5, 0, 2, 4, 6).flatten(0, 2).flatten(1)
         rows = self.parallel.sequence(len(patches_LC)).rows
-        return F.linear(patches_LC[rows], weight.flatten(1), offset)[None]
+        return linear(patches_LC[rows], weight.flatten(1), offset)[None]
 
     # One step -----------------------------------------------------------------------------
 

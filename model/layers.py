@@ -18,6 +18,7 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.sequence_parallel import LocalSequence
 
 from .config import DiTConfig
+from .linear import Linear, linear
 from .persons import place_voices, region_map, token_positions
 from .quantize import Fp8FeedForward, Fp8Linear, Quantized
 from .rope import rotate_1d
@@ -27,7 +28,7 @@ from .rope import rotate_1d
 NormRope = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 
-# Makes a linear layer of a block: inputs, outputs -> module. In bf16 and fp32 it is nn.Linear.
+# Makes a linear layer of a block: inputs, outputs -> module. In bf16 and fp32 it is `Linear`.
 LinearFactory = Callable[[int, int], nn.Module]
 
 
@@ -90,7 +91,7 @@ class SelfAttention(nn.Module):
             return self.qkv(x_BLD).chunk(3, dim=-1)
         assert isinstance(self.qkv, nn.Linear) and isinstance(x_BLD, Tensor), "published: no FP8"
         pairs = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        return tuple(F.linear(x_BLD, weight, bias) for weight, bias in pairs)
+        return tuple(linear(x_BLD, weight, bias) for weight, bias in pairs)
 
     def forward(
         self,
@@ -216,7 +217,7 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False) -> None:
         """Build the layers of one block; ``fp8``: with FP8 linear layers."""
         super().__init__()
-        linear: LinearFactory = partial(Fp8Linear, ops=ops) if fp8 else nn.Linear
+        linear: LinearFactory = partial(Fp8Linear, ops=ops) if fp8 else Linear
         self.self_attn = SelfAttention(config, ops, linear, fused=fused)
         self.norm3 = Affine(config.dim)
         self.cross_attn = ContextAttention(config, ops, linear)
@@ -226,9 +227,9 @@ class Block(nn.Module):
             Fp8FeedForward(config.dim, config.ffn_dim, ops)
             if fp8
             else nn.Sequential(
-                nn.Linear(config.dim, config.ffn_dim),
+                Linear(config.dim, config.ffn_dim),
                 nn.GELU(approximate="tanh"),
-                nn.Linear(config.ffn_dim, config.dim),
+                Linear(config.ffn_dim, config.dim),
             )
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
@@ -257,9 +258,9 @@ class ImageEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Sequential(
             nn.LayerNorm(config.image_dim),
-            nn.Linear(config.image_dim, config.image_dim),
+            Linear(config.image_dim, config.image_dim),
             nn.GELU(),
-            nn.Linear(config.image_dim, config.dim),
+            Linear(config.image_dim, config.dim),
             nn.LayerNorm(config.dim),
         )
 
@@ -282,10 +283,10 @@ class AudioProjection(nn.Module):
         self.config = config
         entries = config.audio_window + config.vae_scale - 1
         hidden = config.intermediate_dim
-        self.proj1 = nn.Linear(config.audio_window * config.audio_features, hidden)
-        self.proj1_vf = nn.Linear(entries * config.audio_features, hidden)
-        self.proj2 = nn.Linear(hidden, hidden)
-        self.proj3 = nn.Linear(hidden, config.context_tokens * config.output_dim)
+        self.proj1 = Linear(config.audio_window * config.audio_features, hidden)
+        self.proj1_vf = Linear(entries * config.audio_features, hidden)
+        self.proj2 = Linear(hidden, hidden)
+        self.proj3 = Linear(hidden, config.context_tokens * config.output_dim)
         self.norm = nn.LayerNorm(config.output_dim)
 
     def forward(self, windows: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.halo import WHOLE, Whole
 from livetalk_kernels.runtime.slices import Padding
 
+from .linear import linear
+
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 
 
@@ -246,13 +248,13 @@ class AttentionBlock(nn.Module):
         x_NLC = x_BCTHW.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, channels)
         unit_NLC = F.normalize(x_NLC.float(), dim=-1)
         h_NLC = (unit_NLC * channels**0.5 * self.norm.gamma.float().flatten()).to(x_NLC.dtype)
-        qkv = F.linear(h_NLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
+        qkv = linear(h_NLC, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
         # One head as wide as the image: [N, L, 1, C] each. Keys are the pixels of all slices.
         q, kv_NLC = qkv[..., :channels].unsqueeze(2), qkv[..., channels:]
         kv_NLC = cache.halo.gather(kv_NLC.unflatten(1, (height, width)), (1, 2)).flatten(1, 2)
         k, v = kv_NLC.unsqueeze(2).chunk(2, dim=-1)
         out, _ = self.ops.chunk_attention(q, k, v)
-        y_NLC = x_NLC + F.linear(out.squeeze(2), self.proj.weight.flatten(1), self.proj.bias)
+        y_NLC = x_NLC + linear(out.squeeze(2), self.proj.weight.flatten(1), self.proj.bias)
         y_BTHWC = y_NLC.view(batch, frames, height, width, channels)
         y_BCTHW = y_BTHWC.permute(0, 4, 1, 2, 3)
         return y_BCTHW.contiguous() if x_BCTHW.is_contiguous() else y_BCTHW  # x's memory format

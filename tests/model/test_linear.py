@@ -1,0 +1,25 @@
+"""Linear layers in bf16 on every instruction set that this CPU has."""
+
+import torch
+import torch.nn.functional as F
+
+from livetalk_kernels import extension
+from livetalk_model.linear import Linear
+
+
+def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("cpu"), torch.inference_mode():
+        layer = Linear(2048, 40)
+        x = torch.randn(3, 17, 2048, generator=generator)
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        half = layer.bfloat16()
+        result = half(x.bfloat16())
+        exact = F.linear(x.bfloat16().double(), half.weight.double(), half.bias.double())
+    assert result.dtype == torch.bfloat16 and result.shape == (3, 17, 40)
+    error = (result.double() - exact).abs()
+    assert (error <= exact.abs() * 2**-8 + 1e-4).all()
+    if extension.widens_bf16():
+        again = F.linear(x.bfloat16().float(), half.weight.float(), half.bias.float())
+        assert torch.equal(result, again.bfloat16())
+    assert extension.widens_bf16() == (isa != "avx512_bf16")
