@@ -16,7 +16,9 @@ The file imports everywhere: a missing library is a reason that ``supports`` giv
 name starts with an underscore are no backends.
 """
 
+import functools
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,14 +57,12 @@ class Backend:
 
 def op_names() -> list[str]:
     """Names of all ops: the folders in ``livetalk_kernels/ops``."""
-    path = importlib.import_module(OPS_PACKAGE).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path) if module.ispkg)
+    return [name for name, is_folder in _modules(importlib.import_module(OPS_PACKAGE)) if is_folder]
 
 
 def backend_names(op: str) -> list[str]:
     """Names of all backends of an op, runnable here or not: the files in its folder."""
-    names = (module.name for module in pkgutil.iter_modules(_op_package(op).__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return [name for name, _ in _modules(_op_package(op)) if not name.startswith("_")]
 
 
 def all_backend_names() -> list[str]:
@@ -92,6 +92,19 @@ def load_backend(op: str, name: str) -> Backend:
         pack=getattr(module, "pack", lambda weight: None),
         launches=getattr(module, "launches", None),
     )
+
+
+def _modules(package: ModuleType) -> tuple[tuple[str, bool], ...]:
+    """Names in a package, sorted, and whether each is a folder. New files are seen."""
+    return _sorted_modules(tuple((path, tuple(os.listdir(path))) for path in package.__path__))
+
+
+@functools.lru_cache(maxsize=256)  # every call of an op's public function looks
+def _sorted_modules(
+    folders: tuple[tuple[str, tuple[str, ...]], ...],
+) -> tuple[tuple[str, bool], ...]:
+    modules = pkgutil.iter_modules([path for path, _ in folders])
+    return tuple(sorted((module.name, module.ispkg) for module in modules))
 
 
 def _op_package(op: str) -> ModuleType:
