@@ -97,6 +97,7 @@ class DiTMemory:
         if item < FP32:
             ledger.use(padded)  # before it was padded
         text, image = (n * config.dim * item for n in (rows, config.image_len))
+        ledger.use(self.machine.product(rows, config.text_dim, config.dim))
         ledger.take(text)
         ledger.take(text)
         ledger.use(text)
@@ -114,7 +115,11 @@ class DiTMemory:
         windows = config.audio_window + (self.frames - 1) * config.vae_scale * config.audio_window
         if item < FP32:
             ledger.take(windows * config.audio_features * item)
-        tokens = self.frames * config.context_tokens * config.output_dim
+        windows_wide = (config.audio_window + config.vae_scale - 1) * config.audio_features
+        ledger.use(self.machine.product(self.frames - 1, windows_wide, config.intermediate_dim))
+        tokens = config.context_tokens * config.output_dim
+        ledger.use(self.machine.product(self.frames, config.intermediate_dim, tokens))
+        tokens *= self.frames
         ledger.take(tokens * item)
         ledger.take(self.audio_kv)
 
@@ -144,6 +149,9 @@ class DiTMemory:
         ledger.take(out)
         if self.fp8:
             ledger.use(self._widened(inputs))
+        else:
+            outputs = out // (self.tokens * self.machine.item)
+            ledger.use(self.machine.product(self.tokens, inputs, outputs))
         ledger.free(q)
         return out
 

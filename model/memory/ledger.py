@@ -70,10 +70,16 @@ class Machine:
     Attributes:
         device: ``cpu`` or ``cuda``.
         item: Bytes of a number in DiT and VAE: 4 (fp32) or 2 (bf16).
+        widens: bf16 is multiplied as fp32 (see `linear`).
     """
 
     device: str
     item: int
+    widens: bool = False
+
+    def product(self, rows: int, inputs: int, outputs: int) -> int:
+        """Bytes that a linear layer has besides its operands and result: all of them in fp32."""
+        return FP32 * (rows * inputs + inputs * outputs + rows * outputs) if self.widens else 0
 
     @property
     def is_cpu(self) -> bool:
