@@ -19,6 +19,7 @@ from .timer import Summary, ratio
 
 SCHEMA = "livetalk/bench/2"  # of the file; the first had no name, no trials and no score
 TIMED, RED, LEFT_OUT = "timed", "red", "left out"
+AUTO_SLACK = 1.05  # times as long as the fastest backend, up to which what auto picks will do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,24 @@ class Result:
         """Least seconds."""
         return self.roofline.floor(self.cost)
 
+    @property
+    def faster_than_auto(self) -> tuple[str, float] | None:
+        """The backend that auto should have picked, and how many times faster it is.
+
+        None where no exact backend is more than 5 % faster, or what auto picks was not timed.
+        """
+        p50 = {
+            row.backend: row.time.p50
+            for row in self.rows
+            if row.time is not None and not row.approximate and row.backend != COMPILE
+        }
+        picked = next((row.backend for row in self.rows if row.auto), None)
+        if picked not in p50:
+            return None
+        best = min(p50, key=p50.__getitem__)
+        ratio_of_medians = p50[picked] / p50[best]
+        return (best, ratio_of_medians) if ratio_of_medians > AUTO_SLACK else None
+
     def rates(self, row: Row) -> dict[str, float | None]:
         """GB/s, TFLOP/s and the share of the floor of a row; None where it was not timed."""
         if row.time is None:
@@ -122,6 +141,7 @@ class Result:
             "copies": self.copies,
             "clocks": [clocks and clocks.as_json() for clocks in self.clocks],
             "standing": self.standing and dataclasses.asdict(self.standing),
+            "faster_than_auto": self.faster_than_auto,
             "backends": [self._row_as_json(row) for row in self.rows],
         }
 
@@ -150,6 +170,21 @@ class Mean:
     vs_eager: float
     vs_compile: float | None
     least_vs_compile: tuple[float, str] | None
+
+
+def auto_verdict(results: Iterable[Result]) -> str:
+    """Say in how many cases auto picks the fastest backend, within 5 %, and name the others."""
+    found = [result for result in results if any(row.auto and row.time for row in result.rows)]
+    if not found:
+        return ""
+    losses = [
+        f"{result.name}: {loss[0]} {loss[1]:.2f} x faster"
+        for result in found
+        if (loss := result.faster_than_auto)
+    ]
+    cases = f"{len(found) - len(losses)} of {len(found)} case{'s' if len(found) > 1 else ''}"
+    text = f"auto picks the fastest backend, within 5 %, in {cases}"
+    return f"{text}; not in {'; '.join(losses)}" if losses else text
 
 
 def geometric_means(results: Iterable[Result]) -> list[Mean]:

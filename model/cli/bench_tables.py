@@ -7,7 +7,7 @@ from rich.table import Table
 
 from livetalk_kernels.bench.clocks import remark
 from livetalk_kernels.bench.cuda_timer import LAUNCHES
-from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row
+from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row, auto_verdict
 from livetalk_kernels.bench.score import Score
 from livetalk_kernels.precision import dtype_name
 
@@ -102,6 +102,8 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
             text += f", {mean['vs_compile']:.2f} x compile (least {least:.2f} x, {where})"
         out.print(text)
     where = report["machine"]
+    if verdict := auto_verdict(results):
+        out.print(escape(verdict), highlight=False)
     if results:
         out.print(
             "* is what auto picks. trials: distance of the fastest and slowest of three medians. "

@@ -24,13 +24,18 @@ from livetalk_kernels.bench.baseline import compile_reference
 from livetalk_kernels.bench.capture import command_line
 from livetalk_kernels.bench.cases import parse_shape, select_cases, too_large, too_long
 from livetalk_kernels.bench.heap import keep_freed_memory
-from livetalk_kernels.bench.report import Result, Row, as_csv, compare, geometric_means
+from livetalk_kernels.bench.report import (
+    Result,
+    Row,
+    as_csv,
+    compare,
+    geometric_means,
+)
 from livetalk_kernels.bench.roofline import Limits, Probe, Roofline, from_samples, gemm_dtype
 from livetalk_kernels.bench.runner import Settings, bench_case, contestants, make_inputs
-from livetalk_kernels.bench.score import Score, Standing, is_ours, standing
 from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, ratio
 from livetalk_kernels.bench.verify import Judge
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
+from livetalk_kernels.dispatch import load_backend, load_op, op_names
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.machine import last_level_cache, machine
 from livetalk_kernels.precision import FP8
@@ -203,30 +208,6 @@ def test_rates_of_a_result() -> None:
     assert means[0].cases == 2 and means[0].vs_eager == pytest.approx(1.0)
     assert means[0].least_vs_compile == (0.125, "add_norm one")
     assert geometric_means([result]) == []
-
-
-def test_the_score_is_ours_against_the_best_rival() -> None:
-    samples = {
-        "eager": [8.0, 8.0], "sdpa": [4.0, 6.0], "quack": [1.0, 1.0], "cpu": [3.0, 3.0],
-        "triton": [2.0, 2.0], "triton_fp8": [0.5, 0.5],
-    }  # fmt: skip
-    approximate = ("quack", "triton_fp8")
-    rows = [
-        Row(backend=name, state="timed", note="", approximate=name in approximate)
-        for name in samples
-    ]
-    found = standing(rows, samples, 1.0)
-    assert found == Standing(ours="triton", rival="sdpa", vs_rival=2.5, of_floor=0.5)
-    assert standing(rows[:2], samples, 1.0) is None  # there is nothing of ours
-    worse = replace(found, vs_rival=0.4, of_floor=0.125)
-    score = Score.of({"a": found, "b": worse, "c": None})
-    assert score is not None and score.cases == 2 and score.without == ("c",)
-    assert score.vs_rival == pytest.approx(1.0) and score.of_floor == pytest.approx(0.25)
-    assert score.least == (0.4, "b, triton against sdpa")
-    assert "1.00 x the best rival, 25 % of the floor" in str(score)
-    assert Score.of({"c": None}) is None
-    ours = {name for op in op_names() for name in backend_names(op) if is_ours(name)}
-    assert ours == {"cpu", "cuda", "cutlass", "triton", "triton_fp8"}  # a library is a rival
 
 
 @pytest.mark.parametrize(
