@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_cuda import READ, WRITE, FakeCuda, OnCpu, profiled
 from torch.profiler import ProfilerActivity
 
 from livetalk_kernels.bench import clocks as clocks_module
@@ -18,6 +17,7 @@ from livetalk_kernels.bench.runner import Settings, make_inputs
 from livetalk_kernels.bench.tune import Call, Tuner
 from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.testing.fake_cuda import READ, WRITE, FakeCuda
 from livetalk_model.cli.main import main
 
 SECOND = torch.device("cuda", 1)
@@ -28,8 +28,6 @@ FLUSH = WRITE + READ
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Two GPUs, of which the first is current."""
-    fake = FakeCuda()
-    fake.install(monkeypatch)
     monkeypatch.setitem(roofline.GEMM_SIZE, "cuda", 64)
     monkeypatch.setattr(roofline, "GPU_BUFFER", 1 << 16)
     for name in ("timer", "cuda_timer"):
@@ -38,10 +36,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     monkeypatch.setattr(cuda_timer, "MAX_CALLS", 4)  # the interpreter is slow
     monkeypatch.setattr(cuda_timer, "PROFILED_CALLS", 2)
     monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
-    monkeypatch.setattr(cuda_timer, "supported_activities", lambda: {ProfilerActivity.CUDA})
-    monkeypatch.setattr(cuda_timer, "profile", lambda activities: profiled(fake))
     monkeypatch.setattr(runner, "check_small_cases", lambda *case: (True, "small cases are right"))
-    with OnCpu(fake):
+    with FakeCuda(2) as fake:
         yield fake
 
 
@@ -94,7 +90,7 @@ def test_memory_that_is_short_is_no_reason_to_launch(gpus):
 def test_kernels_alone_are_timed_by_the_profiler(gpus, monkeypatch):
     timer = CudaTimer(SECOND, ((), {}))
     assert timer.kernel_seconds(lambda: gpus.work("call", CALL)) == pytest.approx(CALL)
-    monkeypatch.setattr(cuda_timer, "supported_activities", lambda: {ProfilerActivity.CPU})
+    monkeypatch.setattr(torch.profiler, "supported_activities", lambda: {ProfilerActivity.CPU})
     assert timer.kernel_seconds(lambda: None) is None
 
 
