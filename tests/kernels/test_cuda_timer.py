@@ -17,6 +17,7 @@ from livetalk_kernels.bench.runner import Settings, make_inputs
 from livetalk_kernels.bench.tune import Call, Tuner
 from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.testing import fake_nvml
 from livetalk_kernels.testing.fake_cuda import READ, WRITE, FakeCuda
 from livetalk_model.cli.main import main
 
@@ -142,28 +143,8 @@ def test_messages_are_timed_on_their_own_gpu(gpus):
     assert {device for name, device in gpus.done if name == "event"} == {1}
 
 
-class FakeNvml:
-    """An H200 that its power cap slows down."""
-
-    NVMLError = type("NVMLError", (Exception,), {})
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = "sm", "memory", "gpu"
-
-    def __getattr__(self, name):
-        return {
-            "nvmlInit": lambda: None,
-            "nvmlShutdown": lambda: None,
-            "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
-            "nvmlDeviceGetClockInfo": lambda handle, kind: {"sm": 1755, "memory": 3201}[kind],
-            "nvmlDeviceGetPowerUsage": lambda handle: 698_000,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x004,
-        }.get(name, self._hidden)
-
-    def _hidden(self, *arguments):
-        raise self.NVMLError("not supported")
-
-
 def test_clocks_are_read_and_remarked_on(gpus, monkeypatch):
-    found = read_clocks(SECOND, FakeNvml())
+    found = read_clocks(SECOND, fake_nvml)
     assert found == Clocks(
         sm_mhz=1755, memory_mhz=3201, power_w=698, temperature_c=None, held_down_by=("power cap",)
     )
