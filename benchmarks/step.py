@@ -79,7 +79,8 @@ BASE = {"sdpa_flash": 4, "sdpa_cudnn": 3, "ours": 2, "eager": 1}
 APPROXIMATE_BOUND = 0.25  # 5 % of one product in FP8, handed on by 40 layers
 # Others' kernels first: one that breaks the GPU's context breaks all that come later.
 LATE = ("triton", "triton_fp8")
-SLOW = ("reference", "reference_fp8", TRUTH)
+LAST_RESORT = "reference"  # of truth: slower, and nothing can take it away
+SLOW = (LAST_RESORT, "reference_fp8", TRUTH)
 PLAIN = ("reference",)  # of what only holds weights
 LIBRARY_GEMM = {"cuda": "scaled_mm", "cpu": "reference"}
 ACTIVATION_BYTES = 160  # per token and channel at the most: complex rotations in double precision
@@ -174,6 +175,9 @@ class Field:
         """Make the weights and inputs."""
         self.args, self.preset, self.device, self.dtype = args, preset, device, dtype
         self.given = Given.draw(preset, device, dtype)
+        config = preset.dit
+        dims = {"H": config.num_heads, "d": config.head_dim}
+        self.case = Case(op=OP, device=device, dtype=dtype, dims=dims)
         self.weights = make_dit(preset, self._ops(PLAIN))
         fill(self.weights, dtype=dtype, device=device)
         self.quantized: DiT | None = None
@@ -184,11 +188,15 @@ class Field:
     def _ops(self, choices: Sequence[str]) -> Ops:
         return bind(self.preset, KernelConfig.parse(choices), self.device, self.dtype)
 
-    def truth(self) -> torch.Tensor:
-        """By plain PyTorch, unquantised."""
-        dit = make_dit(self.preset, self._ops((*PLAIN, f"{OP}={TRUTH}")))
+    def truth(self) -> tuple[str, torch.Tensor]:
+        """By plain PyTorch, unquantised; and by which backend of self-attention."""
+        missing = load_backend(OP, TRUTH).supports(self.case)
+        name = TRUTH if missing is None else LAST_RESORT
+        by = "" if missing is None else f" by {name}: {TRUTH} {missing}"
+        say(f"calculating what is right{by}")
+        dit = make_dit(self.preset, self._ops((*PLAIN, f"{OP}={name}")))
         share(self.weights, dit)
-        return own_step(dit, self.given)(self.given.latent)
+        return name, own_step(dit, self.given)(self.given.latent)
 
     def published(self, attention: str, reason: str | None, *, compile_it: bool) -> Entrant:
         """The published schedule."""
@@ -287,17 +295,10 @@ class Field:
 
     def groups(self) -> list[list[Entrant]]:
         """What runs together, the safest first."""
-        config = self.preset.dit
-        case = Case(
-            op=OP,
-            device=self.device,
-            dtype=self.dtype,
-            dims={"H": config.num_heads, "d": config.head_dim},
-        )
-        backends = attention_backends(self.args, case)
+        backends = attention_backends(self.args, self.case)
         able = [name for name, reason in backends.items() if reason is None]
         usual = "sdpa" if "sdpa" in able else able[0] if able else None
-        flash, cudnn = (load_backend(OP, name).supports(case) for name in PUBLISHED)
+        flash, cudnn = (load_backend(OP, name).supports(self.case) for name in PUBLISHED)
         published = [self.published(PUBLISHED[0], flash, compile_it=False)]
         compiled_ones = [
             self.published(PUBLISHED[0], flash, compile_it=True),
@@ -377,10 +378,10 @@ def measure(args: argparse.Namespace, budget: Budget) -> tuple[Output, Race]:
         say("making weights")
         field = Field(args, preset, device, dtype)
         groups = field.groups()
-        say("calculating what is right")
+        settings["truth"], truth = field.truth()
         fp8 = any(_uses_fp8(entrant) for group in groups for entrant in group)
         probes = Probes(device, [dtype, FP8] if fp8 else [dtype])
-        race = Race(field.truth(), device, budget, output, probes)
+        race = Race(truth, device, budget, output, probes)
         output.value["rows"] = race.rows
         for index, group in enumerate(groups):
             race.group(group, rounds=args.rounds, share=1 / (len(groups) - index))

@@ -141,7 +141,7 @@ def test_exact_ways_agree_and_so_does_the_compiled_one() -> None:
     preset, cpu = random_models.sized("tiny", layers=1), torch.device("cpu")
     with torch.inference_mode():
         field = step.Field(args, preset, cpu, torch.float32)
-        truth, latent = field.truth(), field.given.latent
+        (_, truth), latent = field.truth(), field.given.latent
         ours = field.ours("cpu").build()()
         published = field.published("sdpa_flash", None, compile_it=False).build()()
         ops = random_models.bind(preset, KernelConfig.parse(random_models.TORCH), cpu, truth.dtype)

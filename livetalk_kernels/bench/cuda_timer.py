@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.profiler import ProfilerActivity, profile, supported_activities
+from torch import profiler
 
 from ..spec import Arguments
 from .timer import MAX_CALLS, SAMPLE_SECONDS, WARM_SECONDS, Run, Sampler
@@ -84,7 +84,7 @@ class CudaTimer:
         Returns:
             Their sum, the mean of several calls; None where CUPTI is not there.
         """
-        if ProfilerActivity.CUDA not in supported_activities():
+        if profiler.ProfilerActivity.CUDA not in profiler.supported_activities():
             return None
         positional, keywords = self._arguments
         with torch.cuda.device(self._device):
@@ -190,12 +190,12 @@ class CudaTimer:
 
     def _profiled(self, call: Callable[[], object]) -> float:
         """Seconds on the GPU of several calls, each behind a flush."""
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as record:
             for _ in range(PROFILED_CALLS):
                 self._flush()
                 call()
             torch.cuda.synchronize(self._device)
-        on_gpu = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        on_gpu = [e for e in record.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         return sum(event.time_range.elapsed_us() for event in on_gpu) / 1e6
 
     @staticmethod

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_cuda import READ, WRITE, FakeCuda, OnCpu, profiled
 from torch.profiler import ProfilerActivity
 
 from livetalk_kernels.bench import clocks as clocks_module
@@ -18,6 +17,8 @@ from livetalk_kernels.bench.runner import Settings, make_inputs
 from livetalk_kernels.bench.tune import Call, Tuner
 from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.testing import fake_nvml
+from livetalk_kernels.testing.fake_cuda import READ, WRITE, FakeCuda
 from livetalk_model.cli.main import main
 
 SECOND = torch.device("cuda", 1)
@@ -28,8 +29,6 @@ FLUSH = WRITE + READ
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Two GPUs, of which the first is current."""
-    fake = FakeCuda()
-    fake.install(monkeypatch)
     monkeypatch.setitem(roofline.GEMM_SIZE, "cuda", 64)
     monkeypatch.setattr(roofline, "GPU_BUFFER", 1 << 16)
     for name in ("timer", "cuda_timer"):
@@ -38,10 +37,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     monkeypatch.setattr(cuda_timer, "MAX_CALLS", 4)  # the interpreter is slow
     monkeypatch.setattr(cuda_timer, "PROFILED_CALLS", 2)
     monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
-    monkeypatch.setattr(cuda_timer, "supported_activities", lambda: {ProfilerActivity.CUDA})
-    monkeypatch.setattr(cuda_timer, "profile", lambda activities: profiled(fake))
     monkeypatch.setattr(runner, "check_small_cases", lambda *case: (True, "small cases are right"))
-    with OnCpu(fake):
+    with FakeCuda(2) as fake:
         yield fake
 
 
@@ -94,7 +91,7 @@ def test_memory_that_is_short_is_no_reason_to_launch(gpus):
 def test_kernels_alone_are_timed_by_the_profiler(gpus, monkeypatch):
     timer = CudaTimer(SECOND, ((), {}))
     assert timer.kernel_seconds(lambda: gpus.work("call", CALL)) == pytest.approx(CALL)
-    monkeypatch.setattr(cuda_timer, "supported_activities", lambda: {ProfilerActivity.CPU})
+    monkeypatch.setattr(torch.profiler, "supported_activities", lambda: {ProfilerActivity.CPU})
     assert timer.kernel_seconds(lambda: None) is None
 
 
@@ -146,28 +143,8 @@ def test_messages_are_timed_on_their_own_gpu(gpus):
     assert {device for name, device in gpus.done if name == "event"} == {1}
 
 
-class FakeNvml:
-    """An H200 that its power cap slows down."""
-
-    NVMLError = type("NVMLError", (Exception,), {})
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = "sm", "memory", "gpu"
-
-    def __getattr__(self, name):
-        return {
-            "nvmlInit": lambda: None,
-            "nvmlShutdown": lambda: None,
-            "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
-            "nvmlDeviceGetClockInfo": lambda handle, kind: {"sm": 1755, "memory": 3201}[kind],
-            "nvmlDeviceGetPowerUsage": lambda handle: 698_000,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x004,
-        }.get(name, self._hidden)
-
-    def _hidden(self, *arguments):
-        raise self.NVMLError("not supported")
-
-
 def test_clocks_are_read_and_remarked_on(gpus, monkeypatch):
-    found = read_clocks(SECOND, FakeNvml())
+    found = read_clocks(SECOND, fake_nvml)
     assert found == Clocks(
         sm_mhz=1755, memory_mhz=3201, power_w=698, temperature_c=None, held_down_by=("power cap",)
     )

@@ -1,0 +1,236 @@
+"""What stands for classes of ``torch.cuda`` and ``torch.profiler`` beside `fake_cuda`.
+
+`FakeCuda` gives each of them its GPUs, by a subclass.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+if TYPE_CHECKING:
+    from .fake_cuda import FakeCuda
+
+LAUNCH = 4e-6  # of a graph, on the GPU
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call on a GPU, and what does it again."""
+
+    name: str
+    seconds: float
+    again: Callable[[], object] | None = None
+
+
+class Stream:
+    """`torch.cuda.Stream`; what is queued has run."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        """Of a device."""
+        self.index, self.cuda_stream = self.gpus.index(device), 0
+        self.device = torch.device("cuda", self.index)
+
+    def wait_stream(self, stream: "Stream") -> None:
+        """Nothing to wait for."""
+        assert isinstance(stream, Stream)
+
+    def wait_event(self, event: "Event") -> None:
+        """Nothing to wait for."""
+        assert isinstance(event, Event)
+
+    def synchronize(self) -> None:
+        """It is done."""
+        self.gpus.refuse_in_capture("synchronize")
+
+
+class Event:
+    """`torch.cuda.Event`, by the GPUs' clock."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        """Not recorded."""
+        self._timed, self._at, self._index = enable_timing, -1.0, -1
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Now."""
+        if self._timed:
+            self.gpus.refuse_in_capture("an event that keeps time")
+        self._at = self.gpus.now
+        self._index = self.gpus.current if stream is None else stream.index
+        self.gpus.done.append(("event", self._index))
+
+    def query(self) -> bool:
+        """It is past."""
+        self.gpus.refuse_in_capture("query")
+        return True
+
+    def synchronize(self) -> None:
+        """It is past."""
+        self.gpus.refuse_in_capture("synchronize")
+
+    def elapsed_time(self, end_event: "Event") -> float:
+        """Milliseconds to another.
+
+        Raises:
+            ValueError: As torch, where one of them keeps no time or was not recorded.
+            RuntimeError: They are on two devices.
+        """
+        if min(self._at, end_event._at) < 0 or not (self._timed and end_event._timed):
+            raise ValueError("Both events must be recorded, with enable_timing=True")
+        if self._index != end_event._index:
+            raise RuntimeError("CUDA error: invalid resource handle: events of two devices")
+        return (end_event._at - self._at) * 1e3
+
+
+class Capture:
+    """A graph on its way.
+
+    Attributes:
+        work: What it holds so far.
+        made: Storages that were made in it.
+        broken: Something happened that breaks it.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is captured."""
+        self.work: list[Work] = []
+        self.made: set[torch.UntypedStorage] = set()
+        self.broken = False
+        self._before: dict[torch.UntypedStorage, torch.UntypedStorage] = {}
+
+    def keep(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        """Remember what stands in memory that a call may write."""
+        for storage in storages:
+            if storage not in self.made and storage not in self._before:
+                self._before[storage] = storage.clone()
+
+    def undo(self) -> None:
+        """A capture runs nothing: put back what was changed, and spoil what was made."""
+        for storage, before in self._before.items():
+            storage.copy_(before)
+        for storage in self.made:
+            storage.fill_(0xFF)  # NaN in every float
+
+
+class CUDAGraph:
+    """`torch.cuda.CUDAGraph`: calls that are made again."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        """Nothing is captured."""
+        self.held: list[Work] | None = None
+
+    def pool(self) -> tuple[int, int]:
+        """A handle."""
+        return 0, 1
+
+    def replay(self) -> None:
+        """Make all calls again, into the memory of the first time."""
+        assert self.held is not None, "nothing was captured"
+        self.gpus.refuse_in_capture("replay")
+        self.gpus.calls["replay"] += 1
+        self.gpus.notes.append("replay")
+        self.gpus.now += LAUNCH
+        for work in self.held:
+            self.gpus.work(work.name, work.seconds)
+            if work.again is not None:
+                work.again()
+
+
+class graph:  # noqa: N801 (torch's name)
+    """`torch.cuda.graph`."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __init__(
+        self,
+        cuda_graph: CUDAGraph,
+        pool: Any = None,
+        stream: Stream | None = None,
+        capture_error_mode: str = "global",
+    ) -> None:
+        """Nothing is captured yet."""
+        assert stream is not None, "else torch takes the first device's, whatever is current"
+        assert capture_error_mode in ("global", "thread_local", "relaxed")
+        self._graph, self._stream = cuda_graph, stream
+
+    def __enter__(self) -> None:
+        """Begin."""
+        gpus = self.gpus
+        assert gpus.current == self._stream.index and gpus.capture is None
+        self._before, gpus.streams[gpus.current] = gpus.streams[gpus.current], self._stream
+        gpus.capture = Capture()
+
+    def __exit__(self, *error: object) -> None:
+        """End.
+
+        Raises:
+            RuntimeError: The capture is broken; as torch does, its stream stays current.
+        """
+        gpus, capture = self.gpus, self.gpus.capture
+        assert capture is not None
+        gpus.capture = None
+        capture.undo()
+        if capture.broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self._graph.held, gpus.streams[gpus.current] = capture.work, self._before
+
+
+class Generator(torch.Generator):
+    """`torch.Generator`, also of a GPU: its numbers are drawn on the CPU."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __new__(cls, device: Any = "cpu") -> "Generator":
+        """For a device."""
+        made: Generator = super().__new__(cls, "cpu")
+        where = torch.device(device)
+        made._where = torch.device("cuda", cls.gpus.index(where)) if where.type == "cuda" else where
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where it says it is."""
+        return self._where
+
+
+class profile:  # noqa: N801 (torch's name)
+    """`torch.profiler.profile`: one kernel that lasts as long as all that has run."""
+
+    gpus: ClassVar["FakeCuda"]
+
+    def __init__(self, *, activities: Iterable[Any] | None = None) -> None:
+        """Nothing is seen yet."""
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._begin = self.gpus.now
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End."""
+        self._seconds = self.gpus.now - self._begin
+
+    def events(self) -> list[SimpleNamespace]:
+        """What ran, and the host's share, which is longer."""
+        kinds = torch.autograd.DeviceType
+        host = SimpleNamespace(device_type=kinds.CPU, time_range=_span(1.0))
+        return [SimpleNamespace(device_type=kinds.CUDA, time_range=_span(self._seconds)), host]
+
+    def export_chrome_trace(self, path: str) -> None:
+        """Write it."""
+        event = f'{{"cat": "kernel", "ts": 0, "dur": {self._seconds * 1e6}}}'
+        Path(path).write_text(f'{{"traceEvents": [{event}]}}', encoding="utf-8")
+
+
+def _span(seconds: float) -> SimpleNamespace:
+    return SimpleNamespace(elapsed_us=lambda: seconds * 1e6)

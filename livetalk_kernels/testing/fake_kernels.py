@@ -1,0 +1,113 @@
+"""What PyTorch calculates on a GPU alone, calculated on a CPU for `fake_cuda`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ATEN: Any = torch.ops.aten
+
+
+def flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``aten::_scaled_dot_product_flash_attention``, the first two of its results."""
+    own = ATEN._scaled_dot_product_flash_attention_for_cpu
+    out, lse = own(query, key, value, dropout_p, is_causal, scale=scale)
+    return out, lse
+
+
+def efficient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    compute_log_sumexp: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``aten::_scaled_dot_product_efficient_attention``; it pads the LSE's rows to 32."""
+    assert attn_bias is None and compute_log_sumexp
+    out, lse = flash(query, key, value, dropout_p, is_causal, scale=scale)
+    return out, functional.pad(lse, (0, -lse.shape[-1] % 32))
+
+
+def cudnn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    compute_log_sumexp: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``aten::_scaled_dot_product_cudnn_attention``; its LSE is [B, H, L, 1]."""
+    assert attn_bias is None and compute_log_sumexp
+    out, lse = flash(query, key, value, dropout_p, is_causal, scale=scale)
+    return out, lse[..., None]
+
+
+def mm(self: Tensor, mat2: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    """``aten::mm.dtype``, whose sums are not rounded to the operands' dtype."""
+    return torch.matmul(self.float(), mat2.float()).to(out_dtype or self.dtype)
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``conv2d`` and ``conv3d`` in fp32 by oneDNN: torch's own loops in bf16 take minutes."""
+    spatial = weight.ndim - 2
+    sizes = [[x] * spatial if isinstance(x, int) else x for x in (padding, stride, dilation)]
+    if input.dtype == torch.float64:
+        steps = (sizes[1], sizes[0], sizes[2], False, [0] * spatial, groups)
+        return torch.convolution(input, weight, bias, *steps)
+    wide = (x if x is None else x.float() for x in (input, weight, bias))
+    out: Tensor = torch.mkldnn_convolution(*wide, *sizes, groups)
+    return out.to(input.dtype)
+
+
+def cudnn_convolution(
+    self: Tensor,
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    benchmark: bool,
+    deterministic: bool,
+    allow_tf32: bool,
+) -> Tensor:
+    """``aten::cudnn_convolution``."""
+    return convolve(self, weight, None, stride, padding, dilation, groups)
+
+
+KERNELS: Mapping[Any, Callable[..., Any]] = {
+    ATEN._scaled_dot_product_flash_attention: flash,
+    ATEN._scaled_dot_product_efficient_attention: efficient,
+    ATEN._scaled_dot_product_cudnn_attention: cudnn,
+    torch.mm: mm,
+    torch.conv2d: convolve,
+    torch.conv3d: convolve,
+    torch.cudnn_convolution: cudnn_convolution,
+}
+"""Function of torch -> what stands for it, with its parameters and those results that are used."""
