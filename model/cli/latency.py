@@ -14,11 +14,11 @@ from ..stream.session import Session
 from ..stream.stats import StreamStats
 from .common import plural
 
-# In this order; the first use of the audio encoder imports transformers, which takes seconds.
+# In this order.
 _LOAD_LABELS = {
     "vae": "VAE",
     "avatar": "avatar",
-    "audio_encoder": "audio encoder and its imports",
+    "audio_encoder": "audio encoder",
     "dit": "DiT",
 }
 
