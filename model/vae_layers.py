@@ -390,10 +390,9 @@ def fold_upsampling(weight_OIkk: Tensor) -> Tensor:
     """
     taps = weight_OIkk.float()
     for axis in (3, 2):
-        first, middle, last = taps.split(1, axis)
-        # Not by torch.stack: on the meta device it imports torch's compiler, which takes seconds.
-        even = torch.cat((first, middle + last), axis)
-        odd = torch.cat((first + middle, last), axis)
+        first, middle, last = taps.unbind(axis)
+        even = torch.stack((first, middle + last), axis)
+        odd = torch.stack((first + middle, last), axis)
         taps = torch.cat((even, odd))  # rows come last, so they are the outer phase
     return taps.to(weight_OIkk.dtype).contiguous(memory_format=torch.channels_last)
 
