@@ -49,6 +49,7 @@ def latency_report(
             "torch": torch.__version__,
             "random_weights": pipeline.random,
             "reuse": pipeline.reuse,
+            "fuse_bias": pipeline.vae.fuse_bias,
             "cuda_graphs": pipeline.graphed,
             "ranks": {
                 "world": pipeline.team.size,
@@ -122,6 +123,8 @@ def _title(settings: dict[str, Any]) -> str:
         parts.append("CUDA graphs")
     if not settings["reuse"]:
         parts.append("published schedule")
+    if settings["fuse_bias"]:
+        parts.append("fused biases")
     if settings["random_weights"]:
         parts.append("random weights")
     return "Latency: " + ", ".join(parts)
