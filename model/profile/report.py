@@ -143,7 +143,6 @@ def settings(
         "approximate": linears + pipeline.approximate,
         "threads": torch.get_num_threads(),
         "reuse": pipeline.reuse,
-        "fuse_bias": pipeline.vae.fuse_bias,
         "cuda_graphs": pipeline.graphed,
         "compiled": pipeline.compiled,
         "random_weights": pipeline.random,

@@ -30,8 +30,6 @@ def settings_line(report: Json) -> str:
         parts.append("torch.compile")
     if not settings["reuse"]:
         parts.append("published schedule")
-    if settings.get("fuse_bias"):  # older reports lack it
-        parts.append("fused biases")
     if settings["random_weights"]:
         parts.append("random weights")
     return ", ".join(parts)

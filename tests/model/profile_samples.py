@@ -309,7 +309,6 @@ def _settings(kind: str) -> dict[str, Any]:
         "approximate": ["fp8_gemm=cutlass", "fp8_gemm_gelu_quant=cutlass"] if fp8 else [],
         "threads": 8 if large else 2,
         "reuse": True,
-        "fuse_bias": False,
         "cuda_graphs": kind == "least",
         "compiled": False,
         "random_weights": True,
