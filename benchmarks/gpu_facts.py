@@ -28,8 +28,8 @@ SECONDS = 15  # for a command
 PACKAGES = {
     "torch": "torch", "triton": "triton", "numpy": "numpy", "safetensors": "safetensors",
     "psutil": "psutil", "pynvml": "nvidia-ml-py", "rich": "rich", "PIL": "pillow", "av": "av",
-    "transformers": "transformers", "pyloudnorm": "pyloudnorm", "pytest": "pytest",
-    "matplotlib": "matplotlib", "setuptools": "setuptools", "flash_attn": "flash-attn",
+    "transformers": "transformers", "pytest": "pytest", "matplotlib": "matplotlib",
+    "setuptools": "setuptools", "flash_attn": "flash-attn",
     "flash_attn_interface": "flash-attn-3", "flashinfer": "flashinfer-python",
     "quack": "quack-kernels", "cutlass_library": "nvidia-cutlass", "xfuser": "xfuser",
 }  # fmt: skip

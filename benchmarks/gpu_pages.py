@@ -301,9 +301,9 @@ def chunk_section(result: Result) -> list[str]:
     heads = ("stage, s", *(f"chunk {index + 1}" for index in range(len(result["chunks"]))))
     settings = result["settings"]
     lines = [
-        f"{settings['steps']} steps, {settings['precision']}, {settings['layers']} layers, sound: "
-        f"{settings['sound']}; loaded in {result['load']:.1f} s, first frame after "
-        f"{result['first_frame']:.2f} s. What runs beside other stages is in no sum.",
+        f"{settings['steps']} steps, {settings['precision']}, {settings['layers']} layers; loaded "
+        f"in {result['load']:.1f} s, first frame after {result['first_frame']:.2f} s. "
+        "What runs beside other stages is in no sum.",
         "",
         *table(heads, rows),
     ]

@@ -238,7 +238,7 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
                 python, *OURS, "profile", "--preset", settings.preset, *device, "--chunks", "3",
                 "--warmup", "1", "--no-video", "--output", str(profile),
             ],
-            "rich", "psutil", "transformers", "PIL", "matplotlib",
+            "rich", "psutil", "PIL", "matplotlib",
             result="profile/report.json",
         ),
     ]  # fmt: skip

@@ -4,22 +4,19 @@
     python benchmarks/stream.py --preset tiny --device cpu --ranks 2 --frames frames.npy
 
 A session as ``livetalk generate`` runs it, but for files and video encoding: the avatar is made of
-random numbers, and where transformers is missing so are the sound's features. The first chunk is
-told apart, as it pays for what is compiled. All are whole, the last one too: it is encoded again as
-if the stream went on. Where the time is short, later chunks are not begun. On several ranks rank 0
-reports. Untested on a GPU.
+random numbers. The first chunk is told apart, as it pays for what is compiled. All are whole, the
+last one too: it is encoded again as if the stream went on. Where the time is short, later chunks
+are not begun. On several ranks rank 0 reports. Untested on a GPU.
 """
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +32,6 @@ from random_models import (
     sized,
     speech,
 )
-from torch import Tensor
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.timer import Summary
@@ -60,29 +56,6 @@ from livetalk_model.vae import VAE
 
 SCHEMA = "livetalk/stream/1"
 FPS = 25.0
-
-
-class RandomSound:
-    """What stands for the audio encoder where its packages are missing: random features."""
-
-    def __init__(self, preset: Preset, device: torch.device) -> None:
-        """The encoder's sizes."""
-        self.layers, self.width = preset.audio.layers, preset.audio.width
-        self.sample_rate, self.device, self.dtype = preset.audio.sample_rate, device, torch.float32
-
-    def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = FPS) -> Tensor:
-        """As `AudioEncoder.embed`."""
-        frames = int(len(wave_N) / self.sample_rate * fps)
-        random = torch.Generator(self.device).manual_seed(3)
-        shape = (frames, self.layers, self.width)
-        return torch.randn(shape, generator=random, device=self.device)
-
-
-def sound_encoder(preset: Preset, device: torch.device) -> AudioEncoder:
-    """The audio encoder with random weights, or what stands for it."""
-    if importlib.util.find_spec("transformers") is None:
-        return cast(AudioEncoder, RandomSound(preset, device))
-    return AudioEncoder.random(preset.audio, seed=RANDOM_SEED, device=device)
 
 
 def random_avatar(preset: Preset) -> Avatar:
@@ -152,7 +125,7 @@ def measure(
     if not team.leads:
         follow(dit, vae, team, calls=calls)
         return None
-    encoder = sound_encoder(preset, device)
+    encoder = AudioEncoder.random(preset.audio, seed=RANDOM_SEED, device=device)
     loaded = time.perf_counter() - begin
     output = Output(
         args.json,
@@ -168,7 +141,6 @@ def measure(
             "steps": STEPS,
             "fps": FPS,
             "random_weights": True,
-            "sound": "audio encoder" if isinstance(encoder, AudioEncoder) else "random features",
             "ranks": {"world": team.size, **vars(dit.parallel.mesh)},
             "backends": dit.ops.chosen,
         },
@@ -225,7 +197,7 @@ def table(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
         f"loaded in {result['load']:.1f} s, first frame after {result['first_frame']:.2f} s; "
-        f"{result['settings']['ranks']['world']} rank(s), {result['settings']['sound']}"
+        f"{result['settings']['ranks']['world']} rank(s)"
     ]
     for index, chunk in enumerate(result["chunks"]):
         stages = ", ".join(f"{name} {s:.3f}" for name, s in chunk["stages"].items())

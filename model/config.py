@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import build, read_json
@@ -50,19 +50,22 @@ _FIXED_SWITCHES = MappingProxyType(
 )
 
 # Field of AudioEncoderConfig -> key of transformers' Wav2Vec2Config.
-_WAV2VEC2_KEYS = MappingProxyType(
+_WAV2VEC2_KEYS: Mapping[str, str] = MappingProxyType(
     {
-        "layers": "num_hidden_layers",
-        "width": "hidden_size",
-        "heads": "num_attention_heads",
-        "ffn_dim": "intermediate_size",
-        "conv_dim": "conv_dim",
-        "conv_kernel": "conv_kernel",
-        "conv_stride": "conv_stride",
-        "pos_conv_kernel": "num_conv_pos_embeddings",
+        "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+        "ffn_dim": "intermediate_size", "activation": "hidden_act", "eps": "layer_norm_eps",
+        "pre_norm": "do_stable_layer_norm", "conv_dim": "conv_dim", "conv_kernel": "conv_kernel",
+        "conv_stride": "conv_stride", "conv_bias": "conv_bias", "conv_norm": "feat_extract_norm",
+        "conv_activation": "feat_extract_activation", "pos_conv_kernel": "num_conv_pos_embeddings",
         "pos_conv_groups": "num_conv_pos_embedding_groups",
     }
-)
+)  # fmt: skip
+# Of wav2vec2, as its config.json names them.
+ConvNorm: TypeAlias = Literal["group", "layer"]
+Activation: TypeAlias = Literal[
+    "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh",
+    "gelu_python_tanh", "gelu_10", "quick_gelu", "relu", "silu", "swish",
+]  # fmt: skip
 
 
 # Largest sizes: far beyond any model of this kind, and small enough that their products are
@@ -71,28 +74,17 @@ _MOST = 1 << 16
 _MOST_PARAMETERS = 10**12
 _MOST_DIT: Mapping[str, int] = MappingProxyType(
     {
-        "ffn_dim": 1 << 20,
-        "num_heads": 1024,
-        "num_layers": 1024,
-        "in_dim": 4096,
-        "out_dim": 4096,
-        "audio_window": 1023,
-        "audio_layers": 1024,
-        "vae_scale": 64,
+        "ffn_dim": 1 << 20, "num_heads": 1024, "num_layers": 1024, "in_dim": 4096,
+        "out_dim": 4096, "audio_window": 1023, "audio_layers": 1024, "vae_scale": 64,
     }
-)
+)  # fmt: skip
 _MOST_VAE: Mapping[str, int] = MappingProxyType({"dim": 4096, "z_dim": 4096})
 _MOST_AUDIO: Mapping[str, int] = MappingProxyType(
     {
-        "layers": 1024,
-        "heads": 1024,
-        "ffn_dim": 1 << 20,
-        "conv_kernel": 4096,
-        "conv_stride": 4096,
-        "pos_conv_kernel": 4096,
-        "sample_rate": 1 << 20,
+        "layers": 1024, "heads": 1024, "ffn_dim": 1 << 20, "conv_kernel": 4096,
+        "conv_stride": 4096, "pos_conv_kernel": 4096, "sample_rate": 1 << 20,
     }
-)
+)  # fmt: skip
 _MOST_CONVOLUTIONS = 64
 
 
@@ -109,6 +101,11 @@ def _require_sizes(values: Mapping[str, Any], most: Mapping[str, int]) -> None:
             name,
             f"must be a positive integer, {most.get(name, _MOST)} at most, got {value!r:.40}",
         )
+
+
+def _require_epsilon(value: object) -> None:
+    possible = isinstance(value, float) and 0 < value < 1
+    _require(possible, "eps", f"must be a number between 0 and 1, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +167,7 @@ class DiTConfig:
             if field.name not in ("patch_size", "eps")
         }
         _require_sizes(integers, _MOST_DIT)
-        _require(
-            isinstance(self.eps, float) and 0 < self.eps < 1,
-            "eps",
-            f"must be a number between 0 and 1, got {self.eps!r}",
-        )
+        _require_epsilon(self.eps)
         _require(
             self.patch_size == (1, 2, 2),
             "patch_size",
@@ -289,6 +282,8 @@ class VAEConfig:
 class AudioEncoderConfig:
     """Shape of the wav2vec2 audio encoder; the defaults are wav2vec2-base.
 
+    The published large encoders have ``pre_norm``, ``conv_norm="layer"`` and ``conv_bias``.
+
     Attributes:
         layers: Transformer layers.
         width: Width of the transformer.
@@ -300,6 +295,15 @@ class AudioEncoderConfig:
         pos_conv_kernel: Kernel of the convolutional position embedding.
         pos_conv_groups: Groups of the convolutional position embedding.
         sample_rate: Samples per second of the input.
+        activation: Of the feed-forward.
+        eps: Epsilon of the transformer's norms.
+        pre_norm: Norms come before attention and feed-forward, not behind their sums.
+        conv_norm: ``group``, behind the first convolution; or ``layer``, behind every one.
+        conv_activation: Of the convolutions.
+        conv_bias: Whether the convolutions of the feature extractor have biases.
+
+    Raises:
+        UserError: A value is impossible; the message starts with the field's name.
     """
 
     layers: int = 12
@@ -312,12 +316,25 @@ class AudioEncoderConfig:
     pos_conv_kernel: int = 128
     pos_conv_groups: int = 16
     sample_rate: int = 16000
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+    pre_norm: bool = False
+    conv_norm: ConvNorm = "group"
+    conv_activation: Activation = "gelu"
+    conv_bias: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""
         stages = ("conv_dim", "conv_kernel", "conv_stride")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        _require_sizes({k: v for k, v in values.items() if k not in stages}, _MOST_AUDIO)
+        sizes = [field.name for field in dataclasses.fields(self) if field.type is int]
+        _require_sizes({name: values[name] for name in sizes}, _MOST_AUDIO)
+        _require_epsilon(self.eps)
+        named = {"activation": Activation, "conv_activation": Activation, "conv_norm": ConvNorm}
+        for name, known in named.items():
+            found, listed = values[name], get_args(known)
+            _require(found in listed, name, f"{found!r:.40} is not one of {', '.join(listed)}")
+        _require(bool(self.conv_dim), "conv_dim", "has no entries")
         for name in stages:
             _require(isinstance(values[name], tuple), name, f"must be a list: {values[name]!r}")
             _require(

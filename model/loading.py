@@ -40,6 +40,7 @@ def load_pipeline(
     precision: str = "exact",
     backend: KernelConfig | None = None,
     reuse: bool = True,
+    fuse_bias: bool = False,
     team: Team | None = None,
     cuda_graphs: bool = False,
 ) -> Pipeline:
@@ -56,6 +57,8 @@ def load_pipeline(
             in FP8, an approximation.
         backend: Kernel backends; by default the environment's, else the best for each op.
         reuse: False: the published schedule, for comparison.
+        fuse_bias: The VAE's residual blocks add their biases in other passes (see
+            `vae_layers.ResidualBlock`); the same frames.
         team: The ranks that share the work, all of which load the model; one alone by default.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
 
@@ -74,6 +77,7 @@ def load_pipeline(
         precision=precision,
         backend=backend,
         reuse=reuse,
+        fuse_bias=fuse_bias,
         cuda_graphs=cuda_graphs,
     )
     source.require_audio_encoder()
@@ -88,6 +92,7 @@ def load_preparer(
     dtype: str = "auto",
     backend: KernelConfig | None = None,
     reuse: bool = True,
+    fuse_bias: bool = False,
 ) -> Preparer:
     """Load what makes avatars: no transformer, no audio encoder. Arguments as `load_pipeline`.
 
@@ -102,6 +107,7 @@ def load_preparer(
         dtype=dtype,
         backend=backend,
         reuse=reuse,
+        fuse_bias=fuse_bias,
     ).load_preparer()
 
 
@@ -121,6 +127,7 @@ class ModelSource:
         precision: Of the linear layers of the DiT's blocks: ``exact`` or ``fp8``.
         backend: Kernel backends.
         reuse: False: the published schedule.
+        fuse_bias: The VAE's residual blocks add their biases in other passes.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
         compiled: The transformer runs by torch.compile.
         wrap: What is put around the bound ops of DiT and VAE, for example to time them.
@@ -134,6 +141,7 @@ class ModelSource:
     precision: str
     backend: KernelConfig
     reuse: bool
+    fuse_bias: bool = False
     cuda_graphs: bool = False
     compiled: bool = False
     wrap: Callable[[Ops], Ops] | None = None
@@ -149,6 +157,7 @@ class ModelSource:
         dtype: str,
         backend: KernelConfig | None,
         reuse: bool,
+        fuse_bias: bool = False,
         precision: str = "exact",
         cuda_graphs: bool = False,
     ) -> Self:
@@ -168,6 +177,11 @@ class ModelSource:
             raise UserError(f"--precision {precision}: unknown; use {' or '.join(PRECISIONS)}")
         if precision == "fp8" and not reuse:
             raise UserError("--precision fp8: the published schedule (--no-reuse) has no FP8")
+        if fuse_bias and not reuse:
+            raise UserError(
+                "--fuse-bias: the published schedule (--no-reuse) adds each bias where it stands; "
+                "leave one of them out"
+            )
         if cuda_graphs and not reuse:
             raise UserError(
                 "--cuda-graphs: the published schedule (--no-reuse) makes new constants in every "
@@ -184,6 +198,7 @@ class ModelSource:
             precision=precision,
             backend=KernelConfig.from_sources() if backend is None else backend,
             reuse=reuse,
+            fuse_bias=fuse_bias,
             cuda_graphs=cuda_graphs,
         )
 
@@ -222,7 +237,7 @@ class ModelSource:
         ops = self._bind(H=1, d=channels)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
-            vae = VAE(shape, ops, reuse=self.reuse)
+            vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
         rounded = self._fill(vae, None if folder is None else folder.vae, None)
         vae.prepare()
         return Preparer(

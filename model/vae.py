@@ -43,19 +43,20 @@ class DecoderCache(StreamCache):
 class Encoder(nn.Module):
     """Frames to features of 1/8 of the size."""
 
-    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool) -> None:
+    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool, fuse_bias: bool) -> None:
         """Four stages of widths 1, 2, 4 and 4 x ``dim``; the last one keeps its size."""
         super().__init__()
         dims = [config.dim * factor for factor in (1, 1, 2, 4, 4)]
+        how = {"reuse": reuse, "fuse_bias": fuse_bias}
         self.conv1 = CausalConv(COLORS, dims[0], KERNEL, ops, reuse=reuse)
         stages: list[nn.Module] = []
         for stage, (inputs, outputs) in enumerate(itertools.pairwise(dims)):
-            stages.append(ResidualBlock(inputs, outputs, ops, reuse=reuse))
-            stages.append(ResidualBlock(outputs, outputs, ops, reuse=reuse))
+            stages.append(ResidualBlock(inputs, outputs, ops, **how))
+            stages.append(ResidualBlock(outputs, outputs, ops, **how))
             if stage < 3:
                 stages.append(Downsample(outputs, ops, time=stage > 0, reuse=reuse))
         self.downsamples = nn.ModuleList(stages)
-        self.middle = _middle(dims[-1], ops, reuse=reuse)
+        self.middle = _middle(dims[-1], ops, **how)
         self.head = Head(dims[-1], 2 * config.z_dim, ops, reuse=reuse)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
@@ -69,17 +70,18 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to frames of 8 times the size."""
 
-    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool) -> None:
+    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool, fuse_bias: bool) -> None:
         """Four stages of widths 4, 4, 2 and 1 x ``dim``; upsampling halves the width."""
         super().__init__()
         dims = [config.dim * factor for factor in (4, 4, 4, 2, 1)]
+        how = {"reuse": reuse, "fuse_bias": fuse_bias}
         self.conv1 = CausalConv(config.z_dim, dims[0], KERNEL, ops, reuse=reuse)
-        self.middle = _middle(dims[0], ops, reuse=reuse)
+        self.middle = _middle(dims[0], ops, **how)
         stages: list[nn.Module] = []
         inputs = dims[0]
         for stage, outputs in enumerate(dims[1:]):
-            stages.append(ResidualBlock(inputs, outputs, ops, reuse=reuse))
-            stages.extend(ResidualBlock(outputs, outputs, ops, reuse=reuse) for _ in range(2))
+            stages.append(ResidualBlock(inputs, outputs, ops, **how))
+            stages.extend(ResidualBlock(outputs, outputs, ops, **how) for _ in range(2))
             if stage < 3:
                 stages.append(Upsample(outputs, ops, time=stage < 2, reuse=reuse))
             inputs = outputs // 2
@@ -128,20 +130,23 @@ class VAE(nn.Module):
         config: Widths and latent statistics.
         reuse: Do less work for the same numbers (see `vae_layers`); False is the published
             schedule.
+        fuse_bias: Biases of the residual blocks are added by the norm or sum behind them.
     """
 
     latent_mean: Tensor | None
     latent_std: Tensor | None
 
-    def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool = True) -> None:
+    def __init__(
+        self, config: VAEConfig, ops: Ops, *, reuse: bool = True, fuse_bias: bool = False
+    ) -> None:
         """Layers without weights' values."""
         super().__init__()
-        self.config, self.reuse = config, reuse
+        self.config, self.reuse, self.fuse_bias = config, reuse, fuse_bias
         z = config.z_dim
-        self.encoder = Encoder(config, ops, reuse=reuse)
+        self.encoder = Encoder(config, ops, reuse=reuse, fuse_bias=fuse_bias)
         self.conv1 = CausalConv(2 * z, 2 * z, (1, 1, 1), ops, reuse=reuse)
         self.conv2 = CausalConv(z, z, (1, 1, 1), ops, reuse=reuse)
-        self.decoder = Decoder(config, ops, reuse=reuse)
+        self.decoder = Decoder(config, ops, reuse=reuse, fuse_bias=fuse_bias)
         self.register_buffer("latent_mean", None, persistent=False)
         self.register_buffer("latent_std", None, persistent=False)
         for name, module in self.named_modules():
@@ -156,7 +161,7 @@ class VAE(nn.Module):
             values = torch.tensor(getattr(self.config, name), device=device)
             setattr(self, f"latent_{name}", values.view(-1, 1, 1, 1))
         for module in self.modules():
-            if isinstance(module, CausalConv | Downsample | Upsample):
+            if isinstance(module, CausalConv | ResidualBlock | Downsample | Upsample):
                 module.prepare()
 
     @torch.no_grad()
@@ -300,13 +305,13 @@ class VAE(nn.Module):
         return x_BCTHW.to(self.conv1.weight.dtype).contiguous(memory_format=layout)
 
 
-def _middle(channels: int, ops: Ops, *, reuse: bool) -> nn.ModuleList:
+def _middle(channels: int, ops: Ops, **how: bool) -> nn.ModuleList:
     """Residual block, attention, residual block."""
     return nn.ModuleList(
         [
-            ResidualBlock(channels, channels, ops, reuse=reuse),
+            ResidualBlock(channels, channels, ops, **how),
             AttentionBlock(channels, ops),
-            ResidualBlock(channels, channels, ops, reuse=reuse),
+            ResidualBlock(channels, channels, ops, **how),
         ]
     )
 

@@ -34,10 +34,7 @@ import stream  # noqa: E402
 import vae  # noqa: E402
 
 # Packages of livetalk that a machine with a GPU may be without.
-ABSENT = (
-    "rich av transformers pytest PIL pyloudnorm matplotlib sentencepiece ftfy safetensors "
-    "psutil pynvml"
-)
+ABSENT = "rich av transformers pytest PIL matplotlib sentencepiece ftfy safetensors psutil pynvml"
 
 # The race --------------------------------------------------------------------------------------
 

@@ -353,7 +353,7 @@ def test_parts_say_what_they_need(tmp_path: Path) -> None:
 def test_what_the_parts_get_of_the_time(tmp_path: Path) -> None:
     """On one GPU: smoke has its own seconds, and the profile enough for 14b, without av."""
     settings = gpu_parts.Settings(device="cuda", preset="14b", layers=None, folder=tmp_path)
-    packages = {"matplotlib": "3", "av": None, "pyloudnorm": None}
+    packages = {"matplotlib": "3", "av": None}
     parts = gpu_parts.make_parts(settings, {"packages": packages, "devices": [{}]})
     named = {part.name: part for part in parts}
     profile = named["profile"]

@@ -155,19 +155,21 @@ std::tuple<Tensor, Tensor> rms_norm_rope_cuda(
 }
 
 // x [pixels, channels], contiguous.
-Tensor rms_norm_silu_cuda_rows(Tensor x, Tensor gamma) {
+Tensor rms_norm_silu_cuda_rows(Tensor x, Tensor gamma, std::optional<Tensor> bias) {
   const Call call{"rms_norm_silu", x};
   const int64_t width = call.width_of_rows();
   STD_TORCH_CHECK(x.dim() == 2, "rms_norm_silu: x is [pixels, channels]");
   call.require_dense(x, "x");
   call.require_channels(gamma, width, "gamma");
+  if (bias) call.require_channels(*bias, width, "bias");
   call.require_gpu();
   const DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::empty_like(x);
   if (x.numel() == 0) return out;
   call.require_aligned(out, "the result");
   const RmsNormSilu args{
-      x.const_data_ptr(), channels_of(gamma), out.mutable_data_ptr(), x.size(0),
+      x.const_data_ptr(), channels_of(gamma),
+      bias ? channels_of(*bias) : Channels{nullptr, false}, out.mutable_data_ptr(), x.size(0),
       static_cast<int>(width)};
   check_launch(call, rms_norm_silu(args, is_half(x), stream_of(x)), width);
   return out;
@@ -184,7 +186,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
       "rms_norm_rope_cuda(Tensor q_BLD, Tensor k_BLD, Tensor weight_q_D, Tensor weight_k_D,"
       " Tensor cos_Sc, Tensor sin_Sc, *, int num_heads, float eps=1e-6, int row_offset=0,"
       " str layout=\"token\") -> (Tensor, Tensor)");
-  m.def("rms_norm_silu_cuda_rows(Tensor x, Tensor gamma) -> Tensor");
+  m.def("rms_norm_silu_cuda_rows(Tensor x, Tensor gamma, Tensor? bias=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CUDA, m) {

@@ -19,11 +19,13 @@ bool is_dense(const Tensor& x) {
   return true;
 }
 
-Tensor rms_norm_silu_cpu(Tensor x, Tensor gamma) {
+Tensor rms_norm_silu_cpu(Tensor x, Tensor gamma, std::optional<Tensor> bias) {
   check_dtype(x);
   STD_TORCH_CHECK(x.dim() >= 2, "x must be [B, C, ...]");
   const int64_t channels = x.size(1);
   const Tensor gamma32 = channels_of(gamma, channels, "gamma");
+  std::optional<Tensor> bias32;
+  if (bias) bias32 = channels_of(*bias, channels, "bias");
   Tensor out = torch::stable::empty_like(x);
   if (x.numel() == 0) return out;
   Tensor dense = x;
@@ -35,8 +37,9 @@ Tensor rms_norm_silu_cpu(Tensor x, Tensor gamma) {
   const int64_t inner = channels == 1 ? 1 : dense.stride(1);
   const int64_t outer = x.numel() / (channels * inner);
   const RmsNormSilu args{
-      dense.const_data_ptr(), floats(gamma32), out.mutable_data_ptr(), outer,
-      channels,               inner,           is_half(x),             streams(out, channels)};
+      dense.const_data_ptr(), floats(gamma32), bias32 ? floats(*bias32) : nullptr,
+      out.mutable_data_ptr(), outer,           channels,
+      inner,                  is_half(x),      streams(out, channels)};
   const int64_t block = inner == 1 ? rms_norm_silu_block : rms_norm_silu_planar_block;
   const int64_t blocks =
       inner == 1 ? (outer + block - 1) / block : outer * ((inner + block - 1) / block);
@@ -47,7 +50,7 @@ Tensor rms_norm_silu_cpu(Tensor x, Tensor gamma) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
-  m.def("rms_norm_silu_cpu(Tensor x, Tensor gamma) -> Tensor");
+  m.def("rms_norm_silu_cpu(Tensor x, Tensor gamma, Tensor? bias=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CPU, m) {

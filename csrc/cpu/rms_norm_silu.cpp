@@ -23,7 +23,7 @@ inline void to_factors(float* sums, int64_t count, int64_t channels) {
 }
 
 // Channels are neighbours: a vector holds channels of one pixel.
-template <class T, bool streamed>
+template <class T, bool streamed, bool biased>
 void pixels(const RmsNormSilu& args, int64_t begin, int64_t end) {
   constexpr int64_t block = rms_norm_silu_block;
   const int64_t channels = args.channels;
@@ -31,11 +31,16 @@ void pixels(const RmsNormSilu& args, int64_t begin, int64_t end) {
     const int64_t count = std::min(block, args.outer - first);
     const T* x = static_cast<const T*>(args.x) + first * channels;
     T* out = static_cast<T*>(args.out) + first * channels;
+    const auto read = [&](const T* pixel, int64_t i, auto... rest) {
+      const Vec value = Vec::load(pixel + i, rest...);
+      if constexpr (biased) return value + Vec::load(args.bias + i, rest...);
+      return value;
+    };
     float factors[block] = {};
     for (int64_t pixel = 0; pixel < count; ++pixel) {
       Sums squares;
       sweep(channels, [&](int64_t i, int part, auto... rest) {
-        const Vec value = Vec::load(x + pixel * channels + i, rest...);
+        const Vec value = read(x + pixel * channels, i, rest...);
         squares.part[part] = Vec::fma(value, value, squares.part[part]);
       });
       factors[pixel] = squares.total();
@@ -44,7 +49,7 @@ void pixels(const RmsNormSilu& args, int64_t begin, int64_t end) {
     for (int64_t pixel = 0; pixel < count; ++pixel, x += channels, out += channels) {
       const Vec factor = Vec::all(factors[pixel]);
       sweep(channels, [&](int64_t i, int, auto... rest) {
-        const Vec unit = Vec::load(x + i, rest...) * factor;
+        const Vec unit = read(x, i, rest...) * factor;
         put<streamed>(silu(unit * Vec::load(args.gamma + i, rest...)), out + i, rest...);
       });
     }
@@ -63,30 +68,42 @@ void planes(const RmsNormSilu& args, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(args.x) + at;
     T* out = static_cast<T*>(args.out) + at;
     float factors[block] = {};
+    const auto bias = [&](int64_t channel) {
+      return Vec::all(args.bias == nullptr ? 0.0f : args.bias[channel]);
+    };
     for (int64_t channel = 0; channel < args.channels; ++channel) {
+      const Vec shift = bias(channel);
       sweep(count, [&](int64_t i, int, auto... rest) {
-        const Vec value = Vec::load(x + channel * args.inner + i, rest...);
+        const Vec value = Vec::load(x + channel * args.inner + i, rest...) + shift;
         Vec::fma(value, value, Vec::load(factors + i)).store(factors + i);
       });
     }
     to_factors(factors, block, args.channels);
     for (int64_t channel = 0; channel < args.channels; ++channel) {
-      const Vec gamma = Vec::all(args.gamma[channel]);
+      const Vec gamma = Vec::all(args.gamma[channel]), shift = bias(channel);
       sweep(count, [&](int64_t i, int, auto... rest) {
-        const Vec unit = Vec::load(x + channel * args.inner + i, rest...) * Vec::load(factors + i);
+        const Vec value = Vec::load(x + channel * args.inner + i, rest...) + shift;
+        const Vec unit = value * Vec::load(factors + i);
         silu(unit * gamma).store(out + channel * args.inner + i, rest...);
       });
     }
   }
 }
 
-template <class T>
+template <class T, bool biased>
 void run(const RmsNormSilu& args, int64_t begin, int64_t end) {
   if (args.inner > 1) {
     planes<T>(args, begin, end);
+  } else if (args.stream) {
+    pixels<T, true, biased>(args, begin, end);
   } else {
-    args.stream ? pixels<T, true>(args, begin, end) : pixels<T, false>(args, begin, end);
+    pixels<T, false, biased>(args, begin, end);
   }
+}
+
+template <class T>
+void run(const RmsNormSilu& args, int64_t begin, int64_t end) {
+  args.bias != nullptr ? run<T, true>(args, begin, end) : run<T, false>(args, begin, end);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ constexpr int64_t rms_norm_silu_block = 16, rms_norm_silu_planar_block = 256;
 struct RmsNormSilu {
   const void* x;
   const float* gamma;  // [channels]
+  const float* bias;   // [channels]; null: none
   void* out;
   int64_t outer, channels, inner;
   bool half;    // x and out are bf16, not fp32

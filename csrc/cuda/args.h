@@ -49,6 +49,7 @@ struct RmsNormRope {
 struct RmsNormSilu {
   const void* x;
   Channels gamma;
+  Channels bias;  // absent: none
   void* out;
   int64_t pixels;
   int channels;

@@ -26,7 +26,14 @@ __global__ void rms_norm_silu_kernel(RmsNormSilu args) {
   }
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
-    if (inside && (k * LANES + lane) * N < args.channels) {
+    const int i = (k * LANES + lane) * N;
+    if (inside && i < args.channels) {
+      if (args.bias.data != nullptr) {
+        float bias[N];
+        channels(args.bias.data, args.bias.half, i, bias);
+#pragma unroll
+        for (int j = 0; j < N; ++j) value[k][j] += bias[j];
+      }
 #pragma unroll
       for (int j = 0; j < N; ++j) square += value[k][j] * value[k][j];
     }

@@ -50,6 +50,10 @@ def _add_norm(x: Tensor, y: Tensor, gate: Tensor | None, *vectors: Tensor, **_: 
     return _rows(x), {} if gate is not None else {"gate": False}
 
 
+def _add_residual(x: Tensor, y: Tensor, bias: Tensor) -> Sizes:
+    return dict(zip("BCTHW", x.shape, strict=True)), _format(x)
+
+
 def _rms_norm(x: Tensor, weight: Tensor, **_: Any) -> Sizes:
     gap = x.stride(-2) - x.shape[-1]
     return _rows(x), {"gap": gap} if gap else {}
@@ -122,8 +126,9 @@ def _causal_conv3d(
     return dims, options | _format(x)
 
 
-def _rms_norm_silu(x: Tensor, gamma: Tensor) -> Sizes:
-    return dict(zip("BCTHW", x.shape, strict=True)), _format(x)
+def _rms_norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Sizes:
+    biased = {} if bias is None else {"bias": True}
+    return dict(zip("BCTHW", x.shape, strict=True)), _format(x) | biased
 
 
 def _format(x: Tensor) -> dict[str, bool]:
@@ -135,6 +140,7 @@ _READERS: Mapping[str, Callable[..., Sizes]] = MappingProxyType(
     {
         "add_norm": _add_norm,
         "add_norm_quant": _add_norm,
+        "add_residual": _add_residual,
         "audio_attention": _audio_attention,
         "causal_conv3d": _causal_conv3d,
         "chunk_attention": _chunk_attention,

@@ -53,6 +53,18 @@ def power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def channel_blocks(channels: int) -> tuple[int, int]:
+    """Cover a pixel's channels by blocks: how many, 1 or 3, and their length, a power of two.
+
+    96, 192 and 384 are three equal blocks, which lie alike in the threads; else there is one, with
+    some to spare.
+    """
+    third = channels // 3
+    if channels == 3 * third and third == power_of_two(max(third, 1)):
+        return 3, third
+    return 1, power_of_two(channels)
+
+
 def pair_rows(plan: RowPlan, rows: int) -> RowPlan:
     """Give programs of one long row a second one where there are enough: constant ``PAIR``.
 

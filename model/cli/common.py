@@ -147,6 +147,12 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
         action="store_true",
         help="compute constants again and again, as the published code does (for comparison)",
     )
+    group.add_argument(
+        "--fuse-bias",
+        action="store_true",
+        help="the VAE adds biases in the pass of a norm or residual; saves passes on a GPU, where "
+        "it is untested; the same frames",
+    )
 
 
 def add_avatar_options(parser: argparse.ArgumentParser) -> None:
@@ -259,6 +265,7 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
         precision=getattr(args, "precision", "exact"),
         backend=KernelConfig.from_sources(args.backend, tuning=args.config),
         reuse=not args.no_reuse,
+        fuse_bias=args.fuse_bias,
         cuda_graphs=getattr(args, "cuda_graphs", False),
     )
 

@@ -140,9 +140,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer
     from ..media.writer import BackgroundWriter
-    from ..memory.report import memory_report
     from .interrupts import Interrupts
-    from .latency import latency_report
 
     common.check_output(args, SUFFIXES)
     facts: dict[str, Any] = {}
@@ -180,7 +178,11 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
             outcome, failure, writer = _stream(reader, session, open_output, interrupts, team, lost)
-            memory = memory_report(source, pipeline, session, avatar) if args.json else None
+            memory = None
+            if args.json:
+                from ..memory.report import memory_report
+
+                memory = memory_report(source, pipeline, session, avatar)
             session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome != common.INTERRUPTED:  # else the others may be in the middle of a chunk
             pipeline.end()
@@ -189,6 +191,8 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     common.warn(warnings)
     if not writer.frames:
         return _nothing_written(args, outcome, failure)
+    from .latency import latency_report
+
     report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
     report["output"] = {
         "path": str(args.output),

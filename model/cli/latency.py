@@ -14,11 +14,11 @@ from ..stream.session import Session
 from ..stream.stats import StreamStats
 from .common import plural
 
-# In this order; the first use of the audio encoder imports transformers, which takes seconds.
+# In this order.
 _LOAD_LABELS = {
     "vae": "VAE",
     "avatar": "avatar",
-    "audio_encoder": "audio encoder and its imports",
+    "audio_encoder": "audio encoder",
     "dit": "DiT",
 }
 
@@ -49,6 +49,7 @@ def latency_report(
             "torch": torch.__version__,
             "random_weights": pipeline.random,
             "reuse": pipeline.reuse,
+            "fuse_bias": pipeline.vae.fuse_bias,
             "cuda_graphs": pipeline.graphed,
             "ranks": {
                 "world": pipeline.team.size,
@@ -122,6 +123,8 @@ def _title(settings: dict[str, Any]) -> str:
         parts.append("CUDA graphs")
     if not settings["reuse"]:
         parts.append("published schedule")
+    if settings["fuse_bias"]:
+        parts.append("fused biases")
     if settings["random_weights"]:
         parts.append("random weights")
     return "Latency: " + ", ".join(parts)

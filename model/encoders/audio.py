@@ -7,35 +7,26 @@ transformer layers are kept. wav2vec2: Baevski et al., 2020; loudness: ITU-R BS.
 Layout legend: N samples, L video frames, C channels.
 """
 
-from __future__ import annotations
-
-import logging
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.precision import full_fp32
 
 from ..config import AudioEncoderConfig, read_config
 from ..weights import Slot, TensorFiles, load_module, open_weights, random_module
-
-if TYPE_CHECKING:
-    from pyloudnorm import Meter
-    from transformers import Wav2Vec2Model
-
-logger = logging.getLogger(__name__)
+from .loudness import GATE_SECONDS, LoudnessMeter
+from .wav2vec2 import Wav2Vec2
 
 _TARGET_LUFS = -23.0
 _NO_LOUDNESS = 100.0  # silence measures -inf; a level beyond this is left as it is
-_GATE_SECONDS = 0.4  # one measuring block of BS.1770
 _VARIANCE_FLOOR = 1e-7
 
 _CONFIG_FILE = "config.json"
@@ -50,40 +41,20 @@ _LEGACY_NAMES = {
         "encoder.pos_conv_embed.conv.weight_v"
     ),
 }
-# What of config.json shapes the network; the rest concerns training and the heads.
-_SHAPE_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "do_stable_layer_norm",
-    "feat_extract_norm",
-    "feat_extract_activation",
-    "conv_dim",
-    "conv_kernel",
-    "conv_stride",
-    "conv_bias",
-    "num_conv_pos_embeddings",
-    "num_conv_pos_embedding_groups",
-)
 
 
-def normalize_loudness(wave_N: np.ndarray, meter: Meter | None) -> np.ndarray:
+def normalize_loudness(wave_N: np.ndarray, meter: LoudnessMeter) -> np.ndarray:
     """Speech at -23 LUFS (integrated, BS.1770).
 
     Args:
         wave_N: float32 [N], at least 0.4 s.
-        meter: Measures the loudness at the wave's sample rate; None: the wave is left as it is.
+        meter: Measures the loudness at the wave's sample rate.
 
     Returns:
         float64 [N]: wave * 10^((-23 - loudness) / 20); the input itself where the loudness is
         beyond +-100, that is, for silence.
     """
-    if meter is None:
-        return wave_N
-    loudness = meter.integrated_loudness(wave_N)
+    loudness = meter.measure(wave_N)
     if abs(loudness) > _NO_LOUDNESS:
         return wave_N
     return wave_N * np.float64(10.0 ** ((_TARGET_LUFS - loudness) / 20.0))
@@ -113,12 +84,6 @@ def audio_windows(embeddings: Tensor, start: int, stop: int, window: int = 5) ->
     return embeddings[(frames + offsets).clamp_(0, len(embeddings) - 1)]
 
 
-def _loudness_meter(sample_rate: int) -> Meter:
-    from pyloudnorm import Meter  # takes a second to import
-
-    return Meter(sample_rate)
-
-
 class AudioEncoder:
     """wav2vec2 with one output per video frame and layer.
 
@@ -130,21 +95,12 @@ class AudioEncoder:
         dtype: What it computes in.
     """
 
-    def __init__(self, network: Wav2Vec2Model, sample_rate: int, meter: Meter | None) -> None:
-        """Take a ready ``transformers.Wav2Vec2Model``; see `from_folder` and `random`.
-
-        Args:
-            network: On its device.
-            sample_rate: Samples per second that it takes.
-            meter: Measures loudness; None: speech keeps its own.
-        """
-        self.sample_rate = sample_rate
-        self._meter = meter
+    def __init__(self, network: Wav2Vec2) -> None:
+        """Take a network that is on its device with its weights; see `from_folder`, `random`."""
+        config = network.config
+        self.sample_rate, self.layers, self.width = config.sample_rate, config.layers, config.width
+        self._meter = LoudnessMeter(config.sample_rate)
         self._network = network.eval().requires_grad_(False)
-        # Only the pre-norm variant ("stable") has the last norm after its layers.
-        self._final_norm = bool(network.config.do_stable_layer_norm)
-        self.layers: int = network.config.num_hidden_layers
-        self.width: int = network.config.hidden_size
         weight = next(network.parameters())
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -171,35 +127,16 @@ class AudioEncoder:
         with open_weights(path) as files:
             network, key_map, ignore = wav2vec2_on_meta(path, files)
             load_module(network, files, dtype=dtype, device=device, key_map=key_map, ignore=ignore)
-        _fold_weight_norm(network)
-        rate = AudioEncoderConfig().sample_rate
-        return cls(network, rate, _loudness_meter(rate))
+        network.fold_weight_norm()
+        return cls(network)
 
     @classmethod
     def random(cls, config: AudioEncoderConfig, seed: int, device: torch.device | str) -> Self:
-        """Encoder of that shape with deterministic random float32 weights: not a trained one.
-
-        Where pyloudnorm is not installed speech keeps its own loudness, which is a warning.
-        """
-        network = _network(
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.ffn_dim,
-            conv_dim=list(config.conv_dim),
-            conv_kernel=list(config.conv_kernel),
-            conv_stride=list(config.conv_stride),
-            num_conv_pos_embeddings=config.pos_conv_kernel,
-            num_conv_pos_embedding_groups=config.pos_conv_groups,
-        )
-        _fold_weight_norm(network)
+        """Encoder of that shape with deterministic random float32 weights: not a trained one."""
+        with torch.device("meta"):
+            network = Wav2Vec2(config)
         random_module(network, seed=seed, dtype=torch.float32, device=device)
-        try:
-            meter = _loudness_meter(config.sample_rate)
-        except ModuleNotFoundError:  # untrained weights need no level, and a benchmark goes on
-            logger.warning("speech keeps its own loudness: pip install pyloudnorm")
-            meter = None
-        return cls(network, config.sample_rate, meter)
+        return cls(network)
 
     def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = 25) -> Tensor:
         """Features of every video frame that a piece of speech covers.
@@ -217,9 +154,9 @@ class AudioEncoder:
         samples_N = as_samples(wave_N)
         seconds = len(samples_N) / self.sample_rate
         frames = int(seconds * fps)
-        if seconds < _GATE_SECONDS or frames < 1:
+        if seconds < GATE_SECONDS or frames < 1:
             raise UserError(
-                f"audio: {seconds:.2f} s is too short, loudness needs {_GATE_SECONDS} s; "
+                f"audio: {seconds:.2f} s is too short, loudness needs {GATE_SECONDS} s; "
                 "pad it with silence"
             )
         values_N = unit_variance(normalize_loudness(samples_N, self._meter))
@@ -235,23 +172,8 @@ class AudioEncoder:
     def hidden_states(self, features_1LC: Tensor) -> Tensor:
         """Outputs of all transformer layers, [L, layers, width], without the input embedding."""
         with full_fp32(features_1LC):
-            return self._hidden_states(features_1LC)
-
-    def _hidden_states(self, features_1LC: Tensor) -> Tensor:
-        encoder = self._network.encoder
-        hidden, _ = self._network.feature_projection(features_1LC)
-        hidden = hidden + encoder.pos_conv_embed(hidden)
-        if not self._final_norm:
-            hidden = encoder.layer_norm(hidden)
-        outputs = []
-        for layer in encoder.layers:
-            output = layer(hidden)
-            # transformers 4 returns a tuple, 5 a tensor.
-            hidden = output[0] if isinstance(output, tuple) else output
-            outputs.append(hidden[0])
-        if self._final_norm:
-            outputs[-1] = encoder.layer_norm(hidden)[0]
-        return torch.stack(outputs, dim=1)
+            outputs = self._network(features_1LC)
+        return torch.stack([output_1LC[0] for output_1LC in outputs], dim=1)
 
 
 class AudioStream:
@@ -344,7 +266,7 @@ def as_samples(samples: ArrayLike | Tensor) -> NDArray[np.float32]:
 
 def wav2vec2_on_meta(
     folder: str | Path, files: TensorFiles
-) -> tuple[Wav2Vec2Model, dict[str, Slot], tuple[str, ...]]:
+) -> tuple[Wav2Vec2, dict[str, Slot], tuple[str, ...]]:
     """Build the network that a folder's ``config.json`` describes, without weights.
 
     Args:
@@ -358,7 +280,14 @@ def wav2vec2_on_meta(
     Raises:
         UserError: The configuration is missing or impossible.
     """
-    network = _read_network(Path(folder) / _CONFIG_FILE)
+    path = Path(folder) / _CONFIG_FILE
+    kind = read_config(path).get("model_type")
+    if kind != "wav2vec2":
+        raise UserError(f"{path}: model_type is {kind!r}; give the folder of a wav2vec2 model")
+    config = AudioEncoderConfig.from_json(path)  # types and ranges, before anything is built
+    with torch.device("meta"):
+        network = Wav2Vec2(config)
+        network.split_weight_norm()
     stored = set(files.shapes)
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
     key_map = {}
@@ -367,33 +296,3 @@ def wav2vec2_on_meta(
         key_map[legacy if legacy in stored else prefix + name] = Slot(name)
     own = tuple(prefix + part for part in _PARTS)
     return network, key_map, tuple(key for key in stored if not key.startswith(own))
-
-
-def _read_network(path: Path) -> Wav2Vec2Model:
-    values = read_config(path)
-    kind = values.get("model_type")
-    if kind != "wav2vec2":
-        raise UserError(f"{path}: model_type is {kind!r}; give the folder of a wav2vec2 model")
-    AudioEncoderConfig.from_json(path)  # types and ranges, before anything is built
-    try:
-        return _network(**{name: values[name] for name in _SHAPE_FIELDS if name in values})
-    except Exception as error:  # what an impossible value raises differs between versions
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: {reason}; restore the published file") from None
-
-
-def _network(**shape: Any) -> Wav2Vec2Model:
-    """Build ``transformers.Wav2Vec2Model`` of that shape on the meta device."""
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-    # Masking is for training; without it there is no mask embedding to load.
-    config = Wav2Vec2Config(
-        mask_time_prob=0.0, mask_feature_prob=0.0, attn_implementation="sdpa", **shape
-    )
-    with torch.device("meta"):
-        return Wav2Vec2Model(config)
-
-
-def _fold_weight_norm(network: Wav2Vec2Model) -> None:
-    """Compute the positional convolution's weight from magnitude and direction once."""
-    parametrize.remove_parametrizations(network.encoder.pos_conv_embed.conv, "weight")

@@ -41,9 +41,10 @@ _BLOCK_KEYS = {
 
 def clean_prompt(text: str) -> str:
     """Mend mojibake, resolve HTML entities (twice, as published), collapse white space."""
-    import ftfy
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+        import ftfy
 
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 

@@ -224,9 +224,10 @@ def audio_encoder_bytes(config: AudioEncoderConfig) -> int:
     """Bytes of wav2vec2's weights, all fp32, its weight norm folded."""
     inputs, extractor = 1, 0
     for outputs, kernel in zip(config.conv_dim, config.conv_kernel, strict=True):
-        extractor += inputs * outputs * kernel
+        extractor += inputs * outputs * kernel + (outputs if config.conv_bias else 0)
         inputs = outputs
-    extractor += 2 * config.conv_dim[0]  # group norm behind the first convolution
+    normed = config.conv_dim if config.conv_norm == "layer" else config.conv_dim[:1]
+    extractor += 2 * sum(normed)
     width, ffn = config.width, config.ffn_dim
     projection = 2 * inputs + inputs * width + width
     position = width * (width // config.pos_conv_groups) * config.pos_conv_kernel + width
@@ -250,7 +251,8 @@ def encode_audio(config: AudioEncoderConfig, machine: Machine, ledger: Ledger) -
         if machine.is_cpu:  # its result is put back into PyTorch's order
             ledger.use(out)
         ledger.free(x)
-        for _ in range(1 if index else 2):  # the first stage has a norm; each an activation
+        normed = config.conv_norm == "layer" or not index
+        for _ in range(2 if normed else 1):  # a norm where there is one, and the activation
             ledger.take(out)
             ledger.free(out)
         x, channels = out, outputs

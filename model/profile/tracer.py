@@ -35,6 +35,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "audio_attention": "cross",
         "add_norm": "norms",
         "add_norm_quant": "norms",
+        "add_residual": "norms",
         "quantize": "norms",
         "rms_norm": "norms",
         "rms_norm_rope": "norms",

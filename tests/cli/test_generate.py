@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def test_npy_and_json(portrait, speech, out, capsys):
     assert report["settings"]["random_weights"] is True
     assert report["chunks"]["count"] == 2
     assert 0 < report["startup"]["first_frame"] < report["wall"]
+
+
+def test_what_takes_seconds_to_import_is_left_alone(portrait, speech, out):
+    """What a preset with random weights does not need; torch's compiler is part of it.
+
+    With ``--json`` that is imported after the last frame, by torch's meta device.
+    """
+    unneeded = "transformers scipy pyloudnorm ftfy matplotlib sympy triton torch._dynamo"
+    command = ["generate", "--preset", "tiny", "--device", "cpu", *FAST]
+    command += ["--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4"]
+    code = (
+        "import sys; from livetalk_model.cli.main import main\n"
+        f"assert main({[str(word) for word in command]}) == 0\n"
+        f"print(sorted(set({unneeded.split()}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])

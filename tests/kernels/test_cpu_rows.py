@@ -31,7 +31,7 @@ def run(op: str, *arguments: Tensor | None, **keywords: object) -> tuple[Tensor,
 def test_large_results_are_those_of_their_parts(isa: str, op: str, dtype: torch.dtype) -> None:
     """Whatever is written past the caches is the same as what is not."""
     dims, cut, outputs = LARGE[op]
-    options = {"channels_last": True, "layout": "head"}
+    options = {"channels_last": True, "layout": "head", "bias": True}
     case = load_op(op).cases(CPU, dtype)[0].at("large", options=options, **dims)
     positional, keywords = load_op(op).make_inputs(case, Generator().manual_seed(5))
     whole = run(op, *positional, **keywords)
@@ -83,15 +83,17 @@ def test_bf16_keeps_denormals_and_nan(isa: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["channels_last", "planar"])
-def test_rms_norm_silu_of_large_and_broken_pixels(isa: str, shape: str) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_rms_norm_silu_of_large_and_broken_pixels(isa: str, shape: str, biased: bool) -> None:
     x = torch.randn(1, 40, 1, 5, 7, generator=Generator().manual_seed(1))
     x[0, :, 0, 1, 1] *= 1e15
     x[0, 3, 0, 2, 2] = torch.nan
     if shape == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last_3d)
     gamma = torch.linspace(-300.0, 300.0, 40)  # SiLU saturates on both sides
-    (out,) = run("rms_norm_silu", x, gamma)
-    expected = load_backend("rms_norm_silu", "reference").run(x, gamma)
+    bias = torch.linspace(-2.0, 2.0, 40) if biased else None
+    (out,) = run("rms_norm_silu", x, gamma, bias)
+    expected = load_backend("rms_norm_silu", "reference").run(x, gamma, bias)
     assert torch.equal(out.isnan(), expected.isnan()) and int(out.isnan().sum()) == 40
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -128,6 +130,11 @@ def test_rows_at_any_distance(isa: str) -> None:
         ("add_norm", (torch.ones(2, 8), torch.ones(1, 8), None, *torch.ones(2, 8)), "y differs"),
         ("rms_norm", (torch.ones(2, 8).double(), torch.ones(8)), "needs float32 or bfloat16"),
         ("rms_norm_silu", (torch.ones(1, 4, 1, 1, 2), torch.ones(3)), "gamma has 3 elements"),
+        (
+            "rms_norm_silu",
+            (torch.ones(1, 4, 1, 1, 2), torch.ones(4), torch.ones(3)),
+            "bias has 3 elements",
+        ),
     ],
 )
 def test_what_would_be_read_beyond_its_end_is_refused(

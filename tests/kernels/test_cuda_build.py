@@ -65,7 +65,9 @@ RIGHT: dict[str, Arguments] = {
         "weight_q_D": zeros(16), "weight_k_D": zeros(16), "cos_Sc": zeros(5, 4),
         "sin_Sc": zeros(5, 4), "num_heads": 2, "row_offset": 2, "layout": "head",
     },
-    "rms_norm_silu_cuda_rows": lambda: {"x": zeros(3, 16), "gamma": zeros(16, dtype=HALF)},
+    "rms_norm_silu_cuda_rows": lambda: {
+        "x": zeros(3, 16), "gamma": zeros(16, dtype=HALF), "bias": zeros(16),
+    },
     "fp8_gemm_cutlass": lambda: {
         "a_MK": zeros(3, 256, dtype=FP8), "b_NK": zeros(128, 256, dtype=FP8),
         "scale_a": zeros(2, 3).T, "scale_b": zeros(128, 1), "bias_N": zeros(128, dtype=HALF),
@@ -132,6 +134,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("rms_norm_silu_cuda_rows", {"x": zeros(3, 32)[:, ::2]}, "x is not contiguous"),
     ("rms_norm_silu_cuda_rows", {"gamma": zeros(15)}, "gamma has 15 elements, not 16"),
     ("rms_norm_silu_cuda_rows", {"gamma": shifted(16)}, "gamma does not start at a multiple of 16"),
+    ("rms_norm_silu_cuda_rows", {"bias": zeros(15)}, "bias has 15 elements, not 16"),
+    ("rms_norm_silu_cuda_rows", {"bias": shifted(16)}, "bias does not start at a multiple of 16"),
     ("fp8_gemm_cutlass", {"a_MK": zeros(3, 256)}, "a is not float8_e4m3fn"),
     ("fp8_gemm_cutlass", {"a_MK": zeros(256, dtype=FP8)}, "a is not a matrix"),
     ("fp8_gemm_cutlass", {"a_MK": zeros(256, 3, dtype=FP8).T}, "a is not contiguous"),

@@ -82,15 +82,18 @@ def rms_norm_rope(
     return outputs
 
 
-def rms_norm_silu(library: ctypes.CDLL, x: Tensor, gamma: Tensor) -> Tensor:
+def rms_norm_silu(
+    library: ctypes.CDLL, x: Tensor, gamma: Tensor, bias: Tensor | None = None
+) -> Tensor:
     pixels = x.permute(0, 2, 3, 4, 1).contiguous()
     out = torch.full_like(pixels, torch.nan)
     half = x.dtype == torch.bfloat16
     count = I64(pixels.numel() // pixels.shape[-1])
-    gamma_half = gamma.dtype == torch.bfloat16
+    assert bias is None or bias.dtype == gamma.dtype
     assert library.emulate_rms_norm_silu(
-        address(pixels), address(gamma), gamma_half, address(out), count, pixels.shape[-1], half
-    )
+        address(pixels), address(gamma), address(bias), gamma.dtype == torch.bfloat16, address(out),
+        count, pixels.shape[-1], half,
+    )  # fmt: skip
     return out.permute(0, 4, 1, 2, 3)
 
 
@@ -142,10 +145,11 @@ def test_the_cases_reach_every_kernel() -> None:
 @pytest.mark.parametrize("channels", [96, 192, 384, 1024])
 def test_every_width_of_the_vae(channels: int, emulated: ctypes.CDLL) -> None:
     dims = {"B": 1, "C": channels, "T": 1, "H": 3, "W": 11}
-    case = Case(op="rms_norm_silu", device=CPU, dtype=torch.bfloat16, dims=dims)
-    (x, gamma), _ = load_op(case.op).make_inputs(case, Generator().manual_seed(0))
+    options = {"bias": True}
+    case = Case(op="rms_norm_silu", device=CPU, dtype=torch.bfloat16, dims=dims, options=options)
+    arguments, _ = load_op(case.op).make_inputs(case, Generator().manual_seed(0))
     reference = load_backend(case.op, "reference").run
-    truth = reference(x.double(), gamma.double())
-    actual = rms_norm_silu(emulated, x, gamma)
-    ok, reason = check_tensor(actual, truth, baseline=reference(x, gamma))
+    truth = reference(*(tensor.double() for tensor in arguments))
+    actual = rms_norm_silu(emulated, *arguments)
+    ok, reason = check_tensor(actual, truth, baseline=reference(*arguments))
     assert ok, reason

@@ -86,6 +86,7 @@ def test_every_op_of_the_design_is_there() -> None:
         "rms_norm_rope",
         "add_norm",
         "add_norm_quant",
+        "add_residual",
         "quantize",
         "fp8_gemm",
         "fp8_gemm_gelu_quant",

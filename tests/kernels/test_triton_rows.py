@@ -16,8 +16,8 @@ from livetalk_kernels.testing.numerics import check_backend
 from livetalk_kernels.triton_launch import supports
 
 ROW_OPS = {
-    "add_norm", "add_norm_quant", "merge_lse", "quantize", "rms_norm", "rms_norm_rope",
-    "rms_norm_silu",
+    "add_norm", "add_norm_quant", "add_residual", "merge_lse", "quantize", "rms_norm",
+    "rms_norm_rope", "rms_norm_silu",
 }  # fmt: skip
 CPU = torch.device("cpu")
 REASON = supports(Case(op="rms_norm", device=CPU, dtype=torch.float32))

@@ -60,10 +60,10 @@ def make_dit(device: str = "cpu", dtype: torch.dtype = FP32) -> DiT:
     return dit
 
 
-def make_vae(device: str = "cpu", dtype: torch.dtype = FP32, *, reuse: bool = True) -> VAE:
+def make_vae(device: str = "cpu", dtype: torch.dtype = FP32, **schedule: bool) -> VAE:
     ops = bind_ops(KernelConfig(), device=device, dtype=dtype)
     with torch.device("meta"):
-        vae = VAE(VAEConfig(dim=8), ops, reuse=reuse)
+        vae = VAE(VAEConfig(dim=8), ops, **schedule)
     random_module(vae, seed=0, dtype=dtype, device=device)
     vae.prepare()
     return vae
@@ -192,10 +192,10 @@ def test_decode_steps(device, dtype, clamp):
         assert (engine.captures, engine.replays) == (1, 9)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_decode_from_the_first_latent_on(reuse):
+@pytest.mark.parametrize("schedule", [{}, {"fuse_bias": True}, {"reuse": False}])
+def test_decode_from_the_first_latent_on(schedule):
     """The first three steps leave other shapes than they found, and stay eager."""
-    vae, engine = make_vae(reuse=reuse), RerunEngine()
+    vae, engine = make_vae(**schedule), RerunEngine()
     graphed, cache = GraphedDecodeStep(vae, engine), DecoderCache()
     z = draw(1, 16, 6, 2, 3, seed=1)
     frames = []
@@ -433,6 +433,7 @@ def test_a_stream_of_graphs_gives_the_frames_of_eager_calls(device: str) -> None
     assert np.array_equal(frames_of(pipeline, graphed), frames_of(pipeline, eager))
 
 
-def test_the_published_schedule_cannot_be_captured() -> None:
+@pytest.mark.parametrize("option", ["cuda_graphs", "fuse_bias"])
+def test_the_published_schedule_stands_alone(option: str) -> None:
     with pytest.raises(UserError, match="--no-reuse"):
-        load_pipeline(preset="tiny", device="cpu", reuse=False, cuda_graphs=True)
+        load_pipeline(preset="tiny", device="cpu", reuse=False, **{option: True})

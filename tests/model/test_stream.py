@@ -43,6 +43,9 @@ def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
 
 # Against the published code --------------------------------------------------------------
 
+# name -> reuse, fuse_bias
+SCHEDULES = {"default": (True, False), "fused": (True, True), "published": (False, False)}
+
 
 @pytest.fixture(scope="module")
 def golden_models(golden_checkpoint):
@@ -50,16 +53,16 @@ def golden_models(golden_checkpoint):
     folder = CheckpointFolder(golden_checkpoint("tiny_a"))
     ops = bind_ops(device="cpu", dtype=torch.float32)
     models = {}
-    for reuse in (True, False):
+    for schedule, (reuse, fuse_bias) in SCHEDULES.items():
         with torch.device("meta"):
             dit = DiT(folder.dit_config(12, 768), ops, reuse=reuse)
-            vae = VAE(folder.vae_config(), ops, reuse=reuse)
+            vae = VAE(folder.vae_config(), ops, reuse=reuse, fuse_bias=fuse_bias)
         with open_weights(folder.dit) as files:
             load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
         with open_weights(folder.vae) as files:
             load_module(vae, files, dtype=torch.float32, device="cpu")
         vae.prepare()
-        models[reuse] = dit, vae
+        models[schedule] = dit, vae
     return models
 
 
@@ -77,7 +80,7 @@ def golden_avatar(golden):
     )
 
 
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     ("run", "options"),
     [
@@ -86,10 +89,10 @@ def golden_avatar(golden):
         ("e2e_cc1_steps2", StreamOptions(color_correction=1.0, steps=2)),
     ],
 )
-def test_published_frames(run, options, reuse, golden, golden_models, golden_avatar):
-    dit, vae = golden_models[reuse]
+def test_published_frames(run, options, schedule, golden, golden_models, golden_avatar):
+    dit, vae = golden_models[schedule]
     audio = golden("audio")
-    generator = ChunkGenerator(dit, vae, golden_avatar, options, reuse=reuse)
+    generator = ChunkGenerator(dit, vae, golden_avatar, options, reuse=vae.reuse)
     assert torch.equal(generator.motion, golden("e2e_prepare")["latent_motion_frames_0"])
     for index in range(3):
         expected = golden(f"{run}_chunk{index}")
@@ -211,8 +214,9 @@ def test_blocks_do_not_matter(pipeline, avatar):
     assert np.array_equal(whole, collect(pipeline, avatar, samples, [1000, 0, 333, 17920]))
 
 
-def test_no_reuse_gives_the_same_frames(pipeline, avatar):
-    published = load_pipeline(preset="tiny", device="cpu", reuse=False)
+@pytest.mark.parametrize("schedule", [{"reuse": False}, {"fuse_bias": True}])
+def test_other_schedules_give_the_same_frames(schedule, pipeline, avatar):
+    published = load_pipeline(preset="tiny", device="cpu", **schedule)
     samples = speech(2.6)
     options = StreamOptions()
     once = collect(pipeline, avatar, samples, [9000], options)

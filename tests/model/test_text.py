@@ -1,5 +1,7 @@
 """Text encoders: parity with the published umT5, tokens, and damaged files."""
 
+import random
+import re
 import socket
 from pathlib import Path
 
@@ -166,6 +168,16 @@ def test_default_dtype_is_the_published_one(checkpoint, tokenizer_dir):
 )
 def test_clean_prompt(text, cleaned):
     assert clean_prompt(text) == cleaned
+
+
+def test_clean_prompt_of_plain_text_is_that_of_ftfy():
+    """Plain text is not given to ftfy, which would change nothing."""
+    import ftfy
+
+    draw = random.Random(0)
+    printable = "".join(map(chr, range(32, 127))).replace("&", "")
+    for text in (printable, *("".join(draw.choices(printable, k=80)) for _ in range(200))):
+        assert clean_prompt(text) == re.sub(r"\s+", " ", ftfy.fix_text(text)).strip()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,29 @@
 """The video VAE: golden parity, both schedules, streaming and warming."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from livetalk_kernels import KernelConfig, UserError, bind_ops
+from livetalk_kernels.dispatch import Choice
+from livetalk_kernels.ops import Ops
 from livetalk_model.config import VAEConfig
 from livetalk_model.vae import VAE, DecoderCache, EncoderCache, StreamCache
 from livetalk_model.vae_cost import decode_flops, encode_flops
-from livetalk_model.vae_layers import fold_upsampling, interleave_frames, interleave_pixels
+from livetalk_model.vae_layers import (
+    CausalConv,
+    NormSiLU,
+    ResidualBlock,
+    fold_upsampling,
+    interleave_frames,
+    interleave_pixels,
+)
 from livetalk_model.weights import load_module, open_weights, random_module
 
 FP32 = torch.float32
@@ -19,25 +31,27 @@ Golden = Callable[[str], dict[str, Tensor]]
 Checkpoint = Callable[[str], Path]
 
 
-def empty_vae(dim: int, *, reuse: bool, dtype: torch.dtype = FP32, backend: str = "auto") -> VAE:
+def empty_vae(
+    dim: int, *, dtype: torch.dtype = FP32, backend: str = "auto", **schedule: bool
+) -> VAE:
     ops = bind_ops(KernelConfig(default=backend), device="cpu", dtype=dtype)
     with torch.device("meta"):
-        return VAE(VAEConfig(dim=dim), ops, reuse=reuse)
+        return VAE(VAEConfig(dim=dim), ops, **schedule)
 
 
 def random_vae(
-    dim: int, *, reuse: bool = True, dtype: torch.dtype = FP32, backend: str = "auto"
+    dim: int, *, dtype: torch.dtype = FP32, backend: str = "auto", **schedule: bool
 ) -> VAE:
-    vae = empty_vae(dim, reuse=reuse, dtype=dtype, backend=backend)
+    vae = empty_vae(dim, dtype=dtype, backend=backend, **schedule)
     random_module(vae, seed=0, dtype=dtype, device="cpu")
     vae.prepare()
     return vae
 
 
 def loaded_vae(
-    path: Path, dim: int, *, reuse: bool, dtype: torch.dtype = FP32, backend: str = "auto"
+    path: Path, dim: int, *, dtype: torch.dtype = FP32, backend: str = "auto", **schedule: bool
 ) -> VAE:
-    vae = empty_vae(dim, reuse=reuse, dtype=dtype, backend=backend)
+    vae = empty_vae(dim, dtype=dtype, backend=backend, **schedule)
     with open_weights(path) as files:
         load_module(vae, files, dtype=dtype, device="cpu")
     vae.prepare()
@@ -68,16 +82,20 @@ def to_video(u8: Tensor) -> Tensor:
 
 # Golden parity; both widths have the same inputs
 
-SCHEDULES = [(True, "auto"), (False, "auto"), (False, "reference")]
+DEFAULT, FUSED, PUBLISHED = {}, {"fuse_bias": True}, {"reuse": False}
+SCHEDULES = [
+    pytest.param(schedule, id=name)
+    for name, schedule in (("default", DEFAULT), ("fused", FUSED), ("published", PUBLISHED))
+]
+PLAIN = pytest.param({"reuse": False, "backend": "reference"}, id="reference")
+Schedule = dict[str, Any]
 
 
-@pytest.mark.parametrize(("reuse", "backend"), SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, PLAIN])
 def test_golden_small_dim16(
-    small_golden: Golden, golden_checkpoint: Checkpoint, reuse: bool, backend: str
+    small_golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule
 ) -> None:
-    vae = loaded_vae(
-        golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, reuse=reuse, backend=backend
-    )
+    vae = loaded_vae(golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, **schedule)
     known = small_golden("vae_dim16")
     video, z = to_video(known["video_u8"]), known["z3"][None]
     for frames in (1, 5):
@@ -92,25 +110,21 @@ def test_golden_small_dim16(
     assert error(stream(vae, z[:, :, 2:], fork), whole[:, :, 5:]) < 1e-5
 
 
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_golden_small_dim96(
-    small_golden: Golden, golden_checkpoint: Checkpoint, reuse: bool
+    small_golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule
 ) -> None:
-    vae = loaded_vae(golden_checkpoint("vae_96"), 96, reuse=reuse)
+    vae = loaded_vae(golden_checkpoint("vae_96"), 96, **schedule)
     known, inputs = small_golden("vae_dim96"), small_golden("vae_dim16")
     assert error(vae.encode(to_video(inputs["video_u8"]))[0], known["encode_5"]) < 1e-5
     frames = stream(vae, inputs["z3"][None, :, :2], DecoderCache())
     assert error(frames, known["decode_2"]) < 1e-5
 
 
-@pytest.mark.parametrize(("reuse", "backend"), SCHEDULES)
-def test_golden_dim16(
-    golden: Golden, golden_checkpoint: Checkpoint, reuse: bool, backend: str
-) -> None:
+@pytest.mark.parametrize("schedule", [*SCHEDULES, PLAIN])
+def test_golden_dim16(golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule) -> None:
     """The whole video; its beginning is compared above."""
-    vae = loaded_vae(
-        golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, reuse=reuse, backend=backend
-    )
+    vae = loaded_vae(golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, **schedule)
     known = golden("vae_dim16_64x96")
     video, z = to_video(known["video_u8"]), known["z9"][None]
     grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
@@ -124,10 +138,10 @@ def test_golden_dim16(
     assert error(stream(vae, z[:, :, 2:], cache), whole[:, :, 5:]) < 1e-5
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_golden_dim96(golden: Golden, golden_checkpoint: Checkpoint, reuse: bool) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_golden_dim96(golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule) -> None:
     """The third latent, after warming; what comes before is compared above."""
-    vae = loaded_vae(golden_checkpoint("vae_96"), 96, reuse=reuse)
+    vae = loaded_vae(golden_checkpoint("vae_96"), 96, **schedule)
     whole = golden("vae_dim96_64x96")["decode_9_unclamped_first9frames"].clamp(-1, 1)
     z = golden("vae_dim16_64x96")["z9"][None]
     cache = DecoderCache()
@@ -135,10 +149,10 @@ def test_golden_dim96(golden: Golden, golden_checkpoint: Checkpoint, reuse: bool
     assert error(vae.decode_step(z[:, :, 2:3], cache), whole[:, :, 5:]) < 1e-5
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_golden_stages(golden: Golden, golden_checkpoint: Checkpoint, reuse: bool) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_golden_stages(golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule) -> None:
     """Every traced stage, in the first and the second temporal piece."""
-    vae = loaded_vae(golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, reuse=reuse)
+    vae = loaded_vae(golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth", 16, **schedule)
     trace = golden("vae_trace_dim16")
     seen: dict[str, list[Tensor]] = {}
 
@@ -162,11 +176,13 @@ def test_golden_stages(golden: Golden, golden_checkpoint: Checkpoint, reuse: boo
             assert error(actual, trace[key]) < 1e-5, key
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_golden_bf16(small_golden: Golden, golden_checkpoint: Checkpoint, reuse: bool) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_golden_bf16(
+    small_golden: Golden, golden_checkpoint: Checkpoint, schedule: Schedule
+) -> None:
     """As close to fp32 as the published model in bf16 (encode 0.98 %, decode 1.35 %)."""
     path = golden_checkpoint("tiny_a") / "Wan2.1_VAE.pth"
-    vae = loaded_vae(path, 16, reuse=reuse, dtype=torch.bfloat16)
+    vae = loaded_vae(path, 16, **schedule, dtype=torch.bfloat16)
     known = small_golden("vae_dim16")
     latent = vae.encode(to_video(known["video_u8"]))
     frames = vae.decode(known["z3"][None])
@@ -182,19 +198,52 @@ def test_golden_bf16(small_golden: Golden, golden_checkpoint: Checkpoint, reuse:
     ("dim", "height", "width", "latents"),
     [(8, 8, 8, 3), (8, 32, 64, 4), (16, 72, 40, 3), (24, 24, 56, 2), (64, 16, 24, 3)],
 )
-def test_schedules_agree(dim: int, height: int, width: int, latents: int) -> None:
-    fast = random_vae(dim)
+@pytest.mark.parametrize("schedule", SCHEDULES[:2])
+def test_schedules_agree(
+    dim: int, height: int, width: int, latents: int, schedule: Schedule
+) -> None:
+    fast = random_vae(dim, **schedule)
     published = random_vae(dim, reuse=False, backend="reference")
     video, z = pixels(9, height, width), noise(1, 16, latents, height // 8, width // 8)
     assert error(fast.encode(video), published.encode(video)) < 1e-5
     assert error(fast.decode(z), published.decode(z)) < 1e-5
 
 
+def test_fused_biases_need_no_pass_of_their_own() -> None:
+    """What `ResidualBlock` says of its passes, in decoding a latent that others precede."""
+    vae = random_vae(8, fuse_bias=True)
+    calls: list[tuple[str, bool]] = []  # op, with a bias
+
+    def noted(op: str, choice: Choice, place: int) -> Choice:
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            calls.append((op, arguments[place] is not None))
+            return choice.run(*arguments, **keywords)
+
+        return replace(choice, run=run)
+
+    cache = DecoderCache()
+    vae.warm(noise(1, 16, 2, 2, 3), cache)
+    places = {"causal_conv3d": 3, "rms_norm_silu": 2, "add_residual": 2}
+    for module in vae.modules():
+        if isinstance(module, CausalConv | NormSiLU | ResidualBlock):
+            choices = module.ops.choices
+            module.ops = Ops({op: noted(op, choices[op], place) for op, place in places.items()})
+    vae.decode_step(noise(1, 16, 1, 2, 3), cache)
+    blocks, shortcuts = 14, 1
+    assert Counter(calls) == {
+        ("rms_norm_silu", False): blocks + 1,  # and the head
+        ("causal_conv3d", False): 2 * blocks + shortcuts,
+        ("rms_norm_silu", True): blocks,
+        ("add_residual", True): blocks,
+        ("causal_conv3d", True): 5,  # conv1, conv2, head, two of time; images are the layers' own
+    }
+
+
 @pytest.mark.parametrize("dim", [8, 16])
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmed", [1, 2, 3])
-def test_warming_replaces_decoding(dim: int, reuse: bool, warmed: int) -> None:
-    vae = random_vae(dim, reuse=reuse)
+def test_warming_replaces_decoding(dim: int, schedule: Schedule, warmed: int) -> None:
+    vae = random_vae(dim, **schedule)
     z = noise(1, 16, 5, 3, 4)
     cache = DecoderCache()
     vae.warm(z[:, :, :warmed], cache)

@@ -49,10 +49,10 @@ CASES: dict[int, list[Case]] = {
 }
 
 
-def random_vae(dim: int, *, reuse: bool = True) -> VAE:
+def random_vae(dim: int, **schedule: bool) -> VAE:
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
     with torch.device("meta"):
-        vae = VAE(VAEConfig(dim=dim), ops, reuse=reuse)
+        vae = VAE(VAEConfig(dim=dim), ops, **schedule)
     random_module(vae, seed=0, dtype=torch.float32, device="cpu")
     vae.prepare()
     return vae
@@ -85,10 +85,10 @@ def chunks(vae: VAE, z: Tensor, halo: Whole = WHOLE) -> Tensor:
     return torch.cat(frames, dim=2)
 
 
-def compare(comm: Communicator, cases: list[Case], reuse: bool) -> dict[str, float]:
+def compare(comm: Communicator, cases: list[Case], schedule: dict[str, bool]) -> dict[str, float]:
     """Errors of every case on rank 0."""
     found = {}
-    vaes = {dim: random_vae(dim, reuse=reuse) for dim in {case[2] for case in cases}}
+    vaes = {dim: random_vae(dim, **schedule) for dim in {case[2] for case in cases}}
     for grid, size, dim, overlap in cases:
         vae, latent = vaes[dim], latent_size(size)
         halo = HaloExchange(comm, Grid.parse(grid), latent, overlap=overlap)
@@ -109,16 +109,20 @@ def compare(comm: Communicator, cases: list[Case], reuse: bool) -> dict[str, flo
 
 @pytest.mark.parametrize("world", CASES)
 def test_slices_equal_the_whole(world: int) -> None:
-    errors = run_ranks(compare, world, CASES[world], True)[0]
+    errors = run_ranks(compare, world, CASES[world], {})[0]
     assert len(errors) == 3 * len(CASES[world])
     assert max(errors.values()) < BOUND, errors
 
 
-def test_published_schedule_and_width() -> None:
+@pytest.mark.parametrize("schedule", [{"reuse": False}, {"fuse_bias": True}])
+def test_other_schedules(schedule: dict[str, bool]) -> None:
     cases = [("2x1", (24, 40), 8, True), ("1x2", (24, 40), 8, False)]
-    errors = run_ranks(compare, 2, cases, False)[0]
+    errors = run_ranks(compare, 2, cases, schedule)[0]
     assert max(errors.values()) < BOUND, errors
-    errors = run_ranks(compare, 2, [("2x1", (24, 16), 96, False)], True)[0]
+
+
+def test_published_width() -> None:
+    errors = run_ranks(compare, 2, [("2x1", (24, 16), 96, False)], {})[0]
     assert max(errors.values()) < BOUND, errors
 
 
@@ -128,7 +132,7 @@ def test_published_schedule_and_width() -> None:
 def test_crop_and_overlap_is_no_match() -> None:
     """Tiles that are coded apart are wrong by percents, ours by rounding."""
     grid, size, dim = "2x2", UNEVEN, 8
-    ours = run_ranks(compare, 4, [(grid, size, dim, False)], True)[0]
+    ours = run_ranks(compare, 4, [(grid, size, dim, False)], {})[0]
     vae, slices = random_vae(dim), Slices(grid=Grid.parse(grid), size=latent_size(size))
     video, z = noise(1, 3, 9, *size).clamp(-1, 1), noise(1, 16, 3, *slices.size)
     oracle = {

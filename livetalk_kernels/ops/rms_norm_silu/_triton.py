@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .._triton import load_columns
+
 
 @triton.jit
 def square_sum(value):
@@ -47,9 +49,19 @@ def scale_silu(value, factor, gamma, out, mask, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def load_biased(x, bias, channel, mask, channels, FULL: tl.constexpr, BIASED: tl.constexpr):
+    """Give [PIXELS, BLOCK] of x + bias in fp32; 0 in channels past the end."""
+    value = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+    if BIASED:
+        value += load_columns(bias, channel, channels, FULL)
+    return value
+
+
+@triton.jit
 def rms_norm_silu_kernel(
-    x, gamma, out, root, pixels, tiles, CHANNELS: tl.constexpr, PLANAR: tl.constexpr,
-    PIXELS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, INTERPRETED: tl.constexpr,
+    x, gamma, bias, out, root, pixels, tiles,
+    CHANNELS: tl.constexpr, PLANAR: tl.constexpr, BIASED: tl.constexpr, PIXELS: tl.constexpr,
+    BLOCK: tl.constexpr, COUNT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """COUNT blocks of channels, 3 full ones or 1 with some to spare; ``root`` = sqrt(CHANNELS).
 
@@ -61,7 +73,8 @@ def rms_norm_silu_kernel(
     pixel = (tile - outer * tiles) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     mask = pixel < pixels
-    if COUNT * BLOCK != CHANNELS:
+    FULL: tl.constexpr = COUNT * BLOCK == CHANNELS
+    if not FULL:
         mask &= channel < CHANNELS
         gamma += tl.minimum(channel, CHANNELS - 1)
     else:
@@ -75,11 +88,11 @@ def rms_norm_silu_kernel(
         step = BLOCK
     x += start
     out += start
-    first = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+    first = load_biased(x, bias, channel, mask, CHANNELS, FULL, BIASED)
     total = square_sum(first)
     if COUNT == 3:
-        second = tl.load(x + step, mask=mask, other=0.0).to(tl.float32)
-        third = tl.load(x + 2 * step, mask=mask, other=0.0).to(tl.float32)
+        second = load_biased(x + step, bias, channel + BLOCK, mask, CHANNELS, FULL, BIASED)
+        third = load_biased(x + 2 * step, bias, channel + 2 * BLOCK, mask, CHANNELS, FULL, BIASED)
         total += square_sum(second) + square_sum(third)
     norm = tl.sqrt(total)
     factor = root / tl.where(norm < 1e-12, 1e-12, norm)  # a maximum would drop NaN

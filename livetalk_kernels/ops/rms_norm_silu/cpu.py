@@ -12,6 +12,6 @@ __all__ = ["run", "supports"]
 register_cpu("rms_norm_silu", empty_outputs)
 
 
-def run(x: Tensor, gamma: Tensor) -> Tensor:
+def run(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     """See the contract."""
-    return torch.ops.livetalk.rms_norm_silu_cpu.default(x, gamma)
+    return torch.ops.livetalk.rms_norm_silu_cpu.default(x, gamma, bias)

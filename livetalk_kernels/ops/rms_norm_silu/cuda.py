@@ -22,9 +22,9 @@ def supports(case: Case) -> str | None:
     return reason
 
 
-def _run(x: Tensor, gamma: Tensor) -> Tensor:
+def _run(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     pixels = x.permute(0, 2, 3, 4, 1).contiguous()
-    rows = torch.ops.livetalk.rms_norm_silu_cuda_rows(pixels.flatten(0, 3), gamma)
+    rows = torch.ops.livetalk.rms_norm_silu_cuda_rows(pixels.flatten(0, 3), gamma, bias)
     out = rows.view(pixels.shape).permute(0, 4, 1, 2, 3)
     return out if out.stride() == x.stride() else empty_outputs(x, gamma).copy_(out)
 

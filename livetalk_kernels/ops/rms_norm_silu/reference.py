@@ -12,9 +12,10 @@ def supports(case: Case) -> str | None:
     return None
 
 
-def run(x: Tensor, gamma: Tensor) -> Tensor:
+def run(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     """See the contract."""
     wide = math_dtype(x.dtype)
-    unit = functional.normalize(x.to(wide), dim=1, eps=1e-12)
+    value = x.to(wide) if bias is None else x.to(wide) + bias.to(wide).view(-1, 1, 1, 1)
+    unit = functional.normalize(value, dim=1, eps=1e-12)
     scaled = unit * x.shape[1] ** 0.5 * gamma.to(wide).view(-1, 1, 1, 1)
     return functional.silu(scaled).to(x.dtype)

@@ -6,13 +6,15 @@ Channels-last memory or planar: the strides say which. Untested on a GPU.
 from torch import Tensor
 
 from ...triton_launch import Launch, interpreted, register, supports
-from .._rows import interpreted_count, power_of_two
+from .._rows import channel_blocks, interpreted_count
 from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
 
 
-def launches(outputs: tuple[Tensor, ...], x: Tensor, gamma: Tensor) -> list[Launch]:
+def launches(
+    outputs: tuple[Tensor, ...], x: Tensor, gamma: Tensor, bias: Tensor | None = None
+) -> list[Launch]:
     """What fills ``outputs``."""
     from ._triton import rms_norm_silu_kernel
 
@@ -26,17 +28,15 @@ def launches(outputs: tuple[Tensor, ...], x: Tensor, gamma: Tensor) -> list[Laun
     outer = x.numel() // (channels * inner)
     planar = inner > 1
     outer, pixels = (outer, inner) if planar else (1, outer)
-    # 96, 192 and 384 are three equal blocks, which lie alike in the threads.
-    third = channels // 3
-    count = 3 if channels == 3 * third and third == power_of_two(third) else 1
-    block = third if count == 3 else power_of_two(channels)
+    count, block = channel_blocks(channels)
     elements = 4096 if planar or count == 1 else 2048  # of a block
     tile = interpreted_count(pixels, block) if interpreted() else max(1, elements // block)
     tiles = -(-pixels // tile)
     arguments = {
-        "x": x, "gamma": gamma, "out": out, "root": channels**0.5, "pixels": pixels,
-        "tiles": tiles, "CHANNELS": channels, "PLANAR": planar, "PIXELS": tile, "BLOCK": block,
-        "COUNT": count, "INTERPRETED": interpreted(),
+        "x": x, "gamma": gamma, "bias": bias, "out": out, "root": channels**0.5,
+        "pixels": pixels, "tiles": tiles, "CHANNELS": channels, "PLANAR": planar,
+        "BIASED": bias is not None, "PIXELS": tile, "BLOCK": block, "COUNT": count,
+        "INTERPRETED": interpreted(),
     }  # fmt: skip
     grid, warps = (outer * tiles,), 8 if planar else 4
     return [Launch(kernel=rms_norm_silu_kernel, grid=grid, arguments=arguments, warps=warps)]

@@ -26,7 +26,8 @@ extern "C" bool emulate_rms_norm_rope(
 }
 
 extern "C" bool emulate_rms_norm_silu(
-    const void* x, const void* gamma, bool gamma_half, void* out, int64_t pixels, int channels,
-    bool half) {
-  return rms_norm_silu({x, {gamma, gamma_half}, out, pixels, channels}, half, nullptr);
+    const void* x, const void* gamma, const void* bias, bool vectors_half, void* out,
+    int64_t pixels, int channels, bool half) {
+  const Channels gamma_of{gamma, vectors_half}, bias_of{bias, vectors_half};
+  return rms_norm_silu({x, gamma_of, bias_of, out, pixels, channels}, half, nullptr);
 }
