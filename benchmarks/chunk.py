@@ -115,11 +115,17 @@ def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> d
     }
 
 
+def chosen(compare: str, dtype: str) -> dict[str, Variant]:
+    """The variants of a comparison, of one dtype or of both."""
+    variants = COMPARISONS[compare].items()
+    return {name: variant for name, variant in variants if dtype in ("both", variant.dtype)}
+
+
 def measure(args: argparse.Namespace) -> dict:
     """Check, then time all variants in turn."""
     torch.set_num_threads(args.threads)
     where = machine() | {"preset": args.preset}
-    variants = COMPARISONS[args.compare]
+    variants = chosen(args.compare, args.dtype)
     base = next(iter(variants))
     sessions: dict[str, Session] = {}
     flops, frames = {}, {}
@@ -147,7 +153,8 @@ def measure(args: argparse.Namespace) -> dict:
     rounds: list[dict] = []
     for index in range(args.rounds):
         entry: dict = {"peaks": {}}
-        for key, dtype in DTYPES.items():
+        for key in dict.fromkeys(variant.dtype for variant in variants.values()):
+            dtype = DTYPES[key]
             entry["peaks"][key] = {"gemm": gemm_rate(dtype), "conv": conv_rate(dtype)}
         for name, session in sessions.items():
             chunk(session, 2 + index)
@@ -160,6 +167,7 @@ def measure(args: argparse.Namespace) -> dict:
         "flops": flops,
         "psnr": quality,
         "compare": args.compare,
+        "dtype": args.dtype,
         "machine": where,
     }
 
@@ -178,7 +186,7 @@ def summarise(result: dict) -> dict:
         "encode": ("encode",),
     }
     summary: dict = {}
-    variants = COMPARISONS[result["compare"]]
+    variants = chosen(result["compare"], result["dtype"])
     base = next(iter(variants))
     for name, variant in variants.items():
         row: dict = {"chunk": median(r[name]["chunk"] for r in rounds)}
@@ -203,6 +211,12 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--compare", default="reuse", choices=sorted(COMPARISONS))
+    parser.add_argument(
+        "--dtype",
+        default="both",
+        choices=("both", "fp32"),
+        help="fp32: leave bf16 out, whose plain formulas take minutes without bf16 instructions",
+    )
     parser.add_argument("--preset", default="mid")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

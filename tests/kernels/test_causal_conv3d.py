@@ -203,6 +203,8 @@ class CountCopies(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
+        if name == "_to_copy" and out.dtype != args[0].dtype:
+            return out  # arithmetic: a CPU without bf16 products multiplies as fp32
         if name in {"cat", "copy_", "clone", "constant_pad_nd", "zero_", "_to_copy"}:
             sums = out.ndim == 5 and out.shape[1] == 9  # of three few outputs, not frames
             weights = out.shape[-1] == 3

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...extension import widens_bf16
 from ...precision import HALF_DTYPES
 from ...spec import Case
 
@@ -110,7 +111,13 @@ def convolve(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries."""
+    """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries.
+
+    Where the processor multiplies no bf16, PyTorch's own loops would, in planar memory.
+    """
+    if frames.is_cpu and frames.dtype == torch.bfloat16 and widens_bf16():
+        offset = None if bias is None else bias.float()
+        return convolve(frames.float(), weight.float(), offset, stride, padding).bfloat16()
     ones = (1,) * len(stride)
     if frames.dtype == torch.float32:
         if frames.is_cpu and torch.backends.mkldnn.is_available():
