@@ -129,9 +129,9 @@ class FakeCuda:
             setattr(owner, name, fake)
         launch = Launch.__call__
         self._exits.callback(setattr, Launch, "__call__", launch)
-        Launch.__call__ = lambda this: self._launch(partial(launch, this), this)  # type: ignore[method-assign]
+        setattr(Launch, "__call__", lambda this: self._launch(partial(launch, this), this))  # noqa: B010 (mypy forbids an assignment)
         before = threading.getprofile()
-        self._exits.callback(lambda: threading.setprofile(before))  # type: ignore[arg-type]
+        self._exits.callback(lambda: threading.setprofile(before))
         threading.setprofile(self._begin_thread)
         self._exits.enter_context(_Mode(self))
         return self
@@ -247,7 +247,7 @@ class FakeCuda:
         """The device that a call names."""
         if name in ("cpu", "cuda"):
             return CPU if name == "cpu" else torch.device("cuda", self.index(*args[1:2]))
-        given = [value for value in args if isinstance(value, torch.device)]
+        given: list[Any] = [value for value in args if isinstance(value, torch.device)]
         given += [kwargs["device"]] if kwargs.get("device") is not None else []
         if name == "to" and len(args) > 1 and isinstance(args[1], str | Tensor):
             other = args[1]
@@ -361,7 +361,7 @@ class FakeCuda:
         def of_device(value: Callable[[int], Any]) -> Callable[..., Any]:
             return lambda device=None: value(known(device))
 
-        functions = {
+        functions: dict[str, Callable[..., Any]] = {
             "Tensor.record_stream": record_stream,
             "backends.cudnn.is_available": lambda: True,
             "backends.cudnn.version": lambda: 91900,

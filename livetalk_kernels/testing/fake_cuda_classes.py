@@ -116,7 +116,7 @@ class Capture:
         for storage, before in self._before.items():
             storage.copy_(before)
         for storage in self.made:
-            storage.fill_(0xFF)  # NaN in every float
+            storage.fill_(0xFF)  # type: ignore[attr-defined]  # NaN in every float
 
 
 class CUDAGraph:
@@ -188,10 +188,11 @@ class Generator(torch.Generator):
     """`torch.Generator`, also of a GPU: its numbers are drawn on the CPU."""
 
     gpus: ClassVar["FakeCuda"]
+    _where: torch.device
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         """For a device."""
-        made: Generator = super().__new__(cls, "cpu")
+        made: Generator = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         where = torch.device(device)
         made._where = torch.device("cuda", cls.gpus.index(where)) if where.type == "cuda" else where
         return made

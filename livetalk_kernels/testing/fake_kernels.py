@@ -79,10 +79,13 @@ def convolve(
     spatial = weight.ndim - 2
     sizes = [[x] * spatial if isinstance(x, int) else x for x in (padding, stride, dilation)]
     if input.dtype == torch.float64:
-        steps = (sizes[1], sizes[0], sizes[2], False, [0] * spatial, groups)
-        return torch.convolution(input, weight, bias, *steps)
-    wide = (x if x is None else x.float() for x in (input, weight, bias))
-    out: Tensor = torch.mkldnn_convolution(*wide, *sizes, groups)
+        ordered = (sizes[1], sizes[0], sizes[2], False, [0] * spatial, groups)
+        return torch.convolution(input, weight, bias, *ordered)
+    offset = None if bias is None else bias.float()
+    around, steps, dilated = sizes
+    out: Tensor = torch.mkldnn_convolution(
+        input.float(), weight.float(), offset, around, steps, dilated, groups
+    )
     return out.to(input.dtype)
 
 

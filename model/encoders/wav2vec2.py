@@ -69,14 +69,14 @@ class Convolution(nn.Module):
     def __init__(self, config: AudioEncoderConfig, index: int) -> None:
         """Build the stage of that number."""
         super().__init__()
-        channels = (1, *config.conv_dim)[index : index + 2]
+        inputs, outputs = (1, *config.conv_dim)[index : index + 2]
         kernel, stride = config.conv_kernel[index], config.conv_stride[index]
-        self.conv = nn.Conv1d(*channels, kernel, stride, bias=config.conv_bias)
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, bias=config.conv_bias)
         self.layer_norm = None
         if config.conv_norm == "layer":
-            self.layer_norm = ChannelNorm(channels[1])
+            self.layer_norm = ChannelNorm(outputs)
         elif index == 0:
-            self.layer_norm = nn.GroupNorm(channels[1], channels[1])  # of each channel over time
+            self.layer_norm = nn.GroupNorm(outputs, outputs)  # of each channel over time
         self.activation = ACTIVATIONS[config.conv_activation]
 
     def forward(self, x_BCT: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ def test_every_backend_is_listed_with_a_reason_for_every_no(dtype, capsys):
 
 def test_every_op_is_compiled():
     for op in op_names():
-        assert {"reference", "cpu"} <= set(backend_names(op))
+        assert "reference" in backend_names(op)
+        # add_residual serves the VAE on a GPU (--fuse-bias); on a CPU its plain formula does.
+        assert ("cpu" in backend_names(op)) == (op != "add_residual")
         # Library convolutions lie under causal_conv3d, hence no Triton there.
         assert ("triton" in backend_names(op)) == (op != "causal_conv3d")
 
