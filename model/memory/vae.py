@@ -310,12 +310,13 @@ class VaeLedger:
             joined = self.ledger.take_workspace(self.size(copy))
         else:
             joined = 0
-        self.ledger.take(self.size(y))
-        self._library_weight(layer.weight.numel(), sliced=zeros > 0)
-        if machine.widens:  # frames, weight and result in fp32
+        if machine.widens:  # frames, weight and result in fp32, then the result in both
             frames = replace(x, frames=stored + x.frames)
             numbers = frames.numbers + layer.weight.numel() + y.numbers
             self.ledger.use(FP32 * numbers)
+            self.ledger.use(FP32 * y.numbers + self.size(y))
+        self.ledger.take(self.size(y))
+        self._library_weight(layer.weight.numel(), sliced=zeros > 0)
         windows = -(-zeros // stride)  # of outputs that see zeros, each convolved by itself
         if 0 < windows < count or windows > 1:
             self.ledger.use(self.size(y))  # the parts, while they are joined
