@@ -106,7 +106,7 @@ def test_published_frames(run, options, schedule, golden, golden_models, golden_
 
 
 def test_published_preparation(golden, golden_models, reference_dir):
-    dit, vae = golden_models[True]
+    dit, vae = golden_models["default"]
     preparer = Preparer(
         config=dit.config, vae=vae, ops=dit.ops, size=(96, 64), checkpoint=None, load_seconds=0.0
     )
@@ -123,7 +123,7 @@ def test_published_preparation(golden, golden_models, reference_dir):
 
 
 def test_published_steps(golden, golden_models, golden_avatar):
-    dit, vae = golden_models[True]
+    dit, vae = golden_models["default"]
     expected = golden("e2e_cc0_chunk0")
     generator = ChunkGenerator(dit, vae, golden_avatar, StreamOptions())
     embeddings = golden("audio")["stream768_frames165_199_0"]
