@@ -80,9 +80,13 @@ def idle_isas() -> dict[str, str]:
     return {name: lack for name, lack in lacks.items() if lack}
 
 
-def widens_bf16() -> bool:
-    """Return whether bf16 is to be multiplied as fp32: the instruction set in use has only that.
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which tensors of ``dtype`` are to be multiplied on ``device``.
 
-    Torch decides where the kernels were not built, and on other processors than x86-64.
+    It is fp32 for bf16 where the instruction set in use multiplies no bf16, which PyTorch would
+    emulate; else the dtype itself. PyTorch decides where the kernels were not built, and on other
+    processors than x86-64.
     """
-    return platform.machine() == "x86_64" and missing() is None and isa() not in BF16_ISAS
+    if device.type != "cpu" or dtype != torch.bfloat16 or platform.machine() != "x86_64":
+        return dtype
+    return dtype if missing() is not None or isa() in BF16_ISAS else torch.float32

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..dispatch import load_op
-from ..extension import widens_bf16
+from ..extension import product_dtype
 from ..machine import last_level_cache, memory
 from ..precision import FP8
 from ..spec import Case, Cost
@@ -171,8 +171,6 @@ def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[]
         return lambda: torch._scaled_mm(
             left, right.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-    wide = torch.bfloat16 if dtype == FP8 else dtype
-    if wide == torch.bfloat16 and device.type == "cpu" and widens_bf16():
-        wide = torch.float32  # an emulated product is a fifth as fast, and minutes long
+    wide = product_dtype(device, torch.bfloat16 if dtype == FP8 else dtype)
     a, b = (torch.randn(size, size, device=device).to(wide) for _ in range(2))
     return lambda: a @ b

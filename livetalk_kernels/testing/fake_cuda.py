@@ -98,11 +98,14 @@ class FakeCuda:
         self._thread = _Thread([self.bound["Stream"](index) for index in range(count)])
         self._exits = ExitStack()
 
-    current = property(
-        lambda self: self._thread.current,
-        lambda self, index: setattr(self._thread, "current", index),
-        doc="Number of the current device.",
-    )
+    @property
+    def current(self) -> int:
+        """Number of the current device."""
+        return self._thread.current
+
+    @current.setter
+    def current(self, index: int) -> None:
+        self._thread.current = index
 
     @property
     def streams(self) -> "list[Stream]":
@@ -125,11 +128,9 @@ class FakeCuda:
             owner: Any = torch
             for folder in folders:
                 owner = getattr(owner, folder)
-            self._exits.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, fake)
+            self._replace(owner, name, fake)
         launch = Launch.__call__
-        self._exits.callback(setattr, Launch, "__call__", launch)
-        setattr(Launch, "__call__", lambda this: self._launch(partial(launch, this), this))  # noqa: B010 (mypy forbids an assignment)
+        self._replace(Launch, "__call__", lambda this: self._launch(partial(launch, this), this))
         before = threading.getprofile()
         self._exits.callback(lambda: threading.setprofile(before))
         threading.setprofile(self._begin_thread)
@@ -144,6 +145,11 @@ class FakeCuda:
     ) -> None:
         """Give back what torch had."""
         self._exits.close()
+
+    def _replace(self, owner: Any, name: str, fake: Any) -> None:
+        """Set an attribute until the end of the block."""
+        self._exits.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, fake)
 
     def _begin_thread(self, *event: object) -> None:
         """Called as a profiler at the start of a thread, whose only hook that is."""

@@ -5,8 +5,7 @@ the parameters of pyloudnorm, by which the published model levels its speech. Wh
 rounded to the samples' own dtype, as there.
 
 A recursive filter is linear: what it makes of a block is a matrix times the block's samples and the
-two numbers of state before it. Nothing loops over samples, and
-nothing is cut off.
+two numbers of state before it. Nothing loops over samples, and nothing is cut off.
 
 Layout legend: N samples, K blocks, B samples of a block.
 """

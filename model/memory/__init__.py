@@ -15,7 +15,7 @@ from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.extension import widens_bf16
+from livetalk_kernels.extension import product_dtype
 from livetalk_kernels.precision import FP8
 
 from ..config import (
@@ -175,11 +175,10 @@ class Prediction:
 
 def predict(model: Model) -> Prediction:
     """Count the memory of a session with one voice."""
-    half_on_cpu = model.device == "cpu" and model.dtype == torch.bfloat16
     machine = Machine(
         device=model.device,
         item=model.dtype.itemsize,
-        widens=half_on_cpu and widens_bf16(),
+        widens=product_dtype(torch.device(model.device), model.dtype) != model.dtype,
     )
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for names and shapes only
     with torch.device("meta"):

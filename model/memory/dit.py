@@ -117,10 +117,9 @@ class DiTMemory:
             ledger.take(windows * config.audio_features * item)
         windows_wide = (config.audio_window + config.vae_scale - 1) * config.audio_features
         ledger.use(self.machine.product(self.frames - 1, windows_wide, config.intermediate_dim))
-        tokens = config.context_tokens * config.output_dim
+        tokens = config.context_tokens * config.output_dim  # of a frame
         ledger.use(self.machine.product(self.frames, config.intermediate_dim, tokens))
-        tokens *= self.frames
-        ledger.take(tokens * item)
+        ledger.take(self.frames * tokens * item)
         ledger.take(self.audio_kv)
 
     def step(self, ledger: Ledger) -> None:

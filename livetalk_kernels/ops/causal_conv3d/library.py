@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...extension import widens_bf16
+from ...extension import product_dtype
 from ...precision import HALF_DTYPES
 from ...spec import Case
 
@@ -115,9 +115,10 @@ def convolve(
 
     Where the processor multiplies no bf16, PyTorch's own loops would, in planar memory.
     """
-    if frames.is_cpu and frames.dtype == torch.bfloat16 and widens_bf16():
-        offset = None if bias is None else bias.float()
-        return convolve(frames.float(), weight.float(), offset, stride, padding).bfloat16()
+    wide = product_dtype(frames.device, frames.dtype)
+    if wide != frames.dtype:
+        offset = None if bias is None else bias.to(wide)
+        return convolve(frames.to(wide), weight.to(wide), offset, stride, padding).to(frames.dtype)
     ones = (1,) * len(stride)
     if frames.dtype == torch.float32:
         if frames.is_cpu and torch.backends.mkldnn.is_available():
