@@ -302,7 +302,7 @@ class Watchdog:
             number=self._beat.number + 1,
             phase=phase,
             seconds=seconds,
-            talking=seconds > self._deadlines.of(phase) and self._talking(thread),
+            talking=self._talking(thread),
             asked=self._signals > 0,
             finished=finished,
         )
@@ -322,7 +322,7 @@ class Watchdog:
 
     def _judge(self, states: dict[int, tuple[str, int] | None]) -> Verdict | None:
         """What is wrong with any rank, as far as can be seen from here."""
-        found: list[tuple[float, Verdict]] = []
+        found: list[tuple[bool, float, Verdict]] = []
         for rank in range(self._ranks.world):
             beat = self._beats.get(rank)
             if beat is None:
@@ -352,8 +352,8 @@ class Watchdog:
             late = beat.seconds + silent - deadline
             if late > (3.0 if beat.talking else 0.0):  # who waits for others is blamed last
                 line = f"{who} took longer than its deadline of {deadline:g} s {phase}"
-                found.append((late, Verdict(rank=rank, line=line)))
-        return max(found, key=lambda pair: pair[0])[1] if found else None
+                found.append((not beat.talking, late, Verdict(rank=rank, line=line)))
+        return max(found, key=lambda late: late[:2])[2] if found else None
 
     def _stop_if_asked(self, finish: int | None) -> None:
         """Rank 0: tell the others to go; go too if the main thread does not come back."""

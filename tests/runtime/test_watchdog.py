@@ -1,5 +1,6 @@
 """Whatever happens to a rank, all of them end soon, and one line says which, where and at what."""
 
+import os
 import signal
 import socket
 import sys
@@ -76,9 +77,12 @@ def test_a_stopped_rank_under_plain_torchrun(tmp_path: Path):
     assert f"error: rank 0 on {HOST} has not moved for 10 s in phase write\n" in fault.stderr
 
 
-def test_a_hung_rank_is_blamed_and_not_those_who_wait_for_it(tmp_path: Path):
+@pytest.mark.parametrize("silent", [False, True], ids=["", "and_are_silent"])
+def test_a_hung_rank_is_blamed_and_not_those_who_wait_for_it(silent: bool, tmp_path: Path):
     with Run(toy(tmp_path, "hang:1:decode", seconds=0.2, world=3)) as run:
         reach(run, "decode", 3)
+        if silent:
+            os.kill(run.beats()[2].pid, signal.SIGSTOP)
         assert 2 < run.seconds_to_end(30) < 17
         assert run.process.returncode == 1
         assert run.stderr() == (
