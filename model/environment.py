@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ import torch
 
 from livetalk_kernels import extension, extension_cuda, extension_cutlass
 from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
+from livetalk_kernels.neighbours import CpuShares, CpuWatch
 
 _GIB = 1 << 30
+_MOMENT = 0.3  # seconds: what others do is an average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,10 @@ _OPTIONAL = (
 
 
 def environment() -> dict[str, str]:
-    """Facts for a report: name -> value, both for people."""
-    here = cpus()
+    """Facts for a report: name -> value, both for people. Takes a moment: see `others_line`."""
+    here, watch = cpus(), CpuWatch()
+    time.sleep(_MOMENT)
+    others = watch.read()
     return {
         "livetalk": importlib.metadata.version("livetalk"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.release()}",
@@ -53,6 +58,7 @@ def environment() -> dict[str, str]:
         **_gpus(),
         "CPU": f"{cpu_name()}, {physical_cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "CPU quota": quota_line(here),
+        "other programs": "unknown" if others is None else others_line(others),
         "CPU kernels": extension.missing() or kernels_line(extension.isa(), extension.idle_isas()),
         "CUDA kernels": extension_cuda.missing() or "compiled",
         "CUTLASS kernels": extension_cutlass.missing() or "compiled",
@@ -74,6 +80,12 @@ def quota_line(found: Cpus) -> str:
     if found.quota is not None:
         return f"{found.quota:.3g} of {found.logical} CPUs: {threads}"
     return f"none; affinity to {found.affinity} of {found.logical} CPUs: {threads}"
+
+
+def others_line(found: CpuShares) -> str:
+    """How many CPUs other programs keep busy now: ``0.0 of 2 CPUs``, and what that means."""
+    line = f"keep {found.others:.1f} of {found.usable} CPUs busy now"
+    return line + ("; runs will be slow and uneven" if found.crowded(found.usable) else "")
 
 
 def memory_line(found: Memory) -> str:

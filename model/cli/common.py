@@ -469,9 +469,9 @@ def print_json(value: object) -> None:
     print()
 
 
-def plural(count: int, noun: str) -> str:
-    """A number with its noun: ``1 chunk``, ``2 chunks``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun: ``1 chunk``, ``2 chunks``, and an irregular plural where given."""
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
 
 
 def human_bytes(count: int) -> str:

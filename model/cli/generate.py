@@ -136,6 +136,7 @@ def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report."""
     from livetalk_kernels.machine import machine
+    from livetalk_kernels.neighbours import CpuWatch
 
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer
@@ -163,6 +164,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         with team.phase("load"):
             pipeline = source.load_pipeline(preparer, team)
         timeline = _timeline(args, pipeline, team)
+        watch = CpuWatch()
         with pipeline.session(avatar, options=options, timeline=timeline) as session:
 
             def open_output() -> BackgroundWriter:
@@ -178,6 +180,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
             outcome, failure, writer = _stream(reader, session, open_output, interrupts, team, lost)
+            cpu = watch.read() if team.size == 1 else None  # ranks are no neighbours
             memory = None
             if args.json:
                 from ..memory.report import memory_report
@@ -193,7 +196,9 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         return _nothing_written(args, outcome, failure)
     from .latency import latency_report
 
-    report = latency_report(pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds)
+    report = latency_report(
+        pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds, cpu=cpu
+    )
     report["output"] = {
         "path": str(args.output),
         "frames": writer.frames,

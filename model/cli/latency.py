@@ -1,12 +1,14 @@
 """The latency report of a run: one dictionary, as a table for people or JSON for machines."""
 
 import resource
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from livetalk_kernels.neighbours import CpuShares
 from livetalk_kernels.precision import dtype_name
 
 from ..pipeline import Pipeline
@@ -24,7 +26,12 @@ _LOAD_LABELS = {
 
 
 def latency_report(
-    pipeline: Pipeline, session: Session, *, size: tuple[int, int], avatar_seconds: float
+    pipeline: Pipeline,
+    session: Session,
+    *,
+    size: tuple[int, int],
+    avatar_seconds: float,
+    cpu: CpuShares | None,
 ) -> dict[str, Any]:
     """Everything that was measured, with the settings it was measured under; times in seconds.
 
@@ -33,6 +40,7 @@ def latency_report(
         session: The stream, at its end.
         size: Height and width of its frames.
         avatar_seconds: How long making the avatar took, text and image encoder included.
+        cpu: Who kept the CPUs busy during the stream; None where nobody knows.
     """
     stats = session.stats
     load = {**vars(pipeline.load_times), "avatar": avatar_seconds}
@@ -76,6 +84,7 @@ def latency_report(
         "fps": stats.frames / stats.elapsed,
         "realtime_factor": stats.frames / stats.fps / stats.elapsed,
         "underrun": stats.underrun,
+        "cpu": cpu and {**asdict(cpu), "crowded": cpu.crowded(torch.get_num_threads())},
         "peak_memory": {"host": _peak_host_bytes(), "gpu": peak_gpu},
     }
 
@@ -101,10 +110,16 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
     table.add_row(
         "underrun", _seconds(report["underrun"]), f"a player at {stats.fps:g} FPS stands still"
     )
+    if (cpu := report["cpu"]) is not None:
+        busy = f"{cpu['own']:.1f} of {cpu['usable']}"
+        switches = plural(cpu["switches"], "involuntary switch", "involuntary switches")
+        table.add_row("busy CPUs", busy, f"other programs {cpu['others']:.1f}, {switches}")
     memory = report["peak_memory"]
     gpu = "" if memory["gpu"] is None else f"GPU {_gib(memory['gpu'])}"
     table.add_row("peak memory", _gib(memory["host"]), gpu)
     console.print(table)
+    if cpu is not None and cpu["crowded"]:
+        console.print(f"[yellow]{cpu['crowded']}[/]")
 
 
 def _title(settings: dict[str, Any]) -> str:
