@@ -19,6 +19,14 @@ from .precision import dtype_name
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of an op."""
 
+Sizes: TypeAlias = tuple[dict[str, int], dict[str, Any]]
+"""Dims and options of a case."""
+
+LINEARS, ATTENTION, CROSS, NORMS = "linears", "attention", "cross", "norms"
+CONVOLUTIONS, ACTIVATIONS = "convolutions", "activations"
+KINDS = (LINEARS, ATTENTION, CROSS, NORMS, CONVOLUTIONS)
+"""Parts of a stage that ops make up; ``cross``: attention to what no step changes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -127,6 +135,7 @@ class OpSpec:
     Attributes:
         name: Name of the op and of its folder.
         summary: One line for tables and help.
+        kind: One of `KINDS`.
         function: The public function; it takes ``backend=`` besides the backends' arguments.
         preference: Where -> backends that ``auto`` tries there, best first; ``reference`` comes
             after them. Where: a device type, ``cuda``; or GPUs of a generation or one compute
@@ -135,6 +144,8 @@ class OpSpec:
         cases: ``cases(device, dtype)`` gives representative cases, tiny ones and the model's.
         make_inputs: ``make_inputs(case, generator)`` gives the arguments of a call.
         cost: ``cost(case)`` gives the least work.
+        read: ``read(*arguments, **keywords)`` gives dims and options of the case that a call is:
+            the inverse of ``make_inputs``, except for how rows of a wider tensor lie in memory.
         dtypes: Dtypes of the activations that every backend is tested with, where it runs.
         values: Outputs -> tensors to compare with ``truth``; FP8 ops dequantise here.
         truth: Exact results for arguments in fp64. None: ``reference`` on those arguments.
@@ -144,11 +155,13 @@ class OpSpec:
 
     name: str
     summary: str
+    kind: str
     function: Callable[..., Any]
     preference: Mapping[str, tuple[str, ...]]
     cases: Callable[[torch.device, torch.dtype], tuple[Case, ...]]
     make_inputs: Callable[[Case, Generator], Arguments]
     cost: Callable[[Case], Cost]
+    read: Callable[..., Sizes]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     values: Callable[[Any], tuple[Tensor, ...]] = as_tuple
     truth: Callable[..., Any] | None = None

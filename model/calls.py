@@ -53,9 +53,7 @@ def model_calls(
     found: list[Call] = []
 
     def note(op: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        case = case_of(op, device, dtype, arguments, keywords)
-        if case is not None:
-            found.append(Call(case=case))
+        found.append(Call(case=case_of(op, device, dtype, arguments, keywords)))
 
     ops = _recording(note)
     with META:

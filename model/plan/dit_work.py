@@ -8,21 +8,11 @@ from dataclasses import dataclass
 
 from livetalk_kernels.gpus import BEST
 from livetalk_kernels.runtime.mesh import Mesh, shares
+from livetalk_kernels.spec import ACTIVATIONS, ATTENTION, CROSS, LINEARS, NORMS
 
 from ..config import CHUNK_FRAMES, AudioEncoderConfig, DiTConfig
 from ..memory.dit import AUDIO_SECONDS
-from .work import (
-    ACTIVATIONS,
-    ALL,
-    ATTENTION,
-    CROSS,
-    LINEARS,
-    NORMS,
-    Attention,
-    Parts,
-    Product,
-    Work,
-)
+from .work import ALL, Attention, Parts, Product, Work
 
 ROPE_BYTES = 36  # an element of q or k through complex128: bf16 -> fp64, times the table, -> bf16
 ROPE_FP64 = 7  # operations an element, conversions counted as one multiply-add each

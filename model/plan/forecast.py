@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from livetalk_kernels.runtime.sequence_parallel import volume
 from livetalk_kernels.runtime.slices import Slices
+from livetalk_kernels.runtime.timed_comm import COMMUNICATION
+from livetalk_kernels.spec import ATTENTION, LINEARS
 
 from ..config import (
     CHUNK_FRAMES,
@@ -36,7 +38,7 @@ from .dit_work import (
 from .layout import Layout, exchanged, head_groups, ring_seconds, vae_traffic
 from .machine import Machine
 from .vae_work import DECODE, ENCODE, FIRST, WARM, colour_work, vae_stage
-from .work import ALL, ATTENTION, COMMUNICATION, GAPS, LINEARS, Attention, Parts, Work, join, total
+from .work import ALL, GAPS, Attention, Parts, Work, join, total
 
 DENOISE, AUDIO, AUDIO_KV = "denoise", "audio encoder", "audio K/V"
 COLOUR, TO_HOST = "colour", "to host"

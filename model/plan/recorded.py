@@ -17,6 +17,8 @@ import numpy as np
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import REPORT_BYTES, is_folder, read_json
 from livetalk_kernels.runtime.mesh import Grid, Mesh
+from livetalk_kernels.runtime.timed_comm import COMMUNICATION
+from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 
 from ..config import PRESETS
 from .dit_work import Schedule
@@ -24,7 +26,6 @@ from .fit import GOAL, NOISE, Prior, Vector, least_squares
 from .forecast import Job, forecast
 from .layout import Layout
 from .machine import CpuMachine, CpuRates, Machine
-from .work import ATTENTION, COMMUNICATION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 
 SCHEMA = "livetalk/profile/1"
 VERSIONED = ("livetalk/profile/", "livetalk/bench/", "livetalk/ops/")

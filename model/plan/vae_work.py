@@ -23,13 +23,13 @@ from torch.utils.flop_counter import flop_registry
 from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.dispatch import OPS_PACKAGE, Choice, load_op, op_names
 from livetalk_kernels.ops import Ops
-from livetalk_kernels.spec import Case, Cost
+from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, NORMS, Case, Cost
 
 from ..calls import CONV_DEFAULTS, META
 from ..color import ColorStats, match_color
 from ..config import FRAMES_PER_LATENT, LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, VAEConfig
 from ..vae import COLORS, SPATIAL, VAE, DecoderCache
-from .work import ALL, ATTENTION, CONVOLUTIONS, GAPS, NORMS, Attention, Parts, Product, Work
+from .work import ALL, GAPS, Attention, Parts, Product, Work
 
 DECODE, WARM, ENCODE, FIRST = "decode", "warm decoder", "encode", "first latents"
 _SIZES = ((1, 1), (1, 2), (2, 1), (2, 2))  # of the latents whose work is noted
@@ -218,7 +218,6 @@ class _Note:
 
             def run(*arguments: Any, **keywords: Any) -> Any:
                 case = case_of(op, META, torch.float32, arguments, keywords)
-                assert case is not None
                 self._take(case, contract.OP.cost(case))
                 self.counter.paused = True
                 out = contract.empty_outputs(*arguments, **(defaults | keywords))

@@ -7,9 +7,7 @@ A stage is a mapping from its parts to the work in them. Names of stages and par
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-LINEARS, ATTENTION, CROSS, NORMS = "linears", "attention", "cross", "norms"
-ACTIVATIONS, CONVOLUTIONS, GAPS, ALL = "activations", "convolutions", "gaps", "all"
-COMMUNICATION = "communication"
+GAPS, ALL = "gaps", "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ also its case and its least work, counted once for each signature.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,32 +18,12 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import FP8, dtype_name
 from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 from livetalk_kernels.runtime.timeline import Range, Timeline
+from livetalk_kernels.spec import ACTIVATIONS, KINDS, LINEARS
 
 LINEAR, GELU = "linear", "gelu"
 """Names of the ranges of layers that are no ops."""
 
-# Op -> part of a stage.
-PARTS: Mapping[str, str] = MappingProxyType(
-    {
-        LINEAR: "linears",
-        "fp8_gemm": "linears",
-        "fp8_gemm_gelu_quant": "linears",
-        "chunk_attention": "attention",
-        "merge_lse": "attention",
-        "context_attention": "cross",
-        "audio_attention": "cross",
-        "add_norm": "norms",
-        "add_norm_quant": "norms",
-        "add_residual": "norms",
-        "quantize": "norms",
-        "rms_norm": "norms",
-        "rms_norm_rope": "norms",
-        "rms_norm_silu": "norms",
-        "causal_conv3d": "convolutions",
-        GELU: "activations",
-    }
-)
-PART_NAMES = (*dict.fromkeys(PARTS.values()), COMMUNICATION)
+PART_NAMES = (*KINDS, ACTIVATIONS, COMMUNICATION)
 
 
 class Tracer:
@@ -126,11 +105,10 @@ def describe_op(
     first = next(x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor))
     dtype = _activations(first, arguments, keywords)
     case = case_of(op, first.device, dtype, arguments, keywords)
-    assert case is not None, op
     cost = load_op(op).cost(case)
     return {
         "op": op,
-        "part": PARTS[op],
+        "part": load_op(op).kind,
         "backend": backend,
         "dims": dict(case.dims),
         "options": {name: _json(value) for name, value in case.options.items()},
@@ -156,16 +134,16 @@ def _describe_layer(layer: nn.Module, x: Tensor) -> dict[str, Any]:
     inputs = x.shape[-1]
     rows, item = x.numel() // inputs, x.element_size()
     if isinstance(layer, nn.Linear):
-        op, outputs = LINEAR, layer.out_features
+        op, part, outputs = LINEAR, LINEARS, layer.out_features
         flops = 2 * rows * inputs * outputs
         count = rows * (inputs + outputs) + (inputs + 1) * outputs
         dims = {"M": rows, "N": outputs, "K": inputs}
     else:
-        op, flops, count = GELU, 0, 2 * x.numel()
+        op, part, flops, count = GELU, ACTIVATIONS, 0, 2 * x.numel()
         dims = {"M": rows, "K": inputs}
     return {
         "op": op,
-        "part": PARTS[op],
+        "part": part,
         "backend": "torch",
         "dims": dims,
         "options": {},

@@ -432,16 +432,12 @@ def test_command_lines_of_profilers() -> None:
     assert "--capture-range cudaProfilerApi" in command_line("nsys", [])
 
 
-def test_every_op_has_a_suite() -> None:
-    suites = {file.stem for file in (REPOSITORY / "benchmarks").glob("test_bench_*.py")}
-    assert suites == {f"test_bench_{op}" for op in op_names()}
-
-
 def test_a_suite_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bfloat16",
-            "--benchmark-disable", str(REPOSITORY / "benchmarks/test_bench_rms_norm.py"),
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+            "-k", "rms_norm- and bfloat16", "--benchmark-disable",
+            str(REPOSITORY / "benchmarks/test_bench_ops.py"),
         ],
         capture_output=True, text=True, check=False, timeout=200, cwd=REPOSITORY,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},

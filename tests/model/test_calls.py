@@ -82,10 +82,6 @@ def test_the_calls_are_those_of_a_running_model(precision):
     assert [call.count for call in attention] == [2 * layers]  # of each step
 
 
-def test_an_op_whose_calls_are_not_read_has_no_case():
-    assert case_of("no_such_op", CPU, FP32, (), {}) is None
-
-
 def test_what_only_several_ranks_call_has_a_case():
     case = next(case for case in load_op("merge_lse").cases(CPU, FP32) if case.name == "odd")
     arguments, keywords = load_op("merge_lse").make_inputs(case, torch.Generator())

@@ -15,6 +15,8 @@ from livetalk_kernels.gpus import (
     get_gpu,
 )
 from livetalk_kernels.runtime.mesh import Grid, Mesh
+from livetalk_kernels.runtime.timed_comm import COMMUNICATION
+from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 from livetalk_model.config import get_preset
 from livetalk_model.plan.dit_work import Schedule, Share, step_work
 from livetalk_model.plan.forecast import (
@@ -35,18 +37,7 @@ from livetalk_model.plan.machine import (
     product_share,
 )
 from livetalk_model.plan.vae_work import DECODE, ENCODE, WARM
-from livetalk_model.plan.work import (
-    ATTENTION,
-    COMMUNICATION,
-    CONVOLUTIONS,
-    CROSS,
-    GAPS,
-    LINEARS,
-    NORMS,
-    Attention,
-    Product,
-    Work,
-)
+from livetalk_model.plan.work import GAPS, Attention, Product, Work
 
 SHARES = Shares(matmul=0.9, attention=0.9, convolution=0.3, memory=0.7, link=0.7)
 PRESET = get_preset("14b")

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.mesh import Mesh, shares
+from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 from livetalk_model.config import MOTION_FRAMES, MOTION_LATENTS, get_preset
 from livetalk_model.dit import DiT
 from livetalk_model.flops import dit_flops
@@ -23,18 +24,7 @@ from livetalk_model.plan.figures import WAN_FORWARD_TFLOP, wan_job
 from livetalk_model.plan.forecast import Job
 from livetalk_model.plan.parameters import parameters
 from livetalk_model.plan.vae_work import DECODE, ENCODE, FIRST, WARM, colour_work, vae_stage
-from livetalk_model.plan.work import (
-    ATTENTION,
-    CONVOLUTIONS,
-    CROSS,
-    GAPS,
-    LINEARS,
-    NORMS,
-    Work,
-    join,
-    repeated,
-    total,
-)
+from livetalk_model.plan.work import GAPS, Work, join, repeated, total
 from livetalk_model.vae import VAE, DecoderCache
 from livetalk_model.vae_cost import decode_flops, encode_flops
 

@@ -1,10 +1,13 @@
 """``add_norm``: add a gated branch to the residual stream and layer-normalise the sum."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from .._sizes import row_sizes
 
 
 def add_norm(
@@ -92,12 +95,19 @@ def cost(case: Case) -> Cost:
     return Cost(flops=9 * elements, bytes=4 * elements * case.dtype.itemsize + 4 * vectors * D)
 
 
+def read(x: Tensor, y: Tensor, gate: Tensor | None, *vectors: Tensor, **_: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    return row_sizes(x), {} if gate is not None else {"gate": False}
+
+
 OP = OpSpec(
     name="add_norm",
     summary="x + gate*y, then LayerNorm with scale and shift",
+    kind="norms",
     function=add_norm,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

@@ -7,6 +7,7 @@ from ...call import resolve_call
 from ...precision import FP8
 from ...spec import Arguments, Bound, Case, Cost, OpSpec
 from .. import add_norm as plain
+from ..add_norm import read
 from ..add_norm import reference as plain_reference
 from ..quantize import dequantize
 
@@ -101,11 +102,13 @@ def cost(case: Case) -> Cost:
 OP = OpSpec(
     name="add_norm_quant",
     summary="add_norm with the normalised output in FP8, a scale per token",
+    kind="norms",
     function=add_norm_quant,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
     values=values,
     truth=plain_reference.run,
     bounds=(Bound(), Bound(calc_diff=1e-3)),

@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from .._sizes import format_option
 
 
 def add_residual(x: Tensor, y: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
@@ -72,12 +73,19 @@ def cost(case: Case) -> Cost:
     return Cost(flops=2 * elements, bytes=3 * elements * case.dtype.itemsize + 4 * case.dims["C"])
 
 
+def read(x: Tensor, y: Tensor, bias: Tensor) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    return dict(zip("BCTHW", x.shape, strict=True)), format_option(x)
+
+
 OP = OpSpec(
     name="add_residual",
     summary="convolution + residual + bias of the channels",
+    kind="norms",
     function=add_residual,
     preference={"cpu": (), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

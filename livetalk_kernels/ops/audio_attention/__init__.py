@@ -1,10 +1,12 @@
 """``audio_attention``: every latent frame's tokens attend to that frame's audio tokens."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def audio_attention(
@@ -110,12 +112,21 @@ def cost(case: Case) -> Cost:
     return Cost(flops=4 * B * H * L * S * d, bytes=moved)
 
 
+def read(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, **options: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    B, L, H, d = q.shape
+    dims = {"B": B, "L": L, "F": k.shape[1], "N": tokens_per_frame, "S": k.shape[2]}
+    return dims | {"H": H, "d": d}, options
+
+
 OP = OpSpec(
     name="audio_attention",
     summary="each latent frame attends to its own audio tokens",
+    kind="cross",
     function=audio_attention,
     preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

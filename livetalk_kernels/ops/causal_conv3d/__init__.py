@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from .._sizes import format_option
 
 Stride = tuple[int, int, int]
 Padding = tuple[int, int, int, int]
@@ -180,12 +181,24 @@ def cost(case: Case) -> Cost:
     )
 
 
+def read(x: Tensor, history: Tensor | None, weight: Tensor, bias: Any, **options: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    B, I, T, H, W = x.shape  # noqa: E741
+    O, _, kt, k, _ = weight.shape  # noqa: E741
+    stored = 0 if history is None else history.shape[2]
+    dims = {"B": B, "I": I, "O": O, "t": stored, "T": T, "H": H, "W": W, "kt": kt, "k": k}
+    options = {name: value for name, value in options.items() if name != "packed"}
+    return dims, options | format_option(x)
+
+
 OP = OpSpec(
     name="causal_conv3d",
     summary="causal video convolution with explicit history and padding",
+    kind="convolutions",
     function=causal_conv3d,
     preference={"cpu": ("cpu", "library"), "cuda": ("library",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

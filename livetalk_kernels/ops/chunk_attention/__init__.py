@@ -1,11 +1,13 @@
 """``chunk_attention``: bidirectional attention over a whole chunk, with LSE."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
 from ...precision import math_dtype
-from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def chunk_attention(
@@ -97,9 +99,20 @@ def cost(case: Case) -> Cost:
     return Cost(flops=4 * B * H * L * S * d, bytes=moved + 4 * B * H * L)
 
 
+def read(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    B, L, H, d = q.shape
+    fused = q.stride(1) > H * d
+    return (
+        {"B": B, "L": L, "S": k.shape[1], "H": H, "d": d},
+        options | {"fused": True} if fused else options,
+    )
+
+
 OP = OpSpec(
     name="chunk_attention",
     summary="attention over the whole chunk, with LSE",
+    kind="attention",
     function=chunk_attention,
     preference={
         "cpu": ("cpu", "sdpa"),
@@ -110,6 +123,7 @@ OP = OpSpec(
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
     # torch's 16-bit CPU kernel has a fast exp: 5e-5 in an LSE, against bf16's rounding of 4e-3.
     bounds=(Bound(), Bound(half_slack=1e-4)),
     # Twice and four times the worst of 100 seeds, which is that of `large_scores`.

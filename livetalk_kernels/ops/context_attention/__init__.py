@@ -1,10 +1,12 @@
 """``context_attention``: cross-attention to image and text, each with its own softmax."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def context_attention(
@@ -100,12 +102,22 @@ def cost(case: Case) -> Cost:
     )
 
 
+def read(
+    q: Tensor, k_image: Tensor, v_image: Tensor, k_text: Tensor, v_text: Tensor, **options: Any
+) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    B, L, H, d = q.shape
+    return {"B": B, "L": L, "I": k_image.shape[1], "S": k_text.shape[1], "H": H, "d": d}, options
+
+
 OP = OpSpec(
     name="context_attention",
     summary="cross-attention to image and text, two softmaxes summed",
+    kind="cross",
     function=context_attention,
     preference={"cpu": ("cpu", "sdpa"), "cuda": ("sdpa", "triton")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

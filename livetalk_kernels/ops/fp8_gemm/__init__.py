@@ -1,10 +1,12 @@
 """``fp8_gemm``: a linear layer on FP8 operands."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
 from ..quantize import reference as quantize
 
 
@@ -126,13 +128,23 @@ def cost(case: Case) -> Cost:
     return Cost(flops=2 * M * N * K, bytes=moved + 4 * vector_length(case))
 
 
+def read(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Any, **_: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    (M, K), N = a.shape, b.shape[0]
+    blocks = scale_a.shape[1]
+    options: dict[str, Any] = {"block": K // blocks} if blocks > 1 else {}
+    return {"M": M, "N": N, "K": K}, options if bias is not None else options | {"bias": False}
+
+
 OP = OpSpec(
     name="fp8_gemm",
     summary="FP8 linear: A B^T with scales and bias, bf16 out",
+    kind="linears",
     function=fp8_gemm,
     preference={"cpu": ("cpu",), "cuda": ("cutlass", "triton", "scaled_mm", "bf16")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
     bounds=(Bound(calc_diff=2e-5),),
 )

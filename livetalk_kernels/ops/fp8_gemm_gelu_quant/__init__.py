@@ -7,7 +7,7 @@ from torch.nn import functional
 from ...call import resolve_call
 from ...precision import FP8_BLOCK
 from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
-from ..fp8_gemm import operands, vector_length
+from ..fp8_gemm import operands, read, vector_length
 from ..fp8_gemm import reference as gemm
 from ..quantize import count_blocks, dequantized
 
@@ -101,11 +101,13 @@ def cost(case: Case) -> Cost:
 OP = OpSpec(
     name="fp8_gemm_gelu_quant",
     summary="FP8 linear, GELU (tanh), and FP8 again in 1x128 blocks",
+    kind="linears",
     function=fp8_gemm_gelu_quant,
     preference={"cpu": ("cpu",), "cuda": ("cutlass", "triton", "scaled_mm", "bf16")},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
     dtypes=(torch.bfloat16,),
     values=dequantized,
     truth=exact,

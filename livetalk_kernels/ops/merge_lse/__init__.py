@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def merge_lse(
@@ -87,12 +87,19 @@ def cost(case: Case) -> Cost:
     return Cost(flops=3 * rows * d + 6 * rows, bytes=3 * rows * (d * case.dtype.itemsize + 4))
 
 
+def read(out: Tensor, lse: Tensor, *others: Tensor) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    return dict(zip("BLHd", out.shape, strict=True)), {}
+
+
 OP = OpSpec(
     name="merge_lse",
     summary="merge two partial attentions by their LSE",
+    kind="attention",
     function=merge_lse,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

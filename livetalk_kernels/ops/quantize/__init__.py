@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 from ...call import resolve_call
 from ...errors import UserError
 from ...precision import FP8
-from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def quantize(
@@ -118,14 +118,21 @@ def cost(case: Case) -> Cost:
     return Cost(flops=3 * M * K, bytes=M * K * (case.dtype.itemsize + 1) + 4 * scales)
 
 
+def read(x: Tensor, *, block: int | None = None) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    return {"M": x[..., 0].numel(), "K": x.shape[-1]}, {} if block is None else {"block": block}
+
+
 OP = OpSpec(
     name="quantize",
     summary="FP8 e4m3 with a scale per row or per 1x128 block",
+    kind="norms",
     function=quantize,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
     values=dequantized,
     truth=exact,
     bounds=(Bound(calc_diff=1e-3),),

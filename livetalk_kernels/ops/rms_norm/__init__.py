@@ -1,10 +1,13 @@
 """``rms_norm``: RMS norm over the whole width, for the queries and keys of cross-attention."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from .._sizes import row_sizes
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, backend: str | None = None) -> Tensor:
@@ -65,12 +68,20 @@ def cost(case: Case) -> Cost:
     return Cost(flops=4 * elements, bytes=(2 * elements + case.dims["D"]) * itemsize)
 
 
+def read(x: Tensor, weight: Tensor, **_: Any) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    gap = x.stride(-2) - x.shape[-1]
+    return row_sizes(x), {"gap": gap} if gap else {}
+
+
 OP = OpSpec(
     name="rms_norm",
     summary="RMS norm over the whole width, with a weight",
+    kind="norms",
     function=rms_norm,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

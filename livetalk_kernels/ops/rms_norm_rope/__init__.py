@@ -1,12 +1,12 @@
 """``rms_norm_rope``: normalise q and k over the whole width, then rotate every head's pairs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def rms_norm_rope(
@@ -149,12 +149,32 @@ def cost(case: Case) -> Cost:
     )
 
 
+def read(
+    q: Tensor,
+    k: Tensor,
+    weight_q: Tensor,
+    weight_k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    num_heads: int,
+    eps: float = 1e-6,
+    **options: Any,
+) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    B, L, D = q.shape
+    dims = {"B": B, "L": L, "H": num_heads, "d": D // num_heads, "S": cos.shape[0]}
+    return dims, options if q.stride(1) > D else options | {"fused": False}
+
+
 OP = OpSpec(
     name="rms_norm_rope",
     summary="RMS norm of q and k over the whole width, then rotary embedding",
+    kind="norms",
     function=rms_norm_rope,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

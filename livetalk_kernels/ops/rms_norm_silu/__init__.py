@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, random_tensor
+from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from .._sizes import format_option
 
 
 def rms_norm_silu(
@@ -90,12 +91,20 @@ def cost(case: Case) -> Cost:
     )
 
 
+def read(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    biased = {} if bias is None else {"bias": True}
+    return dict(zip("BCTHW", x.shape, strict=True)), format_option(x) | biased
+
+
 OP = OpSpec(
     name="rms_norm_silu",
     summary="bias, RMS norm over the channels of video, SiLU",
+    kind="norms",
     function=rms_norm_silu,
     preference={"cpu": ("cpu",), "cuda": ("triton",)},
     cases=cases,
     make_inputs=make_inputs,
     cost=cost,
+    read=read,
 )

@@ -1,15 +1,13 @@
-"""One op's pytest-benchmark suite: its cases at the models' sizes, by every backend that runs.
+"""Speed of every op: its cases at the models' sizes, by every backend that runs.
 
-Each ``test_bench_<op>.py`` beside this is that suite for one op:
-
-    pytest benchmarks/test_bench_add_norm.py
+    pytest benchmarks/test_bench_ops.py -k add_norm-
 
 Results are checked before they are timed; inputs are cold. ``livetalk bench`` lets the backends
 alternate, adds torch.compile and keeps launch times out on a GPU; here launches count and they run
 one after the other, for pytest-benchmark's comparisons between commits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -22,7 +20,7 @@ from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import is_interpreted, make_inputs
 from livetalk_kernels.bench.timer import make_timer
 from livetalk_kernels.bench.verify import Judge
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op
+from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.machine import machine
 from livetalk_kernels.spec import Case
 
@@ -30,23 +28,24 @@ ROUNDS, WARM = 20, 8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def suite(op: str) -> Callable[..., None]:
-    """The test function of an op, parametrised over its cases and backends."""
-    parameters = [
-        pytest.param(case, name, id=f"{case}-{name}")
-        for dtype in load_op(op).dtypes
-        for case in select_cases(op, DEVICE, dtype)
-        for name in backend_names(op)
-        if load_backend(op, name).supports(case) is None and not is_interpreted(case, name)
-    ]
+def _runs() -> Iterator[Any]:
+    """A parameter for every case and backend, called OP-CASE-BACKEND."""
+    for op in op_names():
+        for dtype in load_op(op).dtypes:
+            for case in select_cases(op, DEVICE, dtype):
+                for name in backend_names(op):
+                    if load_backend(op, name).supports(case) is None and not is_interpreted(
+                        case, name
+                    ):
+                        yield pytest.param(case, name, id=f"{op}-{case}-{name}")
 
-    @pytest.mark.timeout(600)
-    @pytest.mark.parametrize(("case", "backend"), parameters)
-    def test_speed(case: Case, backend: str, benchmark: Any) -> None:
-        benchmark.group = str(case)
-        benchmark.extra_info.update(_measure(case, backend, benchmark))
 
-    return test_speed
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("case", "backend"), _runs())
+def test_speed(case: Case, backend: str, benchmark: Any) -> None:
+    """Time one backend on one case."""
+    benchmark.group = str(case)
+    benchmark.extra_info.update(_measure(case, backend, benchmark))
 
 
 def _measure(case: Case, backend: str, benchmark: Any) -> dict[str, Any]:

@@ -1,5 +1,0 @@
-"""Speed of ``rms_norm_rope``."""
-
-from op_suite import suite
-
-test_speed = suite("rms_norm_rope")
