@@ -46,15 +46,18 @@ def chunk(result: dict, target: Path) -> None:
 
 
 def soak(result: dict, target: Path) -> None:
-    """Resident memory over the length of the stream."""
+    """Memory over the length of the stream; older results have only what is resident."""
     seconds = [sample["video_seconds"] for sample in result["samples"]]
-    resident = [sample["resident_bytes"] / 2**20 for sample in result["samples"]]
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axes.plot(seconds, resident)
+    for what in ("resident_bytes", "held_bytes"):
+        sizes = [sample[what] / 2**20 for sample in result["samples"] if what in sample]
+        if sizes:
+            axes.plot(seconds, sizes, label=what.partition("_")[0])
     axes.axvline(60, color="grey", linestyle="--", linewidth=1)
-    axes.set_ylim(0, max(resident) * 1.15)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+    axes.legend(loc="lower right")
     axes.set_xlabel("seconds of video")
-    axes.set_ylabel("resident memory, MiB")
+    axes.set_ylabel("memory, MiB")
     axes.set_title(
         f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}", fontsize=10
     )
