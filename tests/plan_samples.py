@@ -42,6 +42,7 @@ def report_of(
     chunk = sum(row["p50"] for row in rows if not row["part"]) + found.added
     return {
         "schema": "livetalk/profile/1",
+        "command": ["livetalk", "profile"] + ["--fuse-bias"] * job.schedule.fuse_bias,
         "machine": {"cpu": "AMD EPYC", "cores": 2, "gpu": gpu and {"name": gpu}},
         "settings": {
             "model": "14b" if gpu else "mid",

@@ -3,6 +3,7 @@
 What the parts measure is tested in ``test_gpu_parts.py``.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from livetalk_kernels import config
+from livetalk_kernels.testing.fake_nvml import StandIn
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -437,25 +439,16 @@ def test_the_build_functions_are_those_of_setup() -> None:
 
 
 def test_telemetry_is_summed_up_by_part() -> None:
-    class Nvml(SimpleNamespace):
-        NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
-        clock = 1000
-
-        def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:  # noqa: N802
-            self.clock += 10
-            return self.clock
-
-        def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
-            raise RuntimeError("not told")
-
-    nvml = Nvml(
+    clock = itertools.count(1010, 10)
+    nvml = StandIn(
         nvmlDeviceGetCount=lambda: 2,
         nvmlDeviceGetUUID=lambda handle: (b"GPU-other", "GPU-ours")[handle],
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetClockInfo=lambda handle, kind: next(clock),
+        nvmlDeviceGetPowerUsage=None,
         nvmlDeviceGetTemperature=lambda handle, kind: 50,
-        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=90),
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9 * handle),
     )
+    nvml.nvmlInit()  # as `find_nvml` does
     begin = time.monotonic()
     with Telemetry(nvml, period=0.01) as telemetry:  # type: ignore[arg-type]
         while len(telemetry.samples) < 10:

@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from ..triton_launch import Launch
 from .fake_cuda_classes import Capture, CUDAGraph, Event, Generator, Stream, Work, graph, profile
 from .fake_kernels import KERNELS
+from .fake_nccl import FakeNccl
 
 NAME = "Fake H200"
 UUID = "00000000-0000-0000-0000-000000000000"  # and the GPU's number
@@ -396,6 +397,7 @@ class FakeCuda:
             "cuda.stream": stream,
             "cuda.synchronize": synchronize,
             "profiler.supported_activities": lambda: {torch.profiler.ProfilerActivity.CUDA},
+            **FakeNccl(self).replacements(),
         }
         counted = {
             path: self._counted(path.rpartition(".")[2], function)

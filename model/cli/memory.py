@@ -25,6 +25,7 @@ _OPTIONS = {
     "--precision": "precision",
     "--dtype": "dtype",
     "--device": "device",
+    "--fuse-bias": "fuse_bias",
     "--ranks": "ranks",
     "--ulysses": "ulysses",
     "--ring": "ring",
@@ -50,6 +51,11 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=("cpu", "cuda"),
         help="what to predict for (default: cuda; with --measure what is here)",
+    )
+    group.add_argument(
+        "--fuse-bias",
+        action="store_true",
+        help="the VAE adds biases in the pass of a norm or residual",
     )
     for option, meaning in (
         ("--ranks", "GPUs that share a stream (default: ulysses x ring)"),
@@ -128,6 +134,7 @@ def _model(args: argparse.Namespace) -> "Model":
         device=device,
         dtype=DTYPES[args.dtype or ("bf16" if device == "cuda" else "fp32")],
         fp8=args.precision == "fp8",
+        fuse_bias=args.fuse_bias,
         split=_split(args, dit.num_heads),
     )
 
@@ -169,6 +176,7 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
         precision=args.precision or "exact",
         backend=KernelConfig(),
         reuse=True,
+        fuse_bias=args.fuse_bias,
     )
     source.require_audio_encoder()
     if source.device.type == "cpu":
@@ -205,6 +213,7 @@ def _settings(model: "Model") -> dict[str, Any]:
         "device": model.device,
         "dtype": {4: "fp32", 2: "bf16"}[model.dtype.itemsize],
         "precision": "fp8" if model.fp8 else "exact",
+        "fuse_bias": model.fuse_bias,
         "size": list(model.size),
         "steps": model.steps,
         "ulysses": model.split.ulysses,
@@ -218,6 +227,8 @@ def _title(args: argparse.Namespace, model: "Model") -> str:
     parts = [name, f"{height}x{width}", _settings(model)["dtype"]]
     if model.fp8:
         parts.append("FP8 linears")
+    if model.fuse_bias:
+        parts.append("fused biases")
     parts.append("GPU" if model.device == "cuda" else "CPU")
     if model.split.ranks > 1:
         parts.append(f"ulysses {model.split.ulysses} x ring {model.split.ring}, each rank")

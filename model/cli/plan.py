@@ -21,7 +21,10 @@ livetalk plan --gpu h200 --gpus 16 --nodes 2 --plot scaling.png
 livetalk plan --gpu cpu --preset mid --fit profiles/data --size 160x96
 livetalk plan --validate"""
 DEFAULT_PRESETS = {"cpu": "mid"}
-FORECAST_ONLY = ("gpu", "gpus", "nodes", "size", "precision", "preset", "dtype", "steps", "plot")
+FORECAST_ONLY = (
+    "gpu", "gpus", "nodes", "size", "precision", "preset", "dtype", "steps", "plot", "cuda_graphs",
+    "fuse_bias",
+)  # fmt: skip
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -63,6 +66,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     parser.add_argument(
         "--cuda-graphs", action="store_true", help="steps are replayed from CUDA graphs"
+    )
+    parser.add_argument(
+        "--fuse-bias",
+        action="store_true",
+        help="the VAE adds biases in the pass of a norm or residual",
     )
     split = parser.add_argument_group("split (default: the best)")
     split.add_argument(
@@ -110,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.validate:
         for name in (*FORECAST_ONLY, "ulysses", "ring", "vae_grid"):
-            if getattr(args, name) is not None:
+            if getattr(args, name) not in (None, False):
                 raise UserError(f"--{name.replace('_', '-')}: does not go with --validate")
         from .plan_validate import validate
 
@@ -126,11 +134,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace, itemsize: int) -> "Job":
     from ..config import get_preset
+    from ..plan.dit_work import Schedule
     from ..plan.forecast import Job
 
-    preset = get_preset(args.preset or DEFAULT_PRESETS.get(args.gpu.lower(), "14b"))
-    steps = 4 if args.steps is None else args.steps
-    return Job.of(preset, args.size, steps=steps, itemsize=itemsize, graphs=args.cuda_graphs)
+    return Job.of(
+        get_preset(args.preset or DEFAULT_PRESETS.get(args.gpu.lower(), "14b")),
+        args.size,
+        steps=4 if args.steps is None else args.steps,
+        itemsize=itemsize,
+        graphs=args.cuda_graphs,
+        schedule=Schedule(fuse_bias=args.fuse_bias),
+    )
 
 
 def _choice(args: argparse.Namespace, fp8: bool | None) -> "Choice":
@@ -176,6 +190,7 @@ def _run_gpu(args: argparse.Namespace) -> int:
     machine = GpuMachine(gpu=gpu, shares=evidence.shares, measured=evidence.figures)
     plans = search(job, machine, world=world, nodes=nodes, choice=choice)
     title = f"{args.preset or '14b'} at {job.size[0]}x{job.size[1]}, {job.steps} steps"
+    title += _fused(args)
     if args.plot is not None:
         _plot(args, job, machine, choice, f"{title} a chunk, {gpu.title}")
     if args.json:
@@ -226,10 +241,15 @@ def _run_cpu(args: argparse.Namespace) -> int:
         common.print_json(value)
         return 0
     title = f"{name} at {job.size[0]}x{job.size[1]}, {job.steps} steps, {args.dtype or 'fp32'}"
+    title += _fused(args)
     _print_plans(f"{title}, CPU", plans)
     _print_best(plans[0])
     _print_rates(machine, len(reports), reports[0].hardware)
     return 0
+
+
+def _fused(args: argparse.Namespace) -> str:
+    return ", fused biases" * args.fuse_bias
 
 
 def _plot(
@@ -271,6 +291,7 @@ def _settings(args: argparse.Namespace, job: "Job", world: int, nodes: int) -> d
             "steps": job.steps,
             "dtype": {2: "bfloat16", 4: "float32"}[job.itemsize],
             "cuda_graphs": job.graphs,
+            "fuse_bias": job.schedule.fuse_bias,
             "gpu": args.gpu.lower(),
             "gpus": world,
             "nodes": nodes,

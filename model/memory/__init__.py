@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
@@ -63,6 +62,7 @@ class Model:
         device: ``cpu`` or ``cuda``; the backends are those that ``auto`` prefers there.
         dtype: Of DiT and VAE.
         fp8: Linear layers of the transformer's blocks are in FP8.
+        fuse_bias: The VAE's residual blocks add their biases in other passes.
         steps: Denoising steps.
         text_rows: Rows of the prompt's embedding; by default the longest prompt's.
         split: Ranks; weights are on each.
@@ -78,6 +78,7 @@ class Model:
     device: str
     dtype: torch.dtype
     fp8: bool = False
+    fuse_bias: bool = False
     steps: int = 4
     text_rows: int | None = None
     split: Split = ONE_RANK
@@ -182,14 +183,15 @@ def predict(model: Model) -> Prediction:
     )
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for names and shapes only
     with torch.device("meta"):
-        dit, vae = DiT(model.dit, ops, fp8=model.fp8), VAE(model.vae, ops)
-    vae.prepare()
+        dit = DiT(model.dit, ops, fp8=model.fp8)
+        vae = VAE(model.vae, ops, fuse_bias=model.fuse_bias)
+    vae.to(model.dtype).prepare()
     session = _Session(model, machine, vae)
     # As `ModelSource.spares_memory`; they come one at a time when a session starts.
     host = dit.avatar_parameters() if model.fp8 and not machine.is_cpu else frozenset()
     weights = {
-        "DiT": _module_bytes(dit, model.dtype, without=host),
-        "VAE": _module_bytes(vae, model.dtype)
+        "DiT": _dit_bytes(dit, model.dtype, without=host),
+        "VAE": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()])
         + sum(packed_bytes(m, machine) for m in vae.modules() if isinstance(m, CausalConv)),
         "audio encoder": audio_encoder_bytes(model.audio),
     }
@@ -229,21 +231,19 @@ def describe(
         device=source.device.type,
         dtype=source.dtype,
         fp8=source.precision == "fp8",
+        fuse_bias=source.fuse_bias,
         steps=steps,
         text_rows=text_rows,
     )
 
 
-def _module_bytes(module: nn.Module, dtype: torch.dtype, *, without: Collection[str] = ()) -> int:
-    """Bytes of parameters and buffers once they are loaded in ``dtype`` (see `weights`)."""
+def _dit_bytes(dit: DiT, dtype: torch.dtype, *, without: Collection[str]) -> int:
+    """Bytes of parameters once they are loaded in ``dtype`` (see `weights`)."""
     total = 0
-    persistent = module.state_dict(keep_vars=True).keys()
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in without:
-            continue
-        statistics = name not in persistent and tensor.shape[1:] == (1, 1, 1)  # fp32, as derived
-        fixed = tensor.dtype == FP8 or name.endswith(_SCALE) or statistics
-        total += tensor.numel() * (tensor.dtype if fixed else dtype).itemsize
+    for name, tensor in dit.named_parameters():
+        if name not in without:
+            fixed = tensor.dtype == FP8 or name.endswith(_SCALE)
+            total += tensor.numel() * (tensor.dtype if fixed else dtype).itemsize
     return total
 
 

@@ -186,9 +186,13 @@ class VaeLedger:
         normed = self.ledger.take(self.size(h))
         y = self.conv(second, h, keep=keep)
         self.ledger.free(normed, self.size(h))
+        short = 0
         if block.shortcut is not None:
-            short = x if keep is None else replace(x, frames=keep)
-            self.ledger.free(self.size(self.conv(block.shortcut, short)))
+            seen = x if keep is None else replace(x, frames=keep)
+            short = self.size(self.conv(block.shortcut, seen))
+        if block.fuse_bias:  # the sum is a tensor of its own
+            self.ledger.free(self.ledger.take(self.size(y)))
+        self.ledger.free(short)
         return y
 
     def head(self, head: Head, x: Video) -> Video:

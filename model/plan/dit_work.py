@@ -38,6 +38,7 @@ class Schedule:
         pageable: Frames go to the host as fp32 through pageable memory.
         audio: The model listens. Wan2.1 does not.
         forwards: Of the model in a step; 2 with classifier-free guidance.
+        fuse_bias: The VAE's residual blocks add their biases in other passes.
     """
 
     once: bool = True
@@ -48,6 +49,7 @@ class Schedule:
     pageable: bool = False
     audio: bool = True
     forwards: int = 1
+    fuse_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

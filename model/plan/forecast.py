@@ -314,7 +314,7 @@ def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Second
     schedule = job.schedule
     rows, columns = vae_slice(job, layout, ENCODE_BORDER if name == ENCODE else DECODE_BORDER)
     keys = rows * columns if schedule.tiles else job.latent[0] * job.latent[1]
-    stage = vae_stage(job.vae, name, reuse=schedule.once)
+    stage = vae_stage(job.vae, name, reuse=schedule.once, fuse_bias=schedule.fuse_bias)
     parts = stage.work(rows, columns, keys=keys, itemsize=job.itemsize)
     if not parts:
         return {}
@@ -388,7 +388,9 @@ def vae_seconds_first(job: Job, layout: Layout, machine: Machine) -> Seconds:
     rows, columns = vae_slice(job, layout, 0)
     keys = job.latent[0] * job.latent[1]
     parts, warm = (
-        vae_stage(job.vae, name, reuse=True).work(rows, columns, keys=keys, itemsize=job.itemsize)
+        vae_stage(job.vae, name, reuse=True, fuse_bias=job.schedule.fuse_bias).work(
+            rows, columns, keys=keys, itemsize=job.itemsize
+        )
         for name in (FIRST, WARM)
     )
     found = _timed(job, machine, parts)

@@ -138,7 +138,8 @@ class GpuMachine:
         time += sum(self._product(product, bandwidth) for product in work.products)
         time += sum(self._attention(part, kernel, bandwidth) for part in work.attentions)
         convolution = self._value("matmul") * self.shares.convolution
-        return time + max(work.conv_flops / convolution, work.conv_bytes / bandwidth)
+        convolve = work.conv_flops / convolution - work.spared_bytes / bandwidth
+        return time + max(convolve, work.conv_bytes / bandwidth)
 
     def _product(self, product: Product, bandwidth: float) -> float:
         if product.itemsize == 4:

@@ -32,6 +32,7 @@ VERSIONED = ("livetalk/profile/", "livetalk/bench/", "livetalk/ops/")
 BENCH_SCHEMAS = ("livetalk/bench/2", "livetalk/ops/1", "livetalk/ops/2")  # ops: benchmarks/ops_all
 PROFILE, BENCH, COMM = "profile", "bench", "bench comm"
 SETTING = ("model", "dtype", "precision", "reuse", "steps", "threads", "compiled")
+FUSE_BIAS = "--fuse-bias"  # a report tells of it in its command line alone, which may shorten it
 NAMED = 3  # settings that an error tells of; there are as many as ops
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts that reports tell apart as a forecast does; the others count in their stage's sum.
@@ -188,7 +189,8 @@ class Observed:
         if preset is None:
             raise UserError(f"--fit {path}: model {settings['model']} is no preset; profile one")
         height, width = settings["size"]
-        schedule = Schedule()
+        fused = any(word.startswith(FUSE_BIAS[:4]) for word in values["command"])
+        schedule = Schedule(fuse_bias=fused)
         if not settings["reuse"]:
             schedule = Schedule(once=False, fused_rope=False, overlap=False)
         job = Job.of(
@@ -214,6 +216,7 @@ class Observed:
         if not 0 < chunk < math.inf:
             raise ValueError("the time of a chunk")
         setting = {"CPU": machine["cpu"]} | {key: settings.get(key) for key in SETTING}
+        setting[FUSE_BIAS] = fused
         for model, backends in (settings.get("backends") or {}).items():
             setting |= {f"{model} {op}": backend for op, backend in backends.items()}
         return cls(

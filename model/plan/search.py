@@ -213,6 +213,7 @@ def _memory(plan: Plan, device: str) -> Prediction | None:
             device=device,
             dtype=_DTYPES[job.itemsize],
             fp8=job.fp8,
+            fuse_bias=job.schedule.fuse_bias,
             steps=job.steps,
             split=MemorySplit(ulysses=mesh.ulysses, ring=mesh.ring),
         )

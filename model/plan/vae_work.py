@@ -33,9 +33,11 @@ from .work import ALL, GAPS, Attention, Parts, Product, Work
 
 DECODE, WARM, ENCODE, FIRST = "decode", "warm decoder", "encode", "first latents"
 _SIZES = ((1, 1), (1, 2), (2, 1), (2, 2))  # of the latents whose work is noted
-_CONV, _NORM, _ATTENTION = "causal_conv3d", "rms_norm_silu", "chunk_attention"
-_SUMS = ("conv_flops", "dense_flops", "conv_bytes", "norm_bytes", "linear_flops", "other_bytes")
+_CONV, _ATTENTION, _NORMS = "causal_conv3d", "chunk_attention", ("rms_norm_silu", "add_residual")
+_BYTES = ("conv_bytes", "spared_bytes", "norm_bytes", "other_bytes")
+_SUMS = ("conv_flops", "dense_flops", "linear_flops", *_BYTES)
 _PARTS = (CONVOLUTIONS, NORMS, ATTENTION, GAPS)
+_BIAS = 3  # of the convolution's positional arguments
 FP32 = 4
 
 
@@ -47,7 +49,8 @@ class Stage:
         conv_flops: Coefficients of 1, rows, columns and rows x columns: FLOPs of convolutions.
         dense_flops: The same with the taps on zero frames, which the reference computes.
         conv_bytes: Bytes of convolutions, likewise.
-        norm_bytes: Of norms.
+        spared_bytes: Of passes for biases that convolutions leave to others (see `Work`).
+        norm_bytes: Of norms, and of residual sums that are an op.
         linear_flops: FLOPs of the products around the attention.
         other_bytes: Of what is no op: joins, copies, sums.
         frames: Frames in which pixels attend to each other.
@@ -58,6 +61,7 @@ class Stage:
     conv_flops: tuple[float, ...]
     dense_flops: tuple[float, ...]
     conv_bytes: tuple[float, ...]
+    spared_bytes: tuple[float, ...]
     norm_bytes: tuple[float, ...]
     linear_flops: tuple[float, ...]
     other_bytes: tuple[float, ...]
@@ -109,6 +113,7 @@ class Stage:
             CONVOLUTIONS: Work(
                 conv_flops=at(self.dense_flops if dense else self.conv_flops),
                 conv_bytes=at(self.conv_bytes) * itemsize,
+                spared_bytes=at(self.spared_bytes) * itemsize,
                 calls=self.calls[CONVOLUTIONS],
             ),
             NORMS: Work(bytes=at(self.norm_bytes) * itemsize, calls=self.calls[NORMS]),
@@ -123,7 +128,7 @@ class Stage:
 
 
 @cache
-def vae_stage(config: VAEConfig, name: str, *, reuse: bool) -> Stage:
+def vae_stage(config: VAEConfig, name: str, *, reuse: bool, fuse_bias: bool = False) -> Stage:
     """A stage of a chunk that is not the first: decode, warm decoder, encode; or of the first.
 
     Args:
@@ -132,8 +137,9 @@ def vae_stage(config: VAEConfig, name: str, *, reuse: bool) -> Stage:
             decodes up to its first new frames. In the published schedule everything is decoded
             from the first latent, and nothing is warmed.
         reuse: Schedule (see `VAE`).
+        fuse_bias: The same.
     """
-    return _stage([_run(config, name, size, reuse=reuse) for size in _SIZES])
+    return _stage([_run(config, name, size, reuse=reuse, fuse_bias=fuse_bias) for size in _SIZES])
 
 
 @cache
@@ -222,6 +228,8 @@ class _Note:
                 self.counter.paused = True
                 out = contract.empty_outputs(*arguments, **(defaults | keywords))
                 self.counter.paused = False
+                if op == _CONV and arguments[_BIAS] is None:
+                    self.sums["spared_bytes"] += 2 * _nbytes(out)  # read and written
                 return out
 
             return Choice(
@@ -239,7 +247,7 @@ class _Note:
             self.sums["dense_flops"] += load_op(_CONV).cost(dense).flops
             self.sums["conv_bytes"] += cost.bytes
             self.calls[CONVOLUTIONS] += 1
-        elif case.op == _NORM:
+        elif case.op in _NORMS:
             self.sums["norm_bytes"] += cost.bytes
             self.calls[NORMS] += 1
         else:
@@ -249,16 +257,18 @@ class _Note:
             self.calls[ATTENTION] += 1
 
 
-def _run(config: VAEConfig, name: str, size: tuple[int, int], *, reuse: bool) -> _Note:
-    note = _Note()
-    vae = _vae(config, note, reuse=reuse)
+def _run(
+    config: VAEConfig, name: str, size: tuple[int, int], *, reuse: bool, fuse_bias: bool
+) -> _Note:
+    note, how = _Note(), {"reuse": reuse, "fuse_bias": fuse_bias}
+    vae = _vae(config, note, **how)
     rows, columns = size
     z = torch.empty(1, config.z_dim, LATENT_FRAMES, rows, columns, device=META)
     state = DecoderCache()
     # What was warmed before is none of the stage's work; the portrait's latent, with the session.
     warmed = {DECODE: MOTION_LATENTS, FIRST: 1}.get(name, 0) if reuse else 0
     if warmed:
-        _vae(config, _Note(), reuse=reuse).warm(z[:, :, :warmed], state)
+        _vae(config, _Note(), **how).warm(z[:, :, :warmed], state)
     with note.counter:
         if name == ENCODE:
             pixels = SPATIAL * rows, SPATIAL * columns
@@ -275,9 +285,9 @@ def _run(config: VAEConfig, name: str, size: tuple[int, int], *, reuse: bool) ->
     return note
 
 
-def _vae(config: VAEConfig, note: _Note, *, reuse: bool) -> VAE:
+def _vae(config: VAEConfig, note: _Note, **how: bool) -> VAE:
     with META:
-        vae = VAE(config, note.ops(), reuse=reuse)
+        vae = VAE(config, note.ops(), **how)
     vae.prepare()
     return vae
 
@@ -288,7 +298,7 @@ def _stage(notes: list[_Note]) -> Stage:
         name: tuple(np.linalg.solve(matrix, [note.sums[name] for note in notes]).tolist())
         for name in _SUMS
     }
-    for name in ("conv_bytes", "norm_bytes", "other_bytes"):
+    for name in _BYTES:
         coefficients[name] = tuple(value / FP32 for value in coefficients[name])
     note = notes[0]
     own = sum(note.calls.values())

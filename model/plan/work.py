@@ -83,6 +83,9 @@ class Work:
         attentions: Attentions.
         conv_flops: FLOPs of convolutions.
         conv_bytes: What they read and write.
+        spared_bytes: What a GPU's library would read and write besides to add biases that they
+            leave to others, in passes of their own. It has a part in each share of convolutions
+            that was ever reached. On a CPU a bias takes no pass.
         bytes: What is read and written by everything else.
         fp64: Operations in double precision.
         calls: Launches of kernels.
@@ -92,6 +95,7 @@ class Work:
     attentions: tuple[Attention, ...] = ()
     conv_flops: float = 0.0
     conv_bytes: float = 0.0
+    spared_bytes: float = 0.0
     bytes: float = 0.0
     fp64: float = 0.0
     calls: float = 0.0
@@ -109,6 +113,7 @@ class Work:
             attentions=self.attentions + other.attentions,
             conv_flops=self.conv_flops + other.conv_flops,
             conv_bytes=self.conv_bytes + other.conv_bytes,
+            spared_bytes=self.spared_bytes + other.spared_bytes,
             bytes=self.bytes + other.bytes,
             fp64=self.fp64 + other.fp64,
             calls=self.calls + other.calls,
@@ -121,6 +126,7 @@ class Work:
             attentions=tuple(replace(part, count=part.count * count) for part in self.attentions),
             conv_flops=self.conv_flops * count,
             conv_bytes=self.conv_bytes * count,
+            spared_bytes=self.spared_bytes * count,
             bytes=self.bytes * count,
             fp64=self.fp64 * count,
             calls=self.calls * count,

@@ -29,12 +29,13 @@ def test_the_published_model_in_fp8(capsys):
 
 
 def test_measured_beside_predicted(capsys):
-    options = ["--preset", "tiny", "--size", "32x48", "--measure", "--device", "cpu"]
+    options = ["--preset", "tiny", "--size", "32x48", "--measure", "--device", "cpu", "--fuse-bias"]
     printed = shown(capsys, *options)
     assert max(map(len, printed.splitlines())) <= 80
-    assert "measured" in printed and "difference" in printed
+    assert "measured" in printed and "difference" in printed and "fused biases" in printed
     value = json.loads(shown(capsys, *options, "--json"))
     assert abs(value["difference"]) < 0.05
+    assert value["measured"]["weights"] == value["predicted"]["weights"]
     assert value["predicted"]["assumed"] is None
 
 
@@ -58,6 +59,7 @@ def test_a_checkpoint(golden_checkpoint, capsys):
         (["--preset", "tiny"], "--preset"),
         (["--memory", "--preset", "huge"], "huge"),
         (["--memory", "--size", "100x100"], "--size 100x100"),
+        (["--fuse-bias"], "--fuse-bias"),
         (["--memory", "--ulysses", "3"], "--ulysses 3"),
         (["--memory", "--ranks", "8", "--ulysses", "2", "--ring", "2"], "--ranks 8"),
         (["--memory", "--measure", "--ranks", "2"], "--measure"),

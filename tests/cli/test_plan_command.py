@@ -56,6 +56,18 @@ def test_for_machines(capsys):
     assert value["settings"]["tokens"] == 12096 and value["settings"]["gpus"] == 4
 
 
+def test_fused_biases(capsys):
+    options = [*SMALL, "--size", "768x448", "--precision", "exact"]
+    assert "fused biases" in narrow(shown(capsys, *options, "--fuse-bias"))
+    values = [
+        json.loads(shown(capsys, *options, "--json", *flag)) for flag in ((), ("--fuse-bias",))
+    ]
+    assert [value["settings"]["fuse_bias"] for value in values] == [False, True]
+    plain, fused = (value["plans"][0] for value in values)
+    assert fused["stages"]["decode"]["convolutions"] < plain["stages"]["decode"]["convolutions"]
+    assert fused["memory"]["weights"]["VAE"] > plain["memory"]["weights"]["VAE"]
+
+
 def test_several_nodes(capsys):
     printed = narrow(shown(capsys, *SMALL[:-1], "16", "--nodes", "2"))
     assert "16 x H800 SXM 80 GB, 2 nodes" in printed
@@ -163,6 +175,7 @@ def test_what_is_missed_is_explained(capsys, monkeypatch):
         (("--gpu", "cpu"), ("--gpu cpu", "--fit")),
         (("--gpu", "cpu", "--gpus", "2", "--fit", "x"), ("one rank",)),
         (("--gpu", "cpu", "--plot", "x.png", "--fit", "x"), ("--plot",)),
+        (("--validate", "--fuse-bias"), ("--fuse-bias", "--validate")),
         (("--validate", "--gpu", "h800"), ("--gpu", "--validate")),
         (("--validate", "--fit", "absent.json"), ("absent.json",)),
     ],

@@ -15,6 +15,7 @@ FP8 = torch.float8_e4m3fn
 LARGE = {
     "add_norm": ({"B": 1, "L": 2100, "D": 2048}, {0: 1, 1: 1}, (1, 1)),
     "add_norm_quant": ({"B": 1, "L": 2100, "D": 2048}, {0: 1, 1: 1}, (1, 1, 1)),
+    "add_residual": ({"B": 1, "C": 96, "T": 3, "H": 128, "W": 120}, {0: 2, 1: 2}, (2,)),
     "rms_norm": ({"B": 1, "L": 2100, "D": 2048}, {0: 1}, (1,)),
     "merge_lse": ({"B": 1, "L": 2100, "H": 32, "d": 64}, {0: 1, 1: 2, 2: 1, 3: 2}, (1, 2)),
     "rms_norm_silu": ({"B": 1, "C": 96, "T": 3, "H": 128, "W": 120}, {0: 2}, (2,)),
@@ -107,6 +108,19 @@ def test_rms_norm_silu_of_a_slice(isa: str) -> None:
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_add_residual_at_any_distance(isa: str) -> None:
+    """Slices and other memory formats, copied or not, give the very sums of the reference."""
+    base = torch.randn(2, 21, 4, 6, 9).contiguous(memory_format=torch.channels_last_3d)
+    planar, bias = torch.randn(base.shape), torch.randn(21)
+    for x in (base, base[:1, :, 2:], base[:, :, 1:], base[..., 2:7], base[:, 3:20]):
+        y, few = planar[tuple(map(slice, x.shape))], bias[: x.shape[1]]
+        for arguments in ((x, y, few), (y, x, few), (x, x, few)):
+            (out,) = run("add_residual", *arguments)
+            expected = load_backend("add_residual", "reference").run(*arguments)
+            assert out.is_contiguous(memory_format=torch.channels_last_3d)
+            assert torch.equal(out, expected)
+
+
 def test_rows_at_any_distance(isa: str) -> None:
     """Also where the leading dimensions are not one in memory, or values are not neighbours."""
     base = torch.randn(3, 8, 100)
@@ -128,6 +142,22 @@ def test_rows_at_any_distance(isa: str) -> None:
     [
         ("rms_norm", (torch.ones(2, 8), torch.ones(7)), "weight has 7 elements, not 8"),
         ("add_norm", (torch.ones(2, 8), torch.ones(1, 8), None, *torch.ones(2, 8)), "y differs"),
+        (
+            "add_residual",
+            (torch.ones(1, 4, 1, 1, 2), torch.ones(1, 2, 1, 1, 4), torch.ones(4)),
+            "y differs",
+        ),
+        (
+            "add_residual",
+            (torch.ones(1, 4, 1, 1, 2), torch.ones(1, 4, 1, 1, 2).bfloat16(), torch.ones(4)),
+            "y differs",
+        ),
+        ("add_residual", (torch.ones(1, 4, 2), torch.ones(1, 4, 2), torch.ones(4)), "x and y must"),
+        (
+            "add_residual",
+            (torch.ones(1, 4, 1, 1, 2), torch.ones(1, 4, 1, 1, 2), torch.ones(2)),
+            "bias has 2 elements",
+        ),
         ("rms_norm", (torch.ones(2, 8).double(), torch.ones(8)), "needs float32 or bfloat16"),
         ("rms_norm_silu", (torch.ones(1, 4, 1, 1, 2), torch.ones(3)), "gamma has 3 elements"),
         (

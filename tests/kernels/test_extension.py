@@ -25,6 +25,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 SIZES: dict[str, dict[str, int]] = {
     "add_norm": {"B": 3, "L": 67, "D": 1000},
     "add_norm_quant": {"B": 3, "L": 67, "D": 1000},
+    "add_residual": {"B": 2, "C": 96, "T": 3, "H": 19, "W": 23},
     "rms_norm": {"B": 3, "L": 67, "D": 1000},
     "rms_norm_rope": {"B": 3, "L": 67, "H": 5, "d": 64, "S": 67},
     "quantize": {"M": 301, "K": 640},

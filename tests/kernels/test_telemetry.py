@@ -1,6 +1,7 @@
 """Telemetry: what is sampled, on which clock, what is missing, what fails, what it costs."""
 
 import ctypes
+import itertools
 import json
 import logging
 import sys
@@ -22,67 +23,25 @@ from livetalk_kernels.bench.telemetry import (
     throttle_reasons,
 )
 from livetalk_kernels.runtime.timeline import Timeline
+from livetalk_kernels.testing.fake_nvml import NVMLError, StandIn, field
 from livetalk_kernels.testing.trace import trace_problems
 
 CPU = torch.device("cpu")
 
 
-class NvmlError(Exception):
-    """Stands in for pynvml.NVMLError."""
+UUID = "00000000-0000-0000-0000-000000000000"
 
 
-class StandIn:
-    """Stands in for the module pynvml: one GPU of uuid abc, which hides what ``hidden`` names."""
+def nvml_of(**answers) -> StandIn:
+    """A GPU that tells its temperature and counts what goes through its NVLinks."""
+    kib = itertools.count(1 << 20, 1 << 20)
 
-    NVMLError = NvmlError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_SUCCESS = 1, 2, 0, 0
-    NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX = 138, 139
-
-    def __init__(self, *, hidden: tuple[str, ...] = (), link_result: int = 0):
-        self.hidden, self.link_result = hidden, link_result
-        self.users = 0
-        self.kib = 0
-
-    def tell(self, what, value):
-        assert self.users > 0, "NVML is not open"
-        if what in self.hidden:
-            raise NvmlError("Not Supported")
-        return value
-
-    def nvmlInit(self):  # noqa: N802
-        self.users += 1
-
-    def nvmlShutdown(self):  # noqa: N802
-        self.users -= 1
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
-        if uuid != "GPU-abc":
-            raise NvmlError("Not Found")
-        return "handle"
-
-    def nvmlDeviceGetUtilizationRates(self, _):  # noqa: N802
-        return self.tell("utilisation", SimpleNamespace(gpu=97, memory=40))
-
-    def nvmlDeviceGetClockInfo(self, _, which):  # noqa: N802
-        return self.tell("clock", {1: 1755, 2: 2619}[which])
-
-    def nvmlDeviceGetPowerUsage(self, _):  # noqa: N802
-        return self.tell("power", 612345)  # milliwatts
-
-    def nvmlDeviceGetTemperature(self, _, sensor):  # noqa: N802
-        return self.tell("temperature", {0: 63}[sensor])
-
-    def nvmlDeviceGetMemoryInfo(self, _):  # noqa: N802
-        return self.tell("memory", SimpleNamespace(used=40 << 30, total=141 << 30))
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, _):  # noqa: N802
-        return self.tell("reasons", 0x4)
-
-    def nvmlDeviceGetFieldValues(self, _, fields):  # noqa: N802
+    def traffic(handle, fields):
         assert all(scope == ctypes.c_uint(-1).value for _, scope in fields)
-        self.kib += 1 << 20
-        value = SimpleNamespace(ullVal=self.kib)
-        return [SimpleNamespace(nvmlReturn=self.link_result, value=value) for _ in fields]
+        return [field(next(kib)) for _ in fields]
+
+    told = {"nvmlDeviceGetTemperature": lambda handle, sensor: {0: 63}[sensor]}
+    return StandIn(**{**told, "nvmlDeviceGetFieldValues": traffic, **answers})
 
 
 class Broken:
@@ -136,8 +95,8 @@ def test_samples_of_the_host_lie_on_the_clock_of_the_timeline():
 
 
 def test_a_gpu_by_a_stand_in_for_nvml():
-    nvml = StandIn()
-    reader = GpuReader(nvml, "GPU 3", "abc")
+    nvml = nvml_of()
+    reader = GpuReader(nvml, "GPU 3", UUID)
     with Telemetry([], period=0.005, readers=[reader]) as telemetry:
         time.sleep(0.05)
     assert nvml.users == 0
@@ -147,10 +106,10 @@ def test_a_gpu_by_a_stand_in_for_nvml():
     assert last == {
         "GPU 3 utilisation": 97,
         "GPU 3 SM clock": 1755,
-        "GPU 3 memory clock": 2619,
-        "GPU 3 power": 612.345,
+        "GPU 3 memory clock": 3201,
+        "GPU 3 power": 698,
         "GPU 3 temperature": 63,
-        "GPU 3 memory": 40 << 30,
+        "GPU 3 memory": 1 << 34,
         "GPU 3 slowed by": 4,
     }
     assert result["units"]["GPU 3 power"] == "W" and result["units"]["GPU 3 memory"] == "B"
@@ -164,8 +123,14 @@ def test_a_gpu_by_a_stand_in_for_nvml():
 
 
 def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_there():
-    nvml = StandIn(hidden=("power", "reasons"), link_result=3)
-    with Telemetry([], period=0.005, readers=[GpuReader(nvml, "GPU 0", "GPU-abc")]) as telemetry:
+    nvml = nvml_of(
+        nvmlDeviceGetPowerUsage=None,
+        nvmlDeviceGetCurrentClocksThrottleReasons=None,
+        nvmlDeviceGetFieldValues=lambda handle, fields: [field(None) for _ in fields],
+    )
+    with Telemetry(
+        [], period=0.005, readers=[GpuReader(nvml, "GPU 0", f"GPU-{UUID}")]
+    ) as telemetry:
         time.sleep(0.03)
     samples = telemetry.as_json(0)["samples"]
     for column in ("power", "slowed by", "NVLink sent", "NVLink received"):
@@ -176,14 +141,14 @@ def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_there():
 
 
 def test_a_gpu_that_nvml_does_not_know_leaves_nvml_closed():
-    nvml = StandIn()
-    with pytest.raises(NvmlError):
+    nvml = nvml_of()
+    with pytest.raises(NVMLError):
         GpuReader(nvml, "GPU 0", "other")
     assert nvml.users == 0
 
 
 def test_without_a_gpu_or_without_nvml_only_the_host_is_sampled(monkeypatch):
-    (reader,) = open_readers([CPU, CPU], StandIn())
+    (reader,) = open_readers([CPU, CPU], nvml_of())
     assert isinstance(reader, HostReader)
     (reader,) = open_readers([torch.device("cuda", 0)], None)
     assert isinstance(reader, HostReader)
@@ -193,10 +158,10 @@ def test_without_a_gpu_or_without_nvml_only_the_host_is_sampled(monkeypatch):
 
 
 def test_gpus_of_the_run_are_found_by_their_uuid(monkeypatch):
-    properties = {0: SimpleNamespace(uuid="unknown"), 1: SimpleNamespace(uuid="abc")}
+    properties = {0: SimpleNamespace(uuid="unknown"), 1: SimpleNamespace(uuid=UUID)}
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties.get)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    nvml = StandIn()
+    nvml = nvml_of()
     devices = [torch.device("cuda", 0), torch.device("cuda"), torch.device("cuda")]
     host, gpu = open_readers(devices, nvml)  # GPU 0 is not known to NVML, GPU 1 counts once
     assert isinstance(host, HostReader) and "GPU 1 power" in gpu.units and nvml.users == 1

@@ -12,7 +12,10 @@ from livetalk_model.memory.measure import measure, weight_bytes
 from livetalk_model.stream.chunk import StreamOptions
 
 LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
-KINDS = [(dtype, precision) for dtype in DTYPES for precision in ("exact", "fp8")]
+KINDS = [
+    *((dtype, precision, False) for dtype in DTYPES for precision in ("exact", "fp8")),
+    *((dtype, "exact", True) for dtype in DTYPES),
+]
 
 
 def model_of(name: str, **given) -> Model:
@@ -32,17 +35,16 @@ def test_the_ledger_keeps_its_fullest_moment():
     assert ledger.peak.total == 9
 
 
-@pytest.mark.parametrize(("dtype", "precision"), KINDS)
-def test_measured_on_tiny(dtype, precision):
+@pytest.mark.parametrize(("dtype", "precision", "fuse_bias"), KINDS)
+def test_measured_on_tiny(dtype, precision, fuse_bias):
     """Weights and caches to the byte, the peak of every phase within 5 %."""
     size, options = (64, 96), StreamOptions(steps=2)
-    pipeline = load_pipeline(preset="tiny", device="cpu", dtype=dtype, precision=precision)
-    measured = measure(pipeline, size, options)
-    predicted = predict(
-        model_of(
-            "tiny", size=size, device="cpu", dtype=DTYPES[dtype], fp8=precision == "fp8", steps=2
-        )
+    pipeline = load_pipeline(
+        preset="tiny", device="cpu", dtype=dtype, precision=precision, fuse_bias=fuse_bias
     )
+    measured = measure(pipeline, size, options)
+    model = {"dtype": DTYPES[dtype], "fp8": precision == "fp8", "fuse_bias": fuse_bias}
+    predicted = predict(model_of("tiny", size=size, device="cpu", steps=2, **model))
     assert predicted.weights == measured.weights
     caches = sum(predicted.caches.values())
     assert caches == pytest.approx(measured.caches, rel=1e-3)

@@ -187,6 +187,17 @@ def test_one_setting_at_a_time(cpu_files):
     assert "dtype" not in message and "more" not in message
 
 
+def test_fused_biases_are_read_off_the_command(cpu_files):
+    file = cpu_files / "mid_96x96" / "report.json"
+    report = json.loads(file.read_text())
+    report["command"].append("--fuse")  # an option may be shortened
+    file.write_text(json.dumps(report))
+    reports = cpu_reports(read_recorded([cpu_files]))
+    assert [r.job.schedule.fuse_bias for r in reports] == [r.job.size == (96, 96) for r in reports]
+    with pytest.raises(UserError, match=r"--fuse-bias: False \(.*\), True \(mid_96x96"):
+        check_one_setting(reports)
+
+
 def test_backends_are_of_the_setting(cpu_files):
     backends = {model: dict.fromkeys("abcd", "reference") for model in ("dit", "vae")}
     change(cpu_files / "mid_96x160" / "report.json", "backends", backends)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from plan_samples import RATES
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import (
@@ -31,6 +32,7 @@ from livetalk_model.plan.forecast import (
 from livetalk_model.plan.layout import Layout, exchanged, head_groups, ring_seconds, vae_traffic
 from livetalk_model.plan.machine import (
     Costs,
+    CpuMachine,
     GpuMachine,
     Shares,
     attention_share,
@@ -294,6 +296,21 @@ def test_graphs_help_where_launches_are_slow():
     )
     assert plain.stages[DENOISE][GAPS] > 0
     assert replayed.stages[DENOISE][GAPS] < plain.stages[DENOISE][GAPS]
+
+
+def test_fused_biases_spare_passes_on_a_gpu_alone():
+    """At most as many as their layer names, 4 of 24; on a CPU a bias takes no pass."""
+    job = replace(JOB, schedule=Schedule(fuse_bias=True))
+    for gpu in ("h800", "h200"):
+        plain, fused = (forecast(given, layout(), machine(gpu)) for given in (JOB, job))
+        for stage in (DECODE, ENCODE, WARM):
+            before, after = ({**found.stages, **found.beside}[stage] for found in (plain, fused))
+            before, after = (sum(t.values()) if isinstance(t, dict) else t for t in (before, after))
+            assert 0.8 < after / before < 0.97, stage
+        assert fused.startup < plain.startup
+    cpu = CpuMachine(rates=RATES)
+    plain, fused = (forecast(given, layout(), cpu) for given in (JOB, job))
+    assert fused.chunk == pytest.approx(plain.chunk, rel=1e-3)
 
 
 def test_what_was_measured_replaces_the_table():

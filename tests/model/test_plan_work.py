@@ -205,6 +205,23 @@ def test_the_attention_of_the_vae_is_the_op_alone(name):
     assert parts[GAPS].flops == pytest.approx(around, rel=1e-9)
 
 
+@pytest.mark.parametrize(("name", "latents"), [(DECODE, 7), (ENCODE, 2)])
+def test_fused_biases_are_the_passes_that_their_layer_names(name, latents):
+    """`ResidualBlock`: of a block's 24 units 4 are spared, 2 with a shortcut, and 3 are a sum."""
+    plain, fused = (
+        vae_stage(PRESET.vae, name, reuse=True, fuse_bias=flag).work(*LATENT, itemsize=2)
+        for flag in (False, True)
+    )
+    blocks = {DECODE: 14, ENCODE: 10}[name]
+    sums = plain[GAPS].bytes - fused[GAPS].bytes
+    assert fused[NORMS].bytes - plain[NORMS].bytes == pytest.approx(sums, rel=1e-4)
+    for part, change in ((NORMS, 1), (GAPS, -1), (CONVOLUTIONS, 0)):
+        assert fused[part].calls - plain[part].calls == change * blocks * latents
+    assert plain[CONVOLUTIONS].spared_bytes == 0
+    assert 4 / 3 < fused[CONVOLUTIONS].spared_bytes / sums < 1.1 * 4 / 3
+    assert fused[CONVOLUTIONS].conv_flops == plain[CONVOLUTIONS].conv_flops
+
+
 def test_colour_counts_passes_over_the_frames():
     parts = colour_work(1000, itemsize=2)
     double = colour_work(2000, itemsize=2)
