@@ -282,6 +282,26 @@ def test_m_major_blocks_are_not_copied(hopper: pytest.MonkeyPatch) -> None:
     assert seen[0] != sa.data_ptr() and seen[1] == m_major.data_ptr()
 
 
+def test_a_feed_forward_copies_no_m_major_scales(hopper: pytest.MonkeyPatch) -> None:
+    """By rows each call makes one copy, for cuBLAS alone."""
+    seen: list[Tensor] = []
+
+    def spy(*operands: Any, **more: Any) -> Tensor:
+        seen.append(operands[2])
+        return cublas(*operands, **more)
+
+    qa, qb, sa, sb = operands(16, 256, 64)
+    back = operands(1, 48, 256)
+    outs = []
+    for m_major in (False, True):
+        hopper.setattr(functional, "scaled_mm", cublas)
+        q, scale = run("fp8_gemm_gelu_quant", "scaled_mm", qa, qb, sa, sb, None, m_major=m_major)
+        hopper.setattr(functional, "scaled_mm", spy)
+        outs.append(run("fp8_gemm", "scaled_mm", q, back[1], scale, back[3], None))
+        assert (seen.pop().data_ptr() == scale.data_ptr()) == m_major
+    assert torch.equal(*outs)
+
+
 @each_name
 def test_the_models_operands_are_not_copied(name: str, found: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
