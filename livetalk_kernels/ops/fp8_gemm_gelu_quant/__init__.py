@@ -82,6 +82,14 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("ragged", M=130, N=128, K=200),
         base.at("wide", M=140, N=640, K=48),
         base.at("ffn_up_14b_ulysses8", M=1512, N=13824, K=5120, large=True),
+        base.at(
+            "ffn_up_14b_ulysses8_m_major",
+            M=1512,
+            N=13824,
+            K=5120,
+            options={"m_major": True},
+            large=True,
+        ),
         base.at("ffn_up_14b", M=12096, N=13824, K=5120, large=True),
     )
 
