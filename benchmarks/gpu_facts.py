@@ -31,7 +31,8 @@ PACKAGES = {
     "transformers": "transformers", "pytest": "pytest", "matplotlib": "matplotlib",
     "setuptools": "setuptools", "flash_attn": "flash-attn",
     "flash_attn_interface": "flash-attn-3", "flashinfer": "flashinfer-python",
-    "quack": "quack-kernels", "cutlass_library": "nvidia-cutlass", "xfuser": "xfuser",
+    "cudnn": "nvidia-cudnn-frontend", "quack": "quack-kernels",
+    "cutlass_library": "nvidia-cutlass", "xfuser": "xfuser",
 }  # fmt: skip
 SMI = "index,name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
 

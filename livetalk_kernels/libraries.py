@@ -163,6 +163,7 @@ FLASH_ATTN = "pip install 'livetalk[flash-attn]'"
 FLASH_ATTN_3 = "pip install 'flash-attn-3' from PyTorch's package index"
 FLASHINFER = "pip install 'livetalk[flashinfer]'"
 JIT_CACHE = "pip install flashinfer-jit-cache, or install the CUDA toolkit"
+CUDNN_FRONTEND = "pip install 'livetalk[cudnn]'"
 QUACK = "pip install 'livetalk[quack]'"
 _NEW = "install a newer one"
 _EPILOGUES = f"{__package__}.ops.fp8_gemm._quack"
@@ -171,6 +172,12 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
     {
         "cuda": Library(find=_cuda, install=TORCH),
         "cudnn": Library(find=_cudnn, install="pip install -U nvidia-cudnn-cu13, or a newer torch"),
+        "cudnn-frontend": Library(
+            find=partial(
+                _module, "cudnn-frontend", "cudnn", "nvidia-cudnn-frontend", CUDNN_FRONTEND
+            ),
+            install=CUDNN_FRONTEND,
+        ),
         "triton": Library(find=_triton, install=TRITON),
         "flash-attn 3": Library(find=_flash_attn_3, install=FLASH_ATTN_3),
         "flash-attn": Library(

@@ -34,7 +34,13 @@ from .spec import Case
 FORMAT, FORMAT_VERSION = "livetalk-tuning", 1
 FOLDER = Path(__file__).resolve().parent
 AGAIN = "run 'livetalk tune' again"
-GPU_DISTRIBUTIONS = ("flash-attn", "flash-attn-3", "flashinfer-python", "quack-kernels")
+GPU_DISTRIBUTIONS = (
+    "flash-attn",
+    "flash-attn-3",
+    "flashinfer-python",
+    "nvidia-cudnn-frontend",
+    "quack-kernels",
+)
 logger = logging.getLogger(__name__)
 
 

@@ -97,6 +97,7 @@ class DiT(nn.Module):
         *,
         reuse: bool = True,
         fp8: bool = False,
+        m_major_scales: bool = False,
         parallel: SequenceParallel | None = None,
     ) -> None:
         """Build the layers.
@@ -106,6 +107,7 @@ class DiT(nn.Module):
             ops: The bound ops.
             reuse: Fused QKV product and fp32 RoPE tables; False: as published.
             fp8: Linear layers of the blocks in FP8; needs ``reuse``.
+            m_major_scales: Theirs of 1x128 blocks lie with neighbouring tokens side by side.
             parallel: How tokens are shared out; needs ``reuse``. By default they are not.
         """
         super().__init__()
@@ -113,6 +115,7 @@ class DiT(nn.Module):
         assert reuse or not fp8, "the published schedule has no FP8"
         assert reuse or self.parallel.mesh.world == 1, "the published schedule runs on one rank"
         self.config, self.ops, self.reuse, self.fp8 = config, ops, reuse, fp8
+        self.m_major_scales = m_major_scales
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
@@ -125,7 +128,8 @@ class DiT(nn.Module):
         self.img_emb = ImageEmbedding(config)
         self.audio_proj = AudioProjection(config)
         self.blocks = nn.ModuleList(
-            Block(config, ops, fused=reuse, fp8=fp8) for _ in range(config.num_layers)
+            Block(config, ops, fused=reuse, fp8=fp8, m_major=m_major_scales)
+            for _ in range(config.num_layers)
         )
         self.head = Head(config)
 

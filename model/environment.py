@@ -37,6 +37,7 @@ class Library:
 # Distribution, module, use, what pip installs it by.
 _OPTIONAL = (
     ("triton", "triton", "Triton kernels", "triton"),
+    ("nvidia-cudnn-frontend", "cudnn", "cuDNN's FP8 attention", "livetalk[cudnn]"),
     ("flash-attn", "flash_attn", "FlashAttention 2", "livetalk[flash-attn]"),
     ("flash-attn-3", "flash_attn_interface", "FlashAttention 3, for Hopper", "flash-attn-3"),
     ("flashinfer-python", "flashinfer", "FlashInfer's attention", "livetalk[flashinfer]"),

@@ -214,8 +214,10 @@ class Regions:
 class Block(nn.Module):
     """One transformer block: its layers and modulation. `DiT.forward` joins them at the seams."""
 
-    def __init__(self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False) -> None:
-        """Build the layers of one block; ``fp8``: with FP8 linear layers."""
+    def __init__(
+        self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False, m_major: bool = False
+    ) -> None:
+        """Build the layers of one block; ``fp8``: with FP8 linear layers, see `Fp8FeedForward`."""
         super().__init__()
         linear: LinearFactory = partial(Fp8Linear, ops=ops) if fp8 else Linear
         self.self_attn = SelfAttention(config, ops, linear, fused=fused)
@@ -224,7 +226,7 @@ class Block(nn.Module):
         self.norm_x = Affine(config.dim)
         self.audio_cross_attn = AudioAttention(config, ops, linear)
         self.ffn = (
-            Fp8FeedForward(config.dim, config.ffn_dim, ops)
+            Fp8FeedForward(config.dim, config.ffn_dim, ops, m_major=m_major)
             if fp8
             else nn.Sequential(
                 Linear(config.dim, config.ffn_dim),

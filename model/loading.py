@@ -41,6 +41,7 @@ def load_pipeline(
     backend: KernelConfig | None = None,
     reuse: bool = True,
     fuse_bias: bool = False,
+    m_major_scales: bool = False,
     team: Team | None = None,
     cuda_graphs: bool = False,
 ) -> Pipeline:
@@ -59,6 +60,8 @@ def load_pipeline(
         reuse: False: the published schedule, for comparison.
         fuse_bias: The VAE's residual blocks add their biases in other passes (see
             `vae_layers.ResidualBlock`); the same frames.
+        m_major_scales: With ``fp8``, scales of 1x128 blocks lie as matrix products read them best;
+            the same frames.
         team: The ranks that share the work, all of which load the model; one alone by default.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
 
@@ -78,6 +81,7 @@ def load_pipeline(
         backend=backend,
         reuse=reuse,
         fuse_bias=fuse_bias,
+        m_major_scales=m_major_scales,
         cuda_graphs=cuda_graphs,
     )
     source.require_audio_encoder()
@@ -128,6 +132,7 @@ class ModelSource:
         backend: Kernel backends.
         reuse: False: the published schedule.
         fuse_bias: The VAE's residual blocks add their biases in other passes.
+        m_major_scales: FP8 scales of 1x128 blocks lie with neighbouring tokens side by side.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
         compiled: The transformer runs by torch.compile.
         wrap: What is put around the bound ops of DiT and VAE, for example to time them.
@@ -142,6 +147,7 @@ class ModelSource:
     backend: KernelConfig
     reuse: bool
     fuse_bias: bool = False
+    m_major_scales: bool = False
     cuda_graphs: bool = False
     compiled: bool = False
     wrap: Callable[[Ops], Ops] | None = None
@@ -158,6 +164,7 @@ class ModelSource:
         backend: KernelConfig | None,
         reuse: bool,
         fuse_bias: bool = False,
+        m_major_scales: bool = False,
         precision: str = "exact",
         cuda_graphs: bool = False,
     ) -> Self:
@@ -182,6 +189,8 @@ class ModelSource:
                 "--fuse-bias: the published schedule (--no-reuse) adds each bias where it stands; "
                 "leave one of them out"
             )
+        if m_major_scales and precision != "fp8":
+            raise UserError("--m-major-scales: only FP8 has scales; use --precision fp8 as well")
         if cuda_graphs and not reuse:
             raise UserError(
                 "--cuda-graphs: the published schedule (--no-reuse) makes new constants in every "
@@ -199,6 +208,7 @@ class ModelSource:
             backend=KernelConfig.from_sources() if backend is None else backend,
             reuse=reuse,
             fuse_bias=fuse_bias,
+            m_major_scales=m_major_scales,
             cuda_graphs=cuda_graphs,
         )
 
@@ -303,7 +313,12 @@ class ModelSource:
             parallel = team.sequence(config, ops, self.device, self.dtype)
         with torch.device("meta"):
             return DiT(
-                config, ops, reuse=self.reuse, fp8=self.precision == "fp8", parallel=parallel
+                config,
+                ops,
+                reuse=self.reuse,
+                fp8=self.precision == "fp8",
+                m_major_scales=self.m_major_scales,
+                parallel=parallel,
             )
 
     def _bind(self, **dims: int) -> Ops:

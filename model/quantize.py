@@ -67,10 +67,13 @@ class Fp8FeedForward(nn.ModuleDict):
     Parameter names are those of the published ``nn.Sequential``: layers ``0`` and ``2``.
     """
 
-    def __init__(self, width: int, hidden: int, ops: Ops) -> None:
-        """``hidden`` that is no multiple of 128 is quantised per token, by a kernel of its own."""
+    def __init__(self, width: int, hidden: int, ops: Ops, *, m_major: bool = False) -> None:
+        """``hidden`` that is no multiple of 128 is quantised per token, by a kernel of its own.
+
+        ``m_major``: the blocks' scales lie as the second product reads them best.
+        """
         super().__init__({"0": Fp8Linear(width, hidden, ops), "2": Fp8Linear(hidden, width, ops)})
-        self.ops = ops
+        self.ops, self.m_major = ops, m_major
         self.blocks = hidden % FP8_BLOCK == 0
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
@@ -85,6 +88,7 @@ class Fp8FeedForward(nn.ModuleDict):
             scale.flatten(0, -2),
             first.weight_scale,
             first.bias,
+            m_major=self.m_major,
         )
         lead = values.shape[:-1]
         return self["2"](Quantized(*(part.unflatten(0, lead) for part in hidden)))

@@ -97,7 +97,7 @@ Tensor fp8_gemm_cutlass(
 }
 
 std::tuple<Tensor, Tensor> fp8_gemm_gelu_quant_cutlass(
-    Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, std::optional<Tensor> bias) {
+    Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, std::optional<Tensor> bias, bool m_major) {
   const Call call{"fp8_gemm_gelu_quant", a};
   Fp8Linear args = arguments_of(call, b, scale_a, scale_b, bias);
   STD_TORCH_CHECK(
@@ -105,12 +105,16 @@ std::tuple<Tensor, Tensor> fp8_gemm_gelu_quant_cutlass(
   call.require_gpu();
   const DeviceGuard guard(a.get_device_index());
   Tensor q = torch::stable::new_empty(a, {args.rows, args.columns});
-  Tensor scale =
-      torch::stable::new_empty(a, {args.rows, args.columns / fp8_block}, ScalarType::Float);
+  const int64_t blocks = args.columns / fp8_block;
+  const bool transposed = m_major && blocks > 1;
+  Tensor scale = torch::stable::new_empty(
+      a, {transposed ? blocks : args.rows, transposed ? args.rows : blocks}, ScalarType::Float);
+  if (transposed) scale = torch::stable::transpose(scale, 0, 1);
   if (q.numel() == 0) return {q, scale};
   call.require_aligned(q, "the result");
   args.out = q.mutable_data_ptr();
   args.out_scale = static_cast<float*>(scale.mutable_data_ptr());
+  args.out_scale_row = scale.stride(0), args.out_scale_step = scale.stride(1);
   check_launch(call, fp8_gemm_gelu_quant(args, gpu_of(a), stream_of(a)));
   return {q, scale};
 }
@@ -123,7 +127,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
       " *, ScalarType out_dtype=bfloat16) -> Tensor");
   m.def(
       "fp8_gemm_gelu_quant_cutlass(Tensor a_MK, Tensor b_NK, Tensor scale_a, Tensor scale_b,"
-      " Tensor? bias_N) -> (Tensor, Tensor)");
+      " Tensor? bias_N, *, bool m_major=False) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CUDA, m) {

@@ -130,6 +130,12 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
             help="fp8: linear layers of the transformer in FP8, an approximation",
         )
         group.add_argument(
+            "--m-major-scales",
+            action="store_true",
+            help="with fp8, scales of blocks lie as matrix products read them; saves copies on a "
+            "GPU, where it is untested; the same frames",
+        )
+        group.add_argument(
             "--cuda-graphs",
             action="store_true",
             help="on a GPU, replay captured steps instead of launching each kernel",
@@ -266,6 +272,7 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
         backend=KernelConfig.from_sources(args.backend, tuning=args.config),
         reuse=not args.no_reuse,
         fuse_bias=args.fuse_bias,
+        m_major_scales=getattr(args, "m_major_scales", False),
         cuda_graphs=getattr(args, "cuda_graphs", False),
     )
 

@@ -58,6 +58,7 @@ def latency_report(
             "random_weights": pipeline.random,
             "reuse": pipeline.reuse,
             "fuse_bias": pipeline.vae.fuse_bias,
+            "m_major_scales": pipeline.dit.m_major_scales,
             "cuda_graphs": pipeline.graphed,
             "ranks": {
                 "world": pipeline.team.size,
@@ -140,6 +141,8 @@ def _title(settings: dict[str, Any]) -> str:
         parts.append("published schedule")
     if settings["fuse_bias"]:
         parts.append("fused biases")
+    if settings["m_major_scales"]:
+        parts.append("M-major scales")
     if settings["random_weights"]:
         parts.append("random weights")
     return "Latency: " + ", ".join(parts)

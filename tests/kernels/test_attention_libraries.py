@@ -22,7 +22,7 @@ from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import _sdpa
-from livetalk_kernels.ops.chunk_attention.flash_attn3_fp8 import quantize_heads
+from livetalk_kernels.ops.chunk_attention._library import as_fp8
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff
 
@@ -243,8 +243,9 @@ def test_fp8_has_a_scale_per_head(found: pytest.MonkeyPatch) -> None:
         assert calc_diff(value, truth) < bound.calc_diff
     x = random(1, 3, 2, 16)
     x[0, 0, 1, 0] = torch.nan
-    values, scale = quantize_heads(x)
-    assert scale[0, 1].isnan() and not scale[0, 0].isnan() and not values[0, :, 0].isnan().any()
+    values, scale = as_fp8(x, over=(1, 3))
+    assert scale.shape == (1, 1, 2, 1) and scale[0, 0, 1].isnan() and not scale[0, 0, 0].isnan()
+    assert not values[0, :, 0].isnan().any()
 
 
 def case(device: torch.device = GPU, dtype: torch.dtype = FP16, **more: Any) -> Case:
@@ -261,7 +262,8 @@ def reason(backend: str, **changes: Any) -> str | None:
     return load_backend("chunk_attention", backend).supports(case(**given))
 
 
-GPU_BACKENDS = ["flash_attn", "flash_attn3", "flash_attn3_fp8", "flashinfer", "sdpa_cudnn"]
+GPU_BACKENDS = ["cudnn_fp8", "flash_attn", "flash_attn3", "flash_attn3_fp8", "flashinfer"]
+GPU_BACKENDS.append("sdpa_cudnn")
 
 
 @pytest.mark.parametrize("backend", [*GPU_BACKENDS, "sdpa_flash"])

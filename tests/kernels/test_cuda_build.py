@@ -73,7 +73,7 @@ RIGHT: dict[str, Arguments] = {
         "scale_a": zeros(2, 3).T, "scale_b": zeros(128, 1), "bias_N": zeros(128, dtype=HALF),
     },
 }  # fmt: skip
-RIGHT["fp8_gemm_gelu_quant_cutlass"] = RIGHT["fp8_gemm_cutlass"]
+RIGHT["fp8_gemm_gelu_quant_cutlass"] = lambda: RIGHT["fp8_gemm_cutlass"]() | {"m_major": True}
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_norm_cuda", {"y": zeros(2, 3, 8)}, "y differs from the first tensor in shape"),

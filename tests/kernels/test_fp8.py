@@ -100,6 +100,27 @@ def test_takes_any_leading_dimensions(backend: str) -> None:
         assert torch.equal(a.float(), b.float())
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a, b = (x.contiguous().view(-1).view(torch.uint8) for x in (a, b))
+    return torch.equal(a, b)
+
+
+@each_quantize
+@pytest.mark.parametrize("block", [None, 128])
+@pytest.mark.parametrize("lead", [(5,), (2, 3), (), (0,), (1,)])
+def test_m_major_scales_are_the_same_ones_elsewhere(
+    backend: str, block: int | None, lead: tuple[int, ...]
+) -> None:
+    x = torch.randn(*lead, 384, generator=torch.Generator().manual_seed(6))
+    rows = quantize(x, block=block, backend=backend)
+    q, scale = quantize(x, block=block, m_major=True, backend=backend)
+    assert same_bits(q, rows[0]) and same_bits(scale, rows[1])
+    assert q.is_contiguous() and rows[1].is_contiguous() and scale.shape == rows[1].shape
+    assert scale.movedim(-1, 0).is_contiguous()
+    if lead:  # what a linear layer makes of them copies nothing
+        assert scale.flatten(0, -2).data_ptr() == scale.data_ptr()
+
+
 @pytest.mark.parametrize("backend", backends("add_norm_quant"))
 def test_add_norm_quant_agrees_with_its_parts(backend: str) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -168,6 +189,35 @@ def test_fp8_gemm_gelu_quant(backend: str) -> None:
     q, scale = fp8_gemm_gelu_quant(qa, qb, sa, sb, None, backend=backend)
     assert dequantize(q, scale, torch.float32)[2].isnan().all()
     assert dequantize(q, scale, torch.float32)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", backends("fp8_gemm_gelu_quant"))
+@pytest.mark.parametrize("M", [1, 131])
+def test_fp8_gemm_gelu_quant_m_major(backend: str, M: int) -> None:
+    _, _, qa, sa, qb, sb = linear_operands(M, 384, 64)
+    rows = fp8_gemm_gelu_quant(qa, qb, sa, sb, None, backend=backend)
+    q, scale = fp8_gemm_gelu_quant(qa, qb, sa, sb, None, m_major=True, backend=backend)
+    assert same_bits(q, rows[0]) and same_bits(scale, rows[1])
+    assert scale.T.is_contiguous() and rows[1].is_contiguous()
+
+
+@pytest.mark.parametrize("backend", backends("fp8_gemm"))
+@pytest.mark.parametrize("block", [None, 128])
+def test_fp8_gemm_reads_scales_of_any_strides(backend: str, block: int | None) -> None:
+    _, _, qa, sa, qb, sb = linear_operands(131, 32, 384, block=block)
+    expected = fp8_gemm(qa, qb, sa, sb, None, backend=backend)
+    rows, columns = (x.repeat_interleave(3, dim=1)[:, ::3] for x in (sa, sa.T))
+    for scales in (sa.T.contiguous().T, rows, columns.T):
+        assert torch.equal(fp8_gemm(qa, qb, scales, sb, None, backend=backend), expected)
+
+
+def test_triton_copies_no_scales() -> None:
+    a, b = (torch.empty(n, 256, dtype=FP8, device="meta") for n in (16, 128))
+    for scale_a in (torch.empty(16, 2, device="meta"), torch.empty(2, 16, device="meta").T):
+        given = (a, b, scale_a, torch.empty(128, 1, device="meta"), None)
+        _, arguments = fp8_triton.gemm_arguments(*given, tma_out=True)
+        assert arguments["scale_a"] is scale_a
+        assert (arguments["scale_row"], arguments["scale_step"]) == scale_a.stride()
 
 
 @pytest.mark.parametrize("backend", backends("fp8_gemm_gelu_quant"))

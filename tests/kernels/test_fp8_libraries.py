@@ -268,18 +268,23 @@ def test_odd_addresses(library: str, gap: int) -> None:
 
 
 def test_m_major_blocks_are_not_copied(hopper: pytest.MonkeyPatch) -> None:
-    """Where cuBLAS takes them as they are, in multiples of 8 rows."""
-    qa, qb, sa, sb = operands(16, 32, 256, block=128)
-    m_major, seen = sa.T.contiguous().T, list[int]()
+    """CuBLAS takes them as they are, in multiples of 8 rows; by rows each call copies them."""
+    given, seen = operands(16, 256, 64), list[int]()
+    _, qb, _, sb = operands(1, 32, 256)
+    hidden = [
+        run("fp8_gemm_gelu_quant", "scaled_mm", *given, None, m_major=m_major)
+        for m_major in (False, True)
+    ]
 
     def spy(*operands: Any, **more: Any) -> Tensor:
         seen.append(operands[2].data_ptr())
         return cublas(*operands, **more)
 
     hopper.setattr(functional, "scaled_mm", spy)
-    expected = run("fp8_gemm", "scaled_mm", qa, qb, sa, sb, None)
-    assert torch.equal(run("fp8_gemm", "scaled_mm", qa, qb, m_major, sb, None), expected)
-    assert seen[0] != sa.data_ptr() and seen[1] == m_major.data_ptr()
+    outs = [run("fp8_gemm", "scaled_mm", q, qb, scale, sb, None) for q, scale in hidden]
+    assert torch.equal(*outs)
+    rows, columns = (scale.data_ptr() for _, scale in hidden)
+    assert seen[0] != rows and seen[1] == columns
 
 
 @each_name

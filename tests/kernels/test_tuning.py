@@ -209,7 +209,7 @@ def test_the_key_of_a_gpu_has_its_libraries(monkeypatch: pytest.MonkeyPatch):
     here = TuningKey.of(gpu)
     assert here.versions["cuda"] == "13.0"
     libraries = {"cuda", "cudnn", "flash-attn", "flash-attn-3", "flashinfer-python"}
-    assert set(here.versions) >= libraries | {"quack-kernels"}
+    assert set(here.versions) >= libraries | {"quack-kernels", "nvidia-cudnn-frontend"}
     older = {name: here.versions[name] for name in ("livetalk", "torch", "triton", "kernels")}
     known = tuning(choice(), key=dataclasses.replace(here, versions=older))
     name, why = known.advise(dataclasses.replace(case(), device=gpu))

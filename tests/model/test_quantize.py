@@ -75,6 +75,31 @@ def test_a_linear_layer_is_the_product_of_its_quantised_operands(dtype: torch.dt
     assert relative(out, x.double() @ exact.T.double() + layer.bias.double()) < 0.06
 
 
+def test_m_major_scales_change_no_bit() -> None:
+    """They reach the second product as they are; by flag, with FP8 alone."""
+    seen: list[Tensor] = []
+    flows = []
+    for m_major in (False, True):
+        with torch.device("meta"):
+            ops = bind_ops(**CPU32)
+            dit = DiT(get_preset("mid").dit, ops, fp8=True, m_major_scales=m_major)
+        random_module(dit, seed=5, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+        product = ops.fp8_gemm
+        ops.fp8_gemm = lambda *given, run=product, **more: (
+            seen.append(given[2]) or run(*given, **more)
+        )
+        flows.append(flow(dit))
+        blocked = [scale for scale in seen if scale.shape[-1] > 1]
+        assert len(blocked) == dit.config.num_layers
+        assert all(scale.T.is_contiguous() == m_major for scale in blocked)
+        seen.clear()
+    assert torch.equal(*flows)
+    pipeline = load_pipeline(preset="tiny", precision="fp8", device="cpu", m_major_scales=True)
+    assert pipeline.dit.m_major_scales
+    with pytest.raises(UserError, match="only FP8 has scales; use --precision fp8"):
+        load_pipeline(preset="tiny", device="cpu", m_major_scales=True)
+
+
 @pytest.mark.parametrize("hidden", [256, 704])  # of blocks of 128, and not
 def test_the_feed_forward_keeps_its_hidden_activations_in_fp8(hidden: int) -> None:
     ops = bind_ops(**CPU32)

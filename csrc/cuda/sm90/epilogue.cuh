@@ -122,7 +122,8 @@ struct ChannelAffine : Node<ChannelVectors> {
 };
 
 struct BlockScales {
-  float* scale;  // [rows, columns / 128]
+  float* scale;       // [rows, columns / 128]
+  int64_t row, step;  // elements from a row, and from a block of columns, to the next
 };
 
 // GELU of the input, divided by a scale for each row's 128 columns, which are the epilogue's tile;
@@ -182,8 +183,7 @@ struct GeluQuantise : Node<BlockScales> {
         const int at_row = row + static_cast<int>(cute::get<0>(origin)) + 8 * h;
         const int at_column = column + static_cast<int>(cute::get<1>(origin));
         if (threadIdx.x % 4 == 0 && at_row < rows && at_column < columns) {
-          const int64_t line = static_cast<int64_t>(at_row) * (columns / fp8_block);
-          params.scale[line + at_column / fp8_block] = scale;
+          params.scale[at_row * params.row + at_column / fp8_block * params.step] = scale;
         }
       }
       CUTLASS_PRAGMA_UNROLL

@@ -22,8 +22,10 @@ struct Fp8Linear {
   const float* scale_b;  // [columns]
   const void* bias;      // [columns], bf16 or fp32; null: none
   bool half_bias;
-  void* out;         // [rows, columns], bf16 or e4m3
-  float* out_scale;  // [rows, columns / 128], of e4m3 only
+  void* out;               // [rows, columns], bf16 or e4m3
+  float* out_scale;        // [rows, columns / 128], of e4m3 only
+  int64_t out_scale_row;   // elements of out_scale from a row to the next
+  int64_t out_scale_step;  // and from a block of columns to the next
   int rows;
   int columns;
   int depth;

@@ -14,7 +14,8 @@ struct fp8_gemm_gelu_quant_kernel : Fp8GemmGeluQuant::Kernel {};
 const char* fp8_gemm_gelu_quant(const Fp8Linear& args, Gpu gpu, cudaStream_t stream) {
   using Kernel = fp8_gemm_gelu_quant_kernel;
   const Kernel::CollectiveEpilogue::FusionCallbacks::Arguments fusion{
-      {{}, {args.scale_b, args.bias, args.half_bias}}, {args.out_scale}};
+      {{}, {args.scale_b, args.bias, args.half_bias}},
+      {args.out_scale, args.out_scale_row, args.out_scale_step}};
   return launch_fp8<Fp8GemmGeluQuant, Kernel>(args, fusion, gpu, stream);
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...precision import HALF_DTYPES, math_dtype
+from ...precision import FP8, FP8_MAX, HALF_DTYPES, math_dtype
 from ...reasons import capability_reason, device_reason, dtype_reason
 from ...spec import Case
 
@@ -46,6 +46,24 @@ def aligned(x_BLHd: Tensor) -> Tensor:
     if any(start % ALIGNMENT for start in (x_BLHd.storage_offset(), *strides)):
         return x_BLHd.clone(memory_format=torch.contiguous_format)
     return x_BLHd
+
+
+def as_fp8(x_BLHd: Tensor, *, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Round to e4m3.
+
+    Args:
+        x_BLHd: [B, L, H, d], not empty.
+        over: Dimensions that share a scale: (1, 3) for one per head.
+
+    Returns:
+        float8_e4m3fn [B, L, H, d], contiguous, and fp32 scales to multiply it with, of size 1 in
+        the dimensions ``over``.
+    """
+    peak = x_BLHd.abs().amax(over, keepdim=True).float()
+    scale = (peak / FP8_MAX).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = torch.where(peak == 0, 1.0, scale)
+    values = (x_BLHd.float() / scale).clamp_(-FP8_MAX, FP8_MAX)
+    return values.to(FP8, memory_format=torch.contiguous_format), scale
 
 
 def flash_attention(

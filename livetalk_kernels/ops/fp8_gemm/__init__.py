@@ -102,6 +102,14 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("qkv_14b", M=12096, N=15360, K=5120, large=True),
         base.at("out_14b", M=12096, N=5120, K=5120, large=True),
         base.at("ffn_down_14b_ulysses8", M=1512, N=5120, K=13824, options=blocks, large=True),
+        base.at(
+            "ffn_down_14b_ulysses8_m_major",
+            M=1512,
+            N=5120,
+            K=13824,
+            options=blocks | {"scales": "columns"},
+            large=True,
+        ),
         base.at("ffn_down_14b", M=12096, N=5120, K=13824, options=blocks, large=True),
     )
 

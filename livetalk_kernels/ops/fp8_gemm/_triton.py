@@ -40,18 +40,23 @@ def _operand(tile, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def _scale_rows(row, rows, scale_row, BLOCK_M: tl.constexpr):
+    """Where a tile's scales start; rows past the end repeat the last: nothing of them is stored."""
+    return tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1).to(tl.int64) * scale_row
+
+
+@triton.jit
 def _products(
-    a, b, scale_a, row, column, rows, depth,
+    a, b, scale_a, scale_row, scale_step, row, column, rows, depth,
     BLOCK_M: tl.constexpr, BLOCKED: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Sums over K of two panels, [BLOCK_M, 128] each; the second is zero unless WIDE."""
     left = tl.zeros([BLOCK_M, PANEL], tl.float32)
     right = tl.zeros([BLOCK_M, PANEL], tl.float32)
     steps = tl.cdiv(depth, PANEL)
-    # Rows past the end repeat the last: nothing of them is stored.
-    scales = scale_a + tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1).to(tl.int64) * steps
+    scales = scale_a + _scale_rows(row, rows, scale_row, BLOCK_M)
     for step in range(steps):
-        scale = tl.load(scales + step)[:, None] if BLOCKED else 1.0
+        scale = tl.load(scales + step * scale_step)[:, None] if BLOCKED else 1.0
         tile = _operand(a.load([row, step * PANEL]), INTERPRETED)
         panel = _operand(b.load([column, step * PANEL]), INTERPRETED)
         left += tl.dot(tile, panel.T) * scale
@@ -63,7 +68,7 @@ def _products(
 
 @triton.jit
 def _finish(
-    total, scale_a, scale_b, bias, row, column, rows, columns,
+    total, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
     BLOCK_M: tl.constexpr, BLOCKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """A panel's results in fp32."""
@@ -71,7 +76,7 @@ def _finish(
     inside = index < columns
     factor = tl.load(scale_b + index, mask=inside, other=0.0)[None, :]
     if not BLOCKED:
-        factor *= tl.load(scale_a + tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1))[:, None]
+        factor *= tl.load(scale_a + _scale_rows(row, rows, scale_row, BLOCK_M))[:, None]
     if BIASED:
         shift = tl.load(bias + index, mask=inside, other=0.0).to(tl.float32)
         return total * factor + shift[None, :]
@@ -92,26 +97,32 @@ def _store(out, value, row, column, rows, columns, BLOCK_M: tl.constexpr, TMA_OU
 
 @triton.jit
 def fp8_gemm_kernel(
-    a, b, scale_a, scale_b, bias, out, rows, columns, depth,
+    a, b, scale_a, scale_row, scale_step, scale_b, bias, out, rows, columns, depth,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCKED: tl.constexpr, BIASED: tl.constexpr, INTERPRETED: tl.constexpr, TMA_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Out [rows, columns]; a, b (and out if TMA_OUT) are descriptors of [BLOCK_M or 128, 128]."""
+    """Out [rows, columns]; a, b (and out if TMA_OUT) are descriptors of [BLOCK_M or 128, 128].
+
+    Scales of a are ``scale_row`` apart from row to row, ``scale_step`` from block to block of K.
+    """
     WIDE: tl.constexpr = BLOCK_N > PANEL
     tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
         row, column = _tile_origin(tile, rows, columns, BLOCK_M, BLOCK_N, GROUP)
         left, right = _products(
-            a, b, scale_a, row, column, rows, depth, BLOCK_M, BLOCKED, WIDE, INTERPRETED
+            a, b, scale_a, scale_row, scale_step, row, column, rows, depth,
+            BLOCK_M, BLOCKED, WIDE, INTERPRETED,
         )  # fmt: skip
         left = _finish(
-            left, scale_a, scale_b, bias, row, column, rows, columns, BLOCK_M, BLOCKED, BIASED
+            left, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
+            BLOCK_M, BLOCKED, BIASED,
         )  # fmt: skip
         _store(out, left, row, column, rows, columns, BLOCK_M, TMA_OUT)
         if WIDE:
             column += PANEL
             right = _finish(
-                right, scale_a, scale_b, bias, row, column, rows, columns, BLOCK_M, BLOCKED, BIASED
+                right, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
+                BLOCK_M, BLOCKED, BIASED,
             )  # fmt: skip
             _store(out, right, row, column, rows, columns, BLOCK_M, TMA_OUT)
 
@@ -124,7 +135,7 @@ def _gelu(x):
 
 @triton.jit
 def _store_fp8(
-    q, scales, value, row, column, rows, columns,
+    q, scales, out_row, out_step, value, row, column, rows, columns,
     BLOCK_M: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Quantise a panel, whose 128 columns are one block, and store it with its scales."""
@@ -132,31 +143,44 @@ def _store_fp8(
     scale = fp8_scale(peak)
     q.store([row, column], to_fp8(value * (1.0 / scale)[:, None], INTERPRETED))
     m = row + tl.arange(0, BLOCK_M)
-    pointers = scales + m.to(tl.int64) * (columns // PANEL) + column // PANEL
+    pointers = scales + m.to(tl.int64) * out_row + column // PANEL * out_step
     tl.store(pointers, scale, mask=m < tl.where(column < columns, rows, 0))
 
 
 @triton.jit
 def fp8_gemm_gelu_quant_kernel(
-    a, b, scale_a, scale_b, bias, q, scales, rows, columns, depth,
+    a, b, scale_a, scale_row, scale_step, scale_b, bias, q, scales, out_row, out_step,
+    rows, columns, depth,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCKED: tl.constexpr, BIASED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """As above; q [rows, columns] is a descriptor too, scales are [rows, columns / 128]."""
+    """As above; q [rows, columns] is a descriptor too, scales are [rows, columns / 128].
+
+    They are ``out_row`` and ``out_step`` apart.
+    """
     WIDE: tl.constexpr = BLOCK_N > PANEL
     tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
         row, column = _tile_origin(tile, rows, columns, BLOCK_M, BLOCK_N, GROUP)
         left, right = _products(
-            a, b, scale_a, row, column, rows, depth, BLOCK_M, BLOCKED, WIDE, INTERPRETED
+            a, b, scale_a, scale_row, scale_step, row, column, rows, depth,
+            BLOCK_M, BLOCKED, WIDE, INTERPRETED,
         )  # fmt: skip
         left = _finish(
-            left, scale_a, scale_b, bias, row, column, rows, columns, BLOCK_M, BLOCKED, BIASED
+            left, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
+            BLOCK_M, BLOCKED, BIASED,
         )  # fmt: skip
-        _store_fp8(q, scales, _gelu(left), row, column, rows, columns, BLOCK_M, INTERPRETED)
+        _store_fp8(
+            q, scales, out_row, out_step, _gelu(left), row, column, rows, columns,
+            BLOCK_M, INTERPRETED,
+        )  # fmt: skip
         if WIDE:
             column += PANEL
             right = _finish(
-                right, scale_a, scale_b, bias, row, column, rows, columns, BLOCK_M, BLOCKED, BIASED
+                right, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
+                BLOCK_M, BLOCKED, BIASED,
             )  # fmt: skip
-            _store_fp8(q, scales, _gelu(right), row, column, rows, columns, BLOCK_M, INTERPRETED)
+            _store_fp8(
+                q, scales, out_row, out_step, _gelu(right), row, column, rows, columns,
+                BLOCK_M, INTERPRETED,
+            )  # fmt: skip

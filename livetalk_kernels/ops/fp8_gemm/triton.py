@@ -56,7 +56,8 @@ def gemm_arguments(
     arguments = {
         "a": descriptor(_tma_rows(a_MK), BLOCK_M),
         "b": descriptor(_tma_rows(b_NK), FP8_BLOCK),
-        "scale_a": scale_a.contiguous(), "scale_b": scale_b, "bias": bias_N,
+        "scale_a": scale_a, "scale_b": scale_b, "bias": bias_N,
+        "scale_row": scale_a.stride(0), "scale_step": scale_a.stride(1),
         "rows": M, "columns": N, "depth": K,
         "BLOCK_M": BLOCK_M, "BLOCK_N": block_n, "GROUP": GROUP, "PROGRAMS": processors,
         "BLOCKED": blocked, "BIASED": bias_N is not None, "INTERPRETED": interpreted(),

@@ -9,7 +9,7 @@ from ...precision import FP8_BLOCK
 from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
 from ..fp8_gemm import operands, read, vector_length
 from ..fp8_gemm import reference as gemm
-from ..quantize import count_blocks, dequantized
+from ..quantize import count_blocks, dequantized, empty_scales
 
 
 def fp8_gemm_gelu_quant(
@@ -19,6 +19,7 @@ def fp8_gemm_gelu_quant(
     scale_b: Tensor,
     bias_N: Tensor | None,
     *,
+    m_major: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute GELU_tanh(A B^T s_a s_b + bias) and quantise it in blocks of 1x128.
@@ -32,11 +33,13 @@ def fp8_gemm_gelu_quant(
         scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a. Of any strides.
         scale_b: fp32 [N, 1], contiguous.
         bias_N: [N] fp32 or bf16, or None.
+        m_major: Lay the scales of neighbouring rows side by side, as the next ``fp8_gemm`` reads
+            them best.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
         q [M, N] float8_e4m3fn and scale [M, N/128] fp32 (q * scale is the result), as the next
-        ``fp8_gemm`` takes them; contiguous, fresh.
+        ``fp8_gemm`` takes them; contiguous, fresh. With ``m_major`` scale has strides (1, M).
 
     Raises:
         UserError: 128 does not divide N; the blocks of ``scale_a`` do not divide K; the backend
@@ -47,16 +50,22 @@ def fp8_gemm_gelu_quant(
     """
     (M, K), N = a_MK.shape, b_NK.shape[0]
     run = resolve_call("fp8_gemm_gelu_quant", backend, a_MK.device, torch.bfloat16, M=M, N=N, K=K)
-    return run(a_MK, b_NK, scale_a, scale_b, bias_N)
+    return run(a_MK, b_NK, scale_a, scale_b, bias_N, m_major=m_major)
 
 
 def empty_outputs(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Outputs of a call, not filled."""
     M, N = a_MK.shape[0], b_NK.shape[0]
-    scales = count_blocks(N, FP8_BLOCK)
-    return a_MK.new_empty((M, N)), a_MK.new_empty((M, scales), dtype=torch.float32)
+    blocks = count_blocks(N, FP8_BLOCK)
+    return a_MK.new_empty((M, N)), empty_scales(a_MK, (M,), blocks, m_major=m_major)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
@@ -69,9 +78,18 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("blocks", M=5, N=256, K=256, options={"block": 128}),
         base.at("blocks_m_major", M=5, N=128, K=256, options={"block": 128, "scales": "columns"}),
         base.at("gaps", M=5, N=128, K=32, options={"scales": "gaps"}),
+        base.at("m_major", M=133, N=384, K=32, options={"m_major": True}),
         base.at("ragged", M=130, N=128, K=200),
         base.at("wide", M=140, N=640, K=48),
         base.at("ffn_up_14b_ulysses8", M=1512, N=13824, K=5120, large=True),
+        base.at(
+            "ffn_up_14b_ulysses8_m_major",
+            M=1512,
+            N=13824,
+            K=5120,
+            options={"m_major": True},
+            large=True,
+        ),
         base.at("ffn_up_14b", M=12096, N=13824, K=5120, large=True),
     )
 
@@ -80,11 +98,18 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     """Arguments of a call; a has a scale per row, or per block where ``block`` says so."""
     a, b, scale_a, scale_b = operands(case, generator, block=case.options.get("block"))
     bias = random_tensor(case, generator, case.dims["N"], dtype=torch.float32)
-    return (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None), {}
+    arguments = (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None)
+    return arguments, {name: case.options[name] for name in ("m_major",) if name in case.options}
 
 
 def exact(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> Tensor:
     """The result before quantisation, in fp64."""
     out = gemm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=torch.float64)

@@ -12,9 +12,10 @@ from ...precision import FP8_BLOCK
 from ...spec import Case
 
 
-def gelu_quant(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+def gelu_quant(x_MN: Tensor, *, m_major: bool) -> tuple[Tensor, Tensor]:
     """GELU(tanh) of a product in fp32, as FP8 with a scale per 1x128 block."""
-    return quantizer(x_MN.device)(functional.gelu(x_MN, approximate="tanh"), block=FP8_BLOCK)
+    out = functional.gelu(x_MN, approximate="tanh")
+    return quantizer(x_MN.device)(out, block=FP8_BLOCK, m_major=m_major)
 
 
 @functools.cache

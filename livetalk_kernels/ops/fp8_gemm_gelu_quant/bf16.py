@@ -14,8 +14,15 @@ supports = bf16.supports
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # before the product, so that the error comes early
-    return gelu_quant(bf16.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=float32))
+    out = bf16.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=float32)
+    return gelu_quant(out, m_major=m_major)

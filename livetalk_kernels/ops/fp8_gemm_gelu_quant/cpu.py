@@ -6,7 +6,7 @@ from torch import Tensor
 from ...extension import supports
 from ...precision import FP8_BLOCK
 from ...torch_ops import register_cpu
-from ..quantize import count_blocks
+from ..quantize import count_blocks, laid_out
 from . import empty_outputs
 
 __all__ = ["run", "supports"]
@@ -15,10 +15,18 @@ register_cpu("fp8_gemm_gelu_quant", empty_outputs)
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)
-    return torch.ops.livetalk.fp8_gemm_gelu_quant_cpu.default(a_MK, b_NK, scale_a, scale_b, bias_N)
+    run_cpu = torch.ops.livetalk.fp8_gemm_gelu_quant_cpu.default
+    q, scale = run_cpu(a_MK, b_NK, scale_a, scale_b, bias_N)
+    return q, laid_out(scale, m_major=m_major)

@@ -21,12 +21,18 @@ def supports(case: Case) -> str | None:
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)
     return torch.ops.livetalk.fp8_gemm_gelu_quant_cutlass.default(
-        a_MK, b_NK, scale_a, scale_b, bias_N
+        a_MK, b_NK, scale_a, scale_b, bias_N, m_major=m_major
     )

@@ -22,7 +22,13 @@ def supports(case: Case) -> str | None:
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # before the product, so that the error comes early
@@ -34,4 +40,4 @@ def run(
         from ..fp8_gemm._quack import scaled_gelu
 
         out = quack.product(scaled_gelu, a_MK, b_NK, scale_a, scale_b, bias_N, float32)
-    return quantizer(a_MK.device)(out, block=FP8_BLOCK)
+    return quantizer(a_MK.device)(out, block=FP8_BLOCK, m_major=m_major)

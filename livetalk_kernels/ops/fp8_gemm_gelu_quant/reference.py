@@ -17,9 +17,16 @@ def supports(case: Case) -> str | None:
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # before the product, so that the error comes early
     out = gemm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=torch.float32)
-    return quantize.run(functional.gelu(out, approximate="tanh"), block=FP8_BLOCK)
+    out = functional.gelu(out, approximate="tanh")
+    return quantize.run(out, block=FP8_BLOCK, m_major=m_major)

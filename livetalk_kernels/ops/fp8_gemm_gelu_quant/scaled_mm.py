@@ -19,8 +19,15 @@ def supports(case: Case) -> str | None:
 
 
 def run(
-    a_MK: Tensor, b_NK: Tensor, scale_a: Tensor, scale_b: Tensor, bias_N: Tensor | None
+    a_MK: Tensor,
+    b_NK: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # before the product, so that the error comes early
-    return gelu_quant(scaled_mm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=float32))
+    out = scaled_mm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=float32)
+    return gelu_quant(out, m_major=m_major)

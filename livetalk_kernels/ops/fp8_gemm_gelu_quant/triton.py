@@ -16,6 +16,8 @@ def launches(
     scale_a: Tensor,
     scale_b: Tensor,
     bias_N: Tensor | None,
+    *,
+    m_major: bool = False,
 ) -> list[Launch]:
     """What fills ``outputs``."""
     from ..fp8_gemm._triton import fp8_gemm_gelu_quant_kernel
@@ -24,7 +26,10 @@ def launches(
     if not q.numel():
         return []
     programs, arguments = gemm_arguments(a_MK, b_NK, scale_a, scale_b, bias_N, tma_out=True)
-    arguments |= {"q": descriptor(q, BLOCK_M), "scales": scales}
+    arguments |= {
+        "q": descriptor(q, BLOCK_M), "scales": scales,
+        "out_row": scales.stride(0), "out_step": scales.stride(1),
+    }  # fmt: skip
     return [
         Launch(
             kernel=fp8_gemm_gelu_quant_kernel,

@@ -1,5 +1,7 @@
 """``quantize``: FP8 with one scale per row, or per block of a row."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -10,7 +12,7 @@ from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
 
 
 def quantize(
-    x: Tensor, *, block: int | None = None, backend: str | None = None
+    x: Tensor, *, block: int | None = None, m_major: bool = False, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute scale = max|x| / 448 over a row or block, and q = e4m3(clamp(x / scale, +-448)).
 
@@ -21,11 +23,12 @@ def quantize(
         x: Values [..., K]; last dimension contiguous. Per-token for activations [M, K],
             per-channel for weights [N, K].
         block: None for one scale per row, or the block's length (128), which must divide K.
+        m_major: Lay the scales of neighbouring rows side by side, as ``fp8_gemm`` reads them best.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
         q [..., K] float8_e4m3fn and scale fp32 [..., 1], or [..., K / block] for blocks;
-        contiguous, fresh.
+        contiguous, fresh. With ``m_major`` scale is that of a contiguous [K / block, ...].
 
     Raises:
         UserError: ``block`` does not divide K; the backend does not exist or cannot run this case.
@@ -35,7 +38,7 @@ def quantize(
     """
     dims = {"K": x.shape[-1]} if block is None else {"K": x.shape[-1], "block": block}
     run = resolve_call("quantize", backend, x.device, x.dtype, **dims)
-    return run(x, block=block)
+    return run(x, block=block, m_major=m_major)
 
 
 def count_blocks(length: int, block: int | None) -> int:
@@ -72,15 +75,41 @@ def dequantized(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     return (dequantize(*outputs, torch.float64),)
 
 
-def exact(x: Tensor, *, block: int | None = None) -> Tensor:
+def exact(x: Tensor, *, block: int | None = None, m_major: bool = False) -> Tensor:
     """What a quantisation without rounding stands for: x itself."""
     return x
 
 
-def empty_outputs(x: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+def empty_scales(like: Tensor, rows: Sequence[int], blocks: int, *, m_major: bool) -> Tensor:
+    """Scales of FP8 values, not filled.
+
+    Args:
+        like: A tensor of the device.
+        rows: Sizes of all dimensions but the last.
+        blocks: Number of scales of a row.
+        m_major: Lay those of neighbouring rows side by side.
+
+    Returns:
+        fp32 [*rows, blocks]: contiguous, or a view of a contiguous [blocks, *rows].
+    """
+    if m_major and blocks > 1:  # of one scale per row both are the same memory
+        return like.new_empty((blocks, *rows), dtype=torch.float32).movedim(0, -1)
+    return like.new_empty((*rows, blocks), dtype=torch.float32)
+
+
+def laid_out(scale: Tensor, *, m_major: bool) -> Tensor:
+    """Contiguous scales [..., blocks] in the layout that ``m_major`` asks for; maybe a copy."""
+    if m_major and scale.shape[-1] > 1:
+        return scale.movedim(-1, 0).contiguous().movedim(0, -1)
+    return scale
+
+
+def empty_outputs(
+    x: Tensor, *, block: int | None = None, m_major: bool = False
+) -> tuple[Tensor, Tensor]:
     """Outputs of a call, not filled."""
-    scales = count_blocks(x.shape[-1], block)
-    scale = x.new_empty((*x.shape[:-1], scales), dtype=torch.float32)
+    blocks = count_blocks(x.shape[-1], block)
+    scale = empty_scales(x, x.shape[:-1], blocks, m_major=m_major)
     return x.new_empty(x.shape, dtype=FP8), scale
 
 
@@ -94,6 +123,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         base.at("odd", M=5, K=99),
         base.at("strided", M=5, K=72, options={"block": 24, "gap": 8}),
         base.at("blocks", M=7, K=384, options=blocks),
+        base.at("blocks_m_major", M=7, K=384, options=blocks | {"m_major": True}),
+        base.at("m_major", M=5, K=99, options={"m_major": True}),
         base.at("tiny_values", M=3, K=128, options={"scale": 1e-30}),
         base.at("large_values", M=3, K=256, options=blocks | {"scale": 1e30}),
         base.at("activation_14b_ulysses8", M=1512, K=5120, large=True),
@@ -108,7 +139,8 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     M, K = (case.dims[letter] for letter in "MK")
     scale, gap = case.options.get("scale", 1.0), case.options.get("gap", 0)
     x = random_tensor(case, generator, M, K + gap, scale=scale)[:, :K]
-    return (x,), {"block": case.options.get("block")}
+    keywords = {name: case.options[name] for name in ("block", "m_major") if name in case.options}
+    return (x,), keywords
 
 
 def cost(case: Case) -> Cost:

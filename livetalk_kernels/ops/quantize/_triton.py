@@ -29,21 +29,22 @@ def store_quantized(
 
 @triton.jit
 def quantize_kernel(
-    x, q, scale, parts, width, per_row, stride,
+    x, q, scale, parts, width, per_row, stride, scale_row, scale_step,
     ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Parts [width], ``per_row`` in each row of x; rows of x are ``stride`` apart.
 
+    Scales are ``scale_row`` apart from row to row, and ``scale_step`` from part to part.
     Grid (parts / ROWS,): what has one scale is a row of the program.
     """
     part = row_indices(parts, ROWS)
     row = (part.to(tl.int32) // per_row).to(tl.int64)  # 64-bit division is slow
-    x += row * stride + (part - row * per_row) * width
+    step = part - row * per_row
+    x += row * stride + step * width
+    scale += row * scale_row + step * scale_step
     first = load_columns(x, tl.arange(0, MAIN)[None, :], width, True)
     second = first
     if TAIL:
         second = load_columns(x, MAIN + tl.arange(0, TAIL)[None, :], width, EVEN)
-    store_quantized(
-        q + part * width, scale + part, first, second, width, MAIN, TAIL, EVEN, INTERPRETED
-    )
+    store_quantized(q + part * width, scale, first, second, width, MAIN, TAIL, EVEN, INTERPRETED)

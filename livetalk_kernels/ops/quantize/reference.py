@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...precision import FP8, FP8_MAX, math_dtype
 from ...spec import Case
-from . import count_blocks
+from . import count_blocks, laid_out
 
 
 def supports(case: Case) -> str | None:
@@ -13,7 +13,7 @@ def supports(case: Case) -> str | None:
     return None
 
 
-def run(x: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, *, block: int | None = None, m_major: bool = False) -> tuple[Tensor, Tensor]:
     """See the contract."""
     blocks = count_blocks(x.shape[-1], block)
     wide = x.to(math_dtype(x.dtype))
@@ -23,4 +23,4 @@ def run(x: Tensor, *, block: int | None = None) -> tuple[Tensor, Tensor]:
     scale = (peak / FP8_MAX).float().clamp_min(torch.finfo(torch.float32).tiny)
     scale = torch.where(peak == 0, 1.0, scale)
     q = (wide / scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
-    return q.reshape(x.shape), scale.squeeze(-1)
+    return q.reshape(x.shape), laid_out(scale.squeeze(-1), m_major=m_major)

@@ -10,7 +10,13 @@ from . import count_blocks, empty_outputs
 __all__ = ["launches", "run", "supports"]
 
 
-def launches(outputs: tuple[Tensor, ...], x: Tensor, *, block: int | None = None) -> list[Launch]:
+def launches(
+    outputs: tuple[Tensor, ...],
+    x: Tensor,
+    *,
+    block: int | None = None,
+    m_major: bool = False,
+) -> list[Launch]:
     """What fills ``outputs``."""
     from ._triton import quantize_kernel
 
@@ -22,10 +28,12 @@ def launches(outputs: tuple[Tensor, ...], x: Tensor, *, block: int | None = None
     x = as_rows(x)
     per_row = count_blocks(x.shape[1], block)
     width = x.shape[1] // per_row
+    scale_rows = scale.view(-1, per_row)
     plan = plan_rows(x.shape[0] * per_row, width, x.itemsize)
     arguments = {
         "x": x, "q": q, "scale": scale, "parts": x.shape[0] * per_row, "width": width,
-        "per_row": per_row, "stride": x.stride(0), **plan.constants, "INTERPRETED": interpreted(),
+        "per_row": per_row, "stride": x.stride(0), "scale_row": scale_rows.stride(0),
+        "scale_step": scale_rows.stride(1), **plan.constants, "INTERPRETED": interpreted(),
     }  # fmt: skip
     grid = (plan.programs,)
     return [Launch(kernel=quantize_kernel, grid=grid, arguments=arguments, warps=plan.warps)]
