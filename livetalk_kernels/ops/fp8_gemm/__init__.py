@@ -141,6 +141,8 @@ def read(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Any, **_:
     (M, K), N = a.shape, b.shape[0]
     blocks = scale_a.shape[1]
     options: dict[str, Any] = {"block": K // blocks} if blocks > 1 else {}
+    if blocks > 1 and scale_a.stride(0) == 1 < M:
+        options["scales"] = "columns"
     return {"M": M, "N": N, "K": K}, options if bias is not None else options | {"bias": False}
 
 

@@ -1,13 +1,16 @@
 """``fp8_gemm_gelu_quant``: the first linear of a feed-forward, its GELU, and FP8 again."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from ...call import resolve_call
 from ...precision import FP8_BLOCK
-from ...spec import Arguments, Bound, Case, Cost, OpSpec, random_tensor
-from ..fp8_gemm import operands, read, vector_length
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
+from ..fp8_gemm import operands, vector_length
+from ..fp8_gemm import read as read_gemm
 from ..fp8_gemm import reference as gemm
 from ..quantize import count_blocks, dequantized, empty_scales
 
@@ -121,6 +124,12 @@ def cost(case: Case) -> Cost:
     M, N, K = (case.dims[letter] for letter in "MNK")
     scales = vector_length(case) + M * (N // FP8_BLOCK)
     return Cost(flops=2 * M * N * K + 14 * M * N, bytes=M * K + N * K + M * N + 4 * scales)
+
+
+def read(*operands: Any, m_major: bool = False) -> Sizes:
+    """Read the case that a call is: its dims and options."""
+    dims, options = read_gemm(*operands)
+    return dims, options | ({"m_major": True} if m_major else {})
 
 
 OP = OpSpec(

@@ -150,9 +150,12 @@ def cost(case: Case) -> Cost:
     return Cost(flops=3 * M * K, bytes=M * K * (case.dtype.itemsize + 1) + 4 * scales)
 
 
-def read(x: Tensor, *, block: int | None = None) -> Sizes:
+def read(x: Tensor, *, block: int | None = None, m_major: bool = False) -> Sizes:
     """Read the case that a call is: its dims and options."""
-    return {"M": x[..., 0].numel(), "K": x.shape[-1]}, {} if block is None else {"block": block}
+    options = {} if block is None else {"block": block}
+    return {"M": x[..., 0].numel(), "K": x.shape[-1]}, options | (
+        {"m_major": True} if m_major else {}
+    )
 
 
 OP = OpSpec(
