@@ -6,10 +6,13 @@ The library holds no Python, so it is loaded as torch loads operators; its kerne
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from . import torch_ops
 from .reasons import device_reason, dtype_reason
 from .spec import Case
 
@@ -65,6 +68,12 @@ def supports(case: Case) -> str | None:
     if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):
         return "the compiled kernels are older than this code; build them again (`make build`)"
     return reason
+
+
+def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    missing()
+    return torch_ops.compiled(f"{op}_cpu", fake)
 
 
 def isa() -> str:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from . import torch_ops
 from .extension import FOLDER, load_library
 from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
 from .spec import Case
-from .torch_ops import register_fake
 
 MEND = "build it with `make cuda` (needs nvcc)"
 REBUILD = "build it here again with `make cuda` (needs nvcc)"
@@ -95,15 +95,10 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def register(op: str, fake: Callable[..., Any]) -> None:
-    """Give ``livetalk::<op>_cuda`` its fake implementation, where the extension is loaded.
-
-    Args:
-        op: Name of the op.
-        fake: Empty outputs for a call's arguments.
-    """
-    if missing() is None:
-        register_fake(f"{op}_cuda", fake)
+def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    missing()
+    return torch_ops.compiled(f"{op}_cuda", fake)
 
 
 def supports_rows(case: Case, letter: str) -> str | None:

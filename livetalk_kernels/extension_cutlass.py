@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from . import extension_cuda
+from . import extension_cuda, torch_ops
 from .reasons import device_reason, dtype_reason, gpu_reason, hopper_reason
 from .spec import Case
-from .torch_ops import register_fake
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
 OPERATOR = "fp8_gemm_cutlass"  # that tells whether the library has them
@@ -27,15 +26,10 @@ def missing() -> str | None:
     return reason
 
 
-def register(op: str, fake: Callable[..., Any]) -> None:
-    """Give ``livetalk::<op>_cutlass`` its fake implementation, where the extension has it.
-
-    Args:
-        op: Name of the op.
-        fake: Empty outputs for a call's arguments.
-    """
-    if missing() is None:
-        register_fake(f"{op}_cutlass", fake)
+def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    missing()
+    return torch_ops.compiled(f"{op}_cutlass", fake)
 
 
 def supports_linear(case: Case, multiple: int) -> str | None:

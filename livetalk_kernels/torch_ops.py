@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 
-from .extension import missing
-
 NAMESPACE = "livetalk"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -16,18 +14,26 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def register_cpu(op: str, fake: Callable[..., Any]) -> None:
-    """Give ``livetalk::<op>_cpu``, which the extension defines, its fake implementation.
-
-    Without the extension, or with one that was built before the op had a kernel, there is no such
-    operator, and nothing happens; ``extension.supports`` gives the reason.
+def compiled(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Take the operator ``livetalk::<name>`` of a compiled library that has been loaded.
 
     Args:
-        op: Name of the op.
-        fake: Empty outputs for a call's arguments.
+        name: Name of the operator.
+        fake: Empty outputs for a call's arguments; its fake implementation.
+
+    Returns:
+        The operator, with names and defaults of its schema. Where the library has none, it is
+        looked for in every call; the backend's ``supports`` says why it is not there.
     """
-    if missing() is None and hasattr(torch.ops.livetalk, f"{op}_cpu"):
-        register_fake(f"{op}_cpu", fake)
+    if hasattr(torch.ops.livetalk, name):
+        register_fake(name, fake)
+        operator: Callable[..., Any] = getattr(torch.ops.livetalk, name).default
+        return operator
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(torch.ops.livetalk, name).default(*arguments, **keywords)
+
+    return run
 
 
 def register_python(

@@ -56,11 +56,13 @@ def double(x, *, backend=None):
 OP = OpSpec(
     name="double",
     summary="2x",
+    kind="norms",
     function=double,
     preference={},
     cases=lambda device, dtype: (Case(op="double", device=device, dtype=dtype),),
     make_inputs=lambda case, generator: ((torch.ones(2),), {}),
     cost=lambda case: Cost(flops=2, bytes=16),
+    read=lambda x: ({}, {}),
 )
 """
 TOY_OP_REFERENCE = """

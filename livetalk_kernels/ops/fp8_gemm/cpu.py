@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from ...extension import supports
+from ...extension import compiled, supports
 from ...precision import FP8_BLOCK
-from ...torch_ops import register_cpu
 from ..quantize import count_blocks
 from . import empty_outputs
 
 __all__ = ["run", "supports"]
 
-register_cpu("fp8_gemm", empty_outputs)
+_run = compiled("fp8_gemm", empty_outputs)
 
 
 def run(
@@ -26,6 +25,5 @@ def run(
     """See the contract."""
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)  # refuses a row that they do not divide
-    return torch.ops.livetalk.fp8_gemm_cpu.default(
-        a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype
-    )
+    out: Tensor = _run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
+    return out

@@ -6,13 +6,13 @@ Untested on a GPU.
 import torch
 from torch import Tensor
 
-from ...extension_cutlass import TMA_VALUES, register, supports_linear
+from ...extension_cutlass import TMA_VALUES, compiled, supports_linear
 from ...precision import FP8_BLOCK
 from ...spec import Case
 from ..quantize import count_blocks
 from . import empty_outputs
 
-register("fp8_gemm", empty_outputs)
+_run = compiled("fp8_gemm", empty_outputs)
 
 
 def supports(case: Case) -> str | None:
@@ -32,6 +32,5 @@ def run(
     """See the contract."""
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)  # refuses a row that they do not divide
-    return torch.ops.livetalk.fp8_gemm_cutlass.default(
-        a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype
-    )
+    out: Tensor = _run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
+    return out

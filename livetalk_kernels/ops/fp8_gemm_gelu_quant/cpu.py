@@ -1,17 +1,15 @@
 """``fp8_gemm_gelu_quant`` compiled; see ``csrc/cpu/fp8_gemm.cpp``."""
 
-import torch
 from torch import Tensor
 
-from ...extension import supports
+from ...extension import compiled, supports
 from ...precision import FP8_BLOCK
-from ...torch_ops import register_cpu
 from ..quantize import count_blocks, laid_out
 from . import empty_outputs
 
 __all__ = ["run", "supports"]
 
-register_cpu("fp8_gemm_gelu_quant", empty_outputs)
+_run = compiled("fp8_gemm_gelu_quant", empty_outputs)
 
 
 def run(
@@ -27,6 +25,5 @@ def run(
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)
-    run_cpu = torch.ops.livetalk.fp8_gemm_gelu_quant_cpu.default
-    q, scale = run_cpu(a_MK, b_NK, scale_a, scale_b, bias_N)
+    q, scale = _run(a_MK, b_NK, scale_a, scale_b, bias_N)
     return q, laid_out(scale, m_major=m_major)

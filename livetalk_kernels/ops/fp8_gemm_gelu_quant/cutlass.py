@@ -3,16 +3,15 @@
 Untested on a GPU.
 """
 
-import torch
 from torch import Tensor
 
-from ...extension_cutlass import register, supports_linear
+from ...extension_cutlass import compiled, supports_linear
 from ...precision import FP8_BLOCK
 from ...spec import Case
 from ..quantize import count_blocks
 from . import empty_outputs
 
-register("fp8_gemm_gelu_quant", empty_outputs)
+_run = compiled("fp8_gemm_gelu_quant", empty_outputs)
 
 
 def supports(case: Case) -> str | None:
@@ -33,6 +32,5 @@ def run(
     count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)
-    return torch.ops.livetalk.fp8_gemm_gelu_quant_cutlass.default(
-        a_MK, b_NK, scale_a, scale_b, bias_N, m_major=m_major
-    )
+    q, scale = _run(a_MK, b_NK, scale_a, scale_b, bias_N, m_major=m_major)
+    return q, scale

@@ -1,19 +1,17 @@
 """``quantize`` compiled; see ``csrc/cpu/quantize.cpp``."""
 
-import torch
 from torch import Tensor
 
-from ...extension import supports
-from ...torch_ops import register_cpu
+from ...extension import compiled, supports
 from . import count_blocks, empty_outputs, laid_out
 
 __all__ = ["run", "supports"]
 
-register_cpu("quantize", empty_outputs)
+_run = compiled("quantize", empty_outputs)
 
 
 def run(x: Tensor, *, block: int | None = None, m_major: bool = False) -> tuple[Tensor, Tensor]:
     """See the contract."""
     count_blocks(x.shape[-1], block)  # refuses a block that does not divide the row
-    q, scale = torch.ops.livetalk.quantize_cpu.default(x, block=block)
+    q, scale = _run(x, block=block)
     return q, laid_out(scale, m_major=m_major)
