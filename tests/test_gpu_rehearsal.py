@@ -68,7 +68,7 @@ def test_every_part_runs_on_a_made_up_gpu(tmp_path: Path) -> None:
     assert report["settings"]["cuda_graphs"] and report["settings"]["device"] == "cuda:0"
     runs = {row["ranks"]: row for row in result["scaling"]["runs"]}
     assert [row["state"] for row in runs.values()] == ["done", "done"] and runs[1]["identical"]
-    assert runs[2]["mesh"]["world"] == 2 and result["scaling"]["settings"]["device"] == "cuda"
+    assert runs[2]["mesh"]["world"] == 2 and result["scaling"]["settings"]["device"] == "cuda:0"
     assert result["comm"]["settings"]["engine"] == "NCCL"
     assert {row["state"] for row in result["comm"]["patterns"]} == {"timed"}
     assert result["comm"]["link"]["nvlink_nominal_gb_per_s"] == pytest.approx(478.1, abs=0.1)

@@ -70,24 +70,24 @@ def mm(self: Tensor, mat2: Tensor, out_dtype: torch.dtype | None = None) -> Tens
 def scaled_mm(
     self: Tensor,
     mat2: Tensor,
-    scale_a: Sequence[Tensor],
-    recipe_a: Sequence[int],
-    swizzle_a: Sequence[int],
-    scale_b: Sequence[Tensor],
-    recipe_b: Sequence[int],
-    swizzle_b: Sequence[int],
+    scale_a: list[Tensor],
+    recipe_a: list[int],
+    swizzle_a: list[int],
+    scale_b: list[Tensor],
+    recipe_b: list[int],
+    swizzle_b: list[int],
     bias: Tensor | None,
     out_dtype: torch.dtype | None,
-    contraction_dim: Sequence[int] = (),
+    contraction_dim: list[int] | tuple[int, ...] = (),
     use_fast_accum: bool = False,
 ) -> Tensor:
     """``aten::_scaled_mm_v2``, which on a CPU has no scales per block of 128."""
-    if list(recipe_a) != [BLOCKS]:
+    if recipe_a != [BLOCKS]:
         return torch._scaled_mm_v2(
             self, mat2, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias,
             out_dtype, contraction_dim, use_fast_accum,
         )  # fmt: skip
-    assert list(recipe_b) == [BLOCKS] and not (swizzle_a or swizzle_b or bias is not None)
+    assert recipe_b == [BLOCKS] and not (swizzle_a or swizzle_b or bias is not None)
     factors = []
     for matrix, (scale,) in ((self, scale_a), (mat2.T, scale_b)):
         rows, blocks = matrix.shape[0], -(-matrix.shape[1] // 128)

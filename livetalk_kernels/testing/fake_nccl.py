@@ -60,6 +60,7 @@ class FakeNccl:
             assert device_id == torch.device("cuda", self._gpus.current), "else NCCL guesses a GPU"
         self._host("init_process_group", GLOO, init_method=init_method, timeout=timeout)
         if backend == NCCL:
+            assert dist.group.WORLD is not None
             self.groups.append(dist.group.WORLD)
 
     def new_group(self, ranks: Any = None, timeout: Any = None, backend: str | None = None) -> Any:
