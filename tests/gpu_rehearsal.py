@@ -116,7 +116,7 @@ def several_ranks() -> None:
 
 
 def one_case(op: str, device: Any, dtype: Any) -> list[Case]:
-    """Stands for the cases of `ops_all`, which a CPU takes hours for."""
+    """Stands for the cases of `ops_all`, for which a CPU takes hours."""
     spec = load_op(op)
     small = [case for case in spec.cases(device, dtype) if not case.large]
     return [max(small, key=lambda case: spec.cost(case).flops)]

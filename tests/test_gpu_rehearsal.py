@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from livetalk_kernels.dispatch import backend_names, load_backend, op_names
 from livetalk_kernels.testing import fake_nvml
@@ -17,59 +18,9 @@ from livetalk_kernels.testing.fake_cuda import FakeCuda
 from livetalk_kernels.testing.fake_kernels import KERNELS
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-DRIVER = """
-import importlib, json, os, sys, time, traceback
-from pathlib import Path
-
-sys.path.insert(0, sys.argv[1])
-folder, excluded = Path(sys.argv[2]), sys.argv[3]
-from livetalk_kernels.bench import cuda_timer, roofline
-from livetalk_kernels.testing import fake_nvml
-from livetalk_kernels.testing.fake_cuda import FakeCuda
-from livetalk_model.cli.main import main
-
-sys.modules["pynvml"] = fake_nvml
-roofline.GEMM_SIZE["cuda"], roofline.GPU_BUFFER = 64, 1 << 16  # a GPU's take a CPU minutes
-cuda_timer.WARM_SECONDS["cuda"], cuda_timer.MAX_CALLS, cuda_timer.PROFILED_CALLS = 0.0, 2, 1
-codes, seconds = {}, {}
-with FakeCuda() as gpu:
-    def note(name, call):
-        begin = time.process_time()
-        try:
-            codes[name] = call()
-        except Exception:
-            codes[name] = traceback.format_exc()
-        seconds[name] = time.process_time() - begin
-
-    def run(name, *words, part=None):
-        part = part or name
-        sys.argv = [part, "--device", "cuda", *words, "--json", str(folder / f"{name}.json")]
-        note(name, importlib.import_module(part).main)
-
-    def livetalk(name, command, *words):
-        common = ("--preset", "tiny", "--device", "cuda")
-        note(name, lambda: main([command, *common, *words]))
-
-    facts = importlib.import_module("gpu_facts").gather()
-    run("gpu_smoke", "--seconds", "200")
-    os.environ["LIVETALK_EXCLUDE"] = excluded  # Triton's interpreter is slow
-    small = ("--preset", "tiny", "--size", "16x16")
-    once = (*small, "--rounds", "1")
-    run("step", *once, "--layers", "1", "--precision", "both", "--no-compile")
-    run("vae", *once, "--no-compile")
-    run("graphs", *once, "--layers", "1")
-    run("chunk", *small, "--layers", "1", "--chunks", "2", "--cuda-graphs", part="stream")
-    run("chunk-fp8", *small, "--layers", "1", "--chunks", "2", "--precision", "fp8", part="stream")
-    livetalk("profile", "profile", "--size", "16x16", "--chunks", "1", "--warmup", "1",
-             "--no-video", "--cuda-graphs", "--output", str(folder / "profile"))
-    note("bench", lambda: main(["bench", "rms_norm", "--shape", "L=4,D=32", "--device", "cuda",
-                                "--no-compile", "--rounds", "3"]))
-value = {"facts": facts, "codes": codes, "calls": gpu.calls, "seconds": seconds}
-(folder / "all.json").write_text(json.dumps(value))
-"""
-# Triton's interpreter multiplies bf16 wrongly, and torch has no products in FP8 by blocks on a CPU.
+DRIVER = Path(__file__).with_name("gpu_rehearsal.py")
+# Triton's interpreter multiplies bf16 wrongly.
 NO_TRUTH = {"audio_attention=triton", "chunk_attention=triton", "context_attention=triton"}
-NO_TRUTH |= {"fp8_gemm=scaled_mm"}
 
 
 @pytest.mark.timeout(900)
@@ -81,7 +32,7 @@ def test_every_part_runs_on_a_made_up_gpu(tmp_path: Path) -> None:
         if load_backend(op, name).launches is not None
     ]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(BENCHMARKS), str(tmp_path), ",".join(interpreted)],
+        [sys.executable, str(DRIVER), str(BENCHMARKS), str(tmp_path), ",".join(interpreted)],
         capture_output=True,
         text=True,
         check=False,
@@ -94,7 +45,7 @@ def test_every_part_runs_on_a_made_up_gpu(tmp_path: Path) -> None:
     assert set(every["codes"].values()) == {0}, (every["codes"], done.stderr)
     assert not every["facts"]["problems"] and every["facts"]["devices"][0]["uuid"]
     assert every["facts"]["machine"]["gpu"]["driver"] == "580.00"
-    assert all(value["complete"] for value in result.values())
+    assert all(value["complete"] for name, value in result.items() if name != "comm")
     smoke = {f"{row['op']}={row['backend']}": row for row in result["gpu_smoke"]["rows"]}
     states = {name: row["state"] for name, row in smoke.items() if row["state"] != "left out"}
     assert {name for name, state in states.items() if state != "ok"} <= NO_TRUTH, smoke
@@ -115,6 +66,21 @@ def test_every_part_runs_on_a_made_up_gpu(tmp_path: Path) -> None:
     assert len(result["chunk"]["chunks"]) == 2 and result["chunk"]["settings"]["cuda_graphs"]
     report = json.loads((tmp_path / "profile/report.json").read_text())
     assert report["settings"]["cuda_graphs"] and report["settings"]["device"] == "cuda:0"
+    runs = {row["ranks"]: row for row in result["scaling"]["runs"]}
+    assert [row["state"] for row in runs.values()] == ["done", "done"] and runs[1]["identical"]
+    assert runs[2]["mesh"]["world"] == 2 and result["scaling"]["settings"]["device"] == "cuda:0"
+    assert result["comm"]["settings"]["engine"] == "NCCL"
+    assert {row["state"] for row in result["comm"]["patterns"]} == {"timed"}
+    assert result["comm"]["link"]["nvlink_nominal_gb_per_s"] == pytest.approx(478.1, abs=0.1)
+    timed = {
+        f"{case['op']}={row['backend']}"
+        for case in result["ops_all"]["cases"]
+        for row in case["backends"]
+        if row["state"] == "timed"
+    }
+    assert {f"{op}=eager" for op in op_names()} < timed and "fp8_gemm=scaled_mm" in timed
+    for name in ("batch_isend_irecv", "all_reduce", "broadcast", "new_group", "record_stream"):
+        assert every["ranks"][name] > 0, name
     for name in ("synchronize", "replay", "record_stream", "mem_get_info", "set_device", "stream"):
         assert every["calls"][name] > 0, name
 
@@ -151,7 +117,7 @@ def test_the_made_up_gpu_takes_what_torch_takes() -> None:
         real: Any = torch
         for name in path.split("."):
             real = getattr(real, name)
-        if not path.startswith("cuda."):  # in C++, or of fewer parameters
+        if not path.startswith(("cuda.", "distributed.")):  # in C++, or of fewer parameters
             continue
         own = fake.__mro__[1] if isinstance(fake, type) else fake
         assert set(parameters(own)) <= set(parameters(real)), path
@@ -167,6 +133,37 @@ def test_the_made_up_gpu_takes_what_torch_takes() -> None:
         if name.startswith(("NVML_", "nvml")):
             real = getattr(pynvml, name)
             assert callable(fake) or fake == real, name
+
+
+def test_the_made_up_nccl_refuses_what_nccl_refuses(tmp_path: Path) -> None:
+    alone = f"file://{tmp_path / 'store'}?rank=0&world_size=1"
+    with FakeCuda() as gpu:
+        there = torch.ones(2, 3, device="cuda")
+        with pytest.raises(AssertionError, match="guesses a GPU"):
+            dist.init_process_group("nccl", init_method=alone)
+        dist.init_process_group("nccl", init_method=alone, device_id=torch.device("cuda", 0))
+        try:
+            control = dist.new_group(backend="gloo")
+            assert [dist.get_backend(group) for group in (None, control)] == ["nccl", "gloo"]
+            dist.all_reduce(there)
+            dist.broadcast(torch.ones(1), 0, group=control)
+            for call in (
+                lambda: dist.all_reduce(torch.ones(1)),
+                lambda: dist.all_reduce(there, group=control),
+            ):
+                with pytest.raises(RuntimeError, match="No backend type"):
+                    call()
+            with pytest.raises(ValueError, match="contiguous"):
+                dist.broadcast(there.T, 0)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+                doubled = there * 2
+                dist.all_reduce(doubled)
+            there.fill_(4)
+            graph.replay()
+            assert doubled.eq(8).all() and gpu.calls["all_reduce"] == 4
+        finally:
+            dist.destroy_process_group()
 
 
 def test_the_made_up_gpu_refuses_what_a_gpu_refuses() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ATEN: Any = torch.ops.aten
+BLOCKS = functional.ScalingType.BlockWise1x128.value
 
 
 def flash(
@@ -66,6 +67,35 @@ def mm(self: Tensor, mat2: Tensor, out_dtype: torch.dtype | None = None) -> Tens
     return torch.matmul(self.float(), mat2.float()).to(out_dtype or self.dtype)
 
 
+def scaled_mm(
+    self: Tensor,
+    mat2: Tensor,
+    scale_a: list[Tensor],
+    recipe_a: list[int],
+    swizzle_a: list[int],
+    scale_b: list[Tensor],
+    recipe_b: list[int],
+    swizzle_b: list[int],
+    bias: Tensor | None,
+    out_dtype: torch.dtype | None,
+    contraction_dim: list[int] | tuple[int, ...] = (),
+    use_fast_accum: bool = False,
+) -> Tensor:
+    """``aten::_scaled_mm_v2``, which on a CPU has no scales per block of 128."""
+    if recipe_a != [BLOCKS]:
+        return torch._scaled_mm_v2(
+            self, mat2, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias,
+            out_dtype, contraction_dim, use_fast_accum,
+        )  # fmt: skip
+    assert recipe_b == [BLOCKS] and not (swizzle_a or swizzle_b or bias is not None)
+    factors = []
+    for matrix, (scale,) in ((self, scale_a), (mat2.T, scale_b)):
+        rows, blocks = matrix.shape[0], -(-matrix.shape[1] // 128)
+        assert scale.shape == (rows, blocks) and scale.stride() == (1, rows), scale.stride()
+        factors.append(matrix.float() * scale.repeat_interleave(128, 1)[:, : matrix.shape[1]])
+    return torch.matmul(factors[0], factors[1].T).to(out_dtype or torch.bfloat16)
+
+
 def convolve(
     input: Tensor,
     weight: Tensor,
@@ -109,6 +139,7 @@ KERNELS: Mapping[Any, Callable[..., Any]] = {
     ATEN._scaled_dot_product_efficient_attention: efficient,
     ATEN._scaled_dot_product_cudnn_attention: cudnn,
     torch.mm: mm,
+    torch._scaled_mm_v2: scaled_mm,
     torch.conv2d: convolve,
     torch.conv3d: convolve,
     torch.cudnn_convolution: cudnn_convolution,

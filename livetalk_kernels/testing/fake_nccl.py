@@ -56,9 +56,10 @@ class FakeNccl:
         device_id: Any = None,
     ) -> None:
         """Join the world."""
-        self._host("init_process_group", GLOO, init_method=init_method, timeout=timeout)
         if backend == NCCL:
             assert device_id == torch.device("cuda", self._gpus.current), "else NCCL guesses a GPU"
+        self._host("init_process_group", GLOO, init_method=init_method, timeout=timeout)
+        if backend == NCCL:
             assert dist.group.WORLD is not None
             self.groups.append(dist.group.WORLD)
 
