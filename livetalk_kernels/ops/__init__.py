@@ -21,11 +21,12 @@ class Ops:
 
     Attributes:
         choices: Op -> backend with the reason it was picked.
+        differentiable: Autograd goes through all of them.
     """
 
-    def __init__(self, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, choices: Mapping[str, Choice], *, differentiable: bool = False) -> None:
         """Make one attribute per op."""
-        self.choices = dict(choices)
+        self.choices, self.differentiable = dict(choices), differentiable
         for op, choice in choices.items():
             setattr(self, op, choice.run)
 
@@ -78,6 +79,7 @@ def bind_ops(
     cases = {op: Case(op=op, device=device, dtype=dtype, dims=dims) for op in op_names()}
     if differentiable:
         cases = {op: case for op, case in cases.items() if with_gradients(case)}
-    return Ops(
-        {op: resolve(case, config, differentiable=differentiable) for op, case in cases.items()}
-    )
+    choices = {
+        op: resolve(case, config, differentiable=differentiable) for op, case in cases.items()
+    }
+    return Ops(choices, differentiable=differentiable)
