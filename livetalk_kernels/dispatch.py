@@ -118,8 +118,7 @@ def pick(
         differentiable: Take only what autograd goes through.
 
     Raises:
-        UserError: The backend exists and cannot run the case, or has no gradients where they are
-            needed.
+        UserError: The backend cannot run the case, or has no gradients where they are needed.
     """
     if wanted == "auto":
         return _pick_auto(case, "auto", tuning, differentiable)

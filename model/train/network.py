@@ -47,7 +47,7 @@ class Conditions:
 
 
 class Network(nn.Module):
-    """The flow that the transformer predicts: ``v = noise - clean`` at each sample's own time."""
+    """The flow that the transformer predicts, at each sample's own timestep."""
 
     def __init__(self, dit: DiT) -> None:
         """Take a transformer whose ops were bound with ``differentiable=True``."""
@@ -57,12 +57,12 @@ class Network(nn.Module):
         self.dit = dit
         self._norm_rope: dict[tuple[int, int, int], NormRope] = {}
 
-    def forward(self, x_BCTHW: Tensor, time_B: Tensor, given: Conditions) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
         """Predict the flow.
 
         Args:
             x_BCTHW: [B, 16, T, h, w] noisy latents.
-            time_B: [B] times, 0 (clean) to 1 (noise).
+            timestep_B: [B] shifted timesteps, 0 (clean) to 1000 (noise).
             given: The conditions.
 
         Returns:
@@ -76,7 +76,7 @@ class Network(nn.Module):
         flow_BCTHW: Tensor = dit(
             x_BCTHW,
             condition=dit.prepare_condition(torch.cat((mask_BCTHW, given.portrait), dim=1)),
-            step=dit.embed_steps(1000 * time_B),
+            step=dit.embed_steps(timestep_B),
             context=dit.embed_context(given.text, given.image),
             audio=dit.embed_audio(given.windows),
             norm_rope=self._norm_rope[grid],
