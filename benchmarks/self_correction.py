@@ -216,9 +216,9 @@ def distill_scalar(
             learns.zero_grad()
             matched.loss.backward()
             learns.step()
-            run.a.append(student.a.item())
-            run.b.append(student.b.item())
-            run.std.append(student.log_std.exp().item())
+            run.a.append(round(student.a.item(), 5))
+            run.b.append(round(student.b.item(), 5))
+            run.std.append(round(student.log_std.exp().item(), 5))
     return run
 
 
@@ -281,7 +281,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
              title="DMD's gradient on Gaussians")  # fmt: skip
     left.legend(fontsize=8)
     for name, run in result["streams"].items():
-        style = {"linestyle": "--" if "critic" in name else "-", "label": name}
+        style: dict[str, Any] = {"linestyle": "--" if "critic" in name else "-", "label": name}
         style["linewidth"] = 4 if name == "K = 2" else 1.5  # others lie upon it
         middle.plot(run["a"], **style)
         right.plot(run["distance"], **style)

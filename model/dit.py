@@ -46,6 +46,10 @@ from .published import PublishedRope
 from .rope import rope_table
 from .weights import Slot
 
+# A product of one row rounds otherwise than one of several: with as many as a stream's schedule
+# has, a sample that is trained with gets the bits that a stream would.
+TIME_ROWS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioContext:
@@ -333,7 +337,9 @@ class DiT(nn.Module):
         Args:
             timesteps: [B] shifted timesteps, 0 to 1000.
         """
-        projected_B6D, head_B2D = self._embed_time(timesteps)
+        count = len(timesteps)
+        padded = F.pad(timesteps, (0, -count % TIME_ROWS))
+        projected_B6D, head_B2D = (rows[:count] for rows in self._embed_time(padded))
         head = head_B2D[0] if len(head_B2D) == 1 else head_B2D.transpose(0, 1).unsqueeze(2)
         return StepModulation(
             blocks=[TimeProjection(projected_B6D)] * self.config.num_layers, head=head
