@@ -289,7 +289,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
     middle.axhline(RHO, color="grey", linewidth=1, linestyle=":")
     end = result["settings"]["updates"]
     for level, text in ((1, "from here on an error grows"), (RHO, "the teacher's rho")):
-        middle.annotate(text, (end, level + 0.003), ha="right", fontsize=8, color="grey")
+        middle.annotate(text, (end, level + 0.008), ha="right", fontsize=8, color="grey")
     middle.set(xlabel="updates", ylabel="a", title="What a chunk keeps of an error")
     middle.legend(fontsize=8)
     right.plot(result["start"], color="grey", linewidth=1, label="before")
