@@ -194,13 +194,13 @@ def distill_scalar(
             return draws.noise(purpose, shape, step=step, samples=[0])[0]
 
         given = conditions(draw("reference"))
-        count = draws.chunk(chunks, step=step)
+        count = 1 + draws.below(chunks, "chunk", step=step)
         at = roll_out(
             student, [given] * count, given.portrait[:, :, :1], schedule=ONE_STEP, exit_step=0,
             hand_over=lambda latents: latents[:, :, -1:],
             draw_noise=lambda chunk, number, first: draw(f"chunk {chunk} draw {number}"),
         )  # fmt: skip
-        uniform = draws.score_uniform("score time", step=step)
+        uniform = draws.shared_uniform("score time", step=step)
         matched = match(
             student, teacher.flow(), critic.flow() if trained_critic else student.flow(), at,
             noise=draw("score"), uniform=uniform, method=method,

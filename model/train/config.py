@@ -1,5 +1,6 @@
-"""What of the distillation is disputed, as switches with the paper's numbers as defaults."""
+"""Choices of both stages, with the paper's numbers as defaults; what is disputed is a switch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -7,6 +8,32 @@ from livetalk_kernels.errors import UserError
 
 History = Literal["generated", "oracle"]
 ScoreMotion = Literal["clean", "noised"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How stage 1 teaches a chunk.
+
+    Attributes:
+        long_motion: Share of the samples whose motion is five frames; the others' is the first
+            frame alone, as a stream starts.
+        drop_both: Share without audio and text, for guidance.
+        drop_text: Share without text only.
+        anchored: Share whose time is one of the sampler's; the others' lie anywhere.
+
+    Raises:
+        UserError: A share is no share.
+    """
+
+    long_motion: float = 0.9
+    drop_both: float = 0.05
+    drop_text: float = 0.05
+    anchored: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        _check_parts(**{name: (value, 1.0) for name, value in vars(self).items()})
+        _check_parts(**{"drop_both + drop_text": (self.drop_both + self.drop_text, 1.0)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +79,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         """Check all values."""
+        _check_parts(regression=(self.regression, math.inf))
         for name, value in (("chunks", self.chunks), ("generator_every", self.generator_every)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} = {value}: must be a whole number from 1")
@@ -61,5 +89,15 @@ class Distillation:
         ):
             if value not in known:
                 raise UserError(f"{name} = {value!r}: unknown; use {' or '.join(known)}")
-        if not self.regression >= 0:
-            raise UserError(f"regression = {self.regression}: must be 0 (off) or more")
+
+
+def _check_parts(**values: tuple[float, float]) -> None:
+    """Refuse numbers below 0 or beyond their limit; NaN is neither.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name, (value, most) in values.items():
+        if not 0 <= value <= most:
+            upper = "or more" if most == math.inf else f"to {most:g}"
+            raise UserError(f"{name} = {value}: must be 0 {upper}")

@@ -3,16 +3,20 @@
 Source: SoulX-FlashTalk (arXiv 2512.23379), self-correcting bidirectional distillation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .config import Distillation
+from .draws import Draws
 from .flow import Flow, free_positions, score_times, with_motion
 from .losses import flow_loss, matching_gradient, matching_loss, regression_loss
-from .rollout import Brink, take_step
+from .network import Conditions
+from .rollout import Brink, HandOver, roll_out, take_step
 from .scores import fake_score, noised_for_scores, real_score
+from .update import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +120,140 @@ def critic_loss(
     predicted = fake(x, 1000 * time_B, at.given)
     counted = counted_positions(latents_BCTHW, at.motion, method)
     return flow_loss(predicted, with_motion(latents_BCTHW, at.motion), noise, counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch of streams.
+
+    Attributes:
+        samples: Their indices in the global batch.
+        chunks: Conditions of chunk 1 to K.
+        start: [B, C, m, H, W] motion latents of the first chunk.
+        shape: Of one sample's latents, (C, T, H, W).
+        hand_over: Motion latents of what a chunk came to.
+        truth: Of chunk 1 to K, where the method asks for it.
+    """
+
+    samples: Sequence[int]
+    chunks: Sequence[Conditions]
+    start: Tensor
+    shape: Sequence[int]
+    hand_over: HandOver
+    truth: Sequence[Truth] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What stays the same over a distillation.
+
+    Attributes:
+        real: The frozen teacher.
+        schedule: [steps + 1] timesteps of the sampler, on the CPU.
+        method: The switches.
+        draws: The run's randomness.
+    """
+
+    real: Flow
+    schedule: Tensor
+    method: Distillation
+    draws: Draws
+
+
+def stand(
+    student: Flow, course: Course, batch: Batch, purpose: str, *, step: int, micro: int = 0
+) -> tuple[Brink, int]:
+    """Roll out to a drawn step of a drawn chunk.
+
+    Args:
+        student: The generator.
+        course: What stays the same.
+        batch: The streams.
+        purpose: What for; another word means other draws.
+        step: Number of the update.
+        micro: Number of the micro-batch in it.
+
+    Returns:
+        Where the student stands, and the index of the chunk.
+    """
+    below, steps = course.draws.below, len(course.schedule) - 1
+    chunk = below(course.method.chunks, f"{purpose} chunk", step=step, micro=micro)
+    at = roll_out(
+        student,
+        batch.chunks[: chunk + 1],
+        batch.start,
+        schedule=course.schedule,
+        exit_step=below(steps, f"{purpose} exit", step=step, micro=micro),
+        hand_over=batch.hand_over,
+        draw_noise=lambda number, draw, first: _noise(
+            course, batch, f"{purpose} rollout {number} {draw}", step
+        ),
+    )
+    return at, chunk
+
+
+def student_step(
+    student: Flow,
+    fake: Flow,
+    optimizer: torch.optim.Optimizer,
+    course: Course,
+    batch: Batch,
+    *,
+    step: int,
+    micro: int = 0,
+) -> dict[str, float]:
+    """Let the student take one step; what happens depends on the arguments alone.
+
+    Returns:
+        Numbers to record: the loss, the gradient's norm, which chunk and timestep it was.
+    """
+    at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
+    matched = match(
+        student,
+        course.real,
+        fake,
+        at,
+        noise=_noise(course, batch, "student score", step),
+        uniform=course.draws.shared_uniform("student time", step=step, micro=micro),
+        method=course.method,
+        truth=batch.truth[chunk] if batch.truth else None,
+    )
+    norm = descend(matched.loss, optimizer)
+    place = {"chunk": chunk + 1, "timestep": float(at.timestep[0])}
+    return {"loss": float(matched.loss.detach()), "norm": norm, **place}
+
+
+def critic_step(
+    student: Flow,
+    fake: Flow,
+    optimizer: torch.optim.Optimizer,
+    course: Course,
+    batch: Batch,
+    *,
+    step: int,
+    micro: int = 0,
+) -> dict[str, float]:
+    """Let the fake score take one step, on a fresh rollout.
+
+    Returns:
+        Numbers to record: the loss and the gradient's norm.
+    """
+    at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
+    with torch.no_grad():
+        latents = take_step(student, at)
+    loss = critic_loss(
+        fake,
+        latents,
+        at,
+        noise=_noise(course, batch, "critic score", step),
+        uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
+        method=course.method,
+    )
+    norm = descend(loss, optimizer)
+    return {"loss": float(loss.detach()), "norm": norm}
+
+
+def _noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
+    """Noise of the batch's samples on its device."""
+    noise = course.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
+    return noise.to(batch.start.device)

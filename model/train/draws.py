@@ -7,6 +7,7 @@ ranks makes the same global batch, and a resumed run goes on with the same numbe
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +24,23 @@ class Draws:
 
     seed: int
 
-    def chunk(self, chunks: int, *, step: int, micro: int = 0) -> int:
-        """Which chunk learns, 1 to K."""
-        return 1 + self._integer(chunks, "chunk", step, micro)
+    def below(self, count: int, purpose: str, *, step: int, micro: int = 0) -> int:
+        """A number from 0 to ``count - 1`` for a whole micro-batch, on all ranks the same.
 
-    def exit(self, steps: int, *, step: int, micro: int = 0) -> int:
-        """In which of the sampler's steps it learns, 0 to ``steps - 1``."""
-        return self._integer(steps, "exit", step, micro)
+        Args:
+            count: How many there are to choose from.
+            purpose: What for; another word gives other numbers.
+            step: Number of the update.
+            micro: Number of the micro-batch in it.
+        """
+        generator = self._generator(purpose, step, micro)
+        return int(torch.randint(count, (), generator=generator))
 
-    def score_uniform(self, purpose: str, *, step: int, micro: int = 0) -> Tensor:
-        """Uniform number for the time of a score, float32 [1]."""
+    def shared_uniform(self, purpose: str, *, step: int, micro: int = 0) -> Tensor:
+        """A uniform number for a whole micro-batch, float32 [1]; arguments as of `below`."""
         return torch.rand(1, generator=self._generator(purpose, step, micro))
 
-    def uniform(self, purpose: str, *, step: int, samples: list[int]) -> Tensor:
+    def uniform(self, purpose: str, *, step: int, samples: Sequence[int]) -> Tensor:
         """Uniform number of each sample, float32 [B].
 
         Args:
@@ -48,7 +53,7 @@ class Draws:
         )
 
     def noise(
-        self, purpose: str, shape: tuple[int, ...], *, step: int, samples: list[int]
+        self, purpose: str, shape: Sequence[int], *, step: int, samples: Sequence[int]
     ) -> Tensor:
         """Standard normal numbers of each sample, float32 [B, *shape], on the CPU.
 
@@ -60,13 +65,10 @@ class Draws:
         """
         return torch.stack(
             [
-                torch.randn(shape, generator=self._generator(purpose, step, index))
+                torch.randn(tuple(shape), generator=self._generator(purpose, step, index))
                 for index in samples
             ]
         )
-
-    def _integer(self, count: int, purpose: str, *place: int) -> int:
-        return int(torch.randint(count, (), generator=self._generator(purpose, *place)))
 
     def _generator(self, purpose: str, *place: int) -> torch.Generator:
         key = "/".join(map(str, (self.seed, purpose, *place)))

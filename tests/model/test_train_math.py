@@ -200,13 +200,13 @@ def test_draws_depend_on_their_place_alone() -> None:
 
 def test_draws_are_even() -> None:
     draws, count = Draws(seed=0), 3000
-    chunks = torch.tensor([draws.chunk(5, step=step) for step in range(count)])
-    exits = torch.tensor([draws.exit(4, step=7, micro=micro) for micro in range(count)])
-    assert chunks.min() == 1 and chunks.max() == 5 and exits.min() == 0 and exits.max() == 3
+    chunks = torch.tensor([draws.below(5, "chunk", step=step) for step in range(count)])
+    exits = torch.tensor([draws.below(4, "exit", step=7, micro=micro) for micro in range(count)])
+    assert chunks.min() == 0 and chunks.max() == 4 and exits.min() == 0 and exits.max() == 3
     for values, choices in ((chunks, 5), (exits, 4)):
         shares = values.unique(return_counts=True)[1] / count
         assert ((shares - 1 / choices).abs() < 4 * (1 / choices / count) ** 0.5).all()
-    uniform = torch.cat([draws.score_uniform("t", step=step) for step in range(count)])
+    uniform = torch.cat([draws.shared_uniform("t", step=step) for step in range(count)])
     assert abs(float(uniform.mean()) - 0.5) < 0.03 and uniform.min() >= 0 and uniform.max() < 1
     noise = draws.noise("n", (50,), step=0, samples=list(range(200)))
     assert abs(float(noise.mean())) < 0.05 and abs(float(noise.std()) - 1) < 0.05
