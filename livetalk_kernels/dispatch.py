@@ -39,7 +39,10 @@ __all__ = [
     "pick",
     "resolve",
     "support_table",
+    "with_gradients",
 ]
+
+NO_GRADIENTS = "it has no gradients"  # why a backend cannot be trained with
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +84,29 @@ def support_table(
     return table
 
 
-def resolve(case: Case, config: "KernelConfig") -> Choice:
+def resolve(case: Case, config: "KernelConfig", *, differentiable: bool = False) -> Choice:
     """Pick the backend for a case.
 
     Args:
         case: What will be run; sizes that are not known yet may be absent.
         config: The user's choice.
+        differentiable: Take only what autograd goes through.
 
     Raises:
         UserError: The backend named for this op cannot run the case.
     """
     wanted, named = config.wanted(case.op)
-    return pick(case, wanted, named=named, tuning=config.tuning)
+    return pick(case, wanted, named=named, tuning=config.tuning, differentiable=differentiable)
 
 
-def pick(case: Case, wanted: str, *, named: bool, tuning: "Tuning | None" = None) -> Choice:
+def pick(
+    case: Case,
+    wanted: str,
+    *,
+    named: bool,
+    tuning: "Tuning | None" = None,
+    differentiable: bool = False,
+) -> Choice:
     """Pick a backend by name.
 
     Args:
@@ -104,15 +115,19 @@ def pick(case: Case, wanted: str, *, named: bool, tuning: "Tuning | None" = None
         named: It was named for just this op, so it must exist; a name meant for all ops leaves
             an op without it to ``auto``.
         tuning: What ``auto`` asks before the op's own preference.
+        differentiable: Take only what autograd goes through.
 
     Raises:
-        UserError: The backend exists and cannot run the case.
+        UserError: The backend cannot run the case, or has no gradients where they are needed.
     """
     if wanted == "auto":
-        return _pick_auto(case, "auto", tuning)
+        return _pick_auto(case, "auto", tuning, differentiable)
     if not named and wanted not in backend_names(case.op):
-        return _pick_auto(case, f"no {wanted} for this op, so auto", tuning)
+        return _pick_auto(case, f"no {wanted} for this op, so auto", tuning, differentiable)
     backend = load_backend(case.op, wanted)
+    if differentiable and not backend.differentiable:
+        names = " or ".join(with_gradients(case)) or "no backend of this op"
+        raise UserError(f"--backend {case.op}={wanted}: cannot train: {NO_GRADIENTS}; take {names}")
     reason = backend.supports(case)
     if reason is not None:
         raise UserError(
@@ -148,7 +163,13 @@ def _warning_first(message: str, run: Callable[..., Any]) -> Callable[..., Any]:
     return warned
 
 
-def _pick_auto(case: Case, why: str, tuning: "Tuning | None") -> Choice:
+def with_gradients(case: Case) -> list[str]:
+    """Backends that autograd goes through and that can run a case, sorted."""
+    found = ((name, load_backend(case.op, name)) for name in backend_names(case.op))
+    return [name for name, one in found if one.differentiable and one.supports(case) is None]
+
+
+def _pick_auto(case: Case, why: str, tuning: "Tuning | None", differentiable: bool) -> Choice:
     tuned, note = (None, "") if tuning is None else tuning.advise(case)
     notes = [why, note] if note else [why]
     skipped: list[str] = []
@@ -156,6 +177,8 @@ def _pick_auto(case: Case, why: str, tuning: "Tuning | None") -> Choice:
         backend = load_backend(case.op, name)
         assert name == tuned or not backend.approximate, f"{case.op}: {name} is approximate"
         reason = backend.supports(case)
+        if differentiable and not backend.differentiable:
+            reason = NO_GRADIENTS
         if reason is None:
             text = "; ".join([*notes, *skipped])
             _log_once(f"{case.op} on {case.device.type} {case.dtype}: {name} ({text})")

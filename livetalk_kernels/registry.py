@@ -6,6 +6,8 @@ A backend is a file ``ops/<op>/<backend>.py`` with
 * ``supports(case) -> str | None``: None, or why it cannot run this case, with the command that
   mends it where there is one. Sizes that are not known yet are absent from ``case.dims``;
 * optionally ``APPROXIMATE = True``: ``auto`` never picks it, unless a tuning file says so;
+* optionally ``DIFFERENTIABLE = True``: autograd goes through ``run``, so it may be trained with.
+  Derivatives are those of the first output at least: an LSE may have none;
 * optionally ``caution(case) -> str | None``: what a user should know although it runs, such as
   that it is slow with an old library; it is warned of when the backend is first called;
 * optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
@@ -42,6 +44,7 @@ class Backend:
         supports: None, or the reason why it cannot run a case.
         caution: What a user should know although it runs; mostly None.
         approximate: Its results are not exact; it must be named to be used.
+        differentiable: Autograd goes through it.
         pack: What it makes of a constant weight; None where it makes nothing.
         launches: The Triton kernels that it launches; None where it has none.
     """
@@ -51,6 +54,7 @@ class Backend:
     supports: Callable[[Case], str | None]
     caution: Callable[[Case], str | None]
     approximate: bool
+    differentiable: bool
     pack: Callable[[Tensor], Tensor | None]
     launches: Callable[..., Any] | None
 
@@ -89,6 +93,7 @@ def load_backend(op: str, name: str) -> Backend:
         supports=(lambda case: LEFT_OUT) if left_out else module.supports,
         caution=getattr(module, "caution", lambda case: None),
         approximate=getattr(module, "APPROXIMATE", False),
+        differentiable=getattr(module, "DIFFERENTIABLE", False),
         pack=getattr(module, "pack", lambda weight: None),
         launches=getattr(module, "launches", None),
     )

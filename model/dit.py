@@ -27,20 +27,28 @@ from .config import DiTConfig
 from .layers import (
     AudioKV,
     AudioProjection,
+    AudioTokens,
     Block,
     ContextKV,
+    ContextTokens,
     Head,
     ImageEmbedding,
     NormRope,
+    Place,
     Regions,
+    TimeProjection,
+    add_norm,
     linear_fp32,
 )
 from .linear import Linear, linear
 from .persons import REGIONS, region_weights
 from .published import PublishedRope
-from .quantize import Quantized
 from .rope import rope_table
 from .weights import Slot
+
+# A product of one row rounds otherwise than one of several: with as many as a stream's schedule
+# has, a sample that is trained with gets the bits that a stream would.
+TIME_ROWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +56,12 @@ class AudioContext:
     """What one chunk's audio gives the DiT.
 
     Attributes:
-        layers: Keys and values of every layer, of the frames that the tokens at hand lie in.
+        layers: Keys and values of every layer, of the frames that the tokens at hand lie in; in
+            training what each layer makes them of.
         regions: Where the persons are, with two; None with one.
     """
 
-    layers: Sequence[AudioKV]
+    layers: Sequence[AudioKV | AudioTokens]
     regions: Regions | None
 
 
@@ -61,11 +70,12 @@ class StepModulation:
     """Scales, shifts and gates of one timestep, float32.
 
     Attributes:
-        blocks: [layers, 6, D]: shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2.
-        head: [2, D]: shift, 1 + scale.
+        blocks: [layers, 6, D]: shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2; in training
+            what each layer makes them of.
+        head: [2, D]: shift, 1 + scale; [2, B, 1, D] of several samples.
     """
 
-    blocks: Tensor
+    blocks: Tensor | Sequence[TimeProjection]
     head: Tensor
 
 
@@ -214,16 +224,16 @@ class DiT(nn.Module):
         Returns:
             One `ContextKV` a layer.
         """
-        padding = self.config.text_len - text.shape[0]
+        tokens = self._embed(text[None], image)
+        return [block.cross_attn.keys_values(*tokens) for block in self._layers]
+
+    def _embed(self, text_BSC: Tensor, image: Tensor) -> ContextTokens:
+        padding = self.config.text_len - text_BSC.shape[1]
         assert padding >= 0, "the caller checks the prompt's length"
         # Padding rows stay equal through every layer that acts on rows, so one stands for all.
         rows, repeats = (1, padding) if self.reuse and padding else (padding, 1)
-        text = F.pad(text.to(self.dtype), (0, 0, 0, rows))[None]
-        text_BSD = self.text_embedding(text)
-        image_BSD = self.img_emb(image.to(self.dtype))
-        return [
-            block.cross_attn.keys_values(text_BSD, image_BSD, repeats) for block in self._layers
-        ]
+        text_BSD = self.text_embedding(F.pad(text_BSC.to(self.dtype), (0, 0, 0, rows)))
+        return ContextTokens(text_BSD, self.img_emb(image.to(self.dtype)), repeats)
 
     def prepare_audio(
         self, windows: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
@@ -263,25 +273,29 @@ class DiT(nn.Module):
         Returns:
             One `StepModulation` a timestep.
         """
+        projected_N6D, head_N2D = self._embed_time(timesteps)
+        blocks = torch.cat([block.modulation for block in self._layers]).float()
+        blocks = blocks + projected_N6D[:, None]
+        blocks[:, :, [1, 4]] += 1
+        return [StepModulation(blocks=b, head=h) for b, h in zip(blocks, head_N2D, strict=True)]
+
+    def _embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Projection for the blocks, [N, 6, D], and modulation of the head, [N, 2, D]."""
         wave = sinusoid(timesteps.to(self.device), self.config.freq_dim)
         hidden = F.silu(linear_fp32(self.time_embedding[0], wave))
         embedding = linear_fp32(self.time_embedding[2], hidden)
         projected = linear_fp32(self.time_projection[1], F.silu(embedding))
-        blocks = torch.cat([block.modulation for block in self._layers]).float()
-        blocks = blocks + projected.unflatten(-1, (1, 6, -1))
-        blocks[:, :, [1, 4]] += 1
-        head = self.head.modulation.float() + embedding[:, None]
-        head[:, 1] += 1
-        return [StepModulation(blocks=b, head=h) for b, h in zip(blocks, head, strict=True)]
+        shift, scale = (self.head.modulation.float() + embedding[:, None]).unbind(1)
+        return projected.unflatten(-1, (6, -1)), torch.stack((shift, scale + 1), dim=1)
 
     def prepare_condition(self, condition_BCTHW: Tensor) -> Tensor:
         """Patch embedding (with bias) of the constant channels; depends on the avatar only.
 
         Args:
-            condition_BCTHW: [1, 20, T, H, W] mask (4) and portrait latent (16).
+            condition_BCTHW: [B, 20, T, H, W] mask (4) and portrait latent (16).
 
         Returns:
-            [1, L, D], of the tokens at hand.
+            [B, L, D], of the tokens at hand.
         """
         return self._patches(condition_BCTHW, slice(self.config.out_dim, None), bias=True)
 
@@ -294,12 +308,46 @@ class DiT(nn.Module):
                 out = F.conv3d(x_BCTHW, weight, offset, stride=patch)
             return out.flatten(2).transpose(1, 2).contiguous()
         # Patches do not overlap: as rows of a matrix, each token's can be had alone.
-        split = x_BCTHW[0]
+        split = x_BCTHW
         for dim, size in enumerate(patch):
-            split = split.unflatten(1 + 2 * dim, (-1, size))
-        patches_LC = split.permute(1, 3, 5, 0, 2, 4, 6).flatten(0, 2).flatten(1)
-        rows = self.parallel.sequence(len(patches_LC)).rows
-        return linear(patches_LC[rows], weight.flatten(1), offset)[None]
+            split = split.unflatten(2 + 2 * dim, (-1, size))
+        patches_BLC = split.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3).flatten(2)
+        rows = self.parallel.sequence(patches_BLC.shape[1]).rows
+        return linear(patches_BLC[:, rows], weight.flatten(1), offset)
+
+    # The same in training, of a batch: what the blocks share, of which each makes its own ------
+
+    def embed_context(self, text_BSC: Tensor, image: Tensor) -> list[ContextTokens]:
+        """What `prepare_context` makes, of several samples.
+
+        Args:
+            text_BSC: [B, L, 4096] prompt embeddings, zeros behind the shorter ones.
+            image: [B, 257, 1280] CLIP features.
+        """
+        return [self._embed(text_BSC, image)] * self.config.num_layers
+
+    def embed_audio(self, windows: Tensor) -> AudioContext:
+        """What `prepare_audio` makes, of several samples.
+
+        Args:
+            windows: [B, F, window, layers, channels] of one person a sample.
+        """
+        tokens = AudioTokens(self.audio_proj(windows.to(self.dtype)))
+        return AudioContext(layers=[tokens] * self.config.num_layers, regions=None)
+
+    def embed_steps(self, timesteps: Tensor) -> StepModulation:
+        """What `prepare_steps` makes, of several samples with a timestep each.
+
+        Args:
+            timesteps: [B] shifted timesteps, 0 to 1000.
+        """
+        count = len(timesteps)
+        padded = F.pad(timesteps, (0, -count % TIME_ROWS))
+        projected_B6D, head_B2D = (rows[:count] for rows in self._embed_time(padded))
+        head = head_B2D[0] if len(head_B2D) == 1 else head_B2D.transpose(0, 1).unsqueeze(2)
+        return StepModulation(
+            blocks=[TimeProjection(projected_B6D)] * self.config.num_layers, head=head
+        )
 
     # One step -----------------------------------------------------------------------------
 
@@ -309,29 +357,34 @@ class DiT(nn.Module):
         *,
         condition: Tensor,
         step: StepModulation,
-        context: Sequence[ContextKV],
+        context: Sequence[ContextKV | ContextTokens],
         audio: AudioContext,
         norm_rope: NormRope,
     ) -> Tensor:
-        """Predict the flow of a chunk at one timestep.
+        """Predict the flow of a chunk at one timestep; in training of several.
 
         Args:
-            latent_BCTHW: [1, 16, T, H, W] noisy latents.
+            latent_BCTHW: [B, 16, T, H, W] noisy latents; B is 1 but in training.
             condition: From `prepare_condition`.
-            step: The timestep's modulation, from `prepare_steps`.
-            context: From `prepare_context`.
-            audio: From `prepare_audio`.
+            step: The timestep's modulation, from `prepare_steps` or `embed_steps`.
+            context: From `prepare_context` or `embed_context`.
+            audio: From `prepare_audio` or `embed_audio`.
             norm_rope: From `prepare_rope`.
 
         Returns:
-            float32 [1, 16, T, H, W]: the raw model output; the flow that the sampler uses is its
+            float32 [B, 16, T, H, W]: the raw model output; the flow that the sampler uses is its
             negative.
         """
         grid = self.token_grid(latent_BCTHW)
         tokens_per_frame = grid[1] * grid[2]
         sequence = self.parallel.sequence(math.prod(grid))
-        token_offset = sequence.rows.start % tokens_per_frame
-        norm = self._norm
+        place = Place(
+            norm_rope=norm_rope,
+            sequence=sequence,
+            regions=audio.regions,
+            tokens_per_frame=tokens_per_frame,
+            token_offset=sequence.rows.start % tokens_per_frame,
+        )
         # x is the residual stream, y what the layer before adds to it (times gate), h the normed
         # input of the next layer.
         x, gate = condition, None
@@ -339,30 +392,13 @@ class DiT(nn.Module):
         for block, modulation, context_kv, audio_kv in zip(
             self._layers, step.blocks, context, audio.layers, strict=True
         ):
-            shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-            x, h = norm(x, y, gate, scale1, shift1)
-            y, positions = block.self_attn(h, norm_rope, sequence, audio.regions)
-            x, h = norm(x, y, gate1, block.norm3.weight, block.norm3.bias)
-            y = block.cross_attn(h, context_kv)
-            x, h = norm(x, y, None, block.norm_x.weight, block.norm_x.bias)
-            y = block.audio_cross_attn(h, audio_kv, positions, tokens_per_frame, token_offset)
-            x, h = norm(x, y, None, scale2, shift2)
-            y, gate = block.ffn(h), gate2
+            x, y, gate = block(x, y, gate, modulation, context_kv, audio_kv, place)
         shift, scale = step.head
-        _, h = self.ops.add_norm(x, y, gate, scale, shift, eps=self.config.eps)
+        _, h = add_norm(self.ops, x, y, gate, scale, shift, eps=self.config.eps)
         return self._unpatch(sequence.gather(self.head(h)), grid)
 
-    def _norm(
-        self, x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor | Quantized]:
-        """The seam of a block: the new residual stream, and its norm as the linears take it."""
-        if not self.fp8:
-            return self.ops.add_norm(x, y, gate, weight, bias, eps=self.config.eps)
-        x, *normed = self.ops.add_norm_quant(x, y, gate, weight, bias, eps=self.config.eps)
-        return x, Quantized(*normed)
-
     def _unpatch(self, tokens_BLC: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Tokens of (row, column, channel) patches, channel fastest -> [1, 16, T, H, W]."""
+        """Tokens of (row, column, channel) patches, channel fastest -> [B, 16, T, H, W]."""
         _, rows, columns = self.config.patch_size
         patches = tokens_BLC.unflatten(1, grid).unflatten(-1, (rows, columns, self.config.out_dim))
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -8,6 +8,7 @@ that self-attention keeps q, k and v in one fused matrix (`SelfAttention.qkv`).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,43 @@ class AudioKV:
 
     k: Tensor
     v: Tensor
+
+
+# In training every block makes these of what all blocks share, so that its parameters are used
+# in its `forward` alone, and can be gathered for it. Tuples, whose tensors torch finds.
+
+
+class ContextTokens(NamedTuple):
+    """What a block makes its `ContextKV` of: embedded text and image, [B, S, D] each."""
+
+    text: Tensor
+    image: Tensor
+    text_repeats: int
+
+
+class AudioTokens(NamedTuple):
+    """What a block makes its `AudioKV` of: audio tokens [B, F, S, C], one person a sample."""
+
+    tokens: Tensor
+
+
+class TimeProjection(NamedTuple):
+    """What a block adds its own modulation to: the projected timesteps, float32 [B, 6, D]."""
+
+    projected: Tensor
+
+
+class Place(NamedTuple):
+    """Where the tokens at hand lie, and how attention finds the others; the same in all blocks.
+
+    ``token_offset``: of the first token from the start of the first frame of the audio.
+    """
+
+    norm_rope: NormRope
+    sequence: LocalSequence
+    regions: "Regions | None"
+    tokens_per_frame: int
+    token_offset: int
 
 
 class SelfAttention(nn.Module):
@@ -172,15 +210,18 @@ class AudioAttention(nn.Module):
         self.proj = linear(config.dim, config.dim)
 
     def keys_values(self, tokens_PFSC: Tensor) -> AudioKV:
-        """K and V of audio tokens [P, F, S, C]; they depend on the chunk only."""
+        """K and V of one chunk's audio tokens [P, F, S, C]; they depend on the chunk only."""
         persons, _, tokens_per_person, _ = tokens_PFSC.shape
-        tokens_FSC = tokens_PFSC.transpose(0, 1).flatten(1, 2)
-        k_FSHd, v_FSHd = (
-            self.kv_linear(tokens_FSC).unflatten(-1, (2, self.config.num_heads, -1)).unbind(2)
-        )
-        if persons > 1:
-            k_FSHd = place_voices(k_FSHd, tokens_per_person)
-        return AudioKV(k=k_FSHd[None], v=v_FSHd[None])
+        kv = self.batch_keys_values(tokens_PFSC.transpose(0, 1).flatten(1, 2)[None])
+        if persons == 1:
+            return kv
+        return AudioKV(k=place_voices(kv.k[0], tokens_per_person)[None], v=kv.v)
+
+    def batch_keys_values(self, tokens_BFSC: Tensor) -> AudioKV:
+        """K and V of the audio tokens of several chunks, each of one person."""
+        heads = self.config.num_heads
+        k_BFSHd, v_BFSHd = self.kv_linear(tokens_BFSC).unflatten(-1, (2, heads, -1)).unbind(3)
+        return AudioKV(k=k_BFSHd, v=v_BFSHd)
 
     def forward(
         self,
@@ -212,13 +253,14 @@ class Regions:
 
 
 class Block(nn.Module):
-    """One transformer block: its layers and modulation. `DiT.forward` joins them at the seams."""
+    """One transformer block: its layers and modulation, joined at the seams by `add_norm`."""
 
     def __init__(
         self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False, m_major: bool = False
     ) -> None:
         """Build the layers of one block; ``fp8``: with FP8 linear layers, see `Fp8FeedForward`."""
         super().__init__()
+        self.ops, self.fp8, self.eps = ops, fp8, config.eps
         linear: LinearFactory = partial(Fp8Linear, ops=ops) if fp8 else Linear
         self.self_attn = SelfAttention(config, ops, linear, fused=fused)
         self.norm3 = Affine(config.dim)
@@ -235,6 +277,102 @@ class Block(nn.Module):
             )
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        y_BLD: Tensor,
+        gate: Tensor | None,
+        modulation: Tensor | TimeProjection,
+        context: ContextKV | ContextTokens,
+        audio: AudioKV | AudioTokens,
+        place: Place,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the block.
+
+        What depends on neither latent nor step comes ready, or is made here: see `ContextTokens`.
+
+        Args:
+            x_BLD: Residual stream.
+            y_BLD: What the layer before adds to it, times ``gate``.
+            gate: [D], or [B, 1, D]; None means 1.
+            modulation: float32 [6, D] as in `StepModulation`, or what it is made of.
+            context: Keys and values of text and image, or what they are made of.
+            audio: Keys and values of the audio, or what they are made of.
+            place: Where the tokens lie.
+
+        Returns:
+            Residual stream, what the feed-forward layer adds to it, and the gate of that.
+        """
+        if isinstance(context, ContextTokens):
+            context = self.cross_attn.keys_values(*context)
+        if isinstance(audio, AudioTokens):
+            audio = self.audio_cross_attn.batch_keys_values(audio.tokens)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self._modulate(modulation.projected)
+            if isinstance(modulation, TimeProjection)
+            else modulation
+        )
+        norm, norm3, norm_x = self._norm, self.norm3, self.norm_x
+        x, h = norm(x_BLD, y_BLD, gate, scale1, shift1)
+        y, positions = self.self_attn(h, place.norm_rope, place.sequence, place.regions)
+        x, h = norm(x, y, gate1, norm3.weight, norm3.bias)
+        y = self.cross_attn(h, context)
+        x, h = norm(x, y, None, norm_x.weight, norm_x.bias)
+        at = place.tokens_per_frame, place.token_offset
+        y = self.audio_cross_attn(h, audio, positions, *at)
+        x, h = norm(x, y, None, scale2, shift2)
+        return x, self.ffn(h), gate2
+
+    def _modulate(self, projected_B6D: Tensor) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates, float32 [D] each of one sample, [B, 1, D] of several."""
+        modulation_B6D = self.modulation.float() + projected_B6D
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.unbind(1)
+        parts = shift1, scale1 + 1, gate1, shift2, scale2 + 1, gate2
+        return tuple(part[0] if len(part) == 1 else part[:, None] for part in parts)
+
+    def _norm(
+        self, x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor | Quantized]:
+        """The seam of a block: the new residual stream, and its norm as the linears take it."""
+        if not self.fp8:
+            return add_norm(self.ops, x, y, gate, weight, bias, eps=self.eps)
+        x, *normed = self.ops.add_norm_quant(x, y, gate, weight, bias, eps=self.eps)
+        return x, Quantized(*normed)
+
+
+def add_norm(
+    ops: Ops,
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The op `add_norm`, also where a batch has a modulation for each sample.
+
+    Args:
+        ops: The bound ops.
+        x: Residual stream [B, L, D].
+        y: Branch to add [B, L, D].
+        gate: [D], or [B, 1, D]; None means 1.
+        weight: [D], or [B, 1, D].
+        bias: Likewise.
+        eps: Added to the variance.
+
+    Returns:
+        x + gate y, and its norm times weight plus bias, [B, L, D] each.
+    """
+    if gate is not None and gate.ndim > 1:  # the op knows one modulation for all rows
+        y, gate = (gate * y).to(y.dtype), None
+    if weight.ndim == 1:
+        new, normed = ops.add_norm(x, y, gate, weight, bias, eps=eps)
+        return new, normed
+    width = weight.shape[-1]
+    new, normed = ops.add_norm(x, y, gate, weight.new_ones(width), weight.new_zeros(width), eps=eps)
+    return new, (normed * weight + bias).to(x.dtype)
 
 
 class Head(nn.Module):

@@ -50,6 +50,8 @@ def denoise(
     schedule: Tensor,
     motion: Tensor,
     draw_noise: Callable[[bool], Tensor],
+    *,
+    until: int | None = None,
 ) -> Tensor:
     """Denoise one chunk.
 
@@ -58,21 +60,23 @@ def denoise(
 
     Args:
         model: (latent [16, T, h, w], index of the step) -> raw output of the same shape, float32.
+            In training there is a batch in front of all of them.
         schedule: [steps + 1] from `timesteps`, on the CPU.
         motion: [16, 1 or 2, h, w] known first latent frames.
         draw_noise: True for the first draw (in the model's dtype), False for a float32 one. It is
             also called after the last step, whose noise has the factor 0, because the published
             stream of random numbers goes on over the chunks.
+        until: Stop before this step; None: after the last.
 
     Returns:
-        float32 [16, T, h, w] clean latents, motion included.
+        float32 [16, T, h, w] clean latents, motion included; or what step ``until`` takes.
     """
-    known = motion.shape[1]
+    known = motion.shape[-3]
     latent = draw_noise(True)
-    latent[:, :known] = motion.to(latent.dtype)
-    for index in range(len(schedule) - 1):
+    latent[..., :known, :, :] = motion.to(latent.dtype)
+    for index in range(len(schedule) - 1 if until is None else until):
         now, after = (float(schedule[index + offset]) / 1000 for offset in (0, 1))
         clean = latent - now * model(latent, index)
         latent = (1 - after) * clean + after * draw_noise(False)
-        latent[:, :known] = motion.to(latent.dtype)
+        latent[..., :known, :, :] = motion.to(latent.dtype)
     return latent

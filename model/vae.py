@@ -124,7 +124,9 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder with the published latent normalisation.
 
-    Build it (on the meta device, where weights follow), load the weights, call `prepare`.
+    Build it (on the meta device, where weights follow), load the weights, call `prepare`. Loaded
+    weights are frozen; they learn after ``requires_grad_()``, which needs ops with gradients, and
+    are prepared anew when they are frozen again.
 
     Attributes:
         config: Widths and latent statistics.
@@ -164,7 +166,6 @@ class VAE(nn.Module):
             if isinstance(module, CausalConv | ResidualBlock | Downsample | Upsample):
                 module.prepare()
 
-    @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, *, halo: Whole = WHOLE) -> Tensor:
         """Code a whole video.
 
@@ -187,7 +188,6 @@ class VAE(nn.Module):
             latents.append(self.encode_step(video_BCTHW[:, :, start : start + TEMPORAL], cache))
         return torch.cat(latents, dim=2)
 
-    @torch.no_grad()
     def encode_step(self, piece_BCTHW: Tensor, cache: EncoderCache) -> Tensor:
         """Code the next piece of a stream.
 
@@ -216,7 +216,6 @@ class VAE(nn.Module):
         latent_BCTHW = moments[:, : self.config.z_dim].float()  # the rest is the log variance
         return ((latent_BCTHW - mean) / std).to(moments.dtype)
 
-    @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor, *, clamp: bool = True, halo: Whole = WHOLE) -> Tensor:
         """Decode all latents of a video.
 
@@ -237,7 +236,6 @@ class VAE(nn.Module):
         pieces = latents_BCTHW.split(1, dim=2)
         return torch.cat([self.decode_step(piece, cache, clamp=clamp) for piece in pieces], dim=2)
 
-    @torch.no_grad()
     def decode_step(
         self, latent_BCTHW: Tensor, cache: DecoderCache, *, clamp: bool = True
     ) -> Tensor:
@@ -259,7 +257,6 @@ class VAE(nn.Module):
         cache.pieces += 1
         return frames.clamp_(-1, 1) if clamp else frames
 
-    @torch.no_grad()
     def warm(self, latents_BCTHW: Tensor, cache: DecoderCache) -> None:
         """Move a stream over latents whose frames nobody wants.
 

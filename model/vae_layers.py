@@ -244,9 +244,12 @@ class ResidualBlock(nn.Module):
     def prepare(self) -> None:
         """Join the biases that the residual's pass adds."""
         if self.fuse_bias:
-            last = self.residual["6"], self.shortcut
-            biases = [conv.bias.float() for conv in last if isinstance(conv, CausalConv)]
-            self.bias = torch.stack(biases).sum(0)
+            self.bias = self._joined_bias()
+
+    def _joined_bias(self) -> Tensor:
+        last = self.residual["6"], self.shortcut
+        biases = [conv.bias.float() for conv in last if isinstance(conv, CausalConv)]
+        return torch.stack(biases).sum(0)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache, *, keep: int | None = None) -> Tensor:
         """Frames of the same number and size, or the last ``keep`` of them."""
@@ -257,8 +260,9 @@ class ResidualBlock(nn.Module):
         x = x if self.shortcut is None else self.shortcut(x)
         if not self.fuse_bias:
             return h.add_(x)
-        assert self.bias is not None, "prepare() comes after loading"
-        return self.ops.add_residual(h, x, self.bias)
+        bias = self._joined_bias() if branch["6"].bias.requires_grad else self.bias
+        assert bias is not None, "prepare() comes after loading"
+        return self.ops.add_residual(h, x, bias)
 
     def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
         """Store what the first convolution of this block will want to see of these frames."""
@@ -376,9 +380,19 @@ class Upsample(nn.Module):
     def prepare(self) -> None:
         """Fold the upsampling into the taps."""
         if self.reuse:
-            conv = _weights(self.resample)
-            self.folded_weight = fold_upsampling(conv.weight.data).unsqueeze(2)
-            self.folded_bias = conv.bias.data.repeat(4)
+            self.folded_weight, self.folded_bias = self._fold()
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        conv = _weights(self.resample)
+        return fold_upsampling(conv.weight).unsqueeze(2), conv.bias.repeat(4)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Taps and bias on the small image; of weights that learn they are folded at each call."""
+        if _weights(self.resample).weight.requires_grad:
+            return self._fold()
+        weight, bias = self.folded_weight, self.folded_bias
+        assert weight is not None and bias is not None, "prepare() comes after loading"
+        return weight, bias
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C/2, T, 2H, 2W], and 2T frames of all pieces but the first with ``time``."""
@@ -387,8 +401,7 @@ class Upsample(nn.Module):
             y = self.time_conv(x, cache)
             x = interleave_frames(y) if self.reuse else torch.stack(y.chunk(2, 1), 3).flatten(2, 3)
         if self.reuse:
-            weight, bias = self.folded_weight, self.folded_bias
-            assert weight is not None, "prepare() comes after loading"
+            weight, bias = self._folded()
         else:
             conv = _weights(self.resample)
             weight, bias = conv.weight.unsqueeze(2), conv.bias

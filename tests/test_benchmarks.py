@@ -46,6 +46,14 @@ def test_slices_of_the_vae(tmp_path: Path) -> None:
     assert result["summary"]["joined decode"]["seconds"] > 0
 
 
+def test_self_correction_and_its_picture(tmp_path: Path) -> None:
+    files = ("--output", "a.json", "--plot", "a.png")
+    run(tmp_path, "self_correction.py", "--updates", "2", "--chunks", "2", *files)
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert all(len(row["a"]) == len(row["distance"]) == 3 for row in result["streams"].values())
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_steps_of_a_sharded_transformer(tmp_path: Path) -> None:
     run(tmp_path, "dit_sharded.py", "--preset", "tiny", "--rounds", "1", "--output", "dit.json")
     step = json.loads((tmp_path / "dit.json").read_text())["step"]

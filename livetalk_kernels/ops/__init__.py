@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import KernelConfig
-from ..dispatch import Choice, op_names, resolve
+from ..dispatch import Choice, op_names, resolve, with_gradients
 from ..spec import Case
 
 
@@ -21,11 +21,12 @@ class Ops:
 
     Attributes:
         choices: Op -> backend with the reason it was picked.
+        differentiable: Autograd goes through all of them.
     """
 
-    def __init__(self, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, choices: Mapping[str, Choice], *, differentiable: bool = False) -> None:
         """Make one attribute per op."""
-        self.choices = dict(choices)
+        self.choices, self.differentiable = dict(choices), differentiable
         for op, choice in choices.items():
             setattr(self, op, choice.run)
 
@@ -56,6 +57,7 @@ def bind_ops(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    differentiable: bool = False,
     **dims: int,
 ) -> Ops:
     """Pick a backend for every op, once, when a model is built.
@@ -64,13 +66,20 @@ def bind_ops(
         config: The user's choice; by default the environment's, else ``auto``.
         device: Where the model runs.
         dtype: Dtype of its activations.
+        differentiable: Take only backends that autograd goes through, to train with. Ops that
+            have none, those of FP8, are left out.
         **dims: Sizes that are known by now, by the ops' letters: ``D`` width, ``H`` heads,
             ``d`` channels of a head, ``L`` tokens.
 
     Raises:
-        UserError: A backend that was named cannot run.
+        UserError: A backend that was named cannot run, or has no gradients where they are needed.
     """
     config = KernelConfig.from_sources() if config is None else config
     device = torch.device(device)
     cases = {op: Case(op=op, device=device, dtype=dtype, dims=dims) for op in op_names()}
-    return Ops({op: resolve(case, config) for op, case in cases.items()})
+    if differentiable:
+        cases = {op: case for op, case in cases.items() if with_gradients(case)}
+    choices = {
+        op: resolve(case, config, differentiable=differentiable) for op, case in cases.items()
+    }
+    return Ops(choices, differentiable=differentiable)

@@ -7,6 +7,8 @@ from torch.nn import functional
 from ...precision import math_dtype
 from ...spec import Case
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Runs everywhere."""

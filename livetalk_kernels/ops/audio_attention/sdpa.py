@@ -11,6 +11,7 @@ from .._attention import sdpa_attention
 from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports as supports
 
+DIFFERENTIABLE = True
 __all__ = ["caution", "run", "supports"]
 
 

@@ -14,6 +14,7 @@ from ...reasons import device_reason, gpu_reason
 from ...spec import Case
 from .library import NO_BORDER, by_cudnn, convolve_video
 
+DIFFERENTIABLE = True
 searched = partial(by_cudnn, search=True)
 
 

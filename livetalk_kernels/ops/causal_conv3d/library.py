@@ -18,6 +18,9 @@ from ...extension import product_dtype
 from ...precision import HALF_DTYPES
 from ...spec import Case
 
+DIFFERENTIABLE = True
+
+
 # oneDNN computes channels in groups of a vector register (16 fp32 values of AVX-512) and wastes
 # the rest of it; three frames of at most five channels, folded into one, fill it better.
 FEW_CHANNELS = 16

@@ -7,6 +7,8 @@ from torch.nn import functional
 from ...precision import full_fp32
 from ...spec import Case
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Runs everywhere."""

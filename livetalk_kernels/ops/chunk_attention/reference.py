@@ -5,6 +5,8 @@ from torch import Tensor
 from ...spec import Case
 from .._attention import plain_attention
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Runs everywhere."""

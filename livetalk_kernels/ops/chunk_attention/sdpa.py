@@ -14,6 +14,7 @@ from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports
 from ._sdpa import attend, efficient, flash
 
+DIFFERENTIABLE = True
 __all__ = ["caution", "run", "supports"]
 
 FLASH_HEAD = 256  # channels

@@ -9,6 +9,7 @@ from ...spec import Case
 from ._library import aligned, gpu_supports
 from ._sdpa import attend, cudnn
 
+DIFFERENTIABLE = True
 MAX_HEAD = 128  # channels; newer releases of cuDNN take 256 on some GPUs
 MIN_VERSION = "9.15.1"
 

@@ -8,6 +8,7 @@ from .._attention import sdpa_supports
 from ._library import gpu_supports
 from ._sdpa import attend, flash
 
+DIFFERENTIABLE = True
 __all__ = ["caution", "run", "supports"]
 
 

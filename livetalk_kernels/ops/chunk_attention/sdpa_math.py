@@ -9,6 +9,8 @@ from ...spec import Case
 from .._attention import sdpa_supports
 from ._sdpa import attend, plain
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Every float dtype on cpu and cuda."""

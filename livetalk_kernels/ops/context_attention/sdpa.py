@@ -10,6 +10,7 @@ from .._attention import sdpa_attention
 from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports as supports
 
+DIFFERENTIABLE = True
 __all__ = ["caution", "run", "supports"]
 
 
@@ -25,4 +26,4 @@ def run(
     """See the contract."""
     image = sdpa_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
     text = sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
-    return image.add_(text)
+    return image + text  # autograd has saved the image's part

@@ -6,6 +6,8 @@ from torch import Tensor
 from ...precision import math_dtype
 from ...spec import Case
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Runs everywhere."""
@@ -22,8 +24,9 @@ def run(
     peak = peak.masked_fill(peak == -torch.inf, 0.0)  # else -inf - -inf = NaN
     weight_a, weight_b = (lse_a - peak).exp_(), (lse_b - peak).exp_()
     total = weight_a + weight_b
-    lse = total.log() + peak
-    total = total.masked_fill_(total == 0, 1.0)
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    lse = (total.log() + peak).masked_fill_(empty, -torch.inf)
 
     def scaled(out_BLHd: Tensor, weight_BHL: Tensor) -> Tensor:
         return out_BLHd.to(wide) * (weight_BHL / total).mT.unsqueeze(-1)

@@ -8,6 +8,8 @@ from torch import Tensor
 from ...precision import math_dtype
 from ...spec import Case
 
+DIFFERENTIABLE = True
+
 
 def supports(case: Case) -> str | None:
     """Runs everywhere."""

@@ -1,0 +1,103 @@
+"""Choices of both stages, with the paper's numbers as defaults; what is disputed is a switch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from livetalk_kernels.errors import UserError
+
+History = Literal["generated", "oracle"]
+ScoreMotion = Literal["clean", "noised"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How stage 1 teaches a chunk.
+
+    Attributes:
+        long_motion: Share of the samples whose motion is five frames; the others' is the first
+            frame alone, as a stream starts.
+        drop_both: Share without audio and text, for guidance.
+        drop_text: Share without text only.
+        anchored: Share whose time is one of the sampler's; the others' lie anywhere.
+
+    Raises:
+        UserError: A share is no share.
+    """
+
+    long_motion: float = 0.9
+    drop_both: float = 0.05
+    drop_text: float = 0.05
+    anchored: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        _check_parts(**{name: (value, 1.0) for name, value in vars(self).items()})
+        _check_parts(**{"drop_both + drop_text": (self.drop_both + self.drop_text, 1.0)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How far the real score is pushed away from conditions that are left out.
+
+    Attributes:
+        audio: Scale of the step from nothing to the audio.
+        text: Scale of the step from the audio to audio and text; None: the model has no text, and
+            that step is not computed.
+    """
+
+    audio: float = 4.0
+    text: float | None = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How the student is taught.
+
+    Attributes:
+        chunks: K: the chunk that learns is drawn from 1 to K, and those before it are the
+            student's own.
+        history: What stands before the chunk for the real score: the ``generated`` chunk that the
+            student saw, or the ``oracle``, the true one.
+        score_motion: Motion latents enter both scores ``clean``, or ``noised`` like the rest.
+        motion_loss: The losses count the motion latents' positions too.
+        regression: Factor of |student - truth|^2, which goes with the oracle.
+        generator_every: Updates of the fake score per update of the student.
+        guidance: Of the real score.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    chunks: int = 5
+    history: History = "generated"
+    score_motion: ScoreMotion = "clean"
+    motion_loss: bool = False
+    regression: float = 0.0
+    generator_every: int = 5
+    guidance: Guidance = Guidance()
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        _check_parts(regression=(self.regression, math.inf))
+        for name, value in (("chunks", self.chunks), ("generator_every", self.generator_every)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} = {value}: must be a whole number from 1")
+        for name, value, known in (
+            ("history", self.history, get_args(History)),
+            ("score_motion", self.score_motion, get_args(ScoreMotion)),
+        ):
+            if value not in known:
+                raise UserError(f"{name} = {value!r}: unknown; use {' or '.join(known)}")
+
+
+def _check_parts(**values: tuple[float, float]) -> None:
+    """Refuse numbers below 0 or beyond their limit; NaN is neither.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name, (value, most) in values.items():
+        if not 0 <= value <= most:
+            upper = "or more" if most == math.inf else f"to {most:g}"
+            raise UserError(f"{name} = {value}: must be 0 {upper}")

@@ -1,0 +1,65 @@
+"""One step of an optimiser, and the average of weights that is sampled with."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from livetalk_kernels.errors import NumericsError
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
+    """Take one step down a loss, by a gradient that is cut to a norm.
+
+    Args:
+        loss: A scalar with its graph.
+        optimizer: Of all parameters that learn by it.
+        max_norm: Most of the gradient's norm.
+
+    Returns:
+        The norm before the cut.
+
+    Raises:
+        NumericsError: The gradient is not finite; no weight has been changed.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    if not norm < float("inf"):
+        raise NumericsError("gradient", "NaN or Inf; take a smaller learning rate")
+    optimizer.step()
+    return norm
+
+
+class Average:
+    """Exponential average of a network's weights in float32.
+
+    Attributes:
+        decay: Part of the average that stays in an update.
+        weights: Name -> averaged parameter.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Begin with the weights as they are."""
+        self.decay = decay
+        self.weights = {
+            name: parameter.detach().float().clone() for name, parameter in _learning(network)
+        }
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """``average <- decay average + (1 - decay) weights``."""
+        for name, parameter in _learning(network):
+            self.weights[name].lerp_(parameter.detach().float(), 1 - self.decay)
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module) -> None:
+        """Put the average into a network of the same parameters."""
+        for name, parameter in _learning(network):
+            parameter.copy_(self.weights[name])
+
+
+def _learning(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Parameters that learn, by name."""
+    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)

@@ -1,0 +1,236 @@
+"""Steps of both stages: they learn, they repeat bit for bit, and their numbers mean something."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from train_samples import SIZE, random_conditions, small_network
+
+from livetalk_kernels.errors import NumericsError, UserError
+from livetalk_model.sampler import denoise, timesteps
+from livetalk_model.train.config import Distillation, Guidance, Teaching
+from livetalk_model.train.distill import Batch, Course, critic_step, stand, student_step
+from livetalk_model.train.draws import Draws
+from livetalk_model.train.flow import velocity
+from livetalk_model.train.health import agreement, cosine, lag
+from livetalk_model.train.network import Network
+from livetalk_model.train.rollout import take_step
+from livetalk_model.train.teacher import Lesson, draw_lesson, teacher_loss
+from livetalk_model.train.update import Average, descend
+
+SHAPE = (16, *SIZE)
+SCHEDULE = timesteps(4, 5.0)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Stage 1 -----------------------------------------------------------------------------------
+
+
+def lesson(samples: list[int], **shares: float) -> Lesson:
+    return draw_lesson(
+        Draws(seed=1), (1, 2, 1, 1), step=0, samples=samples, teaching=Teaching(**shares),
+        schedule=SCHEDULE,
+    )  # fmt: skip
+
+
+def test_shares_of_a_lesson() -> None:
+    count = 2000
+    drawn = lesson(list(range(count)), anchored=0.6, drop_both=0.1, drop_text=0.2)
+    anchored = torch.isin(drawn.time, SCHEDULE[:-1] / 1000)
+    for share, expected in (
+        (anchored, 0.6), (drawn.known == 2, 0.9), (drawn.no_audio, 0.1), (drawn.no_text, 0.3),
+    ):  # fmt: skip
+        assert float(share.float().mean()) == pytest.approx(expected, abs=0.04)
+    assert set(drawn.known.tolist()) == {1, 2} and not (drawn.no_audio & ~drawn.no_text).any()
+    part = lesson([5, 7], anchored=0.6, drop_both=0.1, drop_text=0.2)
+    for name, value in vars(part).items():
+        assert torch.equal(value, getattr(drawn, name)[[5, 7]]), name
+
+
+def test_the_teacher_sees_clean_motion_and_dropped_conditions() -> None:
+    clean, given, seen = draw(2, *SHAPE), random_conditions(2), []
+    drawn = Lesson(
+        noise=draw(2, *SHAPE, seed=1), time=torch.tensor([0.5, 0.9]), known=torch.tensor([1, 2]),
+        no_text=torch.tensor([True, False]), no_audio=torch.tensor([False, False]),
+    )  # fmt: skip
+
+    def exact(x: Tensor, timestep: Tensor, given) -> Tensor:
+        seen.append((x, timestep, given))
+        wrong = torch.zeros_like(x)
+        wrong[0, :, :1], wrong[1, :, :2] = 5, 5  # where nothing is counted
+        return velocity(clean, drawn.noise) + wrong
+
+    assert float(teacher_loss(exact, clean, given, drawn)) == 0
+    ((x, timestep, conditions),) = seen
+    assert timestep.tolist() == [500, 900]
+    assert torch.equal(x[0, :, :1], clean[0, :, :1]) and torch.equal(x[1, :, :2], clean[1, :, :2])
+    assert not torch.equal(x[0, :, 1], clean[0, :, 1])
+    assert not conditions.text[0].any() and torch.equal(conditions.text[1], given.text[1])
+
+
+def test_two_clips_are_learnt() -> None:
+    """From noise the sampler then makes the clip that goes with the sound."""
+    network, sounds = small_network(), random_conditions(2)
+    given = replace(
+        sounds,
+        **{name: getattr(sounds, name)[:1].expand_as(getattr(sounds, name))
+           for name in ("portrait", "text", "image")},
+    )  # fmt: skip
+    clean = draw(2, 16, SIZE[0], 1, 1, seed=5)
+    clean[1, :, 0] = clean[0, :, 0]  # the first frame, all that is given, does not tell which
+    clean = clean.expand(2, *SHAPE)
+    average = Average(network, 0.97)
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
+    for step in range(300):
+        drawn = draw_lesson(
+            Draws(seed=0), SHAPE, step=step, samples=[0, 1], schedule=SCHEDULE,
+            teaching=Teaching(anchored=0.6, long_motion=0.0),
+        )  # fmt: skip
+        descend(teacher_loss(network, clean, given, drawn), optimizer)
+        average.update(network)
+    average.copy_to(network)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        made = denoise(
+            lambda x, index: network(x, SCHEDULE[index].expand(2), given), SCHEDULE,
+            clean[:, :, :1], lambda first: torch.randn(2, *SHAPE, generator=random),
+        )[:, :, 2:]  # fmt: skip
+    target = clean[:, :, 2:]
+    assert (made - target).square().mean() < 0.15 * (made - target.flip(0)).square().mean()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"long_motion": 1.5}, {"anchored": -0.1}, {"drop_both": 0.6, "drop_text": 0.6}]
+)
+def test_impossible_shares(wrong: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Teaching(**wrong)
+
+
+# Updates -----------------------------------------------------------------------------------
+
+
+def test_a_step_is_cut_and_refused() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    assert descend(2 * weight.square().sum(), optimizer) == pytest.approx(20)
+    assert torch.allclose(weight.detach(), torch.tensor([2.4, 3.2]))
+    before = weight.detach().clone()
+    with pytest.raises(NumericsError, match="learning rate"):
+        descend((weight * torch.inf).sum(), optimizer)
+    assert torch.equal(weight.detach(), before)
+
+
+def test_the_average() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    average = Average(layer, 0.75)
+    with torch.no_grad():
+        layer.weight.fill_(5.0)
+    average.update(layer)
+    average.copy_to(layer)
+    assert layer.weight.item() == 2.0
+
+
+# Stage 2 -----------------------------------------------------------------------------------
+
+
+def course(**switches) -> Course:
+    real = small_network(seed=6).requires_grad_(False)
+    method = Distillation(chunks=3, guidance=Guidance(audio=2.0, text=None), **switches)
+    return Course(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=2))
+
+
+def batch(samples: list[int]) -> Batch:
+    """Streams whose motion is handed over as latents: pixels are another test's."""
+    every = random_conditions(4)
+    first = type(every)(**{name: value[samples] for name, value in vars(every).items()})
+    return Batch(
+        samples=samples, chunks=[first] * 3, start=first.portrait[:, :, :1], shape=SHAPE,
+        hand_over=lambda latents: latents[:, :, -2:],
+    )  # fmt: skip
+
+
+def test_steps_repeat_bit_for_bit_and_move_their_own_network() -> None:
+    given, states = course(), []
+    for _ in range(2):
+        student, fake = small_network(seed=6), small_network(seed=6)
+        before = copy.deepcopy(student.state_dict()), copy.deepcopy(fake.state_dict())
+        own = torch.optim.AdamW(student.parameters(), lr=1e-3)
+        other = torch.optim.AdamW(fake.parameters(), lr=1e-3)
+        numbers = [
+            critic_step(student, fake, other, given, batch([0, 1]), step=0),
+            student_step(student, fake, own, given, batch([0, 1]), step=0),
+        ]
+        for network, old in zip((student, fake), before, strict=True):
+            assert any(
+                not torch.equal(value, old[name]) for name, value in network.state_dict().items()
+            )
+        assert numbers[0]["loss"] > 0 and numbers[1]["norm"] > 0
+        assert 1 <= numbers[1]["chunk"] <= 3 and numbers[1]["timestep"] in SCHEDULE.tolist()
+        states.append((numbers, student.state_dict(), fake.state_dict()))
+    assert states[0][0] == states[1][0]
+    for mine, its in zip(states[0][1:], states[1][1:], strict=True):
+        assert all(torch.equal(value, its[name]) for name, value in mine.items())
+
+
+def test_a_batch_in_parts_is_the_batch() -> None:
+    """As two ranks would: the same chunk, step and noise for each sample."""
+    student, given = small_network(seed=6), course()
+    whole, chunk = stand(student, given, batch([0, 1, 2, 3]), "student", step=4)
+    for samples in ([0, 1], [2, 3]):
+        part, its_chunk = stand(student, given, batch(samples), "student", step=4)
+        assert its_chunk == chunk and part.timestep[0] == whole.timestep[0]
+        assert torch.allclose(part.x, whole.x[samples], rtol=1e-3, atol=1e-4)
+
+
+def standing(student: Network, given: Course, step: int):
+    at, _ = stand(student, given, batch([0, 1]), "critic", step=step)
+    with torch.no_grad():
+        return take_step(student, at), at
+
+
+def test_health_sees_a_critic_that_lags() -> None:
+    given = course()
+    before, after = small_network(seed=6), small_network(seed=6)
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(1)
+            )
+    fake = small_network(seed=6)
+    optimizer = torch.optim.Adam(fake.parameters(), lr=3e-3)
+    for step in range(40):
+        critic_step(before, fake, optimizer, given, batch([0, 1]), step=step)
+    settings = {"noise": draw(2, *SHAPE, seed=3), "uniform": torch.tensor([0.3]),
+                "method": given.method}  # fmt: skip
+    old, new = standing(before, given, 100), standing(after, given, 100)
+    assert lag(fake, old, old, **settings) == 1
+    assert lag(fake, new, old, **settings) > 1.1
+
+
+def test_health_sees_whether_there_is_a_direction() -> None:
+    given = replace(course(), method=Distillation(chunks=3, guidance=Guidance(audio=1, text=None)))
+    latents, at = standing(small_network(seed=7), given, 0)
+    noises = draw(2, *SHAPE, seed=3), draw(2, *SHAPE, seed=4)
+    settings = {"noises": noises, "uniform": torch.tensor([0.3]), "method": given.method}
+
+    def shifted(by: Tensor):
+        return lambda x, timestep, given: x - by * 1000 / timestep.view(-1, 1, 1, 1, 1)
+
+    def noisy(x, timestep, given) -> Tensor:
+        return 3 * x
+
+    zero = torch.zeros(1)
+    assert agreement(shifted(zero), shifted(torch.ones(1)), latents, at, **settings) > 0.99
+    assert agreement(noisy, noisy, latents, at, **settings) == 0
+    assert abs(agreement(shifted(zero), noisy, 0 * latents, at, **settings)) < 0.1
+    free = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
+    a, b = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])
+    angle = cosine(a.view(1, 2, 1, 1, 1), b.view(1, 2, 1, 1, 1), free)
+    assert float(angle) == pytest.approx(0.5**0.5)
