@@ -322,7 +322,9 @@ class ModelSource:
             )
 
     def _bind(self, **dims: int) -> Ops:
-        ops = bind_ops(self.backend, device=self.device, dtype=self.dtype, **dims)
+        ops = bind_ops(
+            self.backend, device=self.device, dtype=self.dtype, differentiable=False, **dims
+        )
         return ops if self.wrap is None else self.wrap(ops)
 
     def _fill(

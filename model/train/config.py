@@ -80,9 +80,9 @@ class Distillation:
     def __post_init__(self) -> None:
         """Check all values."""
         _check_parts(regression=(self.regression, math.inf))
-        for name, value in (("chunks", self.chunks), ("generator_every", self.generator_every)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} = {value}: must be a whole number from 1")
+        for name, count in (("chunks", self.chunks), ("generator_every", self.generator_every)):
+            if not isinstance(count, int) or count < 1:
+                raise UserError(f"{name} = {count}: must be a whole number from 1")
         for name, value, known in (
             ("history", self.history, get_args(History)),
             ("score_motion", self.score_motion, get_args(ScoreMotion)),
