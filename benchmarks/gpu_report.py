@@ -56,7 +56,7 @@ CODE = ("livetalk_kernels", "model", "csrc", "benchmarks")
 SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 DATA = {".json", ".safetensors", ".toml"}  # count too in what a single part depends on
 EXIT_INTERRUPTED = 130
-EXCLUDE = "LIVETALK_EXCLUDE"  # as in livetalk_kernels.config, which needs torch
+EXCLUDE = "LIVETALK_EXCLUDE"  # as in livetalk_kernels.environment, which needs torch
 
 Entry = dict[str, Any]
 

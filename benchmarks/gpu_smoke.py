@@ -31,8 +31,8 @@ from typing import Any, cast
 import torch
 from race import Budget, add_time_options, brief, say
 
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.outputs import write_json
+from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import check_backend, relative_l2
 

@@ -24,9 +24,9 @@ from livetalk_kernels.bench.report import RED, TIMED
 from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import Settings, bench_case
 from livetalk_kernels.bench.score import Score, Standing
-from livetalk_kernels.dispatch import load_op, op_names
 from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
 from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.registry import load_op, op_names
 from livetalk_kernels.spec import Case
 
 SCHEMA = "livetalk/ops/2"  # rows as livetalk/bench/2; files of the first are measured anew

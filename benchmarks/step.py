@@ -60,9 +60,9 @@ from random_models import (
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.runner import is_interpreted
-from livetalk_kernels.dispatch import Backend, backend_names, load_backend
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import FP8, dtype_name
+from livetalk_kernels.registry import Backend, backend_names, load_backend
 from livetalk_kernels.runtime.cuda_graph import CudaEngine
 from livetalk_kernels.spec import Case
 from livetalk_model.config import Preset

@@ -35,7 +35,7 @@ from random_models import (
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.timer import Summary
-from livetalk_kernels.config import Ranks
+from livetalk_kernels.environment import Ranks
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.runtime.beat import Deadlines

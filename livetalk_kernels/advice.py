@@ -7,10 +7,11 @@ import torch
 
 from . import extension_cutlass
 from .config import KernelConfig
-from .dispatch import Choice, op_names, resolve
+from .dispatch import Choice, resolve
 from .extension import FOLDER
 from .gpus import Gpu
 from .libraries import INSTALLED, LIBRARIES, Libraries
+from .registry import op_names
 from .spec import Case
 
 CUDA, CUDNN = "13.0", "9.19"  # what is supposed of a torch for CUDA, where this one is for CPUs

@@ -13,9 +13,7 @@ from .errors import UserError
 from .gpus import Gpu
 from .libraries import INSTALLED, Libraries
 from .registry import (
-    OPS_PACKAGE,
     Backend,
-    all_backend_names,
     backend_names,
     load_backend,
     load_op,
@@ -26,21 +24,6 @@ from .spec import Case
 if TYPE_CHECKING:
     from .config import KernelConfig
     from .tuning import Tuning
-
-__all__ = [
-    "OPS_PACKAGE",
-    "Backend",
-    "Choice",
-    "all_backend_names",
-    "backend_names",
-    "load_backend",
-    "load_op",
-    "op_names",
-    "pick",
-    "resolve",
-    "support_table",
-    "with_gradients",
-]
 
 NO_GRADIENTS = "it has no gradients"  # why a backend cannot be trained with
 

@@ -8,13 +8,15 @@ import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import torch_ops
 from .reasons import device_reason, dtype_reason
-from .spec import Case
+
+if TYPE_CHECKING:
+    from .spec import Case
 
 FOLDER = Path(__file__).resolve().parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
@@ -62,7 +64,7 @@ def load_library(library: Path, mend: str) -> str | None:
     return None
 
 
-def supports(case: Case) -> str | None:
+def supports(case: "Case") -> str | None:
     """What every ``cpu`` backend asks: a CPU, fp32 or bf16, and the compiled kernels."""
     reason = device_reason(case.device, "cpu") or dtype_reason(case.dtype, DTYPES) or missing()
     if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):

@@ -13,14 +13,16 @@ Source: NVIDIA's "CUDA Compatibility", on minor version compatibility and its li
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import torch_ops
 from .extension import FOLDER, load_library
 from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
-from .spec import Case
+
+if TYPE_CHECKING:
+    from .spec import Case
 
 MEND = "build it with `make cuda` (needs nvcc)"
 REBUILD = "build it here again with `make cuda` (needs nvcc)"
@@ -101,7 +103,7 @@ def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return torch_ops.compiled(f"{op}_cuda", fake)
 
 
-def supports_rows(case: Case, letter: str) -> str | None:
+def supports_rows(case: "Case", letter: str) -> str | None:
     """What a kernel for rows of packs asks: a GPU, fp32 or bf16, rows of 16-byte packs.
 
     Args:

@@ -5,13 +5,15 @@ are made of its headers, see ``csrc/cuda/sm90``. They are ``torch.ops.livetalk.<
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import extension_cuda, torch_ops
 from .reasons import device_reason, dtype_reason, gpu_reason, hopper_reason
-from .spec import Case
+
+if TYPE_CHECKING:
+    from .spec import Case
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
 OPERATOR = "fp8_gemm_cutlass"  # that tells whether the library has them
@@ -32,7 +34,7 @@ def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return torch_ops.compiled(f"{op}_cutlass", fake)
 
 
-def supports_linear(case: Case, multiple: int) -> str | None:
+def supports_linear(case: "Case", multiple: int) -> str | None:
     """None, or why a linear with bf16 results cannot run.
 
     Args:

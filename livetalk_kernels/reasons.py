@@ -1,11 +1,14 @@
 """Why a backend cannot run a case, in words that several backends share."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 
 from .precision import dtype_name
-from .spec import Case
+
+if TYPE_CHECKING:
+    from .spec import Case
 
 ADA, HOPPER = (8, 9), (9, 0)
 """Compute capabilities: of L40S and RTX 4090, the first with FP8; of H100, H200, H800 and H20."""
@@ -31,12 +34,12 @@ def cuda_reason() -> str | None:
     return "there is no CUDA device, or this torch is not built for CUDA"
 
 
-def gpu_reason(case: Case) -> str | None:
+def gpu_reason(case: "Case") -> str | None:
     """None where there is an NVIDIA GPU, or one is supposed; else why there is none."""
     return None if case.gpu is not None else cuda_reason()
 
 
-def capability_reason(case: Case, least: tuple[int, int]) -> str | None:
+def capability_reason(case: "Case", least: tuple[int, int]) -> str | None:
     """None for a GPU that is as new as that, else what it needs."""
     capability = case.capability
     if capability is None:
@@ -53,7 +56,7 @@ def hopper_reason(capability: tuple[int, int] | None) -> str | None:
     return f"needs a Hopper, compute capability {_dotted(HOPPER)}, not {_dotted(capability)}"
 
 
-def shared_memory_reason(case: Case, needed: int) -> str | None:
+def shared_memory_reason(case: "Case", needed: int) -> str | None:
     """None for a GPU whose blocks may have that much shared memory, else how much it has.
 
     Args:

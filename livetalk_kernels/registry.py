@@ -22,16 +22,19 @@ import functools
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
+from .environment import EXCLUDE_VARIABLE, variable
+from .errors import UserError
 from .spec import Case, OpSpec
 
 OPS_PACKAGE = f"{__package__}.ops"
+LEFT_OUT = f"is left out by {EXCLUDE_VARIABLE}"  # why such a backend cannot run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,6 @@ def load_op(op: str) -> OpSpec:
 
 def load_backend(op: str, name: str) -> Backend:
     """Import one backend of an op."""
-    from .config import LEFT_OUT, excluded  # which needs the names from here
-
     module = importlib.import_module(f"{OPS_PACKAGE}.{op}.{name}")
     left_out = (op, name) in excluded()
     return Backend(
@@ -97,6 +98,36 @@ def load_backend(op: str, name: str) -> Backend:
         pack=getattr(module, "pack", lambda weight: None),
         launches=getattr(module, "launches", None),
     )
+
+
+def excluded(environ: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]:
+    """Backends that ``LIVETALK_EXCLUDE`` says cannot run here: (op, backend).
+
+    The variable is a list such as ``add_norm=triton,quantize=cuda``. What stands there has a
+    reason not to be taken, as if its library were missing: `auto` passes it over, to name it is
+    an error, and nothing tests or times it.
+
+    Args:
+        environ: Environment to read, the process's own by default.
+
+    Raises:
+        UserError: Bad syntax, an unknown name, or ``reference``, without which nothing runs.
+    """
+    return _excluded(variable(EXCLUDE_VARIABLE, environ))
+
+
+@functools.lru_cache(maxsize=8)
+def _excluded(value: str) -> frozenset[tuple[str, str]]:
+    pairs = set()
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        op, _, name = part.partition("=")
+        if op not in op_names() or name not in backend_names(op) or name == "reference":
+            raise UserError(
+                f"{EXCLUDE_VARIABLE}={value}: {part!r} is no OP=BACKEND that can be left out; "
+                "see 'livetalk backends'"
+            )
+        pairs.add((op, name))
+    return frozenset(pairs)
 
 
 def _modules(package: ModuleType) -> tuple[tuple[str, bool], ...]:

@@ -23,12 +23,12 @@ from typing import Annotated, Any, Self
 import torch
 
 from . import extension
-from .dispatch import backend_names, op_names
 from .errors import UserError
 from .inputs import Count, Range, build, read_json
 from .libraries import INSTALLED
 from .machine import cpu_name, gpu_entry, version
 from .precision import dtype_name
+from .registry import backend_names, op_names
 from .spec import Case
 
 FORMAT, FORMAT_VERSION = "livetalk-tuning", 1

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.bench.tune import Call, merge
-from livetalk_kernels.dispatch import OPS_PACKAGE, Choice, op_names
+from livetalk_kernels.dispatch import Choice
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.registry import OPS_PACKAGE, op_names
 
 from .avatar import Avatar
 from .config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, Preset

@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from livetalk_kernels.bench import comm, cuda_timer, roofline
-from livetalk_kernels.dispatch import load_op
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.runtime import launch
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing import fake_nvml

@@ -15,7 +15,7 @@ import torch
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.roofline import Roofline
 from livetalk_kernels.bench.runner import Settings
-from livetalk_kernels.dispatch import load_op
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import relative_l2
 from livetalk_model.stream.team import Team

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from livetalk_kernels.dispatch import backend_names, load_backend, op_names
+from livetalk_kernels.registry import backend_names, load_backend, op_names
 from livetalk_kernels.testing import fake_nvml
 from livetalk_kernels.testing.fake_cuda import FakeCuda
 from livetalk_kernels.testing.fake_kernels import KERNELS

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from livetalk_kernels import config
+from livetalk_kernels import environment
 from livetalk_kernels.testing.fake_nvml import StandIn
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -389,7 +389,7 @@ Path(result).write_text(json.dumps(value))
 def test_what_breaks_is_left_out_of_all_that_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gpu_report.EXCLUDE == config.EXCLUDE_VARIABLE
+    assert gpu_report.EXCLUDE == environment.EXCLUDE_VARIABLE
     monkeypatch.setenv("LIVETALK_EXCLUDE", "quantize=cpu")
     fakes = [
         {"name": "before", "code": VARIABLE},

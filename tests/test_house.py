@@ -4,8 +4,9 @@ import ast
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ LAYERS = {
     "livetalk_model.__main__": 4,  # hands over to the command line
 }
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+ENVIRONMENT = "livetalk_kernels.environment"  # the one reader of environment variables
 MEASURING = ("livetalk_kernels.bench", "livetalk_kernels.testing")  # these may wait for the GPU
 
 MAX_LINES = {".py": 500, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
@@ -115,7 +117,7 @@ def forbidden(name: str, tree: ast.Module) -> list[str]:
                 found.append((node.lineno, "allow_pickle=True or shell=True"))
     for line, target in used:
         shell = target in {"os.system", "os.popen"}
-        environment = target in {"os.environ", "os.getenv"} and name != "livetalk_kernels.config"
+        environment = target in {"os.environ", "os.getenv"} and name != ENVIRONMENT
         pickles = target.split(".")[0] in PICKLES and target != "pickle.UnpicklingError"
         waits = target.endswith("cuda.synchronize") and not name.startswith(MEASURING)
         if shell or environment or pickles or waits:
@@ -148,6 +150,56 @@ def test_imports_go_one_way() -> None:
 def test_the_import_rule_sees(name: str, code: str, wrong: bool) -> None:
     is_package = name == "livetalk_kernels.ops.quantize"
     assert bool(upward_imports(name, ast.parse(code), is_package)) == wrong
+
+
+def import_graph(sources: Mapping[str, tuple[ast.Module, bool]]) -> dict[str, set[str]]:
+    """Module -> modules that it imports when it runs, those within functions counted.
+
+    Args:
+        sources: Module -> its syntax tree, and whether it is a package.
+    """
+    graph = {}
+    for name, (tree, is_package) in sources.items():
+        types = [node for node in ast.walk(tree) if is_type_checking(node)]
+        left_out = {id(part) for node in types for part in ast.walk(node)}
+        parts = [node for node in ast.walk(tree) if id(node) not in left_out]
+        found = {
+            target
+            for node in parts
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for _, target in imports(
+                ast.Module([node], []), name if is_package else name.rpartition(".")[0]
+            )
+        }
+        found |= {target.rpartition(".")[0] for target in found if target not in sources}
+        graph[name] = (found & sources.keys()) - {name}
+    return graph
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """A circle of modules, the first one again at its end; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_imports_in_a_circle() -> None:
+    sources = {name: (syntax(file), file.name == "__init__.py") for name, file in modules().items()}
+    assert not circle(import_graph(sources))
+
+
+def test_the_rule_of_circles_sees_functions_and_not_types() -> None:
+    within = "def f():\n    from .b import g"
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import g"
+    for code, found in ((within, True), (typed, False)):
+        trees = {"p.a": (ast.parse(code), False), "p.b": (ast.parse("from . import a"), False)}
+        assert bool(circle(import_graph(trees))) == found
 
 
 def test_model_imports_itself_relatively() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..dispatch import load_backend
+from ..registry import load_backend
 from ..spec import Arguments
 
 EAGER, COMPILE = "eager", "compile"

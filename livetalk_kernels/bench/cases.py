@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Generator
 
-from ..dispatch import load_backend, load_op
 from ..errors import UserError
 from ..machine import last_level_cache, memory
+from ..registry import load_backend, load_op
 from ..spec import Case, as_tuple
 from .roofline import Roofline, probe_bytes
 from .timer import COLD_CACHES

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..dispatch import load_op
 from ..extension import product_dtype
 from ..machine import last_level_cache, memory
 from ..precision import FP8
+from ..registry import load_op
 from ..spec import Case, Cost
-from .timer import Sampler, interleave, make_timer
+from .timer import Sampler, interleave
+from .timers import make_timer
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 GPU_BUFFER = 1 << 30  # bytes

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Generator
 
-from ..dispatch import backend_names, load_backend, load_op, pick
+from ..dispatch import pick
+from ..registry import backend_names, load_backend, load_op
 from ..spec import Arguments, Case
 from .baseline import COMPILE, EAGER, compile_reference
 from .clocks import read_clocks
@@ -19,7 +20,8 @@ from .cuda_timer import CudaTimer
 from .report import LEFT_OUT, RED, TIMED, Result, Row, compare, joined
 from .roofline import Probe, Roofline, from_samples, start_probes
 from .score import standing
-from .timer import MIN_ROUNDS, CpuTimer, Sampler, Timer, interleave, make_timer
+from .timer import MIN_ROUNDS, CpuTimer, Sampler, Timer, interleave
+from .timers import make_timer
 from .verify import Judge, check_small_cases
 
 SEED = 0

@@ -121,21 +121,6 @@ class Timer(Protocol):
         """Warm up, briefly if ``again``, and give the function that takes a sample."""
 
 
-def make_timer(device: torch.device, arguments: Arguments, *, hot: bool) -> Timer:
-    """The timer of a device, for calls with these arguments.
-
-    Args:
-        device: Where they lie.
-        arguments: Of one call.
-        hot: Leave the inputs in the cache from call to call.
-    """
-    if device.type == "cuda":
-        from .cuda_timer import CudaTimer  # which needs this module
-
-        return CudaTimer(device, arguments, hot=hot)
-    return CpuTimer(arguments, hot=hot)
-
-
 def input_bytes(arguments: Arguments) -> int:
     """Bytes of a call's tensors, shared storage counted once."""
     positional, keywords = arguments

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from ..dispatch import backend_names, load_backend
 from ..errors import UserError
 from ..precision import dtype_name
+from ..registry import backend_names, load_backend
 from ..spec import Arguments, Case
 from ..tuning import Choice
 from .baseline import EAGER
 from .cases import seconds_needed, too_large
 from .roofline import Limits, Roofline
 from .runner import Settings, contestants, is_interpreted, make_inputs, packed
-from .timer import Sampler, Summary, interleave, make_timer
+from .timer import Sampler, Summary, interleave
+from .timers import make_timer
 from .verify import Judge, Verdict, check_small_cases
 
 ROUNDS_SECONDS = (0.05, 3.0)  # least and most time for the rounds of a call

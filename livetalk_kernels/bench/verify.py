@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..dispatch import load_backend, load_op
+from ..registry import load_backend, load_op
 from ..spec import Arguments, Bound, Case, as_tuple
 from ..testing.numerics import (
     PLAIN_TOLERANCE,

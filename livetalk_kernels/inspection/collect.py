@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..dispatch import op_names
 from ..errors import UserError
 from ..machine import commit
 from ..precision import dtype_name
+from ..registry import op_names
 from . import cuda_kernels, triton_kernels
 from .compile import ptxas_path
 from .report import Kernel, Report

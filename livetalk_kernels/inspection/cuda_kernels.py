@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..dispatch import op_names
 from ..extension import FOLDER
 from ..outputs import new_file, write_text
+from ..registry import op_names
 from . import ptxas
 from .report import TARGET, Kernel
 from .sass import read_cubin

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..dispatch import OPS_PACKAGE, backend_names, load_backend, load_op
 from ..errors import UserError
 from ..outputs import new_file, write_text
+from ..registry import OPS_PACKAGE, backend_names, load_backend, load_op
 from ..spec import as_tuple
 from ..triton_launch import INSTALL, Launch, interpreted
 from . import ptxas

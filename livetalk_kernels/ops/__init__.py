@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..config import KernelConfig
-from ..dispatch import Choice, op_names, resolve, with_gradients
+from ..dispatch import Choice, resolve, with_gradients
+from ..registry import op_names
 from ..spec import Case
 
 

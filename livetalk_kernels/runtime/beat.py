@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.distributed import Store, TCPStore
 
-from ..config import Ranks
+from ..environment import Ranks
 from ..errors import UserError
 from ..machine import boot_id
 

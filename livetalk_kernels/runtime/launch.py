@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ..config import omp_threads
+from ..environment import omp_threads
 from ..machine import cpus, physical_cores
 from .signals import Before, Echo, catch, give_back, leave_quickly, say
 

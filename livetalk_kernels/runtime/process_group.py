@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from ..config import leave_nccl_errors_to_us
+from ..environment import leave_nccl_errors_to_us
 from .comm import (
     FOREVER,
     Communicator,

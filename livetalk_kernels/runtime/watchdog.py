@@ -25,7 +25,7 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from ..config import Ranks
+from ..environment import Ranks
 from ..errors import CommError, NumericsError, UserError
 from .beat import Beat, Board, Deadlines, Verdict, first_beat, process_state
 from .signals import Before, SignalThread, catch, leave_quickly, say

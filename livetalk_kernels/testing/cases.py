@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..dispatch import backend_names, load_backend, load_op, op_names
+from ..registry import backend_names, load_backend, load_op, op_names
 from ..spec import Case
 
 

@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-from ..config import Ranks
+from ..environment import Ranks
 from ..runtime.beat import Beat, Board
 
 LIMITS = {signal.SIGKILL: 5.0, signal.SIGSTOP: 20.0}

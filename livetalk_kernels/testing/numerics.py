@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..dispatch import load_backend, load_op
 from ..precision import FP8
+from ..registry import load_backend, load_op
 from ..spec import Arguments, Bound, Case, as_tuple
 
 PLAIN_TOLERANCE = 1e-5  # relative; for the reference in fp32, which has no plainer one to beat

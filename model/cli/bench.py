@@ -184,8 +184,8 @@ def _check_files(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Plan:
     from livetalk_kernels.bench.cases import check_names, select_cases, too_large
-    from livetalk_kernels.dispatch import load_op, op_names
     from livetalk_kernels.precision import dtype_name
+    from livetalk_kernels.registry import load_op, op_names
 
     known = op_names()
     for op in args.ops:
@@ -214,7 +214,7 @@ def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
 
 
 def _check_backends(ops: list[str], names: list[str]) -> None:
-    from livetalk_kernels.dispatch import backend_names
+    from livetalk_kernels.registry import backend_names
 
     known = list(dict.fromkeys(name for op in ops for name in backend_names(op)))
     for name in names:
@@ -224,7 +224,7 @@ def _check_backends(ops: list[str], names: list[str]) -> None:
 
 def _check_named(cases: "list[Case]", names: list[str]) -> None:
     """Refuse a named backend that can run none of the cases."""
-    from livetalk_kernels.dispatch import backend_names, load_backend
+    from livetalk_kernels.registry import backend_names, load_backend
 
     for name in names:
         having = [case for case in cases if name in backend_names(case.op)]

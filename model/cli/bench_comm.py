@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from livetalk_kernels.bench.comm import Link, Row
     from livetalk_kernels.bench.comm_patterns import Sizes
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.comm import Communicator
     from livetalk_kernels.runtime.mesh import Grid, Mesh
 
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An option or a file is no good, or there is nobody to talk to.
     """
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.launch import launch
 
     from ..loading import use_device

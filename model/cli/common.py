@@ -463,7 +463,7 @@ def usable_threads() -> Iterator[None]:
         return
     import torch
 
-    from livetalk_kernels.config import omp_threads
+    from livetalk_kernels.environment import omp_threads
 
     own = omp_threads() is not None
     with torch_threads(None if own else min(torch.get_num_threads(), here.usable)):

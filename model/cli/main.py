@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     """Run a command line, and say what went wrong; the exit code."""
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
-    from livetalk_kernels.config import Ranks  # slow: imports torch
+    from livetalk_kernels.environment import Ranks  # slow: imports torch
     from livetalk_kernels.runtime.signals import ended_like_ctrl_c
 
     try:

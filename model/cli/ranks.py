@@ -12,7 +12,7 @@ from livetalk_kernels.errors import UserError
 from . import numbers
 
 if TYPE_CHECKING:
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.beat import Deadlines
     from livetalk_kernels.runtime.comm import Communicator
     from livetalk_kernels.runtime.watchdog import Watchdog
@@ -108,7 +108,7 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
     Raises:
         UserError: ``--nproc`` makes no sense here.
     """
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
 
     ranks = Ranks.from_environ()
     nproc = args.nproc
@@ -141,7 +141,7 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
     Raises:
         UserError: The options do not fit.
     """
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
 
     from ..stream.team import Team
 

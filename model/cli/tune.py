@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from livetalk_kernels.dispatch import op_names
+    from livetalk_kernels.registry import op_names
 
     known = op_names()
     for op in args.ops:
@@ -163,7 +163,7 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
     """What is to be measured: the model's calls, or the ops' own cases."""
     from livetalk_kernels.bench.cases import select_cases
     from livetalk_kernels.bench.tune import Call
-    from livetalk_kernels.dispatch import load_op, op_names
+    from livetalk_kernels.registry import load_op, op_names
 
     ops = args.ops if args.ops and ALL not in args.ops else op_names()
     if args.preset is None:
@@ -221,7 +221,7 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     from rich import box
     from rich.table import Table
 
-    from livetalk_kernels.dispatch import load_backend
+    from livetalk_kernels.registry import load_backend
 
     out = common.console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

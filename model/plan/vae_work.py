@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from livetalk_kernels.bench.calls import case_of
-from livetalk_kernels.dispatch import OPS_PACKAGE, Choice, load_op, op_names
+from livetalk_kernels.dispatch import Choice
 from livetalk_kernels.ops import Ops
+from livetalk_kernels.registry import OPS_PACKAGE, load_op, op_names
 from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, NORMS, Case, Cost
 
 from ..calls import CONV_DEFAULTS, META

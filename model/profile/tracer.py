@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from livetalk_kernels.bench.calls import case_of
-from livetalk_kernels.dispatch import Choice, load_op
+from livetalk_kernels.dispatch import Choice
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import FP8, dtype_name
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 from livetalk_kernels.runtime.timeline import Range, Timeline
 from livetalk_kernels.spec import ACTIVATIONS, KINDS, LINEARS

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from livetalk_kernels.dispatch import backend_names, op_names
+from livetalk_kernels.registry import backend_names, op_names
 from livetalk_model.cli.main import main
 
 

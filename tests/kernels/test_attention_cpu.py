@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from livetalk_kernels import extension
-from livetalk_kernels.dispatch import load_backend
+from livetalk_kernels.registry import load_backend
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import check_backend
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import cudnn_fp8
+from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels.dispatch import load_op
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import chunk_attention, reference_fp8, triton_fp8
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff, max_error, relative_l2
 

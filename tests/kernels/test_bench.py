@@ -35,10 +35,10 @@ from livetalk_kernels.bench.roofline import Limits, Probe, Roofline, from_sample
 from livetalk_kernels.bench.runner import Settings, bench_case, contestants, make_inputs
 from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, ratio
 from livetalk_kernels.bench.verify import Judge
-from livetalk_kernels.dispatch import load_backend, load_op, op_names
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.machine import last_level_cache, machine
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.registry import load_backend, load_op, op_names
 from livetalk_kernels.spec import Case, Cost
 
 REPOSITORY = Path(__file__).resolve().parents[2]

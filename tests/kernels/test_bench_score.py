@@ -8,7 +8,7 @@ import torch
 from livetalk_kernels.bench.report import Result, Row, auto_verdict, compare
 from livetalk_kernels.bench.roofline import Roofline
 from livetalk_kernels.bench.score import Score, Standing, is_ours, standing
-from livetalk_kernels.dispatch import backend_names, load_op, op_names
+from livetalk_kernels.registry import backend_names, load_op, op_names
 from livetalk_kernels.spec import Cost
 
 CASE = next(

@@ -9,9 +9,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, pick
+from livetalk_kernels.dispatch import pick
 from livetalk_kernels.ops.causal_conv3d import causal_conv3d
 from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
+from livetalk_kernels.registry import backend_names, load_backend, load_op
 from livetalk_kernels.spec import Case
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels.dispatch import load_backend, load_op
+from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import as_tuple
 
 CPU = torch.device("cpu")

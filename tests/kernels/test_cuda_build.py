@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from livetalk_kernels import extension, extension_cuda, torch_ops
-from livetalk_kernels.dispatch import load_backend
+from livetalk_kernels.registry import load_backend
 from livetalk_kernels.spec import as_tuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent

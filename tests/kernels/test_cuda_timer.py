@@ -15,8 +15,8 @@ from livetalk_kernels.bench.cuda_timer import GRAPHS, LAUNCHES, CudaTimer
 from livetalk_kernels.bench.roofline import make_probes
 from livetalk_kernels.bench.runner import Settings, make_inputs
 from livetalk_kernels.bench.tune import Call, Tuner
-from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.precision import FP8
+from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.testing import fake_nvml
 from livetalk_kernels.testing.fake_cuda import READ, WRITE, FakeCuda
 from livetalk_model.cli.main import main

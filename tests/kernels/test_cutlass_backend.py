@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from livetalk_kernels import extension_cuda, extension_cutlass
-from livetalk_kernels.dispatch import load_backend, load_op
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.extension_cutlass import supports_linear
 from livetalk_kernels.inspection.cuda_kernels import readable
@@ -23,6 +22,7 @@ from livetalk_kernels.ops.fp8_gemm import cutlass as gemm
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import cutlass as gemm_gelu_quant
 from livetalk_kernels.ops.quantize import reference as quantize
 from livetalk_kernels.reasons import hopper_reason
+from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case
 
 HERE = Path(__file__).resolve().parent

@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from livetalk_kernels import bind_ops, triton_launch
 from livetalk_kernels.bench.runner import make_inputs
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops.causal_conv3d import reference
 from livetalk_kernels.precision import full_fp32
+from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case
 from livetalk_model import dit
 from livetalk_model.cli.main import main

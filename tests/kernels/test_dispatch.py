@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from livetalk_kernels import KernelConfig, UserError, bind_ops, support_table
-from livetalk_kernels.dispatch import (
-    all_backend_names,
-    backend_names,
-    load_op,
-    op_names,
-    resolve,
-)
+from livetalk_kernels.dispatch import resolve
 from livetalk_kernels.ops import add_norm as add_norm_contract
 from livetalk_kernels.ops import chunk_attention as chunk_contract
+from livetalk_kernels.registry import all_backend_names, backend_names, load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
 from livetalk_kernels.testing.numerics import check_backend

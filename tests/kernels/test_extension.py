@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from livetalk_kernels import UserError, extension, extension_cuda
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names, pick
+from livetalk_kernels.dispatch import pick
+from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case, as_tuple
 from livetalk_model.environment import kernels_line
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from livetalk_kernels import UserError
-from livetalk_kernels.dispatch import backend_names, load_backend
 from livetalk_kernels.ops.add_norm import add_norm
 from livetalk_kernels.ops.add_norm_quant import add_norm_quant
 from livetalk_kernels.ops.fp8_gemm import fp8_gemm
 from livetalk_kernels.ops.fp8_gemm import triton as fp8_triton
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import fp8_gemm_gelu_quant
 from livetalk_kernels.ops.quantize import dequantize, quantize
+from livetalk_kernels.registry import backend_names, load_backend
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff
 

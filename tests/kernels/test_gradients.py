@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from livetalk_kernels import KernelConfig, UserError, bind_ops
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
+from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Case, as_tuple
 from livetalk_kernels.testing.numerics import relative_l2
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from livetalk_kernels.dispatch import backend_names, op_names
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import build
 from livetalk_kernels.inspection import cuda_kernels, ptxas, sass
@@ -21,6 +20,7 @@ from livetalk_kernels.inspection.compile import specialise
 from livetalk_kernels.inspection.cuda_kernels import readable
 from livetalk_kernels.inspection.occupancy import blocks_per_sm, warps_per_sm
 from livetalk_kernels.inspection.report import Kernel, Report, as_json, faults
+from livetalk_kernels.registry import backend_names, op_names
 from livetalk_kernels.triton_launch import Launch
 from livetalk_model.cli import inspect
 from livetalk_model.cli.main import main

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from livetalk_kernels import KernelConfig, UserError
-from livetalk_kernels.config import excluded, leave_nccl_errors_to_us
-from livetalk_kernels.dispatch import load_backend, pick
+from livetalk_kernels.dispatch import pick
+from livetalk_kernels.environment import leave_nccl_errors_to_us
+from livetalk_kernels.registry import excluded, load_backend
 from livetalk_kernels.spec import Case
 
 

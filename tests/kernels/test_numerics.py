@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from livetalk_kernels.dispatch import load_op
 from livetalk_kernels.ops.add_norm import OP
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Bound
 from livetalk_kernels.testing.numerics import (
     calc_diff,

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from livetalk_kernels import extension
-from livetalk_kernels.dispatch import backend_names, load_backend, load_op, op_names
+from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case, as_tuple
 from livetalk_kernels.testing.cases import runnable_cases
 from livetalk_kernels.testing.numerics import (

@@ -17,8 +17,9 @@ from livetalk_kernels import tuning as tuning_module
 from livetalk_kernels.bench import roofline, timer, tune
 from livetalk_kernels.bench.tune import Call, Outcome, Tuner, merge
 from livetalk_kernels.config import find_tuning
-from livetalk_kernels.dispatch import load_op, resolve
+from livetalk_kernels.dispatch import resolve
 from livetalk_kernels.ops import add_norm as contract
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.tuning import Choice, MachineEntry, Tuning, TuningKey
 

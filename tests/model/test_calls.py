@@ -10,7 +10,7 @@ from torch import Tensor
 
 from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.bench.runner import make_inputs
-from livetalk_kernels.dispatch import load_op, op_names
+from livetalk_kernels.registry import load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_model import load_pipeline
 from livetalk_model.calls import model_calls

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from livetalk_kernels.config import KernelConfig
-from livetalk_kernels.dispatch import load_op, op_names
 from livetalk_kernels.ops import bind_ops
+from livetalk_kernels.registry import load_op, op_names
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.timed_comm import TimedCommunicator
 from livetalk_kernels.runtime.timeline import MAIN, Timeline

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from livetalk_kernels.config import Ranks, omp_threads
+from livetalk_kernels.environment import Ranks, omp_threads
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.testing.faults import Run
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from livetalk_kernels.config import Ranks
+from livetalk_kernels.environment import Ranks
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.launch import launch
 
