@@ -13,7 +13,7 @@ from livetalk_kernels.precision import dtype_name
 
 from ..pipeline import Pipeline
 from ..stream.session import Session
-from ..stream.stats import StreamStats
+from ..stream.stats import BESIDE, STAGES, StreamStats
 from .common import plural
 
 # In this order.
@@ -91,17 +91,18 @@ def latency_report(
 
 
 def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
-    """Print the report as a table that fits 80 columns."""
-    settings, startup, chunks = report["settings"], report["startup"], report["chunks"]
+    """Print the report as two tables that fit 80 columns: stages, and the whole."""
+    console.print(_stage_table(report))
+    settings, chunks = report["settings"], report["chunks"]
     table = Table(title=_title(settings), title_justify="left", expand=False)
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("split", overflow="fold")
+    table.add_column("note", overflow="fold")
     load = {label: report["load"][key] for key, label in _LOAD_LABELS.items()}
     table.add_row("load", _seconds(report["load"]["total"]), _split(load))
-    table.add_row("start-up", _seconds(startup["first_frame"]), _split(startup["stages"]))
-    table.add_row("chunk p50", _seconds(chunks["p50"]), _split(chunks["stages"], mean=True))
-    table.add_row("chunk p95", _seconds(chunks["p95"]), plural(chunks["count"], "chunk"))
+    table.add_row("start-up", _seconds(report["startup"]["first_frame"]), "request to first frame")
+    spread = f"p95 {_seconds(chunks['p95'])}, {plural(chunks['count'], 'chunk')}"
+    table.add_row("chunk p50", _seconds(chunks["p50"]), spread)
     table.add_row("frames/s", f"{report['fps']:.2f}", plural(report["frames"], "frame"))
     table.add_row(
         "real-time factor",
@@ -121,6 +122,32 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
     console.print(table)
     if cpu is not None and cpu["crowded"]:
         console.print(f"[yellow]{cpu['crowded']}[/]")
+
+
+def _stage_table(report: dict[str, Any]) -> Table:
+    """A row a stage: up to the first frame, and on average in a chunk."""
+    first, mean = report["startup"]["stages"], report["chunks"]["stages"]
+    table = Table(title="Stages", title_justify="left", expand=False)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("start-up", justify="right", no_wrap=True)
+    table.add_column("a chunk", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("what it does", overflow="fold")
+    total = sum(seconds for name, seconds in mean.items() if not name.endswith(BESIDE))
+    for name in sorted({**first, **mean}, key=_place):
+        share = ""
+        if name in mean and not name.endswith(BESIDE):
+            share = f"{mean[name] / total:.0%}"
+        does = STAGES.get(name.removesuffix(BESIDE), "")
+        table.add_row(name, _seconds(first.get(name)), _seconds(mean.get(name)), share, does)
+    return table
+
+
+def _place(name: str) -> int:
+    """Where a stage stands in the table; unknown ones are last."""
+    known = list(STAGES)
+    plain = name.removesuffix(BESIDE)
+    return known.index(plain) if plain in known else len(known)
 
 
 def _title(settings: dict[str, Any]) -> str:
@@ -148,9 +175,8 @@ def _title(settings: dict[str, Any]) -> str:
     return "Latency: " + ", ".join(parts)
 
 
-def _split(stages: dict[str, float], *, mean: bool = False) -> str:
-    rows = [f"{name} {_seconds(seconds)}" for name, seconds in stages.items()]
-    return ("mean: " if mean and rows else "") + ", ".join(rows)
+def _split(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts.items())
 
 
 def _seconds(value: float | None) -> str:

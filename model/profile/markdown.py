@@ -7,6 +7,7 @@ from typing import Any
 from livetalk_kernels.bench.telemetry import THROTTLED, throttle_reasons
 
 from ..config import NEW_FRAMES
+from ..stream.stats import STAGES
 from .words import ABOVE, above, amount, hardware_line, ms, op_name, op_time, percent, settings_line
 
 Json = Mapping[str, Any]
@@ -110,6 +111,9 @@ def _stages(report: Json) -> str:
         + (_ON_GPU if report["settings"]["device"].startswith("cuda") else "")
         + "\n\n"
         + _table(("stage", *_EVERY_PERCENTILE, "share"), rows)
+        + "\n\n"
+        + "; ".join(f"{name}: {does}" for name, does in STAGES.items())
+        + "."
     )
 
 

@@ -8,9 +8,10 @@ stays the time that a chunk takes.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
@@ -18,6 +19,23 @@ from livetalk_kernels.runtime.timeline import MAIN, Range, Timeline
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Marks what a rank is doing, for a watchdog: name of a stage -> context."""
+
+STAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "prepare": "start of the session",
+        "audio encoder": "speech to features (wav2vec2)",
+        "audio K/V": "features to keys and values",
+        "denoise": "noise to latents, all steps",
+        "decode": "latents to frames (VAE)",
+        "colour": "match the portrait's colours",
+        "to host": "frames to CPU memory",
+        "encode": "last frames to motion latents",
+        "warm decoder": "history for the next chunk",
+    }
+)
+"""Stages of a chunk, in the order in which they run, and what each does."""
+BESIDE = " (beside)"
+"""End of the name of a stage that ran concurrently with those of the main lane."""
 
 CHUNK = "chunk"
 """Range around a whole chunk in the timeline, on the main lane; the stages lie within it."""
@@ -78,7 +96,7 @@ class StageClock:
                 if measured.lane == MAIN:
                     seconds[measured.name] += measured.seconds()
                 elif measured.happened:
-                    seconds[f"{measured.name} (beside)"] += measured.seconds()
+                    seconds[f"{measured.name}{BESIDE}"] += measured.seconds()
                 else:
                     self._ended.append(measured)
             return dict(seconds)

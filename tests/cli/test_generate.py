@@ -35,7 +35,16 @@ def test_portrait_and_speech_to_video(portrait, speech, out, capsys):
     assert abs(seconds - sound) <= 1 / 25
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[2:])) <= 80
-    for word in ("random", "start-up", "chunk p50", "chunk p95", "frames/s", "underrun", "peak"):
+    for word in (
+        "random",
+        "start-up",
+        "chunk p50",
+        "p95",
+        "denoise",
+        "frames/s",
+        "underrun",
+        "peak",
+    ):
         assert word in printed
 
 

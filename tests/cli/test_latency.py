@@ -30,7 +30,12 @@ def test_report_before_the_first_chunk_is_complete(capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["frames"] > 0
     print_latency(report, session.stats, common.console())
     shown = capsys.readouterr().out
-    assert "avatar 250 ms" in shown and "audio encoder" in shown and "0 chunks" in shown
+    assert (
+        "avatar 250 ms" in shown
+        and "audio encoder" in shown
+        and "0 chunks" in shown
+        and "latents to frames" in shown
+    )
     assert "0.5 of 2" in shown and "other programs 1.5, 7 involuntary switches" in shown
     assert "stop the others" in shown
     assert "nan" not in shown and max(map(len, shown.splitlines())) <= 80
