@@ -326,6 +326,8 @@ def test_reasons() -> None:
     assert reason("h100", d=40) == "needs heads of channels in multiples of 16, not 40"
     for gpu in ("a100", "rtx4090"):
         assert "needs compute capability 9.0 or newer" in str(reason(gpu))
+    old = ALL.supposing({"cudnn": "9.19.0"})
+    assert reason("h100", old) is None and "cudnn 9.28.0 or newer" in str(reason("rtx5090", old))
     old = ALL.supposing({"cudnn": "9.13.0"})
     assert "needs cudnn 9.14.0 or newer, not 9.13.0" in str(reason("h100", old))
     old = ALL.supposing({"cudnn-frontend": "1.9.0"})
