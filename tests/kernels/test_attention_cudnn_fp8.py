@@ -5,6 +5,7 @@ Nothing of it has run on a GPU. Where the package is installed, the graph is hel
 
 import inspect
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -162,7 +163,7 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The package, on a Hopper; graphs of another test are forgotten."""
     module = ModuleType("cudnn")
     module.__spec__ = ModuleSpec("cudnn", None)
