@@ -5,6 +5,7 @@ Nothing of it has run on a GPU. Where the package is installed, the graph is hel
 
 import inspect
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -162,7 +163,7 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The package, on a Hopper; graphs of another test are forgotten."""
     module = ModuleType("cudnn")
     module.__spec__ = ModuleSpec("cudnn", None)
@@ -326,6 +327,8 @@ def test_reasons() -> None:
     assert reason("h100", d=40) == "needs heads of channels in multiples of 16, not 40"
     for gpu in ("a100", "rtx4090"):
         assert "needs compute capability 9.0 or newer" in str(reason(gpu))
+    old = ALL.supposing({"cudnn": "9.19.0"})
+    assert reason("h100", old) is None and "cudnn 9.28.0 or newer" in str(reason("rtx5090", old))
     old = ALL.supposing({"cudnn": "9.13.0"})
     assert "needs cudnn 9.14.0 or newer, not 9.13.0" in str(reason("h100", old))
     old = ALL.supposing({"cudnn-frontend": "1.9.0"})

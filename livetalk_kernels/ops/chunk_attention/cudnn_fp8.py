@@ -9,8 +9,8 @@ and of out, which is no larger than v. Except on a B200 out is e4m3 too, a round
 ``flash_attn3_fp8`` nor ``triton_fp8`` makes. Outliers are not smoothed. Heads of more than 128
 channels (the VAE) and single queries are left to the exact backend that ``auto`` takes.
 
-CuDNN 9.28 has kernels for these graphs on Hopper, B200 and RTX 5090, as far as it tells without a
-GPU: it was asked for the plans of GPUs that are not here.
+CuDNN has plans for these graphs on Hopper and B200, from 9.14, and on RTX 5090, in 9.28: it was
+asked without a GPU, for the properties of those.
 
 Source: ``sdpa_fp8`` of NVIDIA's cudnn-frontend, whose interface of version 1.32 is used.
 """
@@ -32,6 +32,7 @@ APPROXIMATE = True
 MULTIPLE = 16  # of a head's channels
 MAX_HEAD = 128  # channels that all GPUs take; on a Hopper twice as many
 MIN_VERSION = "9.14.0"  # the oldest that the operation's own tests take
+MIN_VERSION_12 = "9.28.0"  # where compute capability is 12; 9.14 has no kernel for it
 MIN_PACKAGE = "1.13"  # has ``generate_stats``
 # What scales the weights, 1 at most. A Blackwell may put a rescaling of its sums off, and then has
 # weights of up to e^4, which it takes times 2^-4: they stay below 448.
@@ -44,10 +45,11 @@ def supports(case: Case) -> str | None:
     head = case.dims.get("d", MULTIPLE)
     if head % MULTIPLE:
         return f"needs heads of channels in multiples of {MULTIPLE}, not {head}"
+    newest = case.capability is not None and case.capability[0] == 12
     return (
         gpu_supports(case, max_head=head)
         or capability_reason(case, HOPPER)
-        or case.libraries.too_old("cudnn", MIN_VERSION)
+        or case.libraries.too_old("cudnn", MIN_VERSION_12 if newest else MIN_VERSION)
         or case.libraries.too_old("cudnn-frontend", MIN_PACKAGE)
     )
 
