@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from train_samples import (
     CONFIG,
     SIZE,
@@ -13,6 +14,8 @@ from train_samples import (
 )
 
 from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.runtime.comm import Communicator
+from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
 from livetalk_model.sampler import timesteps
 from livetalk_model.train.network import MASK_CHANNELS, Network
@@ -74,6 +77,27 @@ def test_every_weight_learns() -> None:
             slope = float(above - loss()) / (2 * step)
             parameter += step * direction
         assert slope == pytest.approx(float(gradient.norm()), rel=0.02, abs=2e-6), name
+
+
+def sharded_gradients(communicator: Communicator) -> float:
+    """Largest relative distance of the gradients of a sharded network from those of a whole one."""
+    whole, network = small_network(), small_network()
+    for block in network.dit.blocks:
+        fully_shard(block)
+    fully_shard(network)
+    x, given = latents(2), random_conditions(2)
+    own = slice(communicator.rank, communicator.rank + 1)
+    network(x[own], TIMES[:2][own], sample(given, communicator.rank)).square().mean().backward()
+    whole(x, TIMES[:2], given).square().mean().backward()
+    distances = []
+    for mine, its in zip(network.parameters(), whole.parameters(), strict=True):
+        gradient = mine.grad.full_tensor()
+        distances.append(float((gradient - its.grad).norm() / its.grad.norm().clamp(min=1e-4)))
+    return max(distances)
+
+
+def test_blocks_can_be_sharded() -> None:
+    assert max(run_ranks(sharded_gradients, 2)) < 1e-4
 
 
 def test_dropped_conditions_do_not_matter() -> None:

@@ -217,6 +217,24 @@ def test_the_switches_change_what_they_say(student, vae, portrait) -> None:
     assert counted_positions(at.x, at.motion, Distillation(motion_loss=True)).all()
 
 
+def test_the_oracle_is_for_the_teacher_alone(student, vae, portrait) -> None:
+    at, seen = stand(student, vae, portrait, 2, 1), {}
+
+    def watch(name: str):
+        def flow(x, timestep, given):
+            seen[name] = x[:, :, :2]
+            return student(x, timestep, given)
+
+        return flow
+
+    match(
+        student, watch("real"), watch("fake"), at, noise=torch.zeros(1, 16, *SIZE),
+        uniform=torch.tensor([0.3]), method=Distillation(history="oracle"),
+        truth=Truth(latents=at.x, motion=at.motion + 1),
+    )  # fmt: skip
+    assert torch.equal(seen["fake"], at.motion) and torch.equal(seen["real"], at.motion + 1)
+
+
 def test_the_oracle_needs_the_truth(student, vae, portrait) -> None:
     at = stand(student, vae, portrait, 1, 0)
     noise, uniform = torch.zeros(1, 16, *SIZE), torch.tensor([0.5])
