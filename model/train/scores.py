@@ -3,8 +3,8 @@
 Both look at the same noised latents and say which clean ones they came from; the difference of
 their answers is the direction in which the student's distribution misses the teacher's.
 
-Source: distribution matching distillation (arXiv 2311.18828, 2405.14867); guidance in two steps as
-SoulX-FlashTalk's teacher is sampled (InfiniteTalk, arXiv 2508.14033).
+Source: distribution matching distillation (arXiv 2311.18828, 2405.14867); guidance in two steps is
+that of MultiTalk (arXiv 2505.22647), which the teacher descends from.
 """
 
 import torch

@@ -25,7 +25,7 @@ def run(
     weight_a, weight_b = (lse_a - peak).exp_(), (lse_b - peak).exp_()
     total = weight_a + weight_b
     empty = total == 0
-    total = total.masked_fill(empty, 1.0)
+    total = total.masked_fill_(empty, 1.0)
     lse = (total.log() + peak).masked_fill_(empty, -torch.inf)
 
     def scaled(out_BLHd: Tensor, weight_BHL: Tensor) -> Tensor:
