@@ -385,14 +385,18 @@ class DiT(nn.Module):
             tokens_per_frame=tokens_per_frame,
             token_offset=sequence.rows.start % tokens_per_frame,
         )
-        # x is the residual stream, y what the layer before adds to it (times gate), h the normed
-        # input of the next layer.
-        x, gate = condition, None
-        y = self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False)
+        # The residual stream, what the layer before adds to it, and the gate of that.
+        stream = [
+            condition,
+            self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False),
+            None,
+        ]
         for block, modulation, context_kv, audio_kv in zip(
             self._layers, step.blocks, context, audio.layers, strict=True
         ):
-            x, y, gate = block(x, y, gate, modulation, context_kv, audio_kv, place)
+            stream = block(stream, modulation, context_kv, audio_kv, place)
+        x, y, gate = stream
+        assert x is not None and y is not None
         shift, scale = step.head
         _, h = add_norm(self.ops, x, y, gate, scale, shift, eps=self.config.eps)
         return self._unpatch(sequence.gather(self.head(h)), grid)

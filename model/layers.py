@@ -280,30 +280,31 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BLD: Tensor,
-        y_BLD: Tensor,
-        gate: Tensor | None,
+        stream: list[Tensor | None],
         modulation: Tensor | TimeProjection,
         context: ContextKV | ContextTokens,
         audio: AudioKV | AudioTokens,
         place: Place,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> list[Tensor | None]:
         """Run the block.
 
         What depends on neither latent nor step comes ready, or is made here: see `ContextTokens`.
 
         Args:
-            x_BLD: Residual stream.
-            y_BLD: What the layer before adds to it, times ``gate``.
-            gate: [D], or [B, 1, D]; None means 1.
+            stream: The residual stream [B, L, D]; what the layer before adds to it, [B, L, D]; and
+                the gate of that, [D] or [B, 1, D], None meaning 1. They are taken out of the list,
+                so that the caller keeps no memory that the block is done with.
             modulation: float32 [6, D] as in `StepModulation`, or what it is made of.
             context: Keys and values of text and image, or what they are made of.
             audio: Keys and values of the audio, or what they are made of.
             place: Where the tokens lie.
 
         Returns:
-            Residual stream, what the feed-forward layer adds to it, and the gate of that.
+            The same three behind this block.
         """
+        x, y, gate = stream
+        stream.clear()
+        assert x is not None and y is not None
         if isinstance(context, ContextTokens):
             context = self.cross_attn.keys_values(*context)
         if isinstance(audio, AudioTokens):
@@ -314,7 +315,7 @@ class Block(nn.Module):
             else modulation
         )
         norm, norm3, norm_x = self._norm, self.norm3, self.norm_x
-        x, h = norm(x_BLD, y_BLD, gate, scale1, shift1)
+        x, h = norm(x, y, gate, scale1, shift1)
         y, positions = self.self_attn(h, place.norm_rope, place.sequence, place.regions)
         x, h = norm(x, y, gate1, norm3.weight, norm3.bias)
         y = self.cross_attn(h, context)
@@ -322,7 +323,8 @@ class Block(nn.Module):
         at = place.tokens_per_frame, place.token_offset
         y = self.audio_cross_attn(h, audio, positions, *at)
         x, h = norm(x, y, None, scale2, shift2)
-        return x, self.ffn(h), gate2
+        y = self.ffn(h)
+        return [x, y, gate2]
 
     def _modulate(self, projected_B6D: Tensor) -> tuple[Tensor, ...]:
         """Shifts, scales and gates, float32 [D] each of one sample, [B, 1, D] of several."""

@@ -101,13 +101,13 @@ class DiTMemory:
         ledger.take(text)
         ledger.take(text)
         ledger.use(text)
-        ledger.free(text)
+        ledger.free(text, padded)
         ledger.take(image)
         ledger.take(self.context_kv)
         ledger.use(text)  # keys before their norm
         if self.fp8 and self.machine.is_cpu:
             ledger.use(rows * config.dim * FP32)
-        ledger.free(padded, text, image)
+        ledger.free(text, image)
 
     def prepare_audio(self, ledger: Ledger) -> None:
         """`DiT.prepare_audio` of the next chunk, while the last chunk's result is still there."""

@@ -26,4 +26,5 @@ def run(
     """See the contract."""
     image = sdpa_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
     text = sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
-    return image + text  # autograd has saved the image's part
+    # Autograd has saved the image's part; without it a third tensor of this size is spared.
+    return image + text if image.requires_grad else image.add_(text)
