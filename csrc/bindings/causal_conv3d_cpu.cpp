@@ -10,7 +10,6 @@
 namespace livetalk {
 namespace {
 
-constexpr int64_t slab_bytes = 8 << 20;  // of inputs that Winograd's kernel transforms, per thread
 constexpr int64_t block_pixels = 192;    // of the direct kernel
 constexpr int64_t least_pixels = 64;     // of a block that there is for a thread to work on
 
@@ -54,18 +53,6 @@ int64_t real_taps(const CausalConv3d& args) {
   return taps * args.taps[1] * args.taps[2];
 }
 
-// How Winograd's work is cut: slabs of tiles, whose inputs all threads transform together, or tiles
-// for each thread by itself, which transforms the weights for its own and waits for no other.
-struct Plan {
-  int64_t threads, slab;
-
-  explicit Plan(const CausalConv3d& args) : threads(torch::stable::get_num_threads()) {
-    const int64_t tile_bytes = 64 * args.depth() * static_cast<int64_t>(sizeof(float));
-    const int64_t most = std::max<int64_t>(threads * slab_bytes / tile_bytes, conv3d_rows);
-    slab = parts_of(args.tiles(), parts_of(args.tiles(), most));
-  }
-};
-
 // Whether Winograd's algorithm is expected to take less time, in products of channels. What its
 // transforms take beside 64 products a tile was measured with AVX-512 and with AVX2.
 bool prefers_winograd(const CausalConv3d& args) {
@@ -77,27 +64,8 @@ bool prefers_winograd(const CausalConv3d& args) {
   const double tiles = static_cast<double>(args.batch * args.tile_rows() * args.tile_columns());
   const double positions = 16.0 * static_cast<double>(4 * args.frames / 2 + args.frames % 2);
   const double channels = 1.0 / static_cast<double>(args.inputs) + 1.0 / args.outputs;
-  const double weights = 64.0 * 5 * parts_of(args.tiles(), Plan(args).slab);
+  const double weights = 64.0 * 5 * static_cast<double>(torch::stable::get_num_threads());
   return tiles * positions * (1.2 + 16 * channels) + weights < direct;
-}
-
-void run_winograd(const CausalConv3d& conv) {
-  const int64_t tiles = conv.tiles(), work = 64 * conv.inputs;
-  const Plan plan(conv);
-  WinogradConv3d args{conv, 0, tiles, 1, nullptr};
-  if (tiles >= 4 * plan.slab) {
-    parallel_rows(conv3d_winograd_kernel(), args, tiles, work);
-    return;
-  }
-  Tensor v = torch::stable::empty({args.transformed(plan.slab)}, ScalarType::Float);
-  args.v = static_cast<float*>(v.mutable_data_ptr());
-  args.parts = plan.threads / std::gcd(plan.threads, args.panels());
-  for (; args.first < tiles; args.first += plan.slab) {
-    args.count = std::min(plan.slab, tiles - args.first);
-    parallel_rows(conv3d_winograd_inputs_kernel(), args, args.count, work);
-    const int64_t unit = 64 * args.inputs * parts_of(args.count, args.parts);
-    parallel_rows(conv3d_winograd_units_kernel(), args, args.panels() * args.parts, unit);
-  }
 }
 
 void run_direct(const CausalConv3d& conv) {
@@ -146,12 +114,13 @@ Tensor causal_conv3d_packed(
     results[dim] = (sizes[dim] - taps[dim]) / stride[dim] + 1;
     STD_TORCH_CHECK(sizes[dim] >= taps[dim], "fewer frames, rows or columns than taps");
   }
+  STD_TORCH_CHECK(zero_frames < taps[0], "zero frames that no output needs");
   args.frames = results[0];
   args.rows = results[1];
   args.columns = results[2];
   args.outputs = outputs;
   STD_TORCH_CHECK(
-      packed.numel() == args.all_taps() * args.depth() * args.panels() * conv3d_panel,
+      packed.numel() == args.all_taps() * args.chunks() * conv3d_lanes * args.panels() * conv3d_panel,
       "packed was made of another weight");
   args.packed = packed.const_data_ptr();
   const std::optional<Tensor> bias32 = bias ? std::optional(as_float(*bias)) : std::nullopt;
@@ -162,7 +131,11 @@ Tensor causal_conv3d_packed(
   if (!out.numel()) return out;
   args.out = out.mutable_data_ptr();
   const bool winograd = method == "best" ? prefers_winograd(args) : method == "winograd";
-  winograd ? run_winograd(args) : run_direct(args);
+  if (winograd) {
+    parallel_rows(conv3d_winograd_kernel(), args, args.tiles(), 64 * args.inputs);
+  } else {
+    run_direct(args);
+  }
   return out;
 }
 

@@ -12,9 +12,9 @@ struct Video {
   int64_t batch, frame, row, column;
 };
 
-constexpr int64_t conv3d_lanes = 16;  // a packed weight's inputs are padded to a multiple of this
+constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
-constexpr int64_t conv3d_rows = 16;   // pixels or tiles of one inner product, at most
+constexpr int64_t conv3d_rows = 16;   // pixels of one inner product, at most
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {
@@ -35,8 +35,8 @@ struct CausalConv3d {
   int64_t batch, frames, rows, columns, outputs;
 
   int64_t all_taps() const { return taps[0] * taps[1] * taps[2]; }
+  int64_t chunks() const { return conv3d_chunks(inputs); }
   int64_t panels() const { return conv3d_panels(outputs); }
-  int64_t depth() const { return conv3d_chunks(inputs) * conv3d_lanes; }  // padded inputs
   int64_t pixels() const { return batch * frames * rows * columns; }
   // Winograd's: pairs of output frames (the last may be alone), and tiles of 2 x 2 pixels.
   int64_t pairs() const { return (frames + 1) / 2; }
@@ -50,23 +50,13 @@ struct DirectConv3d : CausalConv3d {
   int64_t blocks, parts;
 };
 
-// Winograd's work on tiles [first, first + count), of which `v` has the transformed inputs; units
-// are panels, each cut into `parts` of the tiles.
-struct WinogradConv3d : CausalConv3d {
-  int64_t first, count, parts;
-  float* v;
-
-  // Values of v.
-  int64_t transformed(int64_t tiles) const { return 64 * depth() * (tiles + conv3d_rows); }
-};
-
 struct PackConv3d {
   const void* weight;  // [outputs, inputs, taps], fp32 or bf16
   bool half;
   int64_t stride[5], taps[3];
   int64_t inputs, outputs;
-  // fp32 [panels, taps, inputs, panel], or bf16 [panels, taps, inputs / 2, panel, 2]; inputs up to
-  // whole chunks, zeros beyond those of the weight.
+  // fp32 [panels, chunks, taps, lanes, panel], or bf16 [panels, chunks, taps, lanes / 2, panel, 2];
+  // inputs come in chunks of `lanes`, with zeros beyond those of the weight.
   void* packed;
 
   int64_t all_taps() const { return taps[0] * taps[1] * taps[2]; }
@@ -82,9 +72,5 @@ struct PackConv3d {
 LIVETALK_KERNEL(pack_conv3d, const PackConv3d& args, int64_t begin, int64_t end)
 // Parts [begin, end) of blocks x parts.
 LIVETALK_KERNEL(conv3d_direct, const DirectConv3d& args, int64_t begin, int64_t end)
-// Tiles [begin, end): transforms and multiplies them by all panels in memory of its own.
-LIVETALK_KERNEL(conv3d_winograd, const WinogradConv3d& args, int64_t begin, int64_t end)
-// Tiles [begin, end) of args.count: their inputs into v.
-LIVETALK_KERNEL(conv3d_winograd_inputs, const WinogradConv3d& args, int64_t begin, int64_t end)
-// Units [begin, end) of panels x parts, behind conv3d_winograd_inputs.
-LIVETALK_KERNEL(conv3d_winograd_units, const WinogradConv3d& args, int64_t begin, int64_t end)
+// Tiles [begin, end) of batch x pairs x tile rows x tile columns.
+LIVETALK_KERNEL(conv3d_winograd, const CausalConv3d& args, int64_t begin, int64_t end)

@@ -1,9 +1,10 @@
 // causal_conv3d with any taps and strides, as a matrix product of gathered pixels and the weight.
 //
-// A block of output pixels is multiplied by all panels of outputs, a few taps at a time: the pixels
-// that these taps see are gathered once, in groups of R that lie together, and the taps' weights
-// of a panel stay in the cache while the groups are multiplied by them. Sums wait in memory
-// between. bf16 is multiplied in pairs where the processor does that, and widened elsewhere.
+// A block of output pixels is multiplied by all panels of outputs, a few chunks of inputs at a time:
+// what the pixels see of these is gathered once, in groups of R that lie together, and the weights
+// of a panel stay in the cache while the groups are multiplied by them. Sums wait in memory between.
+// bf16 is multiplied in pairs where the processor does that, and widened elsewhere. Taps that meet
+// the zero frames only are left out.
 #include <type_traits>
 
 #include "livetalk/conv3d.h"
@@ -16,48 +17,44 @@ constexpr int64_t W = Vec::width, L = conv3d_lanes, P = conv3d_panel;
 constexpr int64_t R = W == 16 ? 14 : W == 8 ? 6 : 4;
 constexpr int64_t C = 2 * W;
 constexpr int64_t max_groups = 224 / R;  // pixels that the weights are read once for
-constexpr int64_t max_depth = 512;       // inputs, over taps, that are multiplied at a time
+constexpr int64_t max_depth = 512;       // inputs times taps that are multiplied at a time
 static_assert(P % C == 0 && L % W == 0 && R <= conv3d_rows);
 
 template <class T>
 using Word = typename Packed<T>::type;  // what pixels and weights are multiplied as
 
-// The channels of pixels at some taps: [group][tap][chunk][R][L], zeros beyond the channels. The
-// result says which groups see anything but zeros.
+// An output pixel: the first input that it sees, counted with all borders and zero frames.
+struct Place {
+  int64_t batch, frame, row, column;
+
+  Place() = default;
+  Place(const CausalConv3d& args, int64_t index) {
+    column = index % args.columns * args.stride[2];
+    index /= args.columns;
+    row = index % args.rows * args.stride[1];
+    index /= args.rows;
+    frame = index % args.frames * args.stride[0];
+    batch = index / args.frames;
+  }
+};
+
+// A chunk of a pixel's channels, zeros beyond them.
 template <class T>
-void gather(
-    const CausalConv3d& args, int64_t begin, int64_t count, int64_t first_tap, int64_t tap_count,
-    const T* zeros, Word<T>* to, bool* seen) {
-  const int64_t chunks = conv3d_chunks(args.inputs), groups = (count + R - 1) / R;
-  std::fill_n(seen, groups, false);
-  for (int64_t n = 0; n < groups * R; ++n) {
-    int64_t place = begin + std::min(n, count - 1);  // a last group repeats its last pixel
-    const int64_t column = place % args.columns;
-    place /= args.columns;
-    const int64_t row = place % args.rows;
-    place /= args.rows;
-    const int64_t frame = place % args.frames, batch = place / args.frames;
-    for (int64_t i = 0; i < tap_count; ++i) {
-      const int64_t tap = first_tap + i;
-      const T* pixel = find_pixel<T>(
-          args, batch, frame * args.stride[0] + tap / (args.taps[1] * args.taps[2]),
-          row * args.stride[1] + tap / args.taps[2] % args.taps[1],
-          column * args.stride[2] + tap % args.taps[2], zeros);
-      seen[n / R] |= pixel != zeros;
-      Word<T>* own = to + ((n / R * tap_count + i) * chunks * R + n % R) * L;
-      for (int64_t channel = 0; channel < chunks * L; channel += L, own += R * L) {
-        const int64_t left = std::min(L, args.inputs - channel);
-        if constexpr (std::is_same_v<T, Word<T>>) {
-          if (left == L) {
-            std::memcpy(own, pixel + channel, L * sizeof(T));
-          } else {
-            std::memcpy(own, pixel + channel, static_cast<size_t>(left) * sizeof(T));
-            std::memset(own + left, 0, static_cast<size_t>(L - left) * sizeof(T));
-          }
-        } else {
-          for (int64_t k = 0; k < L; ++k) own[k] = k < left ? widen(pixel[channel + k]) : 0.0f;
-        }
-      }
+inline void copy(const T* pixel, int64_t channels, Word<T>* to) {
+  constexpr bool same = std::is_same_v<T, Word<T>>;
+  if (channels >= L) {
+    if constexpr (same) {
+      std::memcpy(to, pixel, L * sizeof(T));
+    } else {
+      for (int64_t k = 0; k < L; k += W) Vec::load(pixel + k).store(to + k);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < L; ++k) {
+    if constexpr (same) {
+      to[k] = k < channels ? pixel[k] : T{};
+    } else {
+      to[k] = k < channels ? widen(pixel[k]) : 0.0f;
     }
   }
 }
@@ -111,83 +108,138 @@ const Word<T>* find_weights(const T* packed, int64_t depth, Word<T>* work) {
   }
 }
 
-// What a thread works in.
+// A thread's work on a block of pixels.
+//
+// Attributes: chunks, the number that is multiplied at a time; pixels [tap][group][R], what the
+// block sees; skipped, each group's taps that meet zero frames only; gathered [group][chunk][tap]
+// [R][L]; weights, a panel of some chunks, widened; sums [P / C x panel][group][R][C].
 template <class T>
-struct Workspace {
-  explicit Workspace(const DirectConv3d& args, int64_t taps)
-      : pixels(max_groups * R * taps * args.depth()),
-        weights(std::is_same_v<T, Word<T>> ? 1 : taps * args.depth() * P),
-        sums(max_groups * R * args.panels() * P),
-        zeros(args.depth()) {
-    std::fill_n(static_cast<T*>(zeros), args.depth(), T{});
+struct Block {
+  const DirectConv3d& args;
+  int64_t taps, chunks;
+  int64_t first, count, groups;  // of pixels
+  int64_t skipped[max_groups];
+  Aligned<const T*> pixels;
+  Aligned<Word<T>> gathered, weights;
+  Aligned<float> sums;
+  Aligned<T> zeros;
+
+  static int64_t most_chunks(const DirectConv3d& args) {
+    return std::clamp<int64_t>(max_depth / L / args.all_taps(), 1, args.chunks());
   }
 
-  Aligned<Word<T>> pixels, weights;
-  Aligned<float> sums;  // [panel][P / C][group][R][C]
-  Aligned<T> zeros;
+  explicit Block(const DirectConv3d& args)
+      : args(args),
+        taps(args.all_taps()),
+        chunks(most_chunks(args)),
+        pixels(taps * max_groups * R),
+        gathered(max_groups * R * taps * chunks * L),
+        weights(std::is_same_v<T, Word<T>> ? 1 : taps * chunks * L * P),
+        sums(max_groups * R * args.panels() * P),
+        zeros(args.chunks() * L) {
+    std::fill_n(static_cast<T*>(zeros), args.chunks() * L, T{});
+  }
+
+  // Finds what the pixels [begin, end) of the output see; a last group repeats its last pixel.
+  void find(int64_t begin, int64_t end) {
+    first = begin;
+    count = end - begin;
+    groups = (count + R - 1) / R;
+    std::fill_n(skipped, groups, taps);
+    const int64_t image = args.taps[1] * args.taps[2];
+    for (int64_t n = 0; n < groups * R; ++n) {
+      const Place place(args, begin + std::min(n, count - 1));
+      const int64_t zero_taps = std::max<int64_t>(0, args.zero_frames - place.frame) * image;
+      skipped[n / R] = std::min(skipped[n / R], zero_taps);
+      int64_t tap = 0;
+      for (int64_t t = 0; t < args.taps[0]; ++t) {
+        for (int64_t h = 0; h < args.taps[1]; ++h) {
+          for (int64_t w = 0; w < args.taps[2]; ++w) {
+            pixels[tap++ * groups * R + n] = find_pixel<T>(
+                args, place.batch, place.frame + t, place.row + h, place.column + w, zeros);
+          }
+        }
+      }
+    }
+  }
+
+  void gather(int64_t first_chunk, int64_t own_chunks) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t n = 0; n < groups * R; ++n) {
+        if (tap < skipped[n / R]) continue;
+        const T* pixel = pixels[tap * groups * R + n] + first_chunk * L;
+        Word<T>* to = gathered + (n / R * own_chunks * taps + tap) * R * L + n % R * L;
+        for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
+          const int64_t left = args.inputs - (first_chunk + chunk) * L;
+          copy<T>(pixel + chunk * L, left, to + chunk * taps * R * L);
+        }
+      }
+    }
+  }
+
+  // Adds the products of gathered chunks and a panel's weights for them to the panel's sums.
+  void add(int64_t first_chunk, int64_t own_chunks, int64_t panel, float* panel_sums) {
+    const T* packed = static_cast<const T*>(args.packed) +
+                      (panel * args.chunks() + first_chunk) * taps * L * P;
+    const Word<T>* u = find_weights<T>(packed, own_chunks * taps * L, weights);
+    for (int64_t column = 0; column < P; column += C) {
+      if (panel * P + column >= args.outputs) break;
+      for (int64_t n = 0; n < groups; ++n) {
+        float* own_sums = panel_sums + (column * groups + n * C) * R;
+        const Word<T>* v = gathered + n * own_chunks * taps * R * L;
+        const Word<T>* own = u + column * Packed<T>::group;
+        const int64_t skip = skipped[n];
+        if (!skip) {
+          multiply<T>(v, own, own_chunks * taps * L, own_sums, first_chunk > 0);
+          continue;
+        }
+        for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
+          const int64_t start = chunk * taps + skip;
+          multiply<T>(
+              v + start * R * L, own + start * L * P, (taps - skip) * L, own_sums,
+              first_chunk + chunk > 0);
+        }
+      }
+    }
+  }
 };
 
+// Sums of panels [panel, last) to their pixels.
 template <class T>
-void store(
-    const DirectConv3d& args, const float* sums, int64_t begin, int64_t count, int64_t first,
-    int64_t end) {
-  const auto store_rows = [&](const float* sum, int64_t channel, auto... n) {
-    const Vec bias = args.bias ? Vec::load(args.bias + channel, n...) : Vec::zero();
-    T* out = static_cast<T*>(args.out) + begin * args.outputs + channel;
-    for (int64_t pixel = 0; pixel < count; ++pixel, sum += C, out += args.outputs) {
-      (Vec::load(sum) + bias).store(out, n...);
+void store(const Block<T>& block, int64_t panel, int64_t last) {
+  const DirectConv3d& args = block.args;
+  const auto store_columns = [&](const float* sum, int64_t channel, auto... left) {
+    const Vec bias = args.bias ? Vec::load(args.bias + channel, left...) : Vec::zero();
+    T* out = static_cast<T*>(args.out) + block.first * args.outputs + channel;
+    for (int64_t n = 0; n < block.count; ++n, sum += C, out += args.outputs) {
+      (Vec::load(sum) + bias).store(out, left...);
     }
   };
-  const int64_t groups = (count + R - 1) / R;
-  for (int64_t column = first * P; column < std::min(end * P, args.outputs); column += W) {
-    const float* sum = sums + (column - first * P) / C * groups * R * C + column % C;
-    const int64_t left = args.outputs - column;
-    left >= W ? store_rows(sum, column) : store_rows(sum, column, left);
+  for (int64_t column = panel * P; column < std::min(last * P, args.outputs); column += W) {
+    const int64_t own = column - panel * P, left = args.outputs - column;
+    const float* sum = block.sums + own / C * block.groups * R * C + own % C;
+    left >= W ? store_columns(sum, column) : store_columns(sum, column, left);
   }
 }
 
 template <class T>
 void convolve(const DirectConv3d& args, int64_t begin, int64_t end) {
-  const int64_t depth = args.depth(), all_taps = args.all_taps(), panels = args.panels();
-  const int64_t taps = std::clamp<int64_t>(max_depth / depth, 1, all_taps);
-  Workspace<T> work(args, taps);
-  const int64_t all_groups = (args.pixels() + R - 1) / R;
+  const int64_t groups = (args.pixels() + R - 1) / R, panels = args.panels();
+  Block<T> block(args);
   for (; begin < end; ++begin) {
-    const int64_t block = begin / args.parts, part = begin % args.parts;
-    const int64_t group = block * all_groups / args.blocks;
-    const int64_t pixel = group * R;
-    const int64_t count =
-        std::min((block + 1) * all_groups / args.blocks * R, args.pixels()) - pixel;
-    const int64_t groups = (count + R - 1) / R;
-    const int64_t first = part * panels / args.parts, last = (part + 1) * panels / args.parts;
-    bool seen[max_groups], begun[max_groups] = {};
-    for (int64_t tap = 0; tap < all_taps; tap += taps) {
-      const int64_t tap_count = std::min(taps, all_taps - tap), own_depth = tap_count * depth;
-      gather<T>(args, pixel, count, tap, tap_count, work.zeros, work.pixels, seen);
-      if (std::none_of(seen, seen + groups, [](bool some) { return some; })) continue;
-      for (int64_t panel = first; panel < last; ++panel) {
-        const T* packed = static_cast<const T*>(args.packed) + (panel * all_taps + tap) * depth * P;
-        const Word<T>* u = find_weights<T>(packed, own_depth, work.weights);
-        for (int64_t column = 0; column < P; column += C) {
-          if (panel * P + column >= args.outputs) break;
-          float* sums = work.sums + ((panel - first) * P + column) * groups * R;
-          for (int64_t n = 0; n < groups; ++n) {
-            if (!seen[n]) continue;
-            const Word<T>* v = work.pixels + n * R * own_depth;
-            multiply<T>(
-                v, u + column * Packed<T>::group, own_depth, sums + n * R * C, begun[n]);
-          }
-        }
-      }
-      for (int64_t n = 0; n < groups; ++n) begun[n] |= seen[n];
-    }
-    for (int64_t n = 0; n < groups; ++n) {  // that see nothing but zeros
-      if (begun[n]) continue;
-      for (int64_t c = 0; c < (last - first) * P; c += C) {
-        std::fill_n(work.sums + (c * groups + n * C) * R, R * C, 0.0f);
+    const int64_t index = begin / args.parts, part = begin % args.parts;
+    const int64_t panel = part * panels / args.parts, last = (part + 1) * panels / args.parts;
+    block.find(
+        index * groups / args.blocks * R,
+        std::min((index + 1) * groups / args.blocks * R, args.pixels()));
+    for (int64_t chunk = 0; chunk < args.chunks(); chunk += block.chunks) {
+      const int64_t chunks = std::min(block.chunks, args.chunks() - chunk);
+      block.gather(chunk, chunks);
+      for (int64_t p = panel; p < last; ++p) {
+        block.add(chunk, chunks, p, block.sums + (p - panel) * P * block.groups * R);
       }
     }
-    store<T>(args, work.sums, pixel, count, first, last);
+    store(block, panel, last);
   }
 }
 

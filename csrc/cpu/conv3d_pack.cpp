@@ -6,15 +6,15 @@
 namespace livetalk::LIVETALK_ISA {
 namespace {
 
-constexpr int64_t P = conv3d_panel;
+constexpr int64_t L = conv3d_lanes, P = conv3d_panel;
 
-// Where element (k, output) of a panel's tap lies.
+// Where element (k, output) of a tap of a chunk lies.
 int64_t place(float, int64_t k, int64_t output) { return k * P + output; }
 int64_t place(bf16, int64_t k, int64_t output) { return k / 2 * 2 * P + 2 * output + k % 2; }
 
 template <class T>
 void pack(const PackConv3d& args, int64_t begin, int64_t end) {
-  const int64_t depth = conv3d_chunks(args.inputs) * conv3d_lanes;
+  const int64_t chunk_step = args.all_taps() * L * P;
   for (int64_t panel = begin; panel < end; ++panel) {
     T* to = static_cast<T*>(args.packed) + panel * args.panel_size();
     std::fill_n(to, args.panel_size(), T{});
@@ -25,8 +25,9 @@ void pack(const PackConv3d& args, int64_t begin, int64_t end) {
         const int64_t t = tap / (args.taps[1] * args.taps[2]);
         const int64_t h = tap / args.taps[2] % args.taps[1], w = tap % args.taps[2];
         const T* source = from + t * args.stride[2] + h * args.stride[3] + w * args.stride[4];
-        for (int64_t k = 0; k < args.inputs; ++k) {
-          to[tap * depth * P + place(T{}, k, output)] = source[k * args.stride[1]];
+        for (int64_t i = 0; i < args.inputs; ++i) {
+          const int64_t k = i % L;
+          to[i / L * chunk_step + tap * L * P + place(T{}, k, output)] = source[i * args.stride[1]];
         }
       }
     }

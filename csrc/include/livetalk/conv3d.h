@@ -23,8 +23,8 @@ inline const T* find_pixel(
          row * video.row + column * video.column;
 }
 
-// Two rows of a packed weight, W outputs of each: inputs k and k + 1, k even, as p = packed + k *
-// panel says, from output `column` of the panel on.
+// Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the
+// panel on. p is where the row of input k would be if the rows were not in pairs.
 inline void load_rows(const float* p, int64_t column, Vec& even, Vec& odd) {
   even = Vec::load(p + column);
   odd = Vec::load(p + conv3d_panel + column);
