@@ -208,17 +208,18 @@ struct Block {
 template <class T>
 void store(const Block<T>& block, int64_t panel, int64_t last) {
   const DirectConv3d& args = block.args;
-  const auto store_columns = [&](const float* sum, int64_t channel, auto... left) {
+  const int64_t first = panel * P, end = std::min(last * P, args.outputs);
+  const auto store_vector = [&](int64_t n, int64_t channel, auto... left) {
+    const int64_t own = channel - first;
+    const Vec sum = Vec::load(block.sums + (own / C * block.groups * R + n) * C + own % C);
     const Vec bias = args.bias ? Vec::load(args.bias + channel, left...) : Vec::zero();
-    T* out = static_cast<T*>(args.out) + block.first * args.outputs + channel;
-    for (int64_t n = 0; n < block.count; ++n, sum += C, out += args.outputs) {
-      (Vec::load(sum) + bias).store(out, left...);
-    }
+    (sum + bias).store(
+        static_cast<T*>(args.out) + (block.first + n) * args.outputs + channel, left...);
   };
-  for (int64_t column = panel * P; column < std::min(last * P, args.outputs); column += W) {
-    const int64_t own = column - panel * P, left = args.outputs - column;
-    const float* sum = block.sums + own / C * block.groups * R * C + own % C;
-    left >= W ? store_columns(sum, column) : store_columns(sum, column, left);
+  for (int64_t n = 0; n < block.count; ++n) {
+    int64_t channel = first;
+    for (; channel + W <= end; channel += W) store_vector(n, channel);
+    if (channel < end) store_vector(n, channel, end - channel);
   }
 }
 

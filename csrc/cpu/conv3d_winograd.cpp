@@ -155,6 +155,12 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block) {
   const T* taps = static_cast<const T*>(slab.args.packed) + first * chunk_step;
   for (int64_t k = 0; k < chunks * L; k += 2) {
     const T* rows = taps + k / L * chunk_step + k % L * P;
+    const T* next = taps + (k + 2) / L * chunk_step + (k + 2) % L * P;
+    for (int64_t tap = 0; tap < 27; ++tap) {
+      for (int64_t i = 0; i < 2 * P; i += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(next + tap * L * P + i);
+      }
+    }
     for (int64_t column = 0; column < P; column += W) {
       Vec times[2][36];  // of inputs k and k + 1: [4 times][9 rows and columns]
       for (int64_t i = 0; i < 9; ++i) {
