@@ -147,37 +147,35 @@ void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* ze
   }
 }
 
-// A panel's taps of one chunk block to their positions.
+// A panel's taps of one chunk block to their positions. A few inputs go through each step together:
+// then few pages are written at a time.
 template <class T>
 void transform_weights(const Slab& slab, int64_t panel, int64_t block) {
+  constexpr int64_t K = 8;
   const int64_t chunk_step = 27 * L * P, chunks = slab.chunks_of(block), u_step = slab.u_step();
   const int64_t first = panel * slab.args.chunks() + block * Slab::block_chunks(slab.args);
   const T* taps = static_cast<const T*>(slab.args.packed) + first * chunk_step;
-  for (int64_t k = 0; k < chunks * L; k += 2) {
+  for (int64_t k = 0; k < chunks * L; k += K) {
     const T* rows = taps + k / L * chunk_step + k % L * P;
-    const T* next = taps + (k + 2) / L * chunk_step + (k + 2) % L * P;
-    for (int64_t tap = 0; tap < 27; ++tap) {
-      for (int64_t i = 0; i < 2 * P; i += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(next + tap * L * P + i);
-      }
-    }
     for (int64_t column = 0; column < P; column += W) {
-      Vec times[2][36];  // of inputs k and k + 1: [4 times][9 rows and columns]
+      Vec times[K][36];  // [input][4 times][9 rows and columns]
       for (int64_t i = 0; i < 9; ++i) {
-        Vec even[3], odd[3];
-        for (int64_t t = 0; t < 3; ++t) {
-          load_rows(rows + (9 * t + i) * L * P, column, even[t], odd[t]);
+        for (int64_t input = 0; input < K; input += 2) {
+          Vec even[3], odd[3];
+          for (int64_t t = 0; t < 3; ++t) {
+            load_rows(rows + ((9 * t + i) * L + input) * P, column, even[t], odd[t]);
+          }
+          spread<1, 9>(even, times[input] + i);
+          spread<1, 9>(odd, times[input + 1] + i);
         }
-        spread<1, 9>(even, times[0] + i);
-        spread<1, 9>(odd, times[1] + i);
       }
-      for (int64_t input = 0; input < 2; ++input) {
-        float* to = slab.u + (k + input) * P + column;
-        for (int64_t time = 0; time < (slab.any_pair ? 4 : 3); ++time) {
+      for (int64_t time = 0; time < (slab.any_pair ? 4 : 3); ++time) {
+        for (int64_t input = 0; input < K; ++input) {
           Vec part[12], all[16];
           for (int64_t w = 0; w < 3; ++w) spread<3, 3>(times[input] + 9 * time + w, part + w);
           for (int64_t h = 0; h < 4; ++h) spread<1, 1>(part + 3 * h, all + 4 * h);
-          for (int64_t i = 0; i < 16; ++i) all[i].store(to + (4 * i + time) * u_step);
+          float* to = slab.u + time * u_step + (k + input) * P + column;
+          for (int64_t i = 0; i < 16; ++i) all[i].store(to + 4 * i * u_step);
         }
       }
     }
