@@ -82,8 +82,8 @@ class CausalConv(nn.Module):
     """A convolution over video whose outputs see no later frame.
 
     Attributes:
-        packed: The weight as the op's backend wants it, beside the weight; None where it has no
-            such form.
+        packed: The weight as the op's backend wants it, instead of the weight's own numbers; None
+            where it has no such form.
         name: Key of this layer's entry in the cache: its path in the model, set by the model.
         late_bias: The bias, if it is left to whoever takes the result; else None.
         context: Frames that it sees before the current one, or for ``stride`` 2 in time before
@@ -124,9 +124,9 @@ class CausalConv(nn.Module):
 
     def prepare(self) -> None:
         """Put the weights into the order that the schedule convolves with."""
-        if self.reuse:
-            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            self.packed = self.ops.pack("causal_conv3d", self.weight.data)
+        if self.reuse and not is_shape_only(self.weight):
+            weight = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            self.weight.data, self.packed = pack_weight(self.ops, weight)
 
     def forward(
         self, x_BCTHW: Tensor, cache: StreamCache | None = None, *, keep: int | None = None
@@ -314,11 +314,13 @@ class Downsample(nn.Module):
     """Halve rows and columns; with ``time`` also frames, all but the first of a stream."""
 
     ops: Ops
+    packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` one of 3 frames."""
         super().__init__()
         self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels, 3)})
+        self.register_buffer("packed", None, persistent=False)
         self.ops, self.reuse = ops, reuse
         self.time_conv = (
             CausalConv(channels, channels, (3, 1, 1), ops, reuse=reuse, stride=2) if time else None
@@ -326,9 +328,11 @@ class Downsample(nn.Module):
 
     def prepare(self) -> None:
         """Put the weights into the order that the schedule convolves with."""
-        if self.reuse:
-            weight = _weights(self.resample).weight
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        weight = _weights(self.resample).weight
+        if self.reuse and not is_shape_only(weight):
+            taps = weight.data.contiguous(memory_format=torch.channels_last).unsqueeze(2)
+            taps, self.packed = pack_weight(self.ops, taps)
+            weight.data = taps.squeeze(2)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
@@ -337,8 +341,9 @@ class Downsample(nn.Module):
         def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
             weight = conv.weight.unsqueeze(2)
             return self.ops.causal_conv3d(
-                x, None, weight, conv.bias, stride=(1, 2, 2), padding=padding
-            )
+                x, None, weight, conv.bias,
+                packed=self.packed, stride=(1, 2, 2), padding=padding,
+            )  # fmt: skip
 
         y, _ = cache.halo.convolve(
             run, x_BCTHW, None, taps=(3, 3), stride=(2, 2), padding=DOWNSAMPLE_PADDING
@@ -361,6 +366,7 @@ class Upsample(nn.Module):
     ops: Ops
     folded_weight: Tensor | None
     folded_bias: Tensor | None
+    packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a 3 x 3 convolution, ``time_conv`` one of 3 frames."""
@@ -372,12 +378,14 @@ class Upsample(nn.Module):
         )
         self.register_buffer("folded_weight", None, persistent=False)
         self.register_buffer("folded_bias", None, persistent=False)
+        self.register_buffer("packed", None, persistent=False)
 
     def prepare(self) -> None:
         """Fold the upsampling into the taps."""
         if self.reuse:
             conv = _weights(self.resample)
-            self.folded_weight = fold_upsampling(conv.weight.data).unsqueeze(2)
+            taps = fold_upsampling(conv.weight.data).unsqueeze(2)
+            self.folded_weight, self.packed = pack_weight(self.ops, taps)
             self.folded_bias = conv.bias.data.repeat(4)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
@@ -397,7 +405,9 @@ class Upsample(nn.Module):
             x = images.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
         def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
-            return self.ops.causal_conv3d(x, None, weight, bias, padding=padding)
+            return self.ops.causal_conv3d(
+                x, None, weight, bias, packed=self.packed, padding=padding
+            )
 
         taps = weight.shape[3], weight.shape[4]
         y, _ = cache.halo.convolve(run, x, None, taps=taps, stride=(1, 1), padding=(1, 1, 1, 1))
@@ -425,6 +435,24 @@ def _weights(resample: nn.ModuleDict) -> ConvWeights:
     conv = resample["1"]
     assert isinstance(conv, ConvWeights)
     return conv
+
+
+def pack_weight(ops: Ops, weight_OIkkk: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A constant weight of a convolution as its backend wants it.
+
+    Returns:
+        The weight, and what the backend makes of it. Where it makes something, the first has the
+        weight's shape only: one number in memory, which nobody reads.
+    """
+    packed = ops.pack("causal_conv3d", weight_OIkkk)
+    if packed is None:
+        return weight_OIkkk, None
+    return weight_OIkkk.new_full((), torch.nan).expand(weight_OIkkk.shape), packed
+
+
+def is_shape_only(weight: Tensor) -> bool:
+    """Whether `pack_weight` has left nothing but the shape."""
+    return not any(weight.stride())
 
 
 def fold_upsampling(weight_OIkk: Tensor) -> Tensor:

@@ -53,19 +53,28 @@ int64_t real_taps(const CausalConv3d& args) {
   return taps * args.taps[1] * args.taps[2];
 }
 
-// Whether Winograd's algorithm is expected to take less time, in products of channels. What its
-// transforms take beside 64 products a tile was measured with AVX-512 and with AVX2.
-bool prefers_winograd(const CausalConv3d& args) {
+bool fits_winograd(const CausalConv3d& args) {
   for (int64_t dim = 0; dim < 3; ++dim) {
     if (args.taps[dim] != 3 || args.stride[dim] != 1) return false;
   }
-  const double area = static_cast<double>(args.rows * args.columns);
-  const double direct = static_cast<double>(args.batch * real_taps(args)) * area;
+  return true;
+}
+
+// Whether Winograd's algorithm is expected to take less time. Counted are products for each pair of
+// an input and an output channel; what transforms take was measured in units of these, on a Zen 5.
+bool prefers_winograd(const CausalConv3d& args) {
+  if (!fits_winograd(args)) return false;
+  constexpr double weights = 1000;            // a weight's taps to positions, for a thread
+  constexpr double inputs = 30, outputs = 15;  // a tile's, for each product that they are part of
+  const double threads = torch::stable::get_num_threads();
   const double tiles = static_cast<double>(args.batch * args.tile_rows() * args.tile_columns());
-  const double positions = 16.0 * static_cast<double>(4 * args.frames / 2 + args.frames % 2);
-  const double channels = 1.0 / static_cast<double>(args.inputs) + 1.0 / args.outputs;
-  const double weights = 64.0 * 5 * static_cast<double>(torch::stable::get_num_threads());
-  return tiles * positions * (1.2 + 16 * channels) + weights < direct;
+  const double positions = 16.0 * static_cast<double>(args.frames / 2 * 4 + args.frames % 2 * 3);
+  const double slow = 1 + inputs / static_cast<double>(args.outputs) +
+                      outputs / static_cast<double>(args.inputs);
+  // A processor that multiplies bf16 does it twice as fast as fp32.
+  const double rate = args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
+  const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
+  return tiles * positions * slow + threads * weights < direct / rate;
 }
 
 void run_direct(const CausalConv3d& conv) {
@@ -130,6 +139,9 @@ Tensor causal_conv3d_packed(
       x, {x.size(0), args.frames, args.rows, args.columns, outputs});
   if (!out.numel()) return out;
   args.out = out.mutable_data_ptr();
+  STD_TORCH_CHECK(
+      method == "best" || method == "direct" || (method == "winograd" && fits_winograd(args)),
+      "no method ", method, " for this convolution");
   const bool winograd = method == "best" ? prefers_winograd(args) : method == "winograd";
   if (winograd) {
     parallel_rows(conv3d_winograd_kernel(), args, args.tiles(), 64 * args.inputs);

@@ -157,6 +157,7 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block) {
   const T* taps = static_cast<const T*>(slab.args.packed) + first * chunk_step;
   for (int64_t k = 0; k < chunks * L; k += K) {
     const T* rows = taps + k / L * chunk_step + k % L * P;
+    const T* next = taps + (k + K) / L * chunk_step + (k + K) % L * P;
     for (int64_t column = 0; column < P; column += W) {
       Vec times[K][36];  // [input][4 times][9 rows and columns]
       for (int64_t i = 0; i < 9; ++i) {
@@ -171,6 +172,9 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block) {
       }
       for (int64_t time = 0; time < (slab.any_pair ? 4 : 3); ++time) {
         for (int64_t input = 0; input < K; ++input) {
+          for (int64_t tap = 9 * time; tap < std::min<int64_t>(9 * time + 9, 27); ++tap) {
+            __builtin_prefetch(next + (tap * L + input) * P + column);
+          }
           Vec part[12], all[16];
           for (int64_t w = 0; w < 3; ++w) spread<3, 3>(times[input] + 9 * time + w, part + w);
           for (int64_t h = 0; h < 4; ++h) spread<1, 1>(part + 3 * h, all + 4 * h);

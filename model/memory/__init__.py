@@ -34,10 +34,9 @@ from ..loading import ModelSource
 from ..preparation import check_size
 from ..stream.work import MASK_CHANNELS
 from ..vae import COLORS, VAE
-from ..vae_layers import CausalConv
 from .dit import ONE_RANK, DiTMemory, Split, audio_encoder_bytes, encode_audio
 from .ledger import FP32, Ledger, Machine, Peak
-from .vae import VaeLedger, latent_size, packed_bytes
+from .vae import VaeLedger, latent_size, packing_bytes
 
 __all__ = ["ASSUMPTIONS", "Assumed", "Model", "Peak", "Prediction", "Split", "describe", "predict"]
 
@@ -189,8 +188,7 @@ def predict(model: Model) -> Prediction:
     host = dit.avatar_parameters() if model.fp8 and not machine.is_cpu else frozenset()
     weights = {
         "DiT": _module_bytes(dit, model.dtype, without=host),
-        "VAE": _module_bytes(vae, model.dtype)
-        + sum(packed_bytes(m, machine) for m in vae.modules() if isinstance(m, CausalConv)),
+        "VAE": _module_bytes(vae, model.dtype) + packing_bytes(vae, machine),
         "audio encoder": audio_encoder_bytes(model.audio),
     }
     ranks = model.split.ranks
