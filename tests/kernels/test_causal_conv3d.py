@@ -194,7 +194,8 @@ ODD = [  # inputs, outputs, zero frames, stored, new, taps, stride, padding, row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype) -> None:
-    """As exact as the contract says, whichever of them a call would take."""
+    """fp32 as exact as `test_conv_formula` asks; bf16 as exact as its result is rounded."""
+    bound = 1e-6 if dtype == torch.float32 else 3e-3
     inputs, outputs, zeros, stored, new, taps, stride, padding, rows, columns = odd
     x = random(2, inputs, new, rows, columns, seed=1, layout=LAYOUTS[1]).to(dtype)
     history = random(2, inputs, stored, rows, columns, seed=2, layout=LAYOUTS[1]).to(dtype)
@@ -207,7 +208,6 @@ def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype
         frames = functional.pad(frames, (0, 0, 0, 0, taps[0] - 1 - zeros, 0))
         zeros = taps[0] - 1
     truth = direct(frames, weight, bias, stride)
-    plain = (functional.conv3d(frames, weight, bias, stride).double() - truth).norm()
     packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
     wino = ["winograd"] if taps == (3, 3, 3) and stride == (1, 1, 1) else []
     for method in ["direct", *wino]:
@@ -216,7 +216,7 @@ def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype
             method,
         )  # fmt: skip
         error = (y.permute(0, 4, 1, 2, 3).double() - truth).norm()
-        assert error <= 2 * plain, method
+        assert error <= bound * truth.norm(), method
 
 
 def test_wrong_arguments_of_the_compiled_convolution_are_refused() -> None:
