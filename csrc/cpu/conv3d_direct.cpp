@@ -59,10 +59,12 @@ inline void copy(const T* pixel, int64_t channels, Word<T>* to) {
   }
 }
 
-// sum [R, C] += v [depth, R] u [depth, C], or = without `add`.
+// Some taps of some chunks, which are `v_step` and `u_step` apart: sum [R, C] += v [L, R] u [L, C] for
+// each tap of each chunk, or = without `add`.
 template <class T>
 __attribute__((noinline)) void multiply(
-    const Word<T>* v, const Word<T>* u, int64_t depth, float* sum, bool add) {
+    const Word<T>* v, int64_t v_step, const Word<T>* u, int64_t u_step, int64_t chunks,
+    int64_t taps, float* sum, bool add) {
   constexpr int64_t G = Packed<T>::group;
   Vec sums[R][2];
 #pragma GCC unroll 16
@@ -70,16 +72,19 @@ __attribute__((noinline)) void multiply(
     sums[r][0] = add ? Vec::load(sum + r * C) : Vec::zero();
     sums[r][1] = add ? Vec::load(sum + r * C + W) : Vec::zero();
   }
-  for (int64_t chunk = 0; chunk < depth; chunk += L, v += R * L, u += L * P) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step, u += u_step) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const Word<T>*left = v + tap * R * L, *right = u + tap * L * P;
 #pragma GCC unroll 2
-    for (int64_t k = 0; k < L; k += G) {
-      const float* row = reinterpret_cast<const float*>(u + k * P);
-      const Vec first = Vec::load(row), second = Vec::load(row + W);
+      for (int64_t k = 0; k < L; k += G) {
+        const float* row = reinterpret_cast<const float*>(right + k * P);
+        const Vec first = Vec::load(row), second = Vec::load(row + W);
 #pragma GCC unroll 16
-      for (int64_t r = 0; r < R; ++r) {
-        const Vec value = Packed<T>::repeat(v + r * L + k);
-        sums[r][0] = Packed<T>::multiply(value, first, sums[r][0]);
-        sums[r][1] = Packed<T>::multiply(value, second, sums[r][1]);
+        for (int64_t r = 0; r < R; ++r) {
+          const Vec value = Packed<T>::repeat(left + r * L + k);
+          sums[r][0] = Packed<T>::multiply(value, first, sums[r][0]);
+          sums[r][1] = Packed<T>::multiply(value, second, sums[r][1]);
+        }
       }
     }
   }
@@ -90,55 +95,49 @@ __attribute__((noinline)) void multiply(
   }
 }
 
-// The weights of a panel as they are multiplied: where they lie, or widened into `work`.
-template <class T>
-const Word<T>* find_weights(const T* packed, int64_t depth, Word<T>* work) {
-  if constexpr (std::is_same_v<T, Word<T>>) {
-    return packed;
-  } else {
-    for (int64_t k = 0; k < depth; k += 2) {
-      for (int64_t column = 0; column < P; column += W) {
-        Vec even, odd;
-        load_rows(packed + k * P, column, even, odd);
-        even.store(work + k * P + column);
-        odd.store(work + (k + 1) * P + column);
-      }
+// Rows [0, depth) of a packed weight in fp32.
+inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    for (int64_t column = 0; column < P; column += W) {
+      Vec even, odd;
+      load_rows(packed + k * P, column, even, odd);
+      even.store(to + k * P + column);
+      odd.store(to + (k + 1) * P + column);
     }
-    return work;
   }
 }
 
 // A thread's work on a block of pixels.
 //
-// Attributes: chunks, the number that is multiplied at a time; pixels [tap][group][R], what the
-// block sees; skipped, each group's taps that meet zero frames only; gathered [group][chunk][tap]
-// [R][L]; weights, a panel of some chunks, widened; sums [P / C x panel][group][R][C].
+// Attributes: skipped, each group's taps that meet zero frames only; first_tap, the first one that
+// is not skipped by all; active, the number of those from there on; chunks, the number that is
+// multiplied at a time; pixels [tap][group][R], what the block sees; gathered [group][chunk][active
+// tap][R][L]; weights, a panel of some chunks, widened; sums [P / C x panel][group][R][C].
 template <class T>
 struct Block {
+  static constexpr bool widens = !std::is_same_v<T, Word<T>>;
+
   const DirectConv3d& args;
-  int64_t taps, chunks;
-  int64_t first, count, groups;  // of pixels
+  int64_t taps, first, count, groups;  // the latter three of pixels
+  int64_t first_tap, active, chunks;
   int64_t skipped[max_groups];
   Aligned<const T*> pixels;
   Aligned<Word<T>> gathered, weights;
   Aligned<float> sums;
   Aligned<T> zeros;
 
-  static int64_t most_chunks(const DirectConv3d& args) {
-    return std::clamp<int64_t>(max_depth / L / args.all_taps(), 1, args.chunks());
-  }
-
   explicit Block(const DirectConv3d& args)
       : args(args),
         taps(args.all_taps()),
-        chunks(most_chunks(args)),
         pixels(taps * max_groups * R),
-        gathered(max_groups * R * taps * chunks * L),
-        weights(std::is_same_v<T, Word<T>> ? 1 : taps * chunks * L * P),
+        gathered(max_groups * R * most_depth(taps)),
+        weights(widens ? most_depth(taps) * P : 1),
         sums(max_groups * R * args.panels() * P),
         zeros(args.chunks() * L) {
     std::fill_n(static_cast<T*>(zeros), args.chunks() * L, T{});
   }
+
+  static int64_t most_depth(int64_t taps) { return std::max(max_depth, taps * L); }
 
   // Finds what the pixels [begin, end) of the output see; a last group repeats its last pixel.
   void find(int64_t begin, int64_t end) {
@@ -161,17 +160,19 @@ struct Block {
         }
       }
     }
+    first_tap = *std::min_element(skipped, skipped + groups);
+    active = taps - first_tap;
+    chunks = std::clamp<int64_t>(max_depth / L / active, 1, args.chunks());
   }
 
   void gather(int64_t first_chunk, int64_t own_chunks) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t tap = 0; tap < active; ++tap) {
+      const T** seen = pixels + (first_tap + tap) * groups * R;
       for (int64_t n = 0; n < groups * R; ++n) {
-        if (tap < skipped[n / R]) continue;
-        const T* pixel = pixels[tap * groups * R + n] + first_chunk * L;
-        Word<T>* to = gathered + (n / R * own_chunks * taps + tap) * R * L + n % R * L;
-        for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
-          const int64_t left = args.inputs - (first_chunk + chunk) * L;
-          copy<T>(pixel + chunk * L, left, to + chunk * taps * R * L);
+        Word<T>* to = gathered + (n / R * own_chunks * active + tap) * R * L + n % R * L;
+        for (int64_t chunk = first_chunk; chunk < first_chunk + own_chunks; ++chunk) {
+          copy<T>(seen[n] + chunk * L, args.inputs - chunk * L, to);
+          to += active * R * L;
         }
       }
     }
@@ -179,26 +180,29 @@ struct Block {
 
   // Adds the products of gathered chunks and a panel's weights for them to the panel's sums.
   void add(int64_t first_chunk, int64_t own_chunks, int64_t panel, float* panel_sums) {
+    const int64_t chunk_step = taps * L * P, v_step = active * R * L;
     const T* packed = static_cast<const T*>(args.packed) +
-                      (panel * args.chunks() + first_chunk) * taps * L * P;
-    const Word<T>* u = find_weights<T>(packed, own_chunks * taps * L, weights);
+                      (panel * args.chunks() + first_chunk) * chunk_step + first_tap * L * P;
+    const Word<T>* u;
+    int64_t u_step;
+    if constexpr (widens) {
+      u = weights;
+      u_step = active * L * P;
+      for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
+        widen_rows(packed + chunk * chunk_step, active * L, weights + chunk * u_step);
+      }
+    } else {
+      u = packed;
+      u_step = chunk_step;
+    }
     for (int64_t column = 0; column < P; column += C) {
       if (panel * P + column >= args.outputs) break;
       for (int64_t n = 0; n < groups; ++n) {
-        float* own_sums = panel_sums + (column * groups + n * C) * R;
-        const Word<T>* v = gathered + n * own_chunks * taps * R * L;
-        const Word<T>* own = u + column * Packed<T>::group;
-        const int64_t skip = skipped[n];
-        if (!skip) {
-          multiply<T>(v, own, own_chunks * taps * L, own_sums, first_chunk > 0);
-          continue;
-        }
-        for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
-          const int64_t start = chunk * taps + skip;
-          multiply<T>(
-              v + start * R * L, own + start * L * P, (taps - skip) * L, own_sums,
-              first_chunk + chunk > 0);
-        }
+        const int64_t skip = skipped[n] - first_tap;
+        multiply<T>(
+            gathered + n * own_chunks * v_step + skip * R * L, v_step,
+            u + skip * L * P + column * Packed<T>::group, u_step, own_chunks, active - skip,
+            panel_sums + (column * groups + n * C) * R, first_chunk > 0);
       }
     }
   }
