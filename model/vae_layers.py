@@ -25,6 +25,7 @@ from livetalk_kernels.runtime.halo import WHOLE, Whole
 from livetalk_kernels.runtime.slices import Padding
 
 from .linear import linear
+from .packed_weight import is_shape_only, pack_weight
 
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 
@@ -435,24 +436,6 @@ def _weights(resample: nn.ModuleDict) -> ConvWeights:
     conv = resample["1"]
     assert isinstance(conv, ConvWeights)
     return conv
-
-
-def pack_weight(ops: Ops, weight_OIkkk: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A constant weight of a convolution as its backend wants it.
-
-    Returns:
-        The weight, and what the backend makes of it. Where it makes something, the first has the
-        weight's shape only: one number in memory, which nobody reads.
-    """
-    packed = ops.pack("causal_conv3d", weight_OIkkk)
-    if packed is None:
-        return weight_OIkkk, None
-    return weight_OIkkk.new_full((), torch.nan).expand(weight_OIkkk.shape), packed
-
-
-def is_shape_only(weight: Tensor) -> bool:
-    """Whether `pack_weight` has left nothing but the shape."""
-    return not any(weight.stride())
 
 
 def fold_upsampling(weight_OIkk: Tensor) -> Tensor:
