@@ -81,10 +81,10 @@ class Models:
             UserError: A backend that was named cannot run.
         """
         plain = KernelConfig.parse(TORCH)
-        own = make_vae(preset, backend, device, dtype)
-        published, compiled = (
-            make_vae(preset, plain, device, dtype, reuse=False, weights=own) for _ in range(2)
-        )
+        # ours comes last: it may keep its weights in another form alone
+        published = make_vae(preset, plain, device, dtype, reuse=False)
+        compiled = make_vae(preset, plain, device, dtype, reuse=False, weights=published)
+        own = make_vae(preset, backend, device, dtype, weights=published)
         compiled.decoder.compile(dynamic=False)
         compiled.encoder.compile(dynamic=False)
         random = torch.Generator(device).manual_seed(1)

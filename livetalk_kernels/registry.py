@@ -11,7 +11,8 @@ A backend is a file ``ops/<op>/<backend>.py`` with
 * optionally ``caution(case) -> str | None``: what a user should know although it runs, such as
   that it is slow with an old library; it is warned of when the backend is first called;
 * optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
-  backend makes of a weight that stays as it is, so that not every call makes it;
+  backend makes of a weight that stays as it is, so that not every call makes it. A call that is
+  given it reads none of the weight's numbers;
 * for Triton kernels ``launches``, see ``triton_launch``.
 
 The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose

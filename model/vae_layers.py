@@ -25,6 +25,7 @@ from livetalk_kernels.runtime.halo import WHOLE, Whole
 from livetalk_kernels.runtime.slices import Padding
 
 from .linear import linear
+from .packed_weight import is_shape_only, pack_weight
 
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 
@@ -82,8 +83,8 @@ class CausalConv(nn.Module):
     """A convolution over video whose outputs see no later frame.
 
     Attributes:
-        packed: The weight as the op's backend wants it, beside the weight; None where it has no
-            such form.
+        packed: The weight as the op's backend wants it, instead of the weight's own numbers; None
+            where it has no such form.
         name: Key of this layer's entry in the cache: its path in the model, set by the model.
         late_bias: The bias, if it is left to whoever takes the result; else None.
         context: Frames that it sees before the current one, or for ``stride`` 2 in time before
@@ -124,9 +125,9 @@ class CausalConv(nn.Module):
 
     def prepare(self) -> None:
         """Put the weights into the order that the schedule convolves with."""
-        if self.reuse:
-            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            self.packed = self.ops.pack("causal_conv3d", self.weight.data)
+        if self.reuse and not is_shape_only(self.weight):
+            weight = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            self.weight.data, self.packed = pack_weight(self.ops, weight)
 
     def forward(
         self, x_BCTHW: Tensor, cache: StreamCache | None = None, *, keep: int | None = None
@@ -318,11 +319,13 @@ class Downsample(nn.Module):
     """Halve rows and columns; with ``time`` also frames, all but the first of a stream."""
 
     ops: Ops
+    packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` one of 3 frames."""
         super().__init__()
         self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels, 3)})
+        self.register_buffer("packed", None, persistent=False)
         self.ops, self.reuse = ops, reuse
         self.time_conv = (
             CausalConv(channels, channels, (3, 1, 1), ops, reuse=reuse, stride=2) if time else None
@@ -330,9 +333,11 @@ class Downsample(nn.Module):
 
     def prepare(self) -> None:
         """Put the weights into the order that the schedule convolves with."""
-        if self.reuse:
-            weight = _weights(self.resample).weight
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        weight = _weights(self.resample).weight
+        if self.reuse and not is_shape_only(weight):
+            taps = weight.data.contiguous(memory_format=torch.channels_last).unsqueeze(2)
+            taps, self.packed = pack_weight(self.ops, taps)
+            weight.data = taps.squeeze(2)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
@@ -341,8 +346,9 @@ class Downsample(nn.Module):
         def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
             weight = conv.weight.unsqueeze(2)
             return self.ops.causal_conv3d(
-                x, None, weight, conv.bias, stride=(1, 2, 2), padding=padding
-            )
+                x, None, weight, conv.bias,
+                packed=self.packed, stride=(1, 2, 2), padding=padding,
+            )  # fmt: skip
 
         y, _ = cache.halo.convolve(
             run, x_BCTHW, None, taps=(3, 3), stride=(2, 2), padding=DOWNSAMPLE_PADDING
@@ -365,6 +371,7 @@ class Upsample(nn.Module):
     ops: Ops
     folded_weight: Tensor | None
     folded_bias: Tensor | None
+    packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
         """``resample.1`` is a 3 x 3 convolution, ``time_conv`` one of 3 frames."""
@@ -376,23 +383,26 @@ class Upsample(nn.Module):
         )
         self.register_buffer("folded_weight", None, persistent=False)
         self.register_buffer("folded_bias", None, persistent=False)
+        self.register_buffer("packed", None, persistent=False)
 
     def prepare(self) -> None:
         """Fold the upsampling into the taps."""
         if self.reuse:
-            self.folded_weight, self.folded_bias = self._fold()
+            taps, bias = self._fold()
+            self.folded_weight, self.packed = pack_weight(self.ops, taps.detach())
+            self.folded_bias = bias.detach()
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         conv = _weights(self.resample)
         return fold_upsampling(conv.weight).unsqueeze(2), conv.bias.repeat(4)
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Taps and bias on the small image; of weights that learn they are folded at each call."""
+    def _folded(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Taps, bias and packed taps on the small image; of weights that learn, folded anew."""
         if _weights(self.resample).weight.requires_grad:
-            return self._fold()
+            return *self._fold(), None
         weight, bias = self.folded_weight, self.folded_bias
         assert weight is not None and bias is not None, "prepare() comes after loading"
-        return weight, bias
+        return weight, bias, self.packed
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
         """[B, C/2, T, 2H, 2W], and 2T frames of all pieces but the first with ``time``."""
@@ -401,16 +411,16 @@ class Upsample(nn.Module):
             y = self.time_conv(x, cache)
             x = interleave_frames(y) if self.reuse else torch.stack(y.chunk(2, 1), 3).flatten(2, 3)
         if self.reuse:
-            weight, bias = self._folded()
+            weight, bias, packed = self._folded()
         else:
             conv = _weights(self.resample)
-            weight, bias = conv.weight.unsqueeze(2), conv.bias
+            weight, bias, packed = conv.weight.unsqueeze(2), conv.bias, None
             images = x.transpose(1, 2).flatten(0, 1).float()
             images = F.interpolate(images, scale_factor=2.0, mode="nearest-exact").to(x.dtype)
             x = images.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
         def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
-            return self.ops.causal_conv3d(x, None, weight, bias, padding=padding)
+            return self.ops.causal_conv3d(x, None, weight, bias, packed=packed, padding=padding)
 
         taps = weight.shape[3], weight.shape[4]
         y, _ = cache.halo.convolve(run, x, None, taps=taps, stride=(1, 1), padding=(1, 1, 1, 1))

@@ -2,65 +2,152 @@
 // when they run.
 #include "cpu/causal_conv3d.h"
 
+#include <numeric>
+#include <string>
+
 #include "bindings/cpu.h"
 
 namespace livetalk {
 namespace {
 
-Video video(const Tensor& x) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "frames must be float32");
-  STD_TORCH_CHECK(x.stride(1) == 1, "channels must be innermost in memory");
-  return {floats(x), x.stride(0), x.stride(2), x.stride(3), x.stride(4)};
+constexpr int64_t block_pixels = 192;    // of the direct kernel
+constexpr int64_t least_pixels = 64;     // of a block that there is for a thread to work on
+
+int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+void check_dtype(const Tensor& x, const Tensor& packed) {
+  STD_TORCH_CHECK(
+      x.scalar_type() == packed.scalar_type() &&
+          (x.scalar_type() == ScalarType::Float || is_half(x)),
+      "frames and weight must be float32 or bfloat16, both the same");
 }
 
-// weight [O, I, 3, 3, 3] in any memory format, fp32 -> what causal_conv3d_winograd multiplies by.
+Video video(const Tensor& x) {
+  STD_TORCH_CHECK(x.size(1) == 1 || x.stride(1) == 1, "channels must be innermost in memory");
+  return {x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), x.stride(4)};
+}
+
+// weight [O, I, t, h, w] in any memory format, fp32 or bf16 -> what causal_conv3d_packed multiplies
+// by, of the same dtype.
 Tensor causal_conv3d_pack(Tensor weight) {
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight must be float32");
+  check_dtype(weight, weight);
   PackConv3d args{};
-  args.weight = floats(weight);
+  args.weight = weight.const_data_ptr();
+  args.half = is_half(weight);
   for (int64_t dim = 0; dim < 5; ++dim) args.stride[dim] = weight.stride(dim);
+  for (int64_t dim = 0; dim < 3; ++dim) args.taps[dim] = weight.size(dim + 2);
   args.outputs = weight.size(0);
   args.inputs = weight.size(1);
-  Tensor packed = torch::stable::new_empty(weight, {conv3d_packed(args.inputs, args.outputs)});
-  args.packed = static_cast<float*>(packed.mutable_data_ptr());
-  const int64_t panels = conv3d_panels(args.outputs);
-  parallel_rows(pack_conv3d_kernel(), args, panels, conv3d_packed(args.inputs, conv3d_panel));
+  Tensor packed = torch::stable::new_empty(weight, {args.size()});
+  args.packed = packed.mutable_data_ptr();
+  parallel_rows(pack_conv3d_kernel(), args, conv3d_panels(args.outputs), args.panel_size());
   return packed;
 }
 
-// 3x3x3 taps, no stride. Gives [B, T', H', W', O].
-Tensor causal_conv3d_winograd(
+// Taps that meet a frame which is not zero, summed over the output frames of one video.
+int64_t real_taps(const CausalConv3d& args) {
+  int64_t taps = 0;
+  for (int64_t frame = 0; frame < args.frames; ++frame) {
+    taps += args.taps[0] - std::max<int64_t>(0, args.zero_frames - frame * args.stride[0]);
+  }
+  return taps * args.taps[1] * args.taps[2];
+}
+
+bool fits_winograd(const CausalConv3d& args) {
+  for (int64_t dim = 0; dim < 3; ++dim) {
+    if (args.taps[dim] != 3 || args.stride[dim] != 1) return false;
+  }
+  return true;
+}
+
+// Whether Winograd's algorithm is expected to take less time. Counted are products for each pair of
+// an input and an output channel; what transforms take was measured in units of these, on a Zen 5.
+bool prefers_winograd(const CausalConv3d& args) {
+  if (!fits_winograd(args)) return false;
+  constexpr double weights = 1000;            // a weight's taps to positions, for a thread
+  constexpr double inputs = 30, outputs = 15;  // a tile's, for each product that they are part of
+  const double threads = torch::stable::get_num_threads();
+  const double tiles = static_cast<double>(args.batch * args.tile_rows() * args.tile_columns());
+  const double positions = 16.0 * static_cast<double>(args.frames / 2 * 4 + args.frames % 2 * 3);
+  const double slow = 1 + inputs / static_cast<double>(args.outputs) +
+                      outputs / static_cast<double>(args.inputs);
+  // A processor that multiplies bf16 does it twice as fast as fp32.
+  const double rate = args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
+  const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
+  return tiles * positions * slow + threads * weights < direct / rate;
+}
+
+void run_direct(const CausalConv3d& conv) {
+  const int64_t threads = torch::stable::get_num_threads(), pixels = conv.pixels();
+  DirectConv3d args{conv, parts_of(pixels, block_pixels), 1};
+  if (args.blocks < threads) {
+    args.blocks = std::max(args.blocks, std::min(threads, pixels / least_pixels));
+  }
+  if (args.blocks < 4 * threads) {
+    args.parts = std::min(args.panels(), threads / std::gcd(threads, args.blocks));
+  }
+  const int64_t units = args.blocks * args.parts;
+  const int64_t unit = parts_of(pixels, units) * conv.all_taps() * conv.inputs;
+  parallel_rows(conv3d_direct_kernel(), args, units, unit);
+}
+
+// Gives [B, T', H', W', O] of x's dtype. `method` is winograd, direct, or best for the one that
+// should be faster.
+Tensor causal_conv3d_packed(
     Tensor x, std::optional<Tensor> history, Tensor packed, std::optional<Tensor> bias,
-    int64_t outputs, int64_t zero_frames, std::vector<int64_t> padding) {
+    int64_t outputs, std::vector<int64_t> taps, int64_t zero_frames, std::vector<int64_t> stride,
+    std::vector<int64_t> padding, std::string method) {
+  check_dtype(x, packed);
   CausalConv3d args{};
   args.x = video(x);
+  args.half = is_half(x);
   args.zero_frames = zero_frames;
   if (history) {
+    STD_TORCH_CHECK(history->scalar_type() == x.scalar_type(), "history must be of x's dtype");
     args.history = video(*history);
     args.stored = history->size(2);
   }
+  args.batch = x.size(0);
   args.inputs = x.size(1);
   args.height = x.size(3);
   args.width = x.size(4);
   args.top = padding[0];
   args.left = padding[2];
-  args.frames = zero_frames + args.stored + x.size(2) - 2;
-  args.rows = padding[0] + args.height + padding[1] - 2;
-  args.columns = padding[2] + args.width + padding[3] - 2;
+  const int64_t sizes[] = {
+      zero_frames + args.stored + x.size(2), padding[0] + args.height + padding[1],
+      padding[2] + args.width + padding[3]};
+  int64_t results[3];
+  for (int64_t dim = 0; dim < 3; ++dim) {
+    args.taps[dim] = taps[dim];
+    args.stride[dim] = stride[dim];
+    results[dim] = (sizes[dim] - taps[dim]) / stride[dim] + 1;
+    STD_TORCH_CHECK(sizes[dim] >= taps[dim], "fewer frames, rows or columns than taps");
+  }
+  STD_TORCH_CHECK(zero_frames < taps[0], "zero frames that no output needs");
+  args.frames = results[0];
+  args.rows = results[1];
+  args.columns = results[2];
   args.outputs = outputs;
   STD_TORCH_CHECK(
-      packed.numel() == conv3d_packed(args.inputs, outputs) &&
-          packed.scalar_type() == ScalarType::Float,
+      packed.numel() == args.all_taps() * args.chunks() * conv3d_lanes * args.panels() * conv3d_panel,
       "packed was made of another weight");
-  args.packed = floats(packed);
+  args.packed = packed.const_data_ptr();
   const std::optional<Tensor> bias32 = bias ? std::optional(as_float(*bias)) : std::nullopt;
   args.bias = bias32 ? floats(*bias32) : nullptr;
 
   Tensor out = torch::stable::new_empty(
       x, {x.size(0), args.frames, args.rows, args.columns, outputs});
-  args.out = static_cast<float*>(out.mutable_data_ptr());
-  const int64_t tiles = x.size(0) * args.pairs() * args.tile_rows() * args.tile_columns();
-  parallel_rows(causal_conv3d_kernel(), args, tiles, 64 * args.inputs);
+  if (!out.numel()) return out;
+  args.out = out.mutable_data_ptr();
+  STD_TORCH_CHECK(
+      method == "best" || method == "direct" || (method == "winograd" && fits_winograd(args)),
+      "no method ", method, " for this convolution");
+  const bool winograd = method == "best" ? prefers_winograd(args) : method == "winograd";
+  if (winograd) {
+    parallel_rows(conv3d_winograd_kernel(), args, args.tiles(), 64 * args.inputs);
+  } else {
+    run_direct(args);
+  }
   return out;
 }
 
@@ -69,13 +156,13 @@ Tensor causal_conv3d_winograd(
 STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
   m.def("causal_conv3d_pack(Tensor weight) -> Tensor");
   m.def(
-      "causal_conv3d_winograd(Tensor x, Tensor? history, Tensor packed, Tensor? bias, int outputs,"
-      " int zero_frames, int[] padding) -> Tensor");
+      "causal_conv3d_packed(Tensor x, Tensor? history, Tensor packed, Tensor? bias, int outputs,"
+      " int[] taps, int zero_frames, int[] stride, int[] padding, str method) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CPU, m) {
   m.impl("causal_conv3d_pack", TORCH_BOX(&causal_conv3d_pack));
-  m.impl("causal_conv3d_winograd", TORCH_BOX(&causal_conv3d_winograd));
+  m.impl("causal_conv3d_packed", TORCH_BOX(&causal_conv3d_packed));
 }
 
 }  // namespace livetalk

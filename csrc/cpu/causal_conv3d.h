@@ -1,54 +1,76 @@
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/kernels.h"
 
 namespace livetalk {
 
-// Strides in elements; those of channels are 1.
+// Frames of fp32 or bf16; strides in elements, those of channels are 1.
 struct Video {
-  const float* data;
+  const void* data;
   int64_t batch, frame, row, column;
 };
 
-constexpr int64_t conv3d_lanes = 16;  // channels that lie together in a packed weight
+constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
+constexpr int64_t conv3d_rows = 16;   // pixels of one inner product, at most
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {
   return (outputs + conv3d_panel - 1) / conv3d_panel;
 }
-// Values of a packed weight.
-inline int64_t conv3d_packed(int64_t inputs, int64_t outputs) {
-  return 64 * conv3d_chunks(inputs) * conv3d_lanes * conv3d_panels(outputs) * conv3d_panel;
-}
 
-// A 3x3x3 convolution, all of it channels-last.
+// A convolution, all of it channels-last. x, history, packed and out are fp32, or bf16 if `half`.
 struct CausalConv3d {
   Video history, x;
+  bool half;
   int64_t zero_frames, stored;  // frames before those of x: zeros, then the history's
   int64_t height, width, inputs;
-  int64_t top, left;    // zero rows and columns before the image
-  const float* packed;  // of pack_conv3d
-  const float* bias;    // [outputs] or null
-  float* out;           // [batch, frames, rows, columns, outputs], contiguous
-  int64_t frames, rows, columns, outputs;
+  int64_t top, left;  // zero rows and columns before the image
+  int64_t taps[3], stride[3];
+  const void* packed;  // of pack_conv3d
+  const float* bias;   // [outputs] or null
+  void* out;           // [batch, frames, rows, columns, outputs], contiguous
+  int64_t batch, frames, rows, columns, outputs;
 
-  // Pairs of output frames (the last may be alone), and tiles of 2 x 2 pixels.
+  int64_t all_taps() const { return taps[0] * taps[1] * taps[2]; }
+  int64_t chunks() const { return conv3d_chunks(inputs); }
+  int64_t panels() const { return conv3d_panels(outputs); }
+  int64_t pixels() const { return batch * frames * rows * columns; }
+  // Winograd's: pairs of output frames (the last may be alone), and tiles of 2 x 2 pixels.
   int64_t pairs() const { return (frames + 1) / 2; }
   int64_t tile_rows() const { return (rows + 1) / 2; }
   int64_t tile_columns() const { return (columns + 1) / 2; }
+  int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }
+};
+
+// The direct kernel's work: blocks of output pixels, each cut into parts of its panels.
+struct DirectConv3d : CausalConv3d {
+  int64_t blocks, parts;
 };
 
 struct PackConv3d {
-  const float* weight;  // [outputs, inputs, 3, 3, 3]
-  int64_t stride[5];
+  const void* weight;  // [outputs, inputs, taps], fp32 or bf16
+  bool half;
+  int64_t stride[5], taps[3];
   int64_t inputs, outputs;
-  float* packed;  // [16, panels, 4, inputs up to whole chunks, panel]
+  // fp32 [panels, chunks, taps, lanes, panel], or bf16 [panels, chunks, taps, lanes / 2, panel, 2];
+  // inputs come in chunks of `lanes`, with zeros beyond those of the weight.
+  void* packed;
+
+  int64_t all_taps() const { return taps[0] * taps[1] * taps[2]; }
+  int64_t panel_size() const {
+    return all_taps() * conv3d_chunks(inputs) * conv3d_lanes * conv3d_panel;
+  }
+  int64_t size() const { return conv3d_panels(outputs) * panel_size(); }
 };
 
 }  // namespace livetalk
 
-// Tiles [begin, end) of batch x pairs x tile rows x tile columns.
-LIVETALK_KERNEL(causal_conv3d, const CausalConv3d& args, int64_t begin, int64_t end)
 // Panels [begin, end) of outputs.
 LIVETALK_KERNEL(pack_conv3d, const PackConv3d& args, int64_t begin, int64_t end)
+// Parts [begin, end) of blocks x parts.
+LIVETALK_KERNEL(conv3d_direct, const DirectConv3d& args, int64_t begin, int64_t end)
+// Tiles [begin, end) of batch x pairs x tile rows x tile columns.
+LIVETALK_KERNEL(conv3d_winograd, const CausalConv3d& args, int64_t begin, int64_t end)

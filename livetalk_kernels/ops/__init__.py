@@ -44,7 +44,8 @@ class Ops:
             weight: As the op takes it, with its final values and device.
 
         Returns:
-            A tensor for this backend alone, beside the weight; None where it makes nothing.
+            A tensor for this backend alone; None where it makes nothing. A call that is given it
+            reads the weight's shape and dtype, but none of its numbers.
         """
         return self.choices[op].pack(weight)
 

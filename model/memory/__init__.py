@@ -33,10 +33,9 @@ from ..loading import ModelSource
 from ..preparation import check_size
 from ..stream.work import MASK_CHANNELS
 from ..vae import COLORS, VAE
-from ..vae_layers import CausalConv
 from .dit import ONE_RANK, DiTMemory, Split, audio_encoder_bytes, encode_audio
 from .ledger import FP32, Ledger, Machine, Peak
-from .vae import VaeLedger, latent_size, packed_bytes
+from .vae import VaeLedger, latent_size, packing_bytes
 
 __all__ = ["ASSUMPTIONS", "Assumed", "Model", "Peak", "Prediction", "Split", "describe", "predict"]
 
@@ -192,7 +191,7 @@ def predict(model: Model) -> Prediction:
     weights = {
         "DiT": _dit_bytes(dit, model.dtype, without=host),
         "VAE": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()])
-        + sum(packed_bytes(m, machine) for m in vae.modules() if isinstance(m, CausalConv)),
+        + packing_bytes(vae, machine),
         "audio encoder": audio_encoder_bytes(model.audio),
     }
     ranks = model.split.ranks

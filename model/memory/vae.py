@@ -5,10 +5,12 @@ argument lives until its caller lets go of it, a local variable until it is boun
 shapes are taken from a `VAE` on the meta device.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..vae import COLORS, SPATIAL, TEMPORAL, VAE
 from ..vae_layers import (
@@ -22,8 +24,8 @@ from ..vae_layers import (
 )
 from .ledger import FP32, Ledger, Machine, attention_workspace
 
-_WINOGRAD_CHANNELS = 16  # ops/causal_conv3d/cpu.py: what has fewer goes to the library
-_WINOGRAD_LANES, _WINOGRAD_PANEL, _WINOGRAD_TAPS = 16, 32, 64  # csrc/cpu/causal_conv3d.h
+_PACKED_CHANNELS = 16  # ops/causal_conv3d/cpu.py: what has fewer goes to the library
+_PACKED_LANES, _PACKED_PANEL = 16, 32  # csrc/cpu/causal_conv3d.h
 _FEW_CHANNELS = 16  # ops/causal_conv3d/library.py: times taps, folded into one image
 
 
@@ -42,25 +44,34 @@ class Video:
         return self.channels * self.frames * self.rows * self.columns
 
 
-def is_winograd(layer: CausalConv | ConvWeights, machine: Machine) -> bool:
+def is_packed(weight: Tensor, machine: Machine) -> bool:
     """Whether the compiled convolution packs this weight."""
-    shape = layer.weight.shape
-    return (
-        machine.is_cpu
-        and machine.item == FP32
-        and shape[2:] == (3, 3, 3)
-        and min(shape[:2]) >= _WINOGRAD_CHANNELS
-    )
+    return machine.is_cpu and min(weight.shape[:2]) >= _PACKED_CHANNELS
 
 
-def packed_bytes(layer: CausalConv, machine: Machine) -> int:
-    """Bytes of ``CausalConv.packed``."""
-    if not is_winograd(layer, machine):
+def packing_bytes(vae: VAE, machine: Machine) -> int:
+    """Bytes by which packing changes the weights: the packed ones come, one number each is left."""
+    return sum(_packing_bytes(weight, machine) for weight in _packed_weights(vae))
+
+
+def _packed_weights(vae: VAE) -> Iterator[Tensor]:
+    for layer in vae.modules():
+        if isinstance(layer, CausalConv):
+            yield layer.weight
+        elif isinstance(layer, Downsample):
+            yield cast(ConvWeights, layer.resample["1"]).weight
+        elif isinstance(layer, Upsample):
+            assert layer.folded_weight is not None
+            yield layer.folded_weight
+
+
+def _packing_bytes(weight: Tensor, machine: Machine) -> int:
+    if not is_packed(weight, machine):
         return 0
-    outputs, inputs = layer.weight.shape[:2]
-    lanes = -(-inputs // _WINOGRAD_LANES) * _WINOGRAD_LANES
-    panels = -(-outputs // _WINOGRAD_PANEL) * _WINOGRAD_PANEL
-    return FP32 * _WINOGRAD_TAPS * lanes * panels
+    outputs, inputs, *taps = weight.shape
+    lanes = -(-inputs // _PACKED_LANES) * _PACKED_LANES
+    panels = -(-outputs // _PACKED_PANEL) * _PACKED_PANEL
+    return machine.item * (prod(taps) * lanes * panels + 1 - weight.numel())
 
 
 class VaeLedger:
@@ -227,11 +238,14 @@ class VaeLedger:
         """`Downsample.forward`."""
         conv = cast(ConvWeights, layer.resample["1"])
         y = replace(x, rows=x.rows // 2, columns=x.columns // 2)
-        border = replace(x, rows=x.rows + 1, columns=x.columns + 1)
-        joined = self.ledger.take_workspace(self.size(border))
-        self.ledger.take(self.size(y))
-        self._library_weight(conv.weight.numel(), sliced=False)
-        self.ledger.free_workspace(joined)
+        if is_packed(conv.weight, self.machine):
+            self.ledger.take(self.size(y))
+        else:
+            border = replace(x, rows=x.rows + 1, columns=x.columns + 1)
+            joined = self.ledger.take_workspace(self.size(border))
+            self.ledger.take(self.size(y))
+            self._library_weight(conv.weight.numel(), sliced=False)
+            self.ledger.free_workspace(joined)
         if layer.time_conv is None:
             return y
         if self.pieces == 0:
@@ -241,8 +255,8 @@ class VaeLedger:
 
     def upsample(self, layer: Upsample, x: Video) -> Video:
         """`Upsample.forward`."""
-        conv = cast(ConvWeights, layer.resample["1"])
-        outputs = conv.weight.shape[0]
+        assert layer.folded_weight is not None
+        outputs = layer.folded_weight.shape[0] // 4
         own = []  # y and x of the method
         if layer.time_conv is not None and self.pieces > 0:
             doubled = self.conv(layer.time_conv, x)
@@ -252,7 +266,8 @@ class VaeLedger:
             channels=4 * outputs, frames=x.frames, rows=x.rows + 1, columns=x.columns + 1
         )
         own.append(self.ledger.take(self.size(phases)))
-        self._library_weight(16 * outputs * x.channels, sliced=False)
+        if not is_packed(layer.folded_weight, self.machine):
+            self._library_weight(layer.folded_weight.numel(), sliced=False)
         out = replace(phases, channels=outputs, rows=2 * x.rows, columns=2 * x.columns)
         self.ledger.take(self.size(out))
         self.ledger.free(*own)
@@ -296,16 +311,17 @@ class VaeLedger:
         count = (zeros + stored + x.frames - taps) // stride + 1
         y = replace(x, channels=outputs, frames=count)
         fold = machine.is_cpu and stride == 1 and taps > 1
-        one_tap = zeros == 2 and count == 1
         halo = self.ranks > 1 and layer.weight.shape[3] > 1
-        compiled = is_winograd(layer, machine) and not one_tap and stride == 1
-        if compiled and not halo:
+        if is_packed(layer.weight, machine):
+            wider = replace(x, frames=stored + x.frames, rows=x.rows + 2)
+            joined = self.ledger.take_workspace(self.size(wider) if halo else 0)
             self.ledger.take(self.size(y))
+            self.ledger.free_workspace(joined)
             return y
-        if fold and not compiled and inputs * taps <= _FEW_CHANNELS:
+        if fold and inputs * taps <= _FEW_CHANNELS:
             stacked = replace(x, channels=taps * inputs, frames=count)
             joined = self.ledger.take_workspace(self.size(stacked))
-        elif fold and not compiled and outputs * taps <= _FEW_CHANNELS and machine.item == FP32:
+        elif fold and outputs * taps <= _FEW_CHANNELS and machine.item == FP32:
             # every tap's part of every frame, apart and joined
             parts = replace(y, channels=taps * outputs, frames=stored + x.frames)
             joined = self.ledger.take_workspace(2 * self.size(parts))

@@ -146,32 +146,101 @@ def test_backend_of_a_cpu(dtype: torch.dtype, name: str) -> None:
     assert pick(case, "auto", named=False).name == name
 
 
-def test_packed_weight_gives_the_same() -> None:
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("taps", [(3, 3, 3), (1, 1, 1), (3, 1, 1), (1, 2, 2)])
+def test_packed_weight_gives_the_same(taps: tuple[int, int, int], dtype: torch.dtype) -> None:
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=dtype)
     x, weight = (
-        random(*shape, layout=LAYOUTS[1]) for shape in ((1, 20, 3, 6, 5), (40, 20, 3, 3, 3))
+        random(*shape, layout=LAYOUTS[1]).to(dtype) for shape in ((1, 20, 3, 6, 5), (40, 20, *taps))
     )
     packed = ops.pack("causal_conv3d", weight)
-    assert packed is not None
-    expected = ops.causal_conv3d(x, None, weight, None, zero_frames=1)
-    garbled = torch.full_like(weight, torch.nan)
-    actual = ops.causal_conv3d(x, None, garbled, None, packed=packed, zero_frames=1)
+    assert packed is not None and packed.dtype == dtype
+    expected = ops.causal_conv3d(x, None, weight, None)
+    shape_only = weight.new_full((), torch.nan).expand(weight.shape)
+    actual = ops.causal_conv3d(x, None, shape_only, None, packed=packed)
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        ((32, 32, 3, 1, 1), torch.float32),
-        ((3, 32, 3, 3, 3), torch.float32),
-        ((32, 32, 3, 3, 3), torch.bfloat16),
-    ],
-)
-def test_other_weights_are_not_packed(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weight_is_as_large_as_the_weight(dtype: torch.dtype) -> None:
     ops = bind_ops(KernelConfig(), device="cpu", dtype=dtype)
-    assert ops.pack("causal_conv3d", random(*shape).to(dtype)) is None
+    weight = random(96, 48, 3, 3, 3).to(dtype)
+    packed = ops.pack("causal_conv3d", weight)
+    assert packed is not None and packed.nbytes == weight.nbytes
+
+
+def test_other_weights_are_not_packed() -> None:
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
+    assert ops.pack("causal_conv3d", random(3, 32, 3, 3, 3)) is None
+    assert ops.pack("causal_conv3d", random(32, 3, 3, 3, 3)) is None
     reference = bind_ops(KernelConfig(default="reference"), device="cpu", dtype=torch.float32)
     assert reference.pack("causal_conv3d", random(32, 32, 3, 3, 3)) is None
+
+
+ODD = [  # inputs, outputs, zero frames, stored, new, taps, stride, padding, rows, columns
+    (16, 32, 0, 2, 4, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1), 8, 8),
+    (20, 40, 1, 1, 3, (3, 3, 3), (1, 1, 1), (1, 1, 0, 1), 23, 37),
+    (96, 64, 0, 2, 1, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1), 16, 16),
+    (64, 64, 2, 0, 1, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1), 16, 16),
+    (72, 96, 2, 0, 5, (3, 3, 3), (1, 1, 1), (1, 0, 0, 1), 17, 16),
+    (32, 48, 0, 0, 3, (1, 3, 3), (1, 2, 2), (0, 1, 0, 1), 16, 12),
+    (48, 32, 1, 0, 4, (3, 1, 1), (2, 1, 1), (0, 0, 0, 0), 7, 9),
+    (33, 65, 0, 0, 2, (1, 2, 2), (1, 1, 1), (1, 1, 1, 1), 16, 16),
+    (17, 18, 0, 0, 1, (1, 1, 1), (1, 1, 1), (0, 0, 0, 0), 5, 5),
+    (160, 33, 0, 0, 2, (5, 1, 2), (1, 1, 1), (0, 0, 1, 1), 3, 70),
+]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype) -> None:
+    """fp32 as exact as `test_conv_formula` asks; bf16 as exact as its result is rounded."""
+    bound = 1e-6 if dtype == torch.float32 else 3e-3
+    inputs, outputs, zeros, stored, new, taps, stride, padding, rows, columns = odd
+    x = random(2, inputs, new, rows, columns, seed=1, layout=LAYOUTS[1]).to(dtype)
+    history = random(2, inputs, stored, rows, columns, seed=2, layout=LAYOUTS[1]).to(dtype)
+    fan_in = inputs * taps[0] * taps[1] * taps[2]
+    weight = (random(outputs, inputs, *taps, seed=3) * fan_in**-0.5).to(dtype)
+    bias = random(outputs, seed=4).to(dtype)
+    top, bottom, left, right = padding
+    frames = functional.pad(torch.cat([history, x], 2), (left, right, top, bottom, zeros, 0))
+    if frames.shape[2] < taps[0]:
+        frames = functional.pad(frames, (0, 0, 0, 0, taps[0] - 1 - zeros, 0))
+        zeros = taps[0] - 1
+    truth = direct(frames, weight, bias, stride)
+    packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
+    wino = ["winograd"] if taps == (3, 3, 3) and stride == (1, 1, 1) else []
+    for method in ["direct", *wino]:
+        y = torch.ops.livetalk.causal_conv3d_packed.default(
+            x, history if stored else None, packed, bias, outputs, taps, zeros, stride, padding,
+            method,
+        )  # fmt: skip
+        error = (y.permute(0, 4, 1, 2, 3).double() - truth).norm()
+        assert error <= bound * truth.norm(), method
+
+
+def test_wrong_arguments_of_the_compiled_convolution_are_refused() -> None:
+    call = torch.ops.livetalk.causal_conv3d_packed.default
+    x, weight = random(1, 16, 2, 4, 4, layout=LAYOUTS[1]), random(16, 16, 3, 3, 3)
+    packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
+
+    def run(x: Tensor, packed: Tensor, taps: tuple[int, ...], zeros: int, method: str) -> None:
+        call(x, None, packed, None, 16, taps, zeros, (1, 1, 1), (1, 1, 1, 1), method)
+
+    run(x, packed, (3, 3, 3), 2, "direct")
+    for wrong in (
+        (x.contiguous(), packed, (3, 3, 3), 2, "direct"),
+        (x.bfloat16(), packed, (3, 3, 3), 2, "direct"),
+        (x, packed[1:], (3, 3, 3), 2, "direct"),
+        (x, packed, (1, 3, 3), 0, "direct"),
+        (x, packed, (3, 3, 3), 0, "direct"),
+        (x, packed, (3, 3, 3), 3, "direct"),
+        (x, packed[: 9 * 16 * 32], (1, 3, 3), 0, "winograd"),
+        (x, packed, (3, 3, 3), 2, "other"),
+    ):
+        with pytest.raises(RuntimeError):
+            run(*wrong)
 
 
 @pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 1, 0)])

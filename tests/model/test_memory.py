@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from livetalk_kernels import bind_ops
 from livetalk_kernels.errors import UserError
-from livetalk_model.config import get_preset
+from livetalk_model.config import VAEConfig, get_preset
 from livetalk_model.loading import DTYPES, load_pipeline
 from livetalk_model.memory import Model, Split, predict
 from livetalk_model.memory.ledger import Ledger, Peak
 from livetalk_model.memory.measure import measure, weight_bytes
 from livetalk_model.stream.chunk import StreamOptions
+from livetalk_model.vae import VAE
+from livetalk_model.weights import random_module
 
 LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
 KINDS = [
@@ -57,6 +60,21 @@ def test_measured_on_tiny(dtype, precision, fuse_bias):
     assert predicted.peak.total == pytest.approx(measured.peak, rel=0.05)
     assert predicted.total == pytest.approx(measured.total, rel=0.05)
     assert measured.phases[predicted.peak_phase] == measured.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_are_counted_and_plain_ones_are_gone(dtype):
+    """A VAE wide enough to be packed takes what is predicted, hardly more than its parameters."""
+    config = VAEConfig(dim=32)
+    with torch.device("meta"):
+        vae = VAE(config, bind_ops(device="cpu", dtype=dtype), reuse=True)
+    random_module(vae, seed=0, dtype=dtype, device="cpu")
+    plain = sum(parameter.nbytes for parameter in vae.parameters())
+    vae.prepare()
+    tensors = [*vae.parameters(), *vae.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    predicted = predict(model_of("tiny", vae=config, device="cpu", dtype=dtype))
+    assert predicted.weights["VAE"] == sum(storages.values()) < 1.3 * plain
 
 
 def test_one_row_stands_for_all_padding_of_a_prompt():

@@ -84,6 +84,13 @@ struct Vec {
   static Vec widened(__m256i half) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
+  // The first and the second of each pair.
+  static void load_pairs(const bf16* p, Vec& even, Vec& odd) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    odd.v = _mm512_castsi512_ps(
+        _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
 #if defined(__AVX512BF16__)
   __m256i half() const {
     const __mmask16 denormal = _mm512_fpclass_ps_mask(v, 0x20);
@@ -209,6 +216,12 @@ struct Vec {
   }
   static Vec widened(__m128i half) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+  }
+  static void load_pairs(const bf16* p, Vec& even, Vec& odd) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even.v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    odd.v = _mm256_castsi256_ps(
+        _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
   template <class T>
   static Vec load(const T* p, int64_t n) {
@@ -348,6 +361,10 @@ struct Vec {
   template <class T>
   static Vec load(const T* p, int64_t n) {
     return make([&](int64_t i) { return i < n ? widen(p[i]) : 0.0f; });
+  }
+  static void load_pairs(const bf16* p, Vec& even, Vec& odd) {
+    even = make([&](int64_t i) { return widen(p[2 * i]); });
+    odd = make([&](int64_t i) { return widen(p[2 * i + 1]); });
   }
   template <class T>
   Vec store(T* p) const {

@@ -39,8 +39,8 @@ def causal_conv3d(
         history: Frames before them [B, I, t, H, W], t >= 0; None for none.
         weight: Taps [O, I, k_t, k_h, k_w], x's dtype.
         bias: [O], x's dtype; None for none.
-        packed: What the same backend's ``pack`` made of ``weight``, which does not change (see
-            `Ops.pack`); None: nothing was made.
+        packed: What the same backend's ``pack`` made of ``weight``, whose numbers are then not read
+            (see `Ops.pack`); None: nothing was made.
         zero_frames: Zero frames in front of the history, fewer than k_t. Their taps may be skipped.
         stride: Steps in time, rows and columns.
         padding: Zero rows or columns at the top, bottom, left and right.

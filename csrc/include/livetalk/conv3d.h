@@ -1,0 +1,36 @@
+// What the kernels of causal_conv3d share: where pixels and weights lie.
+#pragma once
+
+#include "cpu/causal_conv3d.h"
+#include "livetalk/matmul.h"
+
+namespace livetalk::LIVETALK_ISA {
+
+// A pixel's channels, given by its place with all borders and zero frames; `zeros` outside.
+template <class T>
+inline const T* find_pixel(
+    const CausalConv3d& args, int64_t batch, int64_t frame, int64_t row, int64_t column,
+    const T* zeros) {
+  frame -= args.zero_frames;
+  row -= args.top;
+  column -= args.left;
+  if (frame < 0 || row < 0 || row >= args.height || column < 0 || column >= args.width) {
+    return zeros;
+  }
+  const Video& video = frame < args.stored ? args.history : args.x;
+  if (frame >= args.stored) frame -= args.stored;
+  return static_cast<const T*>(video.data) + batch * video.batch + frame * video.frame +
+         row * video.row + column * video.column;
+}
+
+// Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the
+// panel on. p is where the row of input k would be if the rows were not in pairs.
+inline void load_rows(const float* p, int64_t column, Vec& even, Vec& odd) {
+  even = Vec::load(p + column);
+  odd = Vec::load(p + conv3d_panel + column);
+}
+inline void load_rows(const bf16* p, int64_t column, Vec& even, Vec& odd) {
+  Vec::load_pairs(p + 2 * column, even, odd);
+}
+
+}  // namespace livetalk::LIVETALK_ISA
