@@ -124,7 +124,7 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder with the published latent normalisation.
 
-    Build it (on the meta device, where weights follow), load the weights, call `prepare`. Loaded
+    Build it (on the meta device, where weights follow), load the weights, call `prepare`. The
     weights are frozen; they learn after ``requires_grad_()``, which needs ops with gradients, and
     are prepared anew when they are frozen again.
 
@@ -154,6 +154,7 @@ class VAE(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, CausalConv):
                 module.name = name
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def prepare(self) -> None:
