@@ -1,7 +1,8 @@
 """What training takes: memory and time on N GPUs, from formulas.
 
-Memory is that of sharded states and of what one GPU works with; time is floating-point operations
-over a rate. Both are arithmetic, not measurements.
+Memory is that of sharded states and of what one GPU works with; time is the transformer's
+floating-point operations over a rate: the VAE, a few per cent, is left out. Both are arithmetic,
+not measurements.
 
 Sources: SoulX-FlashTalk (arXiv 2512.23379) for what is trained; nanxiaolu/FlashTalk-Training-Code
 for two runs that were timed.
@@ -22,6 +23,8 @@ SHARE = 0.5
 
 Assumed: a round number, with which 9.1 h come out for a run that took 9.
 """
+SIZE = (720, 416)
+"""Height and width that are trained at; the paper says only that they are low."""
 PASSES = 4
 """Forward passes that a step with gradients is worth: forward, again, and backward as two."""
 SAMPLER_STEPS = 4
