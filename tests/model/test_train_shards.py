@@ -13,10 +13,11 @@ from train_samples import CONFIG, random_conditions, small_network, training_ops
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
-from livetalk_kernels.testing.faults import run_fault
+from livetalk_kernels.testing.faults import Run, run_fault
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
 from livetalk_model.train.network import Network
+from livetalk_model.train.records import read_records
 from livetalk_model.train.saving import last_checkpoint, load
 from livetalk_model.train.shards import make_mesh
 
@@ -103,3 +104,17 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
     state = teacher_state(LocalCommunicator(), seed=8)
     load(state, last_checkpoint(tmp_path))
     assert state.step >= 2 and TEACHER in state.networks
+
+
+def test_a_wish_to_stop_saves_on_all_ranks(tmp_path):
+    with Run([sys.executable, TOY, str(tmp_path)]) as run:
+        run.wait_for(
+            lambda beats: {beat.phase for beat in beats.values()} == {"update"}, timeout=120
+        )
+        run.process.send_signal(signal.SIGINT)
+        assert run.seconds_to_end(60) < 60
+        assert run.process.returncode == 130, run.stderr()
+    path = last_checkpoint(tmp_path)
+    last = int(path.name[-8:])
+    assert [entry["step"] for entry in read_records(tmp_path / "metrics.jsonl")][-1] == last > 2
+    load(teacher_state(LocalCommunicator()), path)
