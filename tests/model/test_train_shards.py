@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_ranks import TEACHER, alone, distill, teach, teach_in_two, teacher_state, whole
+from train_ranks import TEACHER, alone, distill, in_bf16, teach, teach_in_two, teacher_state, whole
 from train_runs import same
 from train_samples import CONFIG, random_conditions, small_network, training_ops
 
@@ -87,6 +87,15 @@ def test_blocks_that_run_again_give_the_same_gradients():
     assert kept[1] < 0.5 * kept[0]
     others = dict(two.named_parameters())
     assert all(torch.equal(p.grad, others[name].grad) for name, p in one.named_parameters())
+
+
+def test_products_in_bf16_and_sums_in_fp32():
+    found, _ = run_ranks(in_bf16, 2)
+    x = torch.randn(1, 16, 9, 4, 4, generator=torch.Generator().manual_seed(1))
+    made = small_network()(x, torch.tensor([500.0]), random_conditions(1)).detach()
+    exact = float(made.square().mean())
+    assert found["loss"] == pytest.approx(exact, rel=0.05) and found["loss"] != exact
+    assert (found["weights"], found["gradients"], found["without"]) == (4, 4, 0)
 
 
 def test_copies_divide_the_ranks():

@@ -8,6 +8,7 @@ from torch import Tensor
 from train_runs import everything
 from train_samples import CONFIG, SIZE, random_conditions, small_network
 
+from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
@@ -131,3 +132,22 @@ def whole(state: State) -> dict[str, Tensor]:
 def alone(function: Callable, *args) -> object:
     """What a function gives on one rank."""
     return function(LocalCommunicator(), *args)
+
+
+def in_bf16(comm: Communicator) -> dict[str, float]:
+    """A loss with products in bf16; dtypes, as bytes, of weights and of their gradients."""
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.bfloat16, differentiable=True)
+    network = small_network(ops)
+    share_out(network, make_mesh(torch.device("cpu"), comm.size), torch.bfloat16)
+    x = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(1))
+    loss = network(x, torch.tensor([500.0]), random_conditions(1)).square().mean()
+    loss.backward()
+    found = dict(network.named_parameters())
+    gradients = [parameter.grad for parameter in found.values()]
+    return {
+        "loss": float(loss.detach()),
+        "weights": max(p.dtype.itemsize for p in found.values()),
+        "gradients": min(g.dtype.itemsize for g in gradients if g is not None),
+        "learning": float(len(gradients)),
+        "without": float(sum(g is None for g in gradients)),
+    }
