@@ -13,11 +13,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import full_fp32
@@ -79,6 +80,17 @@ class StepModulation:
     head: Tensor
 
 
+_twice = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+def _run_block(
+    block: Block, x: Tensor, y: Tensor, gate: Tensor | None, *given: Any
+) -> list[Tensor | None]:
+    """As often as it is called: a block itself takes its inputs out of the caller's list."""
+    stream: list[Tensor | None] = block([x, y, gate], *given)
+    return stream
+
+
 def sinusoid(timestep: Tensor, width: int) -> Tensor:
     """Sinusoidal embedding of timesteps 0..1000.
 
@@ -109,6 +121,7 @@ class DiT(nn.Module):
         fp8: bool = False,
         m_major_scales: bool = False,
         parallel: SequenceParallel | None = None,
+        checkpointed: bool = False,
     ) -> None:
         """Build the layers.
 
@@ -119,13 +132,14 @@ class DiT(nn.Module):
             fp8: Linear layers of the blocks in FP8; needs ``reuse``.
             m_major_scales: Theirs of 1x128 blocks lie with neighbouring tokens side by side.
             parallel: How tokens are shared out; needs ``reuse``. By default they are not.
+            checkpointed: In training, blocks keep their inputs alone, and run again for gradients.
         """
         super().__init__()
         self.parallel = parallel or SequenceParallel.alone(ops)
         assert reuse or not fp8, "the published schedule has no FP8"
         assert reuse or self.parallel.mesh.world == 1, "the published schedule runs on one rank"
         self.config, self.ops, self.reuse, self.fp8 = config, ops, reuse, fp8
-        self.m_major_scales = m_major_scales
+        self.m_major_scales, self.checkpointed = m_major_scales, checkpointed
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
@@ -391,10 +405,15 @@ class DiT(nn.Module):
             self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False),
             None,
         ]
+        again = self.checkpointed and torch.is_grad_enabled()
         for block, modulation, context_kv, audio_kv in zip(
             self._layers, step.blocks, context, audio.layers, strict=True
         ):
-            stream = block(stream, modulation, context_kv, audio_kv, place)
+            given = modulation, context_kv, audio_kv, place
+            if again:
+                stream = _twice(partial(_run_block, block), *stream, *given)
+            else:
+                stream = block(stream, *given)
         x, y, gate = stream
         assert x is not None and y is not None
         shift, scale = step.head

@@ -324,6 +324,8 @@ class Block(nn.Module):
         y = self.audio_cross_attn(h, audio, positions, *at)
         x, h = norm(x, y, None, scale2, shift2)
         y = self.ffn(h)
+        if isinstance(modulation, TimeProjection):  # FSDP's hooks do not stay on views
+            y, gate2 = y.clone(), gate2.clone()
         return [x, y, gate2]
 
     def _modulate(self, projected_B6D: Tensor) -> tuple[Tensor, ...]:
