@@ -205,4 +205,4 @@ def write_safetensors(
     for key, (shape, dtype), give in entries:
         value = give().detach()
         assert (tuple(value.shape), value.dtype) == (tuple(shape), dtype), key
-        file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,6 +1,7 @@
 """``livetalk plan --train``: memory and time that training takes."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
@@ -85,7 +86,7 @@ def _as_json(optimizer: str, row: "Cost", capacity: float) -> dict[str, Any]:
     }
 
 
-def _print(title: str, rows: "list[tuple[str, Cost]]", capacity: float) -> None:
+def _print(title: str, rows: "Sequence[tuple[str, Cost]]", capacity: float) -> None:
     from .bench_tables import plain_table
 
     out = common.console()

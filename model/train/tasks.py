@@ -87,11 +87,11 @@ class DistillTask:
     ) -> tuple[Tensor, Mapping[str, float]]:
         """`student_turn` or `critic_turn`."""
         streams = self._streams(batch, at)
-        networks = state.networks[STUDENT], state.networks[CRITIC]
-        place = {"step": at.step, "micro": at.micro}
+        student, critic = state.networks[STUDENT], state.networks[CRITIC]
+        given = student, critic, self.course, streams
         if turn == STUDENT:
-            return student_turn(*networks, self.course, streams, **place)
-        return critic_turn(*networks, self.course, streams, **place), {}
+            return student_turn(*given, step=at.step, micro=at.micro)
+        return critic_turn(*given, step=at.step, micro=at.micro), {}
 
     def _streams(self, batch: Mapping[str, Tensor], at: At) -> Batch:
         count = self.course.method.chunks

@@ -8,7 +8,7 @@ import torch
 
 
 def main() -> int:
-    from livetalk_kernels.config import Ranks
+    from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.launch import launch
 
     ranks = Ranks.from_environ()
