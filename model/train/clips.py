@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,12 +134,16 @@ class ClipWriter:
             raise UserError(f"{folder}: is not empty, and holds no clips; give a new folder")
         self.write_index()
 
-    def add(self, file: str, clip: Clip) -> None:
-        """Write a clip, whole or not at all."""
+    def store(self, file: str, clip: Clip) -> Entry:
+        """Write a clip, whole or not at all; it counts once it is given to `enter`."""
         tensors = {"frames": clip.frames, "audio": clip.audio, "truth": clip.truth}
         with new_file(self.folder / file) as stream:
             stream.write(save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
-        self.entries[file] = Entry(file=file, frames=len(clip.frames), facts=clip.facts)
+        return Entry(file=file, frames=len(clip.frames), facts=clip.facts)
+
+    def enter(self, *entries: Entry) -> None:
+        """Count clips in."""
+        self.entries |= {entry.file: entry for entry in entries}
         if time.monotonic() - self._written > _INDEX_SECONDS:
             self.write_index()
 
@@ -148,6 +153,12 @@ class ClipWriter:
         value = asdict(self._index) | {"complete": complete, "clips": [asdict(c) for c in clips]}
         write_json(self.folder / INDEX, value)
         self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Leave nothing behind where there are no clips."""
+        with suppress(OSError):  # the folder holds something else by now
+            (self.folder / INDEX).unlink()
+            self.folder.rmdir()
 
     def _check_same(self, there: Index) -> None:
         mine = {"size": self._index.size, "truth": self._index.truth, **self._index.settings}

@@ -1,6 +1,7 @@
 """What a face does by chance while it talks: sway, blinks, gaze, smile.
 
-Nothing in the sound tells them, so a model has to choose, and a distilled one has something to keep.
+Nothing in the sound tells them, so a model has to choose, and a distilled one has something to
+keep.
 """
 
 from typing import TypeAlias
@@ -55,7 +56,7 @@ def gaze(rng: np.random.Generator, frames: int) -> Floats:
     while at < frames:
         target = rng.uniform(-1, 1, 2) * (rng.random() >= _AHEAD)
         looks[at:] = target
-        if 0 < at:
+        if at > 0:
             looks[at] = (looks[at - 1] + target) / 2
         at += round((_LOOK_LEAST + rng.exponential(_LOOK_EVERY)) * FPS)
     return looks

@@ -1,6 +1,7 @@
 """Made-up clips: a drawn face that talks, with all that is true of it.
 
-A clip follows from (seed, split, index) alone, so a run that was stopped goes on with the same ones.
+A clip follows from (seed, split, index) alone, so a run that was stopped goes on with the same
+ones.
 """
 
 from dataclasses import fields

@@ -27,6 +27,7 @@ SHORTEST = 2 * CHUNK_FRAMES
 MOST_MOTION = 6.0
 """Mean change of the background's grey levels between frames, of 255, beyond which it moves."""
 _EDGE = 8  # the outermost eighths, left and right, of the upper half are background
+_LONGEST_STILL = 10 * FPS  # frames that one picture may stand for
 _STEP = 5  # frames between two that are compared
 
 
@@ -82,23 +83,22 @@ def read_clips(
     """
     with AudioReader(video.path, block=frames * HOP) as sound:
         blocks = iter(sound)
-        for number, piece in enumerate(_pieces(video.path, size, frames, crop)):
+        for number, seen in enumerate(_pieces(video.path, size, frames, crop)):
             heard = next(blocks, np.zeros(0, np.float32))
             at = f"{video.path} at {number * frames / FPS:.0f} s"
-            length = min(len(piece), len(heard) // HOP)
+            length = min(len(seen), len(heard) // HOP)
             if length < SHORTEST:
                 seconds = length / FPS
                 yield f"{at}: {seconds:.1f} s with sound are left, {SHORTEST / FPS} are needed"
                 continue
-            piece, heard = piece[:length], heard[: length * HOP]
-            moving = background_motion(piece)
+            moving = background_motion(seen[:length])
             if moving > MOST_MOTION:
-                yield f"{at}: the background moves ({moving:.1f} grey levels, {MOST_MOTION} at most)"
+                yield f"{at}: the background moves by {moving:.1f} grey levels, not {MOST_MOTION}"
                 continue
-            samples = np.clip(np.round(heard * 32768), -32768, 32767).astype(np.int16)
+            samples = np.clip(np.round(heard[: length * HOP] * 32768), -32768, 32767)
             yield Clip(
-                frames=piece,
-                audio=samples,
+                frames=seen[:length],
+                audio=samples.astype(np.int16),
                 truth=np.zeros((length, 0), np.float32),
                 facts={"source": video.source, "first": number * frames},
             )
@@ -148,6 +148,12 @@ def _timed(path: Path) -> Iterator[tuple[av.VideoFrame, int]]:
                     continue
                 # A frame shows the latest picture that has begun in its middle.
                 until = max(done, round((stamp * picture.time_base - origin) * FPS))
+                if until - done > _LONGEST_STILL:
+                    seconds = (until - done) / FPS
+                    raise UserError(
+                        f"{path}: has no picture for {seconds:.0f} s; cut it there, or export it "
+                        "again"
+                    )
                 if shown is not None and until > done:
                     yield shown, until - done
                     done = until

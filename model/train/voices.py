@@ -97,9 +97,12 @@ def speak(
     Raises:
         UserError: It cannot be run, or gives no sound.
     """
+    # In a group of its own: Ctrl-C is for us to handle.
     command = [program, "-v", voice, "-s", str(speed), "-p", str(pitch), "-z", "--stdout", text]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=_SECONDS, check=False, process_group=0
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{program}: cannot be run ({error}); {INSTALL}") from None
     said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
