@@ -41,7 +41,7 @@ WALLS: Sequence[Rgb] = (
     (198, 214, 226), (214, 224, 206), (232, 220, 202), (222, 208, 218), (188, 208, 206),
     (206, 202, 222), (176, 190, 204), (226, 226, 226), (168, 192, 176), (214, 196, 178),
 )  # fmt: skip
-_LIPS: Sequence[Rgb] = ((196, 84, 90), (182, 62, 80), (206, 104, 98))
+_LIPS: Sequence[Rgb] = ((190, 62, 78), (174, 44, 66), (204, 78, 84))
 _LARGEST_TINT = 6  # of each colour channel, so that no two persons are quite alike
 
 
@@ -103,7 +103,7 @@ class Identity:
             hair=tinted(pick(HAIRS)),
             style=pick(get_args(Hair)),
             eyes=pick(tuple(EYES)),
-            lips=mix(skin, tinted(pick(_LIPS)), 0.8),
+            lips=mix(skin, tinted(pick(_LIPS)), 0.85),
             clothes=tinted(pick(CLOTHES)),
             wall=tinted(pick(WALLS)),
             pattern=int(rng.integers(4)),

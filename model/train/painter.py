@@ -37,9 +37,11 @@ TEETH: Rgb = (250, 248, 242)
 TONGUE: Rgb = (158, 58, 68)
 WHITE: Rgb = (252, 252, 250)
 PUPIL: Rgb = (22, 20, 24)
+PIVOT = np.array([0.0, 0.33])
+"""What a head turns about."""
+NEARER = np.array([0.3, 0.15])
+"""Part of the head's way that eyes, nose and mouth go further: they are nearer."""
 
-_PIVOT = np.array([0.0, 0.33])  # what a head turns about
-_NEARER = 0.3  # of the head's way, that eyes, nose and mouth go further: they are nearer
 _FOLLOWS = 0.3  # of the head's way, that the shoulders go
 _LIP = 0.02
 
@@ -111,18 +113,17 @@ class Painter:
         return np.asarray(self._image.reduce(OVERSAMPLED))
 
     def _place(self, pose: Pose) -> None:
-        sine, cosine = np.sin(pose.roll), np.cos(pose.roll)
-        self._turn = np.array([[cosine, sine], [-sine, cosine]])
+        self._turn = turned(pose.roll)
         self._shift = np.array([pose.sway_x, pose.sway_y])
 
     def _head(self, points: Points) -> Points:
         """From the head's own places to the picture's pixels, oversampled."""
-        placed = (points - _PIVOT) @ self._turn + _PIVOT + self._shift
+        placed = (points - PIVOT) @ self._turn + PIVOT + self._shift
         return placed * self._scale + self._centre
 
     def _front(self, points: Points) -> Points:
         """The same of what is at the front of the head."""
-        return self._head(points + _NEARER * self._shift * [1.0, 0.5])
+        return self._head(points + NEARER * self._shift)
 
     def _fill(self, points: Points, colour: Rgb) -> None:
         self._draw.polygon(points.ravel().tolist(), fill=colour)
@@ -262,6 +263,19 @@ class Painter:
         if teeth > 0.003:
             edge = np.minimum(top + teeth * np.clip(1 - np.abs(t) ** 6, 0, None), bottom)
             self._fill(self._front(_band(inner * 0.93, top, edge)), TEETH)
+
+
+def picture_points(size: tuple[int, int]) -> Points:
+    """Places of all pixels of a picture (H, W), [H, W, 2]."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return np.stack([columns - width / 2, rows - height / 2], -1) / min(size)
+
+
+def turned(roll: float) -> Points:
+    """Matrix that turns rows of points clockwise."""
+    sine, cosine = np.sin(roll), np.cos(roll)
+    return np.array([[cosine, sine], [-sine, cosine]])
 
 
 def _band(x: Points, top: Points, bottom: Points) -> Points:
