@@ -29,6 +29,13 @@ def head_outline(person: Identity, *, jaw: float = 0.0, grown: float = 1.0) -> P
     return np.stack([x, y], -1)
 
 
+def half_face(person: Identity, y: Points) -> Points:
+    """Half of the face's breadth at a height below the eyes."""
+    down = np.clip((y + 0.03) / _BELOW, 0, 1)
+    narrow = 1 - (0.24 - 0.12 * person.jaw) * down**2
+    return _HALF * person.breadth * np.sqrt(1 - down**2) ** 0.9 * narrow
+
+
 def back_hair(person: Identity) -> list[Points]:
     """What is seen behind head and shoulders."""
     breadth = _HALF * person.breadth

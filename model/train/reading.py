@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .hair import half_face
 from .identity import Identity, Rgb, mix
 from .painter import (
     EYE_HEIGHT,
@@ -37,8 +38,11 @@ READ = ("opening", "width", "blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "ro
 """Columns of what is read, named as in the truth."""
 _LIKENESS = 20.0  # distance of colours, of 255, at which a pixel is taken for another
 _MOUTH_ASIDE, _MOUTH_ABOVE, _MOUTH_BELOW = 0.14, 0.075, 0.122  # from the mouth's middle
-_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # openings and widths that are drawn to compare
+_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # of openings, widths and blinks to compare with
+_LOOKS = np.linspace(-1, 1, 5)
 _ROUNDS = 4
+_RIM = 0.015  # of a face, that is not looked at
+_THIN = 0.008  # height of a closed mouth's end
 _MIDDLE = 0.025  # half of the columns in which the mouth's height is measured
 _LEAST_OPEN = 0.5  # of the eyes, with which a look can be told
 
@@ -49,7 +53,7 @@ class _Sight:
 
     height: float
     breadth: float
-    lid: float
+    white: float
     look: tuple[float, float]
     place: tuple[float, float, float]
 
@@ -74,8 +78,9 @@ class FaceReader:
         self._points = picture_points(size)
         self._finder = HeadFinder(person, size)
         painter = Painter(person, size)
-        drawn = (Pose(blink=1.0), Pose(), Pose(gaze_x=-1, gaze_y=-1), Pose(gaze_x=1, gaze_y=1))
-        self._bounds = [self._see(painter.draw(pose)) for pose in drawn]
+        self._whites = np.array([self._see(painter.draw(Pose(blink=b))).white for b in _GRID])
+        looks = [self._see(painter.draw(Pose(gaze_x=g, gaze_y=g))).look for g in _LOOKS]
+        self._looks = np.array(looks).T
         mouths = [
             [self._see(painter.draw(Pose(opening=opening, width=width))) for width in _GRID]
             for opening in _GRID
@@ -95,14 +100,11 @@ class FaceReader:
         return np.array([self._values(self._see(frame)) for frame in frames_THWC])
 
     def _values(self, sight: _Sight) -> list[float]:
-        closed, opened, left, right = self._bounds
         opening, width = self._opening_width(sight)
-        blink = _share(sight.lid, opened.lid, closed.lid)
+        blink = _inverse(-sight.white, -self._whites, _GRID)
         looks = [
-            2 * _share(sight.look[n], left.look[n], right.look[n]) - 1
-            if blink < 1 - _LEAST_OPEN
-            else np.nan
-            for n in (0, 1)
+            _inverse(value, curve, _LOOKS) if blink < 1 - _LEAST_OPEN else np.nan
+            for value, curve in zip(sight.look, self._looks, strict=True)
         ]
         return [
             opening,
@@ -117,9 +119,9 @@ class FaceReader:
         opening, width = 0.3, 0.5
         for _ in range(_ROUNDS):
             heights = [np.interp(width, _GRID, row) for row in self._heights]
-            opening = _inverse(sight.height, heights)
+            opening = _inverse(sight.height, np.array(heights), _GRID)
             breadths = [np.interp(opening, _GRID, row) for row in self._breadths.T]
-            width = _inverse(sight.breadth, breadths)
+            width = _inverse(sight.breadth, np.array(breadths), _GRID)
         return opening, width
 
     def _see(self, frame_HWC: NDArray[np.uint8]) -> _Sight:
@@ -128,12 +130,12 @@ class FaceReader:
         face = (self._points - PIVOT - (x, y)) @ turned(-roll) + PIVOT
         height, breadth = self._mouth(frame, face)
         eyes = [self._eye(frame, face * [side, 1.0], side) for side in (-1, 1)]
-        lid, across, up = np.mean(eyes, axis=0)
+        white, across, down = np.mean(eyes, axis=0)
         return _Sight(
             height=height,
             breadth=breadth,
-            lid=float(lid),
-            look=(float(across), float(up)),
+            white=float(white),
+            look=(float(across), float(down)),
             place=(x / (1 + NEARER[0]), y / (1 + NEARER[1]), roll),
         )
 
@@ -141,18 +143,24 @@ class FaceReader:
         """Height of the mouth with its lips, and its breadth."""
         x, y = np.moveaxis(face, -1, 0)
         y = y - MOUTH_Y
-        box = np.clip((_MOUTH_ASIDE - np.abs(x)) * self._scale, 0, 1)
-        box *= np.clip((y + _MOUTH_ABOVE) * self._scale, 0, 1)
+        box = np.clip((y + _MOUTH_ABOVE) * self._scale, 0, 1)
         box *= np.clip((_MOUTH_BELOW - y) * self._scale, 0, 1)
+        aside = np.minimum(_MOUTH_ASIDE, half_face(self._person, y + MOUTH_Y) - _RIM)
+        box *= np.clip((aside - np.abs(x)) * self._scale, 0, 1)
         mouth = box * (1 - self._like(frame, self._skin))
         columns = np.clip((_MIDDLE - np.abs(x)) * self._scale + 0.5, 0, 1)
         height = (mouth * columns).sum() / self._scale**2 / (2 * _MIDDLE)
-        middle = (mouth * x).sum() / (mouth.sum() + 1e-9)
-        breadth = np.sqrt((mouth * (x - middle) ** 2).sum() / (mouth.sum() + 1e-9))
+        # Columns of a curved mouth are counted where they are: by their place in the face.
+        places = np.clip((x + _MOUTH_ASIDE) * self._scale, 0, None)
+        left = places.astype(int)
+        share = places - left
+        profile = np.bincount(left.ravel(), (mouth * (1 - share)).ravel())
+        profile[1:] += np.bincount(left.ravel(), (mouth * share).ravel())[:-1]
+        breadth = (1 - np.exp(-profile / (_THIN * self._scale))).sum() / self._scale
         return float(height), float(breadth)
 
     def _eye(self, frame: Floats, face: Floats, side: int) -> tuple[float, float, float]:
-        """How much lid there is on an open eye's place, and where the eye looks."""
+        """How much white there is on an open eye's place, and where the eye looks."""
         x, y = np.moveaxis(face, -1, 0)
         size = self._person.eye_size
         x, y = (x - EYE_X) / (EYE_WIDTH * size), (y - EYE_Y) / (EYE_HEIGHT * size)
@@ -161,11 +169,12 @@ class FaceReader:
         inside = np.clip((0.62 * arch - y) * pixel + 0.5, 0, 1) * (np.abs(x) < 1)
         inside *= np.clip((y + arch) * pixel + 0.5, 0, 1)
         parts = self._shared(frame, (WHITE, *self._iris, *self._skin, *self._hair)) * inside
-        white, dark, skin = parts[0], parts[1:4].sum(axis=0), parts[4:8].sum(axis=0)
-        across = (dark * x).sum() / (dark.sum() + 1e-9)
-        up = (dark * y).sum() / (dark.sum() + 1e-9)
-        del white
-        return float(skin.sum() / inside.sum()), float(side * across), float(up)
+        white, dark, pupil = parts[0], parts[1:4].sum(axis=0), parts[3]
+        middle = (dark * x).sum() / (dark.sum() + 1e-9)
+        beside = np.tanh((middle - x) * EYE_WIDTH * size * self._scale)
+        across = (white * beside).sum() / (white.sum() + 1e-9)
+        down = (pupil * y).sum() / (pupil.sum() + 1e-9)
+        return float(white.sum() / inside.sum()), float(side * across), float(down)
 
     def _like(self, frame: Floats, colours: Sequence[Rgb]) -> Floats:
         """How like the nearest of some colours each pixel is, [H, W] in 0..1."""
@@ -183,6 +192,6 @@ def _share(value: float, none: float, all_: float) -> float:
     return (value - none) / (all_ - none)
 
 
-def _inverse(value: float, along: Sequence[float]) -> float:
+def _inverse(value: float, curve: Floats, grid: Floats) -> float:
     """Where on the grid a rising curve has a value."""
-    return float(np.interp(value, np.maximum.accumulate(along), _GRID))
+    return float(np.interp(value, np.maximum.accumulate(curve), grid))
