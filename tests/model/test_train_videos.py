@@ -23,7 +23,7 @@ def write_video(
     if sound:
         t = np.arange(round(frames / fps * 16000)) / 16000
         wav = path.with_suffix(".wav")
-        write_wav(wav, (0.3 * np.sin(t * 1000)).astype(np.float32)[None], 16000)
+        write_wav(wav, (9000 * np.sin(t * 1000)).astype("<i2").tobytes())
     with VideoWriter(path, 64, 96, fps, sound=wav) as writer:
         for n in range(frames):
             frame = np.full((1, 64, 96, 3), 90, np.uint8)
@@ -35,25 +35,25 @@ def write_video(
 
 
 def test_a_video_becomes_clips(tmp_path):
-    write_video(tmp_path / "talk.mp4", 230)
+    write_video(tmp_path / "talk.mp4", 200)
     (video,) = find_videos(tmp_path)
-    *clips, left = read_clips(video, size=SIZE, frames=100)
-    assert [clip.frames.shape for clip in clips] == [(100, *SIZE, 3)] * 2
-    assert [len(clip.audio) for clip in clips] == [100 * HOP] * 2
-    assert [clip.truth.shape for clip in clips] == [(100, 0)] * 2
-    assert [clip.facts["first"] for clip in clips] == [0, 100]
-    assert "1.2 s with sound are left" in left
+    *clips, left = read_clips(video, size=SIZE, frames=80)
+    assert [clip.frames.shape for clip in clips] == [(80, *SIZE, 3)] * 2
+    assert [len(clip.audio) for clip in clips] == [80 * HOP] * 2
+    assert [clip.truth.shape for clip in clips] == [(80, 0)] * 2
+    assert [clip.facts["first"] for clip in clips] == [0, 80]
+    assert "1.6 s with sound are left" in left
     bright = (clips[0].frames[:, :, 24, 0] > 150).argmax(axis=1)
     assert bright[0] == 0 and abs(bright[39] - 19) <= 1  # at half the size
     assert np.abs(clips[1].audio.astype(int)).max() > 5000
     assert video.file(0) != video.file(1)
 
 
-@pytest.mark.parametrize(("fps", "frames"), [(50, 400), (12.5, 100), (30, 240)])
+@pytest.mark.parametrize(("fps", "frames"), [(50, 200), (12.5, 50), (30, 120)])
 def test_other_rates_become_25(tmp_path, fps, frames):
     write_video(tmp_path / "talk.mp4", frames, fps=fps)
-    (clip,) = read_clips(find_videos(tmp_path)[0], size=SIZE, frames=200)
-    assert abs(len(clip.frames) - 200) <= 1
+    (clip,) = read_clips(find_videos(tmp_path)[0], size=SIZE, frames=100)
+    assert abs(len(clip.frames) - 100) <= 1
     falls = np.flatnonzero(
         np.diff((clip.frames[:, :, 24, 0] > 150).argmax(axis=1).astype(int)) < -9
     )
