@@ -12,6 +12,7 @@ from . import common, numbers
 from .progress import counted
 
 if TYPE_CHECKING:
+    from ..train.cast import Split
     from ..train.clips import ClipWriter, Index
     from ..train.videos import Video
 
@@ -166,7 +167,8 @@ def _synthetic(
     if args.crop is not None:
         raise UserError(f"--crop {args.crop}: goes with --videos")
     program = find_program()
-    seed, split = args.seed or SEED, args.split or "train"
+    seed: int = args.seed or SEED
+    split: "Split" = args.split or "train"
     speech = "babble" if program is None else PROGRAM
     names = [f"{number:06d}.safetensors" for number in range(args.synthetic)]
 

@@ -59,7 +59,7 @@ class HeadFinder:
         painter, points = Painter(person, size), picture_points(size)
         self._templates = [_spectra(painter, points, turn) for turn in _TURNS]
         rest = painter.draw(Pose()).astype(np.float64)
-        down, right = np.gradient(rest, axis=(0, 1))
+        down, right = (np.asarray(slope) for slope in np.gradient(rest, axis=(0, 1)))
         seen = _features(points)
         self._points, self._rest = points[seen], rest[seen]
         x, y = (self._points - PIVOT).T[..., None]
