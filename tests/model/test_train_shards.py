@@ -95,7 +95,7 @@ def test_products_in_bf16_and_sums_in_fp32():
     made = small_network()(x, torch.tensor([500.0]), random_conditions(1)).detach()
     exact = float(made.square().mean())
     assert found["loss"] == pytest.approx(exact, rel=0.05) and found["loss"] != exact
-    assert (found["weights"], found["gradients"], found["without"]) == (4, 4, 0)
+    assert found["weights"] == 4 and found["fine"] > 0.2
 
 
 def test_copies_divide_the_ranks():
