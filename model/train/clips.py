@@ -121,7 +121,7 @@ class ClipWriter:
         self.entries: dict[str, Entry] = {}
         self._written = -_INDEX_SECONDS
         if find(folder / INDEX).kind != "missing":
-            there = read_index(folder)
+            there = read_index(folder / INDEX)
             self._check_same(there)
             self.entries = {
                 entry.file: entry
@@ -190,7 +190,7 @@ class Clips:
             UserError: There are none, or one of them is missing, damaged or does not fit.
         """
         self.folder = check_folder(folder, _FIRST)
-        self.index = read_index(self.folder)
+        self.index = read_index(self.folder / INDEX)
         if not self.index.clips:
             raise UserError(f"{self.folder}: holds no clips yet; run its 'livetalk dataset' again")
         self._files = [self._open(entry) for entry in self.index.clips]
@@ -225,13 +225,12 @@ class Clips:
         return file
 
 
-def read_index(folder: Path) -> Index:
-    """Read a folder's index.
+def read_index(path: Path) -> Index:
+    """Read the index of a folder of clips.
 
     Raises:
         UserError: It is missing, damaged or of another version.
     """
-    path = folder / INDEX
     value = read_json(path, "index", cure=_AGAIN, limit=_INDEX_BYTES, missing=_FIRST)
     if value.get("format") != FORMAT:
         raise UserError(f"{path}: is no index of clips; {_FIRST}")

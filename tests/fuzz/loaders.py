@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from livetalk_model.media.image import load_portrait
 from livetalk_model.plan.recorded import Observed, read_recorded
 from livetalk_model.profile.compare import read_report
 from livetalk_model.tensor_files import open_weights
+from livetalk_model.train.clips import Entry, Index, read_index
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDED = REPOSITORY / "profiles" / "data"
@@ -65,6 +66,7 @@ def loaders() -> dict[str, Loader]:
         "index": Loader(
             read=_read_shards, seeds={"w.safetensors.index.json": _index()}, is_json=True
         ),
+        "clips": Loader(read=read_index, seeds={"index.json": _clips()}, is_json=True),
         "config": Loader(
             read=DiTConfig.from_json,
             seeds={"config.json": (SPECS / "tiny_a.config.json").read_bytes()},
@@ -163,6 +165,12 @@ def _avatar() -> bytes:
         model="abc",
         prompt="A person is talking.",
     ).to_bytes()
+
+
+def _clips() -> bytes:
+    entry = Entry(file="0.safetensors", frames=40, facts={"voice": "en"})
+    index = Index(size=(16, 16), truth=("opening",), settings={"seed": 1}, clips=(entry,))
+    return json.dumps(asdict(index)).encode()
 
 
 def _weights() -> dict[str, torch.Tensor]:

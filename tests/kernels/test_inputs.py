@@ -74,7 +74,7 @@ JSON: dict[str, tuple[str, Reader]] = {
     "index": ("x.safetensors.index.json", open_weights),
     "--config": ("t.json", Tuning.load),
     "LIVETALK_CONFIG": ("t.json", lambda path: find_tuning(None, {"LIVETALK_CONFIG": str(path)})),
-    "clips": ("index.json", lambda path: read_index(path.parent)),
+    "clips": ("index.json", read_index),
     "inspect --compare": ("r.json", lambda path: baseline.load(path, REPORT)),
     "profile --compare": ("report.json", lambda path: read_report(path.parent)),
     "--fit": ("report.json", lambda path: read_recorded([path])),
