@@ -38,7 +38,7 @@ NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
 
 # Switches of the published model class. Only this combination was ever trained and published;
 # any other changes the arithmetic, so it is refused rather than ignored.
-_FIXED_SWITCHES = MappingProxyType(
+FIXED_SWITCHES = MappingProxyType(
     {
         "model_type": "i2v",
         "qk_norm": True,
@@ -235,7 +235,7 @@ class DiTConfig:
                 message names the file and the field.
         """
         values = read_config(path)
-        for name, expected in _FIXED_SWITCHES.items():
+        for name, expected in FIXED_SWITCHES.items():
             if values.get(name, expected) != expected:
                 raise UserError(
                     f"{path}: {name}: {values[name]!r} is not supported; "

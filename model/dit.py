@@ -18,6 +18,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import full_fp32
@@ -79,6 +80,9 @@ class StepModulation:
     head: Tensor
 
 
+_twice = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
 def sinusoid(timestep: Tensor, width: int) -> Tensor:
     """Sinusoidal embedding of timesteps 0..1000.
 
@@ -109,6 +113,7 @@ class DiT(nn.Module):
         fp8: bool = False,
         m_major_scales: bool = False,
         parallel: SequenceParallel | None = None,
+        checkpointed: bool = False,
     ) -> None:
         """Build the layers.
 
@@ -119,13 +124,14 @@ class DiT(nn.Module):
             fp8: Linear layers of the blocks in FP8; needs ``reuse``.
             m_major_scales: Theirs of 1x128 blocks lie with neighbouring tokens side by side.
             parallel: How tokens are shared out; needs ``reuse``. By default they are not.
+            checkpointed: In training, blocks keep their inputs alone, and run again for gradients.
         """
         super().__init__()
         self.parallel = parallel or SequenceParallel.alone(ops)
         assert reuse or not fp8, "the published schedule has no FP8"
         assert reuse or self.parallel.mesh.world == 1, "the published schedule runs on one rank"
         self.config, self.ops, self.reuse, self.fp8 = config, ops, reuse, fp8
-        self.m_major_scales = m_major_scales
+        self.m_major_scales, self.checkpointed = m_major_scales, checkpointed
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
@@ -388,11 +394,13 @@ class DiT(nn.Module):
         # x is the residual stream, y what the layer before adds to it (times gate), h the normed
         # input of the next layer.
         x, gate = condition, None
+        again = self.checkpointed and torch.is_grad_enabled()
         y = self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False)
         for block, modulation, context_kv, audio_kv in zip(
             self._layers, step.blocks, context, audio.layers, strict=True
         ):
-            x, y, gate = block(x, y, gate, modulation, context_kv, audio_kv, place)
+            given = x, y, gate, modulation, context_kv, audio_kv, place
+            x, y, gate = _twice(block, *given) if again else block(*given)
         shift, scale = step.head
         _, h = add_norm(self.ops, x, y, gate, scale, shift, eps=self.config.eps)
         return self._unpatch(sequence.gather(self.head(h)), grid)

@@ -1,14 +1,15 @@
-"""Read one safetensors file: header checked in full, tensors mapped into memory.
+"""Read one safetensors file, header checked in full, tensors mapped into memory; or write one.
 
 Source: the format's description, https://github.com/huggingface/safetensors.
 """
 
+import json
 import math
 import mmap
 import operator
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -177,3 +178,31 @@ def _read_entry(path: Path, key: str, value: dict[str, Any], start: int) -> _Ent
     if not possible or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError("sizes and offsets do not agree")
     return _Entry(shape=shape, dtype=dtype, begin=start + begin, end=start + end)
+
+
+def write_safetensors(
+    file: BinaryIO,
+    tensors: Iterable[tuple[str, TensorSpec, Callable[[], Tensor]]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file, one tensor at a time: host memory for the largest is enough.
+
+    Args:
+        file: What is written to.
+        tensors: Key, shape and dtype, and what gives the tensor when its turn comes, on any
+            device.
+        metadata: Texts by name.
+    """
+    names = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
+    entries, end = list(tensors), 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for key, (shape, dtype), _ in entries:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for key, (shape, dtype), give in entries:
+        value = give().detach()
+        assert (tuple(value.shape), value.dtype) == (tuple(shape), dtype), key
+        file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

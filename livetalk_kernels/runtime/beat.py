@@ -36,6 +36,8 @@ class Deadlines:
         encode: The motion frames of a chunk.
         write: Frames of a chunk into the video.
         finish: The end of the video, and leaving.
+        update: One update of a training.
+        save: A checkpoint of a training.
         other: Whatever is in no phase.
 
     Raises:
@@ -52,6 +54,8 @@ class Deadlines:
     encode: float = 300.0
     write: float = 60.0
     finish: float = 120.0
+    update: float = 1800.0
+    save: float = 1800.0
     other: float = 300.0
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """``livetalk plan``: what a number of GPUs would give: time, memory, the best split."""
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ EXAMPLE = """\
 livetalk plan --gpu h800 --gpus 8 --size 768x448 --precision fp8
 livetalk plan --gpu h200 --gpus 16 --nodes 2 --plot scaling.png
 livetalk plan --gpu cpu --preset mid --fit profiles/data --size 160x96
+livetalk plan --train --gpu h800 --gpus 64
 livetalk plan --validate"""
 DEFAULT_PRESETS = {"cpu": "mid"}
 FORECAST_ONLY = (
     "gpu", "gpus", "nodes", "size", "precision", "preset", "dtype", "steps", "plot", "cuda_graphs",
-    "fuse_bias",
+    "fuse_bias", "train", "ulysses", "ring", "vae_grid",
 )  # fmt: skip
+TRAINING = {"gpu", "gpus", "size", "preset", "train"}
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -98,6 +101,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
         + common.REPLACED,
     )
     parser.add_argument(
+        "--train",
+        action="store_true",
+        help="memory and time of training the transformer instead, both stages",
+    )
+    parser.add_argument(
         "--validate",
         action="store_true",
         help="hold the model against published figures, each left out of its own fit, and against "
@@ -117,19 +125,29 @@ def run(args: argparse.Namespace) -> int:
         UserError: An option or a file is no good.
     """
     if args.validate:
-        for name in (*FORECAST_ONLY, "ulysses", "ring", "vae_grid"):
-            if getattr(args, name) not in (None, False):
-                raise UserError(f"--{name.replace('_', '-')}: does not go with --validate")
+        _refuse(args, FORECAST_ONLY, "--validate")
         from .plan_validate import validate
 
         return validate(args.fit, as_json=args.json)
     if args.gpu is None:
         raise UserError("--gpu: say which, for example --gpu h800 --gpus 8; or --validate")
+    if args.train:
+        _refuse(args, {*FORECAST_ONLY, "fit"} - TRAINING, "--train")
+        from .plan_train import plan_training
+
+        return plan_training(args)
     if args.plot is not None:
         from ..plan.plot import SUFFIXES
 
         common.check_file(Path(args.plot), SUFFIXES, inputs=args.fit)
     return _run_cpu(args) if args.gpu.lower() == "cpu" else _run_gpu(args)
+
+
+def _refuse(args: argparse.Namespace, names: Collection[str], option: str) -> None:
+    """Refuse options that were given and do not go with another."""
+    for name in sorted(names):
+        if getattr(args, name) not in (None, False, []):
+            raise UserError(f"--{name.replace('_', '-')}: does not go with {option}")
 
 
 def _job(args: argparse.Namespace, itemsize: int) -> "Job":

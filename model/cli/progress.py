@@ -90,6 +90,46 @@ def _factor(session: "Session") -> float:
 
 
 @contextmanager
+def counted(
+    total: int, noun: str, *, line_seconds: float = LINE_SECONDS
+) -> Iterator[Callable[[], None]]:
+    """Show on stderr how many of so many are done, and the time that the rest will take.
+
+    Args:
+        total: How many there are to do.
+        noun: What they are, one of them.
+        line_seconds: Time between two lines where stderr is no terminal.
+
+    Yields:
+        Function to call after each.
+    """
+    out = common.console(stderr=True)
+    if out.is_interactive:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        columns = MofNCompleteColumn(), TextColumn(f"{noun}s"), BarColumn(bar_width=24), Left()
+        with Progress(*columns, console=out, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda: bar.update(task, advance=1)
+        return
+    begin = shown = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal shown, done
+        done += 1
+        now = time.monotonic()
+        if now - shown < line_seconds:
+            return
+        shown = now
+        left = (now - begin) / done * (total - done)
+        common.note(f"{done} of {common.plural(total, noun)}, {left:.0f} s left")
+
+    yield advance
+
+
+@contextmanager
 def progress_line() -> Iterator[Callable[[str, str], None]]:
     """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
     out = common.console(stderr=True)

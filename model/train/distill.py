@@ -192,20 +192,13 @@ def stand(
     return at, chunk
 
 
-def student_step(
-    student: Flow,
-    fake: Flow,
-    optimizer: torch.optim.Optimizer,
-    course: Course,
-    batch: Batch,
-    *,
-    step: int,
-    micro: int = 0,
-) -> dict[str, float]:
-    """Let the student take one step; what happens depends on the arguments alone.
+def student_turn(
+    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
+) -> tuple[Tensor, dict[str, float]]:
+    """What the student descends: it depends on the arguments alone.
 
     Returns:
-        Numbers to record: the loss, the gradient's norm, which chunk and timestep it was.
+        The loss with its graph; which chunk and timestep it was.
     """
     at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
     matched = match(
@@ -218,9 +211,44 @@ def student_step(
         method=course.method,
         truth=batch.truth[chunk] if batch.truth else None,
     )
-    norm = descend(matched.loss, optimizer)
-    place = {"chunk": chunk + 1, "timestep": float(at.timestep[0])}
-    return {"loss": float(matched.loss.detach()), "norm": norm, **place}
+    return matched.loss, {"chunk": chunk + 1, "timestep": float(at.timestep[0])}
+
+
+def critic_turn(
+    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
+) -> Tensor:
+    """What the fake score descends, on a fresh rollout; a scalar with its graph."""
+    at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
+    with torch.no_grad():
+        latents = take_step(student, at)
+    return critic_loss(
+        fake,
+        latents,
+        at,
+        noise=_noise(course, batch, "critic score", step),
+        uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
+        method=course.method,
+    )
+
+
+def student_step(
+    student: Flow,
+    fake: Flow,
+    optimizer: torch.optim.Optimizer,
+    course: Course,
+    batch: Batch,
+    *,
+    step: int,
+    micro: int = 0,
+) -> dict[str, float]:
+    """Let the student take one step.
+
+    Returns:
+        Numbers to record: the loss, the gradient's norm, which chunk and timestep it was.
+    """
+    loss, place = student_turn(student, fake, course, batch, step=step, micro=micro)
+    norm = descend(loss, optimizer)
+    return {"loss": float(loss.detach()), "norm": norm, **place}
 
 
 def critic_step(
@@ -238,17 +266,7 @@ def critic_step(
     Returns:
         Numbers to record: the loss and the gradient's norm.
     """
-    at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
-    with torch.no_grad():
-        latents = take_step(student, at)
-    loss = critic_loss(
-        fake,
-        latents,
-        at,
-        noise=_noise(course, batch, "critic score", step),
-        uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
-        method=course.method,
-    )
+    loss = critic_turn(student, fake, course, batch, step=step, micro=micro)
     norm = descend(loss, optimizer)
     return {"loss": float(loss.detach()), "norm": norm}
 

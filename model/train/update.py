@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.errors import NumericsError
 
@@ -22,10 +23,16 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float =
     Raises:
         NumericsError: The gradient is not finite; no weight has been changed.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
     loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    return take_step(optimizer, max_norm=max_norm)
+
+
+def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
+    """Take one step by the gradients that are there; see `descend`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total = nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
     if not norm < float("inf"):
         raise NumericsError("gradient", "NaN or Inf; take a smaller learning rate")
     optimizer.step()
@@ -44,22 +51,22 @@ class Average:
         """Begin with the weights as they are."""
         self.decay = decay
         self.weights = {
-            name: parameter.detach().float().clone() for name, parameter in _learning(network)
+            name: parameter.detach().float().clone() for name, parameter in learning(network)
         }
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """``average <- decay average + (1 - decay) weights``."""
-        for name, parameter in _learning(network):
+        for name, parameter in learning(network):
             self.weights[name].lerp_(parameter.detach().float(), 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
         """Put the average into a network of the same parameters."""
-        for name, parameter in _learning(network):
+        for name, parameter in learning(network):
             parameter.copy_(self.weights[name])
 
 
-def _learning(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+def learning(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """Parameters that learn, by name."""
     return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
