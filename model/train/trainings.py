@@ -1,0 +1,25 @@
+"""The trainings by name."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from .clips import Clips
+from .demo import Kind
+from .settings import Run
+from .training import About, Training
+from .vae_task import vae_training
+
+Maker = Callable[[Run, Clips, About], Training]
+
+TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
+    {"vae": lambda run, clips, about: vae_training(run, clips)}
+)
+
+
+def make_training(about: About, run: Run, clips: Clips) -> Training:
+    """Make a run's training ready.
+
+    Raises:
+        UserError: The clips or what it builds on are no good.
+    """
+    return TRAININGS[about.kind](run, clips, about)
