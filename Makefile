@@ -47,6 +47,8 @@ demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out
 
 # One process a core with one thread each: most tests are too small for more.
 test: lint $(BUILT) ## all checks and tests but the long soak
+	@command -v espeak-ng > /dev/null || echo "note: no espeak-ng here, so the tests of its" \
+		"speech are left out; install it with 'apt-get install espeak-ng'"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell nproc) -m "not soak and not gpu and not slow"
 
 test-slow: $(BUILT) $(INSTALLED_DEV) $(CUTLASS) ## build CUDA with one kernel on CUTLASS, and load it

@@ -166,8 +166,6 @@ def _synthetic(
     if args.crop is not None:
         raise UserError(f"--crop {args.crop}: goes with --videos")
     program = find_program()
-    if program is None:
-        common.note(f"note: {PROGRAM} is not installed, the speech is made up; {INSTALL}")
     seed, split = args.seed or SEED, args.split or "train"
     speech = "babble" if program is None else PROGRAM
     names = [f"{number:06d}.safetensors" for number in range(args.synthetic)]
@@ -175,6 +173,8 @@ def _synthetic(
     def fill(writer: "ClipWriter") -> list[str]:
         missing = [n for n, name in enumerate(names) if name not in writer.entries]
         check_room(args.output, len(missing) * frames * size[0] * size[1] * 3)
+        if program is None:
+            common.note(f"note: {PROGRAM} is not installed, the speech is made up; {INSTALL}")
         with counted(len(missing), "clip") as advance:
             for number in missing:
                 clip = make_clip(

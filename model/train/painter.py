@@ -23,7 +23,7 @@ EYE_WIDTH, EYE_HEIGHT = 0.066, 0.047
 """Half of an open eye's width, and its height above the centre."""
 IRIS = 0.037
 """Radius."""
-GAZE_X, GAZE_Y = 0.022, 0.012
+GAZE_X, GAZE_Y = 0.022, 0.016
 """How far the iris goes at a gaze of 1."""
 MOUTH_Y = 0.165
 NARROWEST, WIDEST = 0.05, 0.115
@@ -227,7 +227,7 @@ class Painter:
         self._fill(
             self._front(_band(x, high - lash, high + 0.003)), mix(person.hair, (20, 14, 14), 0.75)
         )
-        brow = EYE_Y - 0.092 - 0.018 * (1 - (t + side * 0.2) ** 2) + 0.012 * pose.blink
+        brow = EYE_Y - 0.092 - 0.018 * (1 - (t + side * 0.2) ** 2)
         thick = 0.011 * person.brow * (1.15 - 0.45 * side * t)
         self._fill(
             self._front(_band(side * EYE_X + 1.05 * width * t, brow - thick, brow + thick)),

@@ -1,36 +1,22 @@
 """Mouth, eyes and place of a drawn face, read off its pictures by colours and places.
 
 Nothing is learnt, and no loss uses it: it judges what a model has drawn of a known person. The head
-is found where the person at rest, turned and shifted, fits best. Then each pixel near mouth and
-eyes is shared out among the colours that the person has, and heights, areas and centres of what is
-mouth, lid, white and iris give the rest.
+is found where the person at rest, turned and shifted, fits best. What is not skin around the mouth
+has a height and a breadth; the eyes are compared with drawn ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .eyes import EyeReader
 from .hair import half_face
 from .identity import Identity, Rgb, mix
-from .painter import (
-    EYE_HEIGHT,
-    EYE_WIDTH,
-    EYE_X,
-    EYE_Y,
-    MOUTH_Y,
-    NEARER,
-    PIVOT,
-    PUPIL,
-    WHITE,
-    Painter,
-    Pose,
-    picture_points,
-    turned,
-)
-from .registration import HeadFinder
+from .painter import MOUTH_Y, NEARER, Painter, Pose, picture_points
+from .registration import HeadFinder, Place
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -38,24 +24,11 @@ READ = ("opening", "width", "blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "ro
 """Columns of what is read, named as in the truth."""
 _LIKENESS = 20.0  # distance of colours, of 255, at which a pixel is taken for another
 _MOUTH_ASIDE, _MOUTH_ABOVE, _MOUTH_BELOW = 0.14, 0.075, 0.122  # from the mouth's middle
-_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # of openings, widths and blinks to compare with
-_LOOKS = np.linspace(-1, 1, 5)
+_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # of openings and widths to compare with
 _ROUNDS = 4
 _RIM = 0.015  # of a face, that is not looked at
 _THIN = 0.008  # height of a closed mouth's end
 _MIDDLE = 0.025  # half of the columns in which the mouth's height is measured
-_LEAST_OPEN = 0.5  # of the eyes, with which a look can be told
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sight:
-    """Sizes in parts of the picture's shorter side, or squares of it."""
-
-    height: float
-    breadth: float
-    white: float
-    look: tuple[float, float]
-    place: tuple[float, float, float]
 
 
 class FaceReader:
@@ -68,25 +41,19 @@ class FaceReader:
             person: Who is seen.
             size: Pictures' (H, W).
         """
-        skin, hair = person.skin, person.hair
+        skin = person.skin
         shade = mix(skin, (120, 44, 40), 0.22)
         self._person = person
         self._skin = (skin, shade, mix(skin, (226, 84, 84), 0.16), mix(skin, shade, 0.6))
-        self._iris = (person.iris, mix(person.iris, (0, 0, 0), 0.45), PUPIL)
-        self._hair = (hair, mix(hair, (20, 14, 14), 0.75))
         self._scale = float(min(size))
         self._points = picture_points(size)
         self._finder = HeadFinder(person, size)
         painter = Painter(person, size)
-        self._whites = np.array([self._see(painter.draw(Pose(blink=b))).white for b in _GRID])
-        looks = [self._see(painter.draw(Pose(gaze_x=g, gaze_y=g))).look for g in _LOOKS]
-        self._looks = np.array(looks).T
-        mouths = [
-            [self._see(painter.draw(Pose(opening=opening, width=width))) for width in _GRID]
-            for opening in _GRID
-        ]
-        self._heights = np.array([[sight.height for sight in row] for row in mouths])
-        self._breadths = np.array([[sight.breadth for sight in row] for row in mouths])
+        drawn = product(_GRID, repeat=2)
+        mouths = [painter.draw(Pose(opening=opening, width=width)) for opening, width in drawn]
+        sizes = np.array([self._mouth(mouth.astype(np.float64), Place()) for mouth in mouths])
+        self._mouths = _Mouths(*sizes.T.reshape(2, len(_GRID), len(_GRID)))
+        self._eyes = EyeReader(person, size)
 
     def read(self, frames_THWC: NDArray[np.uint8]) -> Floats:
         """Read pictures.
@@ -97,51 +64,17 @@ class FaceReader:
         Returns:
             [T, 8], columns `READ`. Gaze is NaN where the eyes are closed.
         """
-        return np.array([self._values(self._see(frame)) for frame in frames_THWC])
+        return np.array([self._values(frame.astype(np.float64)) for frame in frames_THWC])
 
-    def _values(self, sight: _Sight) -> list[float]:
-        opening, width = self._opening_width(sight)
-        blink = _inverse(-sight.white, -self._whites, _GRID)
-        looks = [
-            _inverse(value, curve, _LOOKS) if blink < 1 - _LEAST_OPEN else np.nan
-            for value, curve in zip(sight.look, self._looks, strict=True)
-        ]
-        return [
-            opening,
-            width,
-            blink,
-            *looks,
-            *sight.place,
-        ]
+    def _values(self, frame: Floats) -> list[float]:
+        place = self._finder.find(frame)
+        opening, width = self._mouths.solve(*self._mouth(frame, place))
+        sway = place.x / (1 + NEARER[0]), place.y / (1 + NEARER[1])
+        return [opening, width, *self._eyes.read(frame, place), *sway, place.roll]
 
-    def _opening_width(self, sight: _Sight) -> tuple[float, float]:
-        """Opening and width: each of height and breadth depends a little on the other too."""
-        opening, width = 0.3, 0.5
-        for _ in range(_ROUNDS):
-            heights = [np.interp(width, _GRID, row) for row in self._heights]
-            opening = _inverse(sight.height, np.array(heights), _GRID)
-            breadths = [np.interp(opening, _GRID, row) for row in self._breadths.T]
-            width = _inverse(sight.breadth, np.array(breadths), _GRID)
-        return opening, width
-
-    def _see(self, frame_HWC: NDArray[np.uint8]) -> _Sight:
-        frame = frame_HWC.astype(np.float64)
-        x, y, roll = self._finder.find(frame)
-        face = (self._points - PIVOT - (x, y)) @ turned(-roll) + PIVOT
-        height, breadth = self._mouth(frame, face)
-        eyes = [self._eye(frame, face * [side, 1.0], side) for side in (-1, 1)]
-        white, across, down = np.mean(eyes, axis=0)
-        return _Sight(
-            height=height,
-            breadth=breadth,
-            white=float(white),
-            look=(float(across), float(down)),
-            place=(x / (1 + NEARER[0]), y / (1 + NEARER[1]), roll),
-        )
-
-    def _mouth(self, frame: Floats, face: Floats) -> tuple[float, float]:
+    def _mouth(self, frame: Floats, place: Place) -> tuple[float, float]:
         """Height of the mouth with its lips, and its breadth."""
-        x, y = np.moveaxis(face, -1, 0)
+        x, y = np.moveaxis(place.to_face(self._points), -1, 0)
         y = y - MOUTH_Y
         box = np.clip((y + _MOUTH_ABOVE) * self._scale, 0, 1)
         box *= np.clip((_MOUTH_BELOW - y) * self._scale, 0, 1)
@@ -159,39 +92,32 @@ class FaceReader:
         breadth = (1 - np.exp(-profile / (_THIN * self._scale))).sum() / self._scale
         return float(height), float(breadth)
 
-    def _eye(self, frame: Floats, face: Floats, side: int) -> tuple[float, float, float]:
-        """How much white there is on an open eye's place, and where the eye looks."""
-        x, y = np.moveaxis(face, -1, 0)
-        size = self._person.eye_size
-        x, y = (x - EYE_X) / (EYE_WIDTH * size), (y - EYE_Y) / (EYE_HEIGHT * size)
-        arch = np.clip(1 - x**2, 0, None) ** 0.7
-        pixel = EYE_HEIGHT * size * self._scale
-        inside = np.clip((0.62 * arch - y) * pixel + 0.5, 0, 1) * (np.abs(x) < 1)
-        inside *= np.clip((y + arch) * pixel + 0.5, 0, 1)
-        parts = self._shared(frame, (WHITE, *self._iris, *self._skin, *self._hair)) * inside
-        white, dark, pupil = parts[0], parts[1:4].sum(axis=0), parts[3]
-        middle = (dark * x).sum() / (dark.sum() + 1e-9)
-        beside = np.tanh((middle - x) * EYE_WIDTH * size * self._scale)
-        across = (white * beside).sum() / (white.sum() + 1e-9)
-        down = (pupil * y).sum() / (pupil.sum() + 1e-9)
-        return float(white.sum() / inside.sum()), float(side * across), float(down)
-
     def _like(self, frame: Floats, colours: Sequence[Rgb]) -> Floats:
         """How like the nearest of some colours each pixel is, [H, W] in 0..1."""
         away = ((frame - np.array(colours, np.float64)[:, None, None]) ** 2).sum(axis=-1)
         return np.asarray(np.exp(-away.min(axis=0) / (2 * _LIKENESS**2)))
 
-    def _shared(self, frame: Floats, colours: Sequence[Rgb]) -> Floats:
-        """Share of each pixel that is of each colour, [n, H, W]."""
-        away = ((frame - np.array(colours, np.float64)[:, None, None]) ** 2).sum(axis=-1)
-        weights = np.exp(-(away - away.min(axis=0)) / (2 * _LIKENESS**2))
-        return np.asarray(weights / weights.sum(axis=0))
+
+class _Mouths:
+    """Heights and breadths of drawn mouths, [opening, width]: each tells a little of both."""
+
+    def __init__(self, heights: Floats, breadths: Floats) -> None:
+        self._heights, self._breadths = heights, breadths
+
+    def solve(self, height: float, breadth: float) -> tuple[float, float]:
+        """Find opening and width of a mouth, by turns."""
+        opening, width = 0.3, 0.5
+        for _ in range(_ROUNDS):
+            opening = _inverse(height, _between(self._heights.T, width))
+            width = _inverse(breadth, _between(self._breadths, opening))
+        return opening, width
 
 
-def _share(value: float, none: float, all_: float) -> float:
-    return (value - none) / (all_ - none)
+def _between(curves: Floats, at: float) -> Floats:
+    """The curve between those that belong to the grid's values."""
+    return np.array([np.interp(at, _GRID, values) for values in curves.T])
 
 
-def _inverse(value: float, curve: Floats, grid: Floats) -> float:
+def _inverse(value: float, curve: Floats) -> float:
     """Where on the grid a rising curve has a value."""
-    return float(np.interp(value, np.maximum.accumulate(curve), grid))
+    return float(np.interp(value, np.maximum.accumulate(curve), _GRID))

@@ -5,7 +5,8 @@ two pictures, in which what differs much (a blink) counts little. Source of the 
 Lucas and T. Kanade, "An iterative image registration technique" (IJCAI 1981).
 """
 
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,29 @@ _TURNS = (-0.1, -0.05, 0.0, 0.05, 0.1)  # radians
 _FURTHEST = 0.085  # shift of a head, in parts of the picture's shorter side
 _STEPS = 10
 _DOUBTFUL = 40.0  # difference, of 255, at which a pixel counts half
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where eyes, nose and mouth are against those of the head at rest.
+
+    Attributes:
+        x: To the right, in parts of the picture's shorter side.
+        y: Down.
+        roll: Turned, in radians.
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    roll: float = 0.0
+
+    def to_picture(self, points: Floats) -> Floats:
+        """From places in the face to places in the picture, [..., 2]."""
+        return np.asarray((points - PIVOT) @ turned(self.roll) + PIVOT + (self.x, self.y))
+
+    def to_face(self, points: Floats) -> Floats:
+        """The other way round."""
+        return np.asarray((points - PIVOT - (self.x, self.y)) @ turned(-self.roll) + PIVOT)
 
 
 class HeadFinder:
@@ -44,17 +68,16 @@ class HeadFinder:
             np.stack([right[seen], down[seen], -y * right[seen] + x * down[seen]]) * self._scale
         )
 
-    def find(self, frame_HWC: Floats) -> Floats:
-        """Say where eyes, nose and mouth are: right, down and turned, [3].
+    def find(self, frame_HWC: Floats) -> Place:
+        """Say where eyes, nose and mouth are.
 
         Args:
             frame_HWC: float64 [H, W, 3], 0..255.
         """
         place = self._coarse(frame_HWC)
         for _ in range(_STEPS):
-            x, y, roll = place
-            there = (self._points - PIVOT) @ turned(roll) + PIVOT + (x, y)
-            differences = _sample(frame_HWC, there * self._scale) - self._rest
+            there = Place(x=place[0], y=place[1], roll=place[2]).to_picture(self._points)
+            differences = sample(frame_HWC, there * self._scale) - self._rest
             doubt = (differences**2).sum(axis=-1, keepdims=True) / _DOUBTFUL**2
             weighted = self._slopes / (1 + doubt)
             normal = np.einsum("amc,bmc->ab", weighted, self._slopes)
@@ -62,7 +85,7 @@ class HeadFinder:
                 normal + 1e-6 * np.trace(normal) * np.eye(3),
                 np.einsum("amc,mc->a", weighted, differences),
             )
-        return place
+        return Place(x=float(place[0]), y=float(place[1]), roll=float(place[2]))
 
     def _coarse(self, frame: Floats) -> Floats:
         """The same in whole pixels and the angles that were drawn."""
@@ -80,10 +103,11 @@ class HeadFinder:
         return np.array([near[right] / self._scale, near[down] / self._scale, _TURNS[int(turn)]])
 
 
-def _spectra(painter: Painter, points: Floats, turn: float) -> tuple[NDArray, NDArray, float]:
+def _spectra(
+    painter: Painter, points: Floats, turn: float
+) -> tuple[NDArray[Any], NDArray[Any], float]:
     """Spectra of the turned head and of where it counts, and its sum of squares."""
-    back = (points - PIVOT) @ turned(-turn) + PIVOT
-    counts = _features(back).astype(np.float64)
+    counts = _features(Place(roll=turn).to_face(points)).astype(np.float64)
     picture = painter.draw(Pose(roll=turn)) * counts[..., None]
     spectrum = np.conj(np.fft.rfft2(picture, axes=(0, 1)))
     return spectrum, np.conj(np.fft.rfft2(counts)), float((picture**2).sum())
@@ -95,7 +119,7 @@ def _features(points: Floats) -> NDArray[np.bool_]:
     return (np.abs(x) < 0.2) & (y > EYE_Y - 0.15) & (y < MOUTH_Y - 0.06)
 
 
-def _sample(frame_HWC: Floats, places_M2: Floats) -> Floats:
+def sample(frame_HWC: Floats, places_M2: Floats) -> Floats:
     """Pixels between pixels, [M, 3]; places from the picture's centre, in pixels."""
     height, width, _ = frame_HWC.shape
     x = np.clip(places_M2[:, 0] + width / 2 - 0.5, 0, width - 1.001)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import av
@@ -147,7 +148,8 @@ def _timed(path: Path) -> Iterator[tuple[av.VideoFrame, int]]:
                 if stamp is None or picture.time_base is None:
                     continue
                 # A frame shows the latest picture that has begun in its middle.
-                until = max(done, round((stamp * picture.time_base - origin) * FPS))
+                begun = (stamp * picture.time_base - origin) * FPS
+                until = max(done, ceil(begun - Fraction(1, 2)))
                 if until - done > _LONGEST_STILL:
                     seconds = (until - done) / FPS
                     raise UserError(

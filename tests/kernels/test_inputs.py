@@ -50,6 +50,7 @@ from livetalk_model.media.image import load_portrait
 from livetalk_model.plan.recorded import read_recorded
 from livetalk_model.profile.compare import read_report
 from livetalk_model.tensor_files import open_weights
+from livetalk_model.train.clips import read_index
 
 CPU = torch.device("cpu")
 KERNEL = Kernel(
@@ -73,6 +74,7 @@ JSON: dict[str, tuple[str, Reader]] = {
     "index": ("x.safetensors.index.json", open_weights),
     "--config": ("t.json", Tuning.load),
     "LIVETALK_CONFIG": ("t.json", lambda path: find_tuning(None, {"LIVETALK_CONFIG": str(path)})),
+    "clips": ("index.json", lambda path: read_index(path.parent)),
     "inspect --compare": ("r.json", lambda path: baseline.load(path, REPORT)),
     "profile --compare": ("report.json", lambda path: read_report(path.parent)),
     "--fit": ("report.json", lambda path: read_recorded([path])),

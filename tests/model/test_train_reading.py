@@ -1,0 +1,86 @@
+"""What is read off pictures of faces that no training sees is what was drawn."""
+
+import numpy as np
+import pytest
+
+from livetalk_model.media.synthetic import babble
+from livetalk_model.train.cast import PERSONS
+from livetalk_model.train.identity import Identity
+from livetalk_model.train.mouth import HOP
+from livetalk_model.train.painter import NEARER, Painter, Pose
+from livetalk_model.train.reading import READ, FaceReader
+from livetalk_model.train.registration import HeadFinder
+from livetalk_model.train.synthetic import TRUTH, make_truth
+
+SIZE = (96, 96)
+LEAST = {"opening": 0.98, "width": 0.98, "blink": 0.98, "gaze_x": 0.97, "gaze_y": 0.97,
+         "sway_x": 0.97, "roll": 0.97}  # fmt: skip
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    seen = np.isfinite(one)
+    return float(np.corrcoef(one[seen], other[seen])[0, 1])
+
+
+@pytest.fixture(scope="module")
+def read_and_true() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Readings and truth of held-out faces, [people, T, 8], and the readings of spoilt pictures."""
+    readings, spoilt, truths = [], [], []
+    for number in PERSONS["test"][::16]:
+        rng = np.random.default_rng(number)
+        truth = make_truth(rng, 0.2 * babble(rng, 50 * HOP))
+        person = Identity.of(number)
+        painter, reader = Painter(person, SIZE), FaceReader(person, SIZE)
+        frames = np.stack(
+            [painter.draw(Pose(**dict(zip(TRUTH, row, strict=True)))) for row in truth]
+        )
+        readings.append(reader.read(frames))
+        spoilt.append(reader.read(blurred(frames, rng)))
+        truths.append(truth[:, [TRUTH.index(name) for name in READ]])
+    return np.array(readings), np.array(truths), np.array(spoilt)
+
+
+def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pictures as a small model makes them: soft, noisy, a little too dark."""
+    soft = frames.astype(float)
+    for axis in (1, 2):
+        soft = (np.roll(soft, 1, axis) + 2 * soft + np.roll(soft, -1, axis)) / 4
+    return np.clip(0.97 * soft + rng.normal(0, 4, soft.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_readings_follow_the_truth(name, read_and_true):
+    readings, truths, _ = read_and_true
+    column = READ.index(name)
+    assert correlation(readings[..., column].ravel(), truths[..., column].ravel()) >= LEAST[name]
+
+
+def test_each_mouth_is_read_well(read_and_true):
+    readings, truths, spoilt = read_and_true
+    for person in range(len(readings)):
+        assert correlation(readings[person, :, 0], truths[person, :, 0]) >= 0.98
+        assert correlation(spoilt[person, :, 0], truths[person, :, 0]) >= 0.95
+    assert np.abs(readings[..., 0] - truths[..., 0]).mean() < 0.04
+
+
+def test_closed_eyes_look_nowhere(read_and_true):
+    readings, truths, _ = read_and_true
+    column = READ.index("blink")
+    closed = truths[..., column] >= 0.9
+    assert closed.any() and np.isnan(readings[closed][:, READ.index("gaze_x")]).all()
+
+
+@pytest.mark.parametrize("pose", [Pose(), Pose(sway_x=0.04, sway_y=-0.02, roll=-0.09, blink=1.0)])
+def test_a_head_is_found(pose):
+    person = Identity.of(416)
+    place = HeadFinder(person, SIZE).find(Painter(person, SIZE).draw(pose).astype(float))
+    found = place.x / (1 + NEARER[0]), place.y / (1 + NEARER[1]), place.roll
+    assert np.allclose(found, (pose.sway_x, pose.sway_y, pose.roll), atol=0.01)
+
+
+def test_a_picture_of_nobody_has_no_traceback():
+    reader = FaceReader(Identity.of(3), (64, 64))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    frames[1] = 128
+    values = reader.read(frames)
+    assert values.shape == (2, len(READ)) and np.isfinite(values[:, :3]).all()
