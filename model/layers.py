@@ -322,7 +322,10 @@ class Block(nn.Module):
         at = place.tokens_per_frame, place.token_offset
         y = self.audio_cross_attn(h, audio, positions, *at)
         x, h = norm(x, y, None, scale2, shift2)
-        return x, self.ffn(h), gate2
+        y = self.ffn(h)
+        if isinstance(modulation, TimeProjection):  # FSDP's hooks do not stay on views
+            y, gate2 = y.clone(), gate2.clone()
+        return x, y, gate2
 
     def _modulate(self, projected_B6D: Tensor) -> tuple[Tensor, ...]:
         """Shifts, scales and gates, float32 [D] each of one sample, [B, 1, D] of several."""

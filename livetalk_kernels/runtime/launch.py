@@ -32,12 +32,12 @@ _BAD_INPUT = 2
 _NOISY = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
-def launch(arguments: Sequence[str], *, nproc: int, left: str = "") -> int:
+def launch(arguments: Sequence[str], *, nproc: int, left: str = "", grace: float = GRACE) -> int:
     """Run ``python ARGUMENTS`` once per rank and wait for all of them; then end with its result.
 
     The ranks find each other by torchrun's environment variables, see `config.Ranks`. Each gets
     its share of the cores as ``OMP_NUM_THREADS``, unless the user has set that. The first SIGINT,
-    SIGTERM or SIGHUP reaches the ranks as SIGINT and they have `GRACE` seconds; the second one
+    SIGTERM or SIGHUP reaches the ranks as SIGINT and they have a time of grace; the second one
     kills them. In the end no process that a rank has started is left in its session.
 
     To be called at the end of a program: if it returns another code than 0, the program's exit is
@@ -47,6 +47,7 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "") -> int:
         arguments: What follows ``python``, for example ``["-m", "package.module", "--flag"]``.
         nproc: Ranks, at least 1.
         left: Told to the user when the second signal kills: which file is left, in which state.
+        grace: Seconds that the ranks have to end after the first.
 
     Returns:
         0 if all ranks returned 0; rank 0's code if that is 2 (bad input) or 130 (interrupted);
@@ -68,7 +69,7 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "") -> int:
             if asked.times and not forwarded and ranks.complete:
                 ranks.interrupt()
                 forwarded = time.monotonic()
-            late = late or (forwarded > 0 and time.monotonic() > forwarded + GRACE)
+            late = late or (forwarded > 0 and time.monotonic() > forwarded + grace)
             if asked.times > 1 or late or (forwarded and not ranks.ready):
                 ranks.kill()
             ranks.kill_stopped()

@@ -73,8 +73,17 @@ class Watchdog:
         *,
         deadlines: Deadlines,
         on_failure: Callable[[], object] | None = None,
+        patience: float = _STUCK,
     ) -> None:
-        """Nothing happens until it is entered."""
+        """Nothing happens until it is entered.
+
+        Args:
+            ranks: This rank's place.
+            deadlines: Of the phases.
+            on_failure: See above.
+            patience: Seconds that rank 0 has after a signal, if its handler does not stop it.
+        """
+        self._patience = patience
         self.on_failure = on_failure
         self.code = 0
         self._ranks, self._deadlines = ranks, deadlines
@@ -361,7 +370,7 @@ class Watchdog:
             self._asked += 1
             if self._asked == 3:  # our own signal may be on its way
                 os.kill(os.getpid(), signal.SIGINT)
-        patience = _LEAVE if self._stopping else _STUCK
+        patience = _LEAVE if self._stopping else self._patience
         stuck = self._signals and self._clock > self._signalled + patience
         if self._stopping or stuck or finish:
             self._board.stop()

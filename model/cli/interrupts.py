@@ -1,4 +1,4 @@
-"""Ctrl-C that stops a run cleanly: at once while computing, after the write while writing."""
+"""Ctrl-C that stops a run cleanly: at once, after a write, or when the run looks for it."""
 
 import os
 from collections.abc import Callable
@@ -73,4 +73,53 @@ class Interrupts:
         self._heard += 1
         if self._heard > 1:
             say(f"killed{self.left and '; '}{self.left}")
+            os._exit(common.INTERRUPTED)
+
+
+class Wish:
+    """Hears the first SIGINT, SIGTERM or SIGHUP as a wish to stop, which the run looks for.
+
+    The second one ends the process at once, with exit code 130, wherever it is. Inside a
+    `Watchdog` its ``patience`` says how long the run may take.
+    """
+
+    def __init__(self, stopping: str, left: str) -> None:
+        """Nothing is caught until the object is entered, in the main thread.
+
+        Args:
+            stopping: Told at the first signal.
+            left: Told at the second: what is left, in which state.
+        """
+        self._stopping, self._left = stopping, left
+        self._asked, self._heard = False, 0
+        self._before: Before = {}
+
+    def __call__(self) -> bool:
+        """Whether the run is to stop."""
+        return self._asked
+
+    def __enter__(self) -> Self:
+        """Catch the signals."""
+        self._thread = SignalThread(self._count).__enter__()
+        self._before = catch(self._caught)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        give_back(self._before)
+        self._thread.__exit__(kind, error, trace)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def _count(self) -> None:
+        """In a thread of its own, also while the main thread is blocked in C++."""
+        self._heard += 1
+        say(f"killed; {self._left}" if self._heard > 1 else self._stopping)
+        if self._heard > 1:
             os._exit(common.INTERRUPTED)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..stream.session import Session
+    from ..train.loop import Progress as Trained
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal."""
@@ -155,3 +156,50 @@ def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
     letters = out.encoding.startswith("utf")
     with out.status("starting", spinner="dots" if letters else "line") as status:
         yield lambda text: status.update(Text(one_line(text)))
+
+
+@contextmanager
+def training_progress(
+    *, line_seconds: float = LINE_SECONDS
+) -> Iterator[Callable[["Trained"], None]]:
+    """Show on stderr how far a training is, and the time that is left.
+
+    Args:
+        line_seconds: Time between two lines where stderr is no terminal; the last update has one.
+
+    Yields:
+        Function to call after every update.
+    """
+    out = common.console(stderr=True)
+    if out.is_interactive:
+        with status_line(out) as say:
+            yield lambda progress: say(training_line(progress))
+        return
+    shown = float("-inf")
+
+    def line(progress: "Trained") -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= line_seconds or progress.step == progress.steps:
+            shown = time.monotonic()
+            print(training_line(progress), file=sys.stderr, flush=True)
+
+    yield line
+
+
+def training_line(progress: "Trained") -> str:
+    """One line about a training: updates, time, losses."""
+    losses = ", ".join(
+        f"{name} {value:.4g}" for name, value in progress.numbers.items() if name.endswith("loss")
+    )
+    return (
+        f"update {progress.step} of {progress.steps}, {progress.seconds:.2f} s, "
+        f"{_duration(progress.left)} left; {losses}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Time in the two units that matter: ``3 h 20 min``, ``12 min``, ``40 s``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min"

@@ -8,6 +8,7 @@ to all of them, and each takes its share of the samples.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -91,6 +92,7 @@ def train(
     folder: Path,
     *,
     comm: Communicator | None = None,
+    phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     asked: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> bool:
@@ -103,6 +105,7 @@ def train(
         data: The batches.
         folder: Of the run: settings, metrics, checkpoints.
         comm: The ranks, for tensors on the CPU; one alone by default.
+        phase: Entered for each ``update`` and ``save``, `Watchdog.phase`.
         asked: Whether somebody wants the run to stop; on any rank, after any update.
         tell: Told of every update.
 
@@ -127,13 +130,15 @@ def train(
     try:
         while state.step < run.steps and not _anyone(comm, asked()):
             begin = time.monotonic()
-            numbers = update(run, task, state, data, comm)
+            with phase("update"):
+                numbers = update(run, task, state, data, comm)
             state.step += 1
             durations.append(time.monotonic() - begin)
             if records and (state.step % run.record_every == 0 or state.step == run.steps):
                 records.add({"step": state.step, "seconds": durations[-1], **numbers})
             if state.step % run.save_every == 0 or state.step == run.steps:
-                save(state, folder, comm)
+                with phase("save"):
+                    save(state, folder, comm)
                 saved = state.step
             left = sum(durations) / len(durations) * (run.steps - state.step)
             tell(
@@ -143,7 +148,8 @@ def train(
                 )
             )  # fmt: skip
         if saved != state.step:
-            save(state, folder, comm)
+            with phase("save"):
+                save(state, folder, comm)
     finally:
         if records:
             records.close()

@@ -81,4 +81,4 @@ class Network(nn.Module):
             audio=dit.embed_audio(given.windows),
             norm_rope=self._norm_rope[grid],
         )
-        return flow_BCTHW
+        return flow_BCTHW.clone()  # FSDP's hooks do not stay on views

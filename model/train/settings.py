@@ -97,6 +97,27 @@ class Run:
         except ValueError as error:
             raise UserError(f"{path}: {error}; mend it") from None
 
+    def check_resumed(self, path: Path | str) -> None:
+        """Refuse to go on with other settings than a run was begun with.
+
+        How long it is, and how often it saves and records, may change.
+
+        Args:
+            path: What `write` has left of it.
+
+        Raises:
+            UserError: The file is no good, or a setting differs.
+        """
+        free = {name: getattr(self, name) for name in ("steps", "save_every", "record_every")}
+        begun = dataclasses.replace(Run.read(path), **free)
+        for field_ in dataclasses.fields(self):
+            was, now = getattr(begun, field_.name), getattr(self, field_.name)
+            if was != now:
+                raise UserError(
+                    f"{path}: the run was begun with {field_.name} = {was}, not {now}; resume with "
+                    "its own settings, or begin another run"
+                )
+
     def write(self, path: Path | str) -> None:
         """Write all settings, as `read` takes them.
 

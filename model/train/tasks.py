@@ -10,10 +10,9 @@ what its hand-over needs.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..color import ColorStats
+from ..color import reference_stats
 from ..vae import VAE
 from .config import Teaching
 from .distill import Batch, Course, Truth, critic_turn, student_turn
@@ -119,7 +118,7 @@ def through_frames(vae: VAE) -> HandOver:
     """
 
     def hand_over(latents: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        colors = [ColorStats.of(picture[None]) for picture in batch["picture"]]
+        colors = [reference_stats(picture[None]) for picture in batch["picture"]]
         return through_pixels(vae, latents, colors)
 
     return hand_over

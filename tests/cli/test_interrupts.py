@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from livetalk_kernels.runtime.signals import ENDING, SignalThread, ended_like_ctrl_c
-from livetalk_model.cli.interrupts import Interrupts
+from livetalk_model.cli.interrupts import Interrupts, Wish
 
 
 def send(number: signal.Signals = signal.SIGINT) -> None:
@@ -120,3 +120,27 @@ def test_a_watchdog_outside_hears_the_signals_too():
             time.sleep(0.01)
     assert heard == ["outer"] and stopped == ["asked"]
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_wish_is_heard_and_the_second_kills():
+    def wait() -> None:
+        with Wish("stopping after this update", "the last checkpoint stands") as asked:
+            assert not asked()
+            send()
+            os.write(2, b"asked\n" if asked() else b"not asked\n")
+            time.sleep(0.3)
+            send()
+            time.sleep(10)
+
+    code, text = in_a_process(wait)
+    assert code == 130
+    assert sorted(text.splitlines()) == [
+        "asked", "killed; the last checkpoint stands", "stopping after this update",
+    ]  # fmt: skip
+
+
+def test_a_wish_gives_the_signals_back():
+    with Wish("stopping", ""):
+        send(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        send()

@@ -44,7 +44,8 @@ def test_another_model_and_size(capsys):
     ("options", "word"),
     [
         (["--plot", "x.png"], "--plot"), (["--ulysses", "2"], "--ulysses"),
-        (["--fit", "x"], "--fit"), (["--steps", "2"], "--steps"), (["--size", "30x40"], "multiples of 16"),
+        (["--fit", "x"], "--fit"), (["--steps", "2"], "--steps"),
+        (["--size", "30x40"], "multiples of 16"),
         (["--preset", "huge"], "huge"), (["--validate"], "--"),
     ],
 )  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from cli_tools import FAST, generate
 
 from livetalk_model.cli import progress as module
-from livetalk_model.cli.progress import progress
+from livetalk_model.cli.progress import progress, training_progress
+from livetalk_model.train.loop import Progress
 
 
 @pytest.fixture
@@ -61,3 +62,14 @@ def test_bar_on_a_terminal(session, monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert "75 frames" in shown and "1.50 x real time" in shown and "━" in shown
     assert "of video" not in shown
+
+
+def test_lines_of_a_training(capsys):
+    with training_progress() as tell:
+        for step, left in ((1, 12345.0), (2, 900.0), (3, 0.0)):
+            numbers = {"critic loss": 0.25, "critic norm": 3.0}
+            tell(Progress(step=step, steps=3, seconds=1.5, left=left, numbers=numbers))
+    assert capsys.readouterr().err.splitlines() == [
+        "update 1 of 3, 1.50 s, 3 h 26 min left; critic loss 0.25",
+        "update 3 of 3, 1.50 s, 0 s left; critic loss 0.25",
+    ]

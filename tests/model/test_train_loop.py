@@ -56,6 +56,14 @@ def test_settings_that_are_no_good(text, words, tmp_path):
     assert str(path) in str(error.value) and words in str(error.value)
 
 
+def test_a_run_goes_on_with_its_own_settings(tmp_path):
+    run = small_run()
+    run.write(tmp_path / "run.toml")
+    replace(run, steps=60, save_every=1, record_every=2).check_resumed(tmp_path / "run.toml")
+    with pytest.raises(UserError, match="begun with batch = 4, not 8"):
+        replace(run, batch=8).check_resumed(tmp_path / "run.toml")
+
+
 # Metrics -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,129 @@
+"""Shared-out trainings are those of one process, and end when a rank is lost."""
+
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from train_ranks import TEACHER, alone, distill, in_bf16, teach, teach_in_two, teacher_state, whole
+from train_runs import same
+from train_samples import CONFIG, random_conditions, small_network, training_ops
+
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.runtime.comm import LocalCommunicator
+from livetalk_kernels.testing.faults import Run, run_fault
+from livetalk_kernels.testing.processes import run_ranks
+from livetalk_model.dit import DiT
+from livetalk_model.train.network import Network
+from livetalk_model.train.records import read_records
+from livetalk_model.train.saving import last_checkpoint, load
+from livetalk_model.train.shards import make_mesh
+
+TOY = str(Path(__file__).with_name("train_toy.py"))
+
+
+def close(one, other) -> bool:
+    assert one.keys() == other.keys()
+    far = {
+        key: float((value - other[key]).abs().max())
+        for key, value in one.items()
+        if not torch.allclose(value, other[key], rtol=1e-4, atol=1e-5)
+    }
+    assert not far, far
+    return True
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_two_ranks_are_one_process_with_other_chunks_every_time(copies, tmp_path):
+    expected, lines = alone(distill, str(tmp_path / "one"))
+    chunks = [line["student chunk"] for line in lines if "student chunk" in line]
+    assert len(set(chunks)) > 1, "the test is to see several numbers of chunks"
+    before = whole_of_nothing()
+    assert max(float((expected[key] - value).abs().max()) for key, value in before.items()) > 1e-3
+    (found, its), (other, _) = run_ranks(distill, 2, str(tmp_path / "two"), copies)
+    assert same(found, other) and close(found, expected)
+    for line, its_line in zip(lines, its, strict=True):
+        assert line.keys() == its_line.keys()
+        for key in line.keys() - {"seconds"}:
+            assert its_line[key] == pytest.approx(line[key], rel=1e-3, abs=1e-6), key
+
+
+def whole_of_nothing():
+    network = small_network(seed=6)
+    return {f"student {key}": value for key, value in network.state_dict().items()}
+
+
+def test_two_ranks_go_on_and_so_does_one(tmp_path):
+    (half, again, straight), _ = run_ranks(teach_in_two, 2, str(tmp_path))
+    assert same(again, straight)
+    state = teacher_state(LocalCommunicator(), seed=8)
+    checkpoint = last_checkpoint(tmp_path / "parts")
+    assert len(list(checkpoint.glob("part-*"))) == 2
+    load(state, checkpoint)
+    assert state.step == 2 and same(whole(state), half)
+    teach(LocalCommunicator(), state, tmp_path / "alone")
+    moved = whole(state)
+    for key, value in moved.items():  # Adam makes much of the last bits of small gradients
+        assert torch.allclose(value, straight[key], rtol=1e-2, atol=1e-3), key
+
+
+def test_blocks_that_run_again_give_the_same_gradients():
+    one = small_network()
+    with torch.device("meta"):
+        dit = DiT(CONFIG, training_ops(), checkpointed=True)
+    dit.load_state_dict(one.dit.state_dict(), assign=True)
+    two, kept = Network(dit).requires_grad_(), []
+    given, x = random_conditions(2), torch.randn(2, 16, 9, 4, 4)
+    for network in (one, two):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1], lambda t: t
+        ):
+            loss = network(x, torch.tensor([900.0, 300.0]), given).square().mean()
+        loss.backward()
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+    others = dict(two.named_parameters())
+    assert all(torch.equal(p.grad, others[name].grad) for name, p in one.named_parameters())
+
+
+def test_products_in_bf16_and_sums_in_fp32():
+    found, _ = run_ranks(in_bf16, 2)
+    x = torch.randn(1, 16, 9, 4, 4, generator=torch.Generator().manual_seed(1))
+    made = small_network()(x, torch.tensor([500.0]), random_conditions(1)).detach()
+    exact = float(made.square().mean())
+    assert found["loss"] == pytest.approx(exact, rel=0.05) and found["loss"] != exact
+    assert (found["weights"], found["gradients"], found["without"]) == (4, 4, 0)
+
+
+def test_copies_divide_the_ranks():
+    with pytest.raises(UserError, match="do not divide 8 ranks"):
+        make_mesh(torch.device("cpu"), 8, copies=3)
+
+
+def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
+    fault = run_fault([sys.executable, TOY, str(tmp_path)], "update", signal.SIGKILL, 1, world=2)
+    assert fault.passed, fault
+    assert fault.stderr == (
+        f"error: rank 1 on {socket.gethostname()} was lost in phase update (killed by a signal, "
+        "or crashed)\n"
+    )
+    state = teacher_state(LocalCommunicator(), seed=8)
+    load(state, last_checkpoint(tmp_path))
+    assert state.step >= 2 and TEACHER in state.networks
+
+
+def test_a_wish_to_stop_saves_on_all_ranks(tmp_path):
+    with Run([sys.executable, TOY, str(tmp_path)]) as run:
+        run.wait_for(
+            lambda beats: {beat.phase for beat in beats.values()} == {"update"}, timeout=120
+        )
+        run.process.send_signal(signal.SIGINT)
+        assert run.seconds_to_end(60) < 60
+        assert run.process.returncode == 130, run.stderr()
+    path = last_checkpoint(tmp_path)
+    last = int(path.name[-8:])
+    assert [entry["step"] for entry in read_records(tmp_path / "metrics.jsonl")][-1] == last > 2
+    load(teacher_state(LocalCommunicator()), path)

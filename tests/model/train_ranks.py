@@ -1,0 +1,153 @@
+"""Trainings of a small transformer, on one rank or several."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from train_runs import everything
+from train_samples import CONFIG, SIZE, random_conditions, small_network
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+from livetalk_model.config import CHUNK_FRAMES
+from livetalk_model.sampler import timesteps
+from livetalk_model.train.config import Distillation, Guidance, Teaching
+from livetalk_model.train.distill import Course
+from livetalk_model.train.draws import Draws
+from livetalk_model.train.loop import train
+from livetalk_model.train.network import Network
+from livetalk_model.train.records import read_records
+from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.settings import Run
+from livetalk_model.train.shards import make_mesh, share_out
+from livetalk_model.train.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
+from livetalk_model.train.update import Average
+
+SCHEDULE = timesteps(4, 5.0)
+CHUNKS = 3
+METHOD = Distillation(chunks=CHUNKS, generator_every=2, guidance=Guidance(audio=2.0, text=None))
+RUN = Run(steps=4, batch=4, accumulate=2, seed=3, save_every=2, distillation=METHOD)
+
+
+class Clips:
+    """What a data set would give: another batch of noise for every micro-batch."""
+
+    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        count, seed = RUN.micro_batch, 10 * step + micro
+        random = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(count, *shape, generator=random)
+
+        given = dict(vars(random_conditions(count, seed=seed)))
+        window = CHUNK_FRAMES, CONFIG.audio_window, CONFIG.audio_layers, CONFIG.audio_dim
+        return given | {
+            "latents": draw(16, *SIZE),
+            "start": draw(16, 1, *SIZE[1:]),
+            "chunk windows": draw(CHUNKS, *window),
+        }
+
+
+class Streams(Clips):
+    """The same for stage 2."""
+
+    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        found = dict(super().batch(step, micro))
+        return {key: value for key, value in found.items() if key != "latents"} | {
+            "windows": found["chunk windows"]
+        }
+
+
+def shared(network: Network, comm: Communicator, copies: int) -> Network:
+    """The network, shared out where there are several ranks."""
+    if comm.size > 1:
+        mesh = make_mesh(torch.device("cpu"), comm.size, copies=copies)
+        share_out(network, mesh, torch.float32)
+    return network
+
+
+def teacher_state(comm: Communicator, seed: int = 5, copies: int = 1) -> State:
+    network = shared(small_network(seed=seed), comm, copies)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    return State(
+        networks={TEACHER: network},
+        optimizers={TEACHER: optimizer},
+        averages={TEACHER: Average(network, 0.9)},
+    )
+
+
+def teach(comm: Communicator, state: State, folder: Path, steps: int = 4, **options) -> bool:
+    task = TeacherTask(teaching=Teaching(), schedule=SCHEDULE, draws=Draws(seed=RUN.seed))
+    run = Run(**vars(RUN) | {"steps": steps})
+    return train(run, task, state, Clips(), folder, comm=comm, **options)
+
+
+def distill(
+    comm: Communicator, folder: str, copies: int = 1
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Four updates of stage 2; gradients as they are, since Adam would magnify their last bits."""
+    networks = {name: shared(small_network(seed=6), comm, copies) for name in (STUDENT, CRITIC)}
+    real = shared(small_network(seed=6).requires_grad_(False), comm, copies)
+    state = State(
+        networks=networks,
+        optimizers={
+            name: torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.5)
+            for name, network in networks.items()
+        },
+    )
+    course = Course(real=real, schedule=SCHEDULE, method=METHOD, draws=Draws(seed=RUN.seed))
+    task = DistillTask(course=course, hand_over=lambda latents, batch: latents[:, :, -2:])
+    train(RUN, task, state, Streams(), Path(folder), comm=comm)
+    records = read_records(Path(folder, "metrics.jsonl")) if comm.rank == 0 else []
+    return whole(state), records
+
+
+def teach_in_two(comm: Communicator, folder: str) -> list[dict[str, Tensor]]:
+    """What two updates, two more from their checkpoint, and four at once come to."""
+    states = []
+    first = teacher_state(comm)
+    teach(comm, first, Path(folder, "parts"), steps=2)
+    states.append(whole(first))
+    second = teacher_state(comm, seed=8)
+    found = last_checkpoint(Path(folder, "parts"))
+    assert found is not None
+    load(second, found)
+    teach(comm, second, Path(folder, "again"))
+    states.append(whole(second))
+    straight = teacher_state(comm)
+    teach(comm, straight, Path(folder, "straight"))
+    states.append(whole(straight))
+    return states
+
+
+def whole(state: State) -> dict[str, Tensor]:
+    """All tensors of a state, gathered."""
+    return {
+        key: getattr(value, "full_tensor", lambda value=value: value)().clone()
+        for key, value in everything(state).items()
+    }
+
+
+def alone(function: Callable, *args) -> object:
+    """What a function gives on one rank."""
+    return function(LocalCommunicator(), *args)
+
+
+def in_bf16(comm: Communicator) -> dict[str, float]:
+    """A loss with products in bf16; dtypes, as bytes, of weights and of their gradients."""
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.bfloat16, differentiable=True)
+    network = small_network(ops)
+    share_out(network, make_mesh(torch.device("cpu"), comm.size), torch.bfloat16)
+    x = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(1))
+    loss = network(x, torch.tensor([500.0]), random_conditions(1)).square().mean()
+    loss.backward()
+    found = dict(network.named_parameters())
+    gradients = [parameter.grad for parameter in found.values()]
+    return {
+        "loss": float(loss.detach()),
+        "weights": max(p.dtype.itemsize for p in found.values()),
+        "gradients": min(g.dtype.itemsize for g in gradients if g is not None),
+        "learning": float(len(gradients)),
+        "without": float(sum(g is None for g in gradients)),
+    }
