@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 livetalk dataset --synthetic 256 --size 96x96 --output clips
 livetalk train vae --data clips --output runs/vae
-livetalk train vae --output runs/vae --resume"""
-KINDS = ("vae",)
+livetalk train vae --output runs/vae --resume
+livetalk train audio --data clips --output runs/audio"""
+KINDS = "vae", "audio"
 MOST_STEPS = 10_000_000
 SAMPLE_EVERY = 100
 
@@ -59,10 +60,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "train",
-        "Train a small model on clips, on a CPU: first what codes pictures (vae). The run's folder "
-        "has its settings (run.toml), metrics, checkpoints, pictures (truth above, made below) and "
-        "at the end the weights, as 'livetalk generate' reads them. Ctrl-C saves; --resume goes on "
-        "bit for bit.",
+        "Train a small model on clips, on a CPU: what codes pictures (vae), and what hears "
+        "(audio). The run's folder has its settings (run.toml), metrics, checkpoints, pictures "
+        "(truth above, made below) and at the end the weights, as 'livetalk generate' reads them. "
+        "Ctrl-C saves; --resume goes on bit for bit.",
         EXAMPLE,
     )
     parser.add_argument("kind", choices=KINDS, help="what is trained")

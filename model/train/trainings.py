@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from .audio_task import audio_training
 from .clips import Clips
 from .demo import Kind
 from .settings import Run
@@ -12,7 +13,10 @@ from .vae_task import vae_training
 Maker = Callable[[Run, Clips, About], Training]
 
 TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
-    {"vae": lambda run, clips, about: vae_training(run, clips)}
+    {
+        "vae": lambda run, clips, about: vae_training(run, clips),
+        "audio": lambda run, clips, about: audio_training(run, clips),
+    }
 )
 
 
