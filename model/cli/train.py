@@ -2,23 +2,18 @@
 
 import argparse
 import dataclasses
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from livetalk_kernels.errors import UserError
 
 from . import common, numbers
-from .progress import LINE_SECONDS, progress_line
+from .train_view import told, until_ctrl_c
 
 if TYPE_CHECKING:
     from ..train.demo import Kind
-    from ..train.loop import Progress
     from ..train.settings import Run
     from ..train.training import About
 
@@ -26,8 +21,18 @@ EXAMPLE = """\
 livetalk dataset --synthetic 256 --size 96x96 --output clips
 livetalk train vae --data clips --output runs/vae
 livetalk train vae --output runs/vae --resume
-livetalk train audio --data clips --output runs/audio"""
-KINDS = "vae", "audio"
+livetalk train audio --data clips --output runs/audio
+livetalk train teacher --data clips --vae runs/vae --audio-encoder runs/audio \\
+    --output runs/teacher
+livetalk train distill --data clips --vae runs/vae --audio-encoder runs/audio \\
+    --teacher runs/teacher --output runs/student"""
+KINDS = "vae", "audio", "teacher", "distill"
+SOURCES = {
+    "vae": "teacher and distill",
+    "audio_encoder": "teacher and distill",
+    "teacher": "distill",
+}
+"""What is trained before -> what builds on it."""
 MOST_STEPS = 10_000_000
 SAMPLE_EVERY = 100
 
@@ -44,6 +49,9 @@ class Options:
         steps: Updates in all; None: as the settings say.
         config: File of settings.
         sample_every: Updates between two pictures.
+        vae: Folder of what was trained before.
+        audio_encoder: Likewise.
+        teacher: Likewise.
     """
 
     kind: "Kind"
@@ -53,6 +61,14 @@ class Options:
     steps: int | None
     config: Path | None
     sample_every: int
+    vae: Path | None
+    audio_encoder: Path | None
+    teacher: Path | None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What is there already, by name."""
+        return {name: str(path) for name in SOURCES if (path := getattr(self, name)) is not None}
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -60,10 +76,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "train",
-        "Train a small model on clips, on a CPU: what codes pictures (vae), and what hears "
-        "(audio). The run's folder has its settings (run.toml), metrics, checkpoints, pictures "
-        "(truth above, made below) and at the end the weights, as 'livetalk generate' reads them. "
-        "Ctrl-C saves; --resume goes on bit for bit.",
+        "Train a small model on clips, on a CPU: what codes pictures (vae), what hears "
+        "(audio), the transformer (teacher), and the same in four steps, which learns from its "
+        "own past (distill). The run's folder has its settings (run.toml), metrics, checkpoints, "
+        "pictures (truth above, made below) and at the end the weights, as 'livetalk generate' "
+        "reads them. Ctrl-C saves; --resume goes on bit for bit.",
         EXAMPLE,
     )
     parser.add_argument("kind", choices=KINDS, help="what is trained")
@@ -73,6 +90,15 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
     )
+    for name, used in zip(
+        SOURCES, ("teacher, distill", "teacher, distill", "distill"), strict=True
+    ):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=Path,
+            metavar="DIR",
+            help=f"run that has trained it; for {used}",
+        )
     parser.add_argument("--resume", action="store_true", help="go on with the run of that folder")
     parser.add_argument(
         "--steps",
@@ -111,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     if not options.resume:
         begin_folder(options.output, about)
     begin = time.perf_counter()
-    with _until_ctrl_c() as asked, _told() as tell:
+    with until_ctrl_c() as asked, told() as tell:
         files = carry_out(
             settings,
             training,
@@ -157,65 +183,16 @@ def _place(options: Options) -> tuple["About", "Run"]:
             )
         if options.data is not None:
             about = dataclasses.replace(about, data=str(options.data))
+        about = dataclasses.replace(about, sources={**about.sources, **options.sources})
     else:
         if options.data is None:
             raise UserError(
                 "--data: missing; make clips with 'livetalk dataset --synthetic 256 --output DIR'"
             )
-        about = About(kind=options.kind, data=str(options.data))
+        about = About(kind=options.kind, data=str(options.data), sources=options.sources)
         settings = (
             Run(**SETTINGS[options.kind]) if options.config is None else Run.read(options.config)
         )
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
     return about, settings
-
-
-@contextmanager
-def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Let the first signal end the run after the update, with a checkpoint; the second at once."""
-    from livetalk_kernels.runtime.signals import catch, give_back
-
-    heard = False
-
-    def caught(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        if heard:
-            signal.default_int_handler(number, frame)
-        heard = True
-        common.note("stopping after this update")
-
-    before = catch(caught)
-    try:
-        yield lambda: heard
-    finally:
-        give_back(before)
-
-
-@contextmanager
-def _told() -> Iterator[Callable[["Progress"], None]]:
-    """Show how far the run is: on a terminal all the time, else now and then."""
-    shown = float("-inf")
-    with progress_line() as line:
-
-        def tell(progress: "Progress") -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown < (0 if common.console(stderr=True).is_interactive else LINE_SECONDS):
-                return
-            shown = now
-            losses = [f"{k} {v:.4g}" for k, v in progress.numbers.items() if k.endswith("loss")]
-            line(
-                f"update {progress.step} of {progress.steps}, {', '.join(losses)}, "
-                f"{_time(progress.left)} left",
-                "",
-            )
-
-        yield tell
-
-
-def _time(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -14,6 +14,7 @@ from ..config import AudioEncoderConfig, DiTConfig, Preset, VAEConfig
 from ..encoders.wav2vec2 import Wav2Vec2
 from ..vae import VAE
 from ..weights import random_module
+from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
@@ -35,9 +36,13 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
         "vae": {"steps": 2000, "batch": 2, "learning_rate": 2e-3, "average": 0.99},
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
-        "teacher": {"steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99},
+        "teacher": {
+            "steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99,
+            "teaching": Teaching(anchored=0.6),
+        },
         "distill": {
             "steps": 200, "batch": 4, "learning_rate": 1e-4, "critic_rate": 1e-4, "average": 0.9,
+            "distillation": Distillation(guidance=Guidance(text=None)),
         },
     }
 )  # fmt: skip

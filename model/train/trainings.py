@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from .audio_task import audio_training
+from .chunk_training import distill_training, teacher_training
 from .clips import Clips
 from .demo import Kind
 from .settings import Run
@@ -16,6 +17,8 @@ TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
     {
         "vae": lambda run, clips, about: vae_training(run, clips),
         "audio": lambda run, clips, about: audio_training(run, clips),
+        "teacher": teacher_training,
+        "distill": distill_training,
     }
 )
 
