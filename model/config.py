@@ -50,7 +50,7 @@ FIXED_SWITCHES = MappingProxyType(
 )
 
 # Field of AudioEncoderConfig -> key of transformers' Wav2Vec2Config.
-_WAV2VEC2_KEYS: Mapping[str, str] = MappingProxyType(
+WAV2VEC2_KEYS: Mapping[str, str] = MappingProxyType(
     {
         "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
         "ffn_dim": "intermediate_size", "activation": "hidden_act", "eps": "layer_norm_eps",
@@ -371,12 +371,12 @@ class AudioEncoderConfig:
                 message names the file and the field.
         """
         values = read_config(path)
-        known = {name: values[key] for name, key in _WAV2VEC2_KEYS.items() if key in values}
+        known = {name: values[key] for name, key in WAV2VEC2_KEYS.items() if key in values}
         try:
             return build(cls, known)
         except ValueError as error:
             field = re.match(r"\w*", str(error))[0]  # type: ignore[index]  # matches at least ""
-            message = _WAV2VEC2_KEYS.get(field, field) + str(error).removeprefix(field)
+            message = WAV2VEC2_KEYS.get(field, field) + str(error).removeprefix(field)
             raise UserError(f"{path}: {message}; restore the published config.json") from None
 
 

@@ -168,7 +168,7 @@ def _synthetic(
         raise UserError(f"--crop {args.crop}: goes with --videos")
     program = find_program()
     seed: int = args.seed or SEED
-    split: "Split" = args.split or "train"
+    split: Split = args.split or "train"
     speech = "babble" if program is None else PROGRAM
     names = [f"{number:06d}.safetensors" for number in range(args.synthetic)]
 

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "prepare": "portrait and prompt -> avatar file",
         "generate": "avatar or portrait, and speech -> talking video",
         "dataset": "made-up or real talking faces -> clips to train with",
+        "train": "clips -> a small model of one's own, part after part",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
         "plan": "what a number of GPUs would give: time, memory, the best split",
         "diff": "how far two configurations of a model are apart, layer by layer",

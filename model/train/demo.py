@@ -1,0 +1,75 @@
+"""The model that two CPU cores train: its shape, and the settings that its trainings begin with."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.ops import Ops
+
+from ..config import AudioEncoderConfig, DiTConfig, Preset, VAEConfig
+from ..encoders.wav2vec2 import Wav2Vec2
+from ..vae import VAE
+from ..weights import random_module
+from .config import Distillation, Guidance, Teaching
+
+Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
+
+DEMO = Preset(
+    name="demo",
+    dit=DiTConfig(
+        dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
+        intermediate_dim=64, output_dim=96,
+    ),
+    vae=VAEConfig(dim=8),
+    audio=AudioEncoderConfig(
+        layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
+        pos_conv_groups=8,
+    ),
+    size=(96, 96),
+    note="what 'livetalk train' makes on a CPU",
+)  # fmt: skip
+SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
+    {
+        "vae": {"steps": 2000, "batch": 2, "learning_rate": 2e-3, "average": 0.99},
+        "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
+        "teacher": {
+            "steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99,
+            "teaching": Teaching(anchored=0.6),
+        },
+        "distill": {
+            "steps": 200, "batch": 4, "learning_rate": 1e-4, "critic_rate": 1e-4, "average": 0.9,
+            "distillation": Distillation(guidance=Guidance(text=None)),
+        },
+    }
+)  # fmt: skip
+"""Of `settings.Run`, where no file gives others."""
+
+
+def training_ops() -> Ops:
+    """Ops with gradients, on the CPU."""
+    return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+
+
+def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:
+    """A VAE of random weights, frozen, in the schedule that has the faster gradients on a CPU."""
+    with torch.device("meta"):
+        vae = VAE(config, training_ops(), reuse=False)
+    _fill(vae, seed)
+    vae.prepare()
+    return vae
+
+
+def new_audio_network(seed: int, config: AudioEncoderConfig = DEMO.audio) -> Wav2Vec2:
+    """An audio encoder of random weights, frozen; its weight norm is folded."""
+    with torch.device("meta"):
+        network = Wav2Vec2(config)
+    _fill(network, seed)
+    return network
+
+
+def _fill(module: nn.Module, seed: int) -> None:
+    random_module(module, seed=seed, dtype=torch.float32, device="cpu")

@@ -1,0 +1,147 @@
+"""What the frozen networks say of clips: computed once for each clip, and kept in memory.
+
+A clip is cut into chunks as a stream is: each repeats the last five frames of the one before, and
+hears the last seconds up to its own end. Its portrait is its last frame, which no chunk has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels.errors import UserError
+
+from ..config import CHUNK_FRAMES, MOTION_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
+from ..encoders.audio import AudioEncoder, AudioStream
+from ..stream.chunk import from_uint8
+from ..vae import VAE
+from .clips import Clips
+from .draws import Draws
+from .mouth import FPS, HOP
+from .settings import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A clip of K chunks.
+
+    Attributes:
+        latents: [K, 16, 9, h, w].
+        windows: [K, 33, window, layers, channels] audio features.
+        portrait: [16, 9, h, w] latents of the portrait and grey.
+        picture: [3, 1, H, W] the portrait, -1 to 1.
+    """
+
+    latents: Tensor
+    windows: Tensor
+    portrait: Tensor
+    picture: Tensor
+
+
+class FeatureData:
+    """Batches for the transformer: single chunks, or several in a row from a clip's begin."""
+
+    def __init__(
+        self,
+        clips: Clips,
+        run: Run,
+        vae: VAE,
+        encoder: AudioEncoder,
+        config: DiTConfig,
+        *,
+        chunks: int | None = None,
+    ) -> None:
+        """Look for clips that are long enough.
+
+        Args:
+            clips: The clips.
+            run: The settings.
+            vae: Frozen.
+            encoder: Frozen.
+            config: Of the transformer, which says how large its constants are.
+            chunks: How many in a row; None: single ones, from anywhere.
+
+        Raises:
+            UserError: There are none.
+        """
+        self._clips, self._run, self._draws = clips, run, Draws(seed=run.seed)
+        self._vae, self._encoder, self._config, self._chunks = vae, encoder, config, chunks
+        counts = [(entry.frames - MOTION_FRAMES - 1) // NEW_FRAMES for entry in clips.index.clips]
+        self._usable = [clip for clip, count in enumerate(counts) if count >= (chunks or 1)]
+        if not self._usable:
+            seconds = (MOTION_FRAMES + 1 + NEW_FRAMES * (chunks or 1)) / FPS
+            raise UserError(
+                f"{clips.folder}: no clip has {chunks or 1} chunks in a row; make clips of "
+                f"{seconds:.1f} --seconds or more"
+            )
+        self._kept: dict[int, Features] = {}
+
+    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        """What `tasks` lists for the stage."""
+        first = micro * self._run.micro_batch
+        samples = range(first, first + self._run.micro_batch)
+        which, where = (
+            self._draws.uniform(f"chunk {what}", step=step, samples=samples).tolist()
+            for what in ("clip", "place")
+        )
+        last = len(self._usable) - 1
+        rows = [self._features(self._usable[min(int(w * (last + 1)), last)]) for w in which]
+        batch = self._batch(rows)
+        if self._chunks is None:
+            places = [
+                min(int(share * len(row.latents)), len(row.latents) - 1)
+                for share, row in zip(where, rows, strict=True)
+            ]
+            return batch | {
+                name: torch.stack([getattr(r, name)[p] for r, p in zip(rows, places, strict=True)])
+                for name in ("latents", "windows")
+            }
+        latents, windows = (
+            torch.stack([getattr(row, name)[: self._chunks] for row in rows])
+            for name in ("latents", "windows")
+        )
+        found = {"windows": windows, "start": batch["portrait"][:, :, :1]}
+        method = self._run.distillation
+        if method.history == "oracle" or method.regression:
+            found |= {"latents": latents, "motion": latents[:, :, :, :MOTION_LATENTS]}
+        return batch | found
+
+    def first_chunk(self) -> Mapping[str, Tensor]:
+        """The first chunk of the first clip, as a batch of one."""
+        row = self._features(self._usable[0])
+        return self._batch([row]) | {"latents": row.latents[:1], "windows": row.windows[:1]}
+
+    def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
+        """What all chunks of a clip have."""
+        return {
+            "portrait": torch.stack([row.portrait for row in rows]),
+            "picture": torch.stack([row.picture for row in rows]),
+            "text": torch.zeros(len(rows), 1, self._config.text_dim),
+            "image": torch.zeros(len(rows), self._config.image_len, self._config.image_dim),
+        }
+
+    def _features(self, clip: int) -> Features:
+        if clip not in self._kept:
+            self._kept[clip] = self._compute(clip)
+        return self._kept[clip]
+
+    @torch.no_grad()
+    def _compute(self, clip: int) -> Features:
+        frames, sound = self._clips.frames(clip), self._clips.sound(clip)
+        video = from_uint8(frames.permute(3, 0, 1, 2)[None], torch.float32)
+        stream = AudioStream(self._encoder, fps=FPS, frames=CHUNK_FRAMES)
+        latents, windows, heard = [], [], 0
+        for start in range(0, len(frames) - CHUNK_FRAMES, NEW_FRAMES):
+            end = start + CHUNK_FRAMES
+            latents.append(self._vae.encode(video[:, :, start:end])[0])
+            windows.append(stream.push(sound[heard * HOP : end * HOP]))
+            heard = end
+        picture = video[:, :, -1:]
+        grey = torch.zeros_like(picture).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
+        return Features(
+            latents=torch.stack(latents),
+            windows=torch.stack(windows),
+            portrait=self._vae.encode(torch.cat((picture, grey), dim=2))[0],
+            picture=picture[0],
+        )

@@ -1,0 +1,32 @@
+"""The trainings by name."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from .audio_task import audio_training
+from .chunk_training import distill_training, teacher_training
+from .clips import Clips
+from .demo import Kind
+from .settings import Run
+from .training import About, Training
+from .vae_task import vae_training
+
+Maker = Callable[[Run, Clips, About], Training]
+
+TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
+    {
+        "vae": lambda run, clips, about: vae_training(run, clips),
+        "audio": lambda run, clips, about: audio_training(run, clips),
+        "teacher": teacher_training,
+        "distill": distill_training,
+    }
+)
+
+
+def make_training(about: About, run: Run, clips: Clips) -> Training:
+    """Make a run's training ready.
+
+    Raises:
+        UserError: The clips or what it builds on are no good.
+    """
+    return TRAININGS[about.kind](run, clips, about)

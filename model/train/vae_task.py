@@ -1,0 +1,202 @@
+"""The training of the VAE: what it sees, what it learns by, and what the product reads of it.
+
+Crops first, since most is learnt from them in the least time; from the first third of the updates
+on up to 33 frames, since a VAE that saw shorter videos alone drifts in colour; whole pictures in
+the last third, whose edges and attention no crop shows.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import VAE_FILE
+from ..config import CHUNK_FRAMES
+from ..vae import VAE
+from .clips import Clips
+from .demo import new_vae
+from .draws import Draws
+from .export import export_vae
+from .loop import At
+from .picture_losses import mouth_weight, vae_loss
+from .saving import State
+from .settings import Run
+from .training import Training, averaged, start_state, truth_above
+from .windows import WindowReader, Windows
+
+VAE_TURN = "vae"
+SHORT, MIDDLE, LONG = 9, 17, CHUNK_FRAMES
+"""Frames of a window."""
+GREY = 0.125
+"""Share of the samples that are a picture and grey behind it, as a portrait's latents need."""
+_CROP = 16  # sides of crops are multiples
+_LEAST_CROP = 32
+_SAMPLES = 8  # that the statistics are taken of
+_FLAT = 1e-3  # spread below which a latent's channel says nothing
+
+
+def vae_training(run: Run, clips: Clips) -> Training:
+    """A new VAE to be trained.
+
+    Raises:
+        UserError: No clip is long enough.
+    """
+    vae, data = new_vae(run.seed).requires_grad_(), VaeData(clips, run)
+    state = start_state(run, {VAE_TURN: vae}, {VAE_TURN: run.learning_rate})
+    reader = WindowReader(clips, Draws(seed=run.seed), frames=MIDDLE)
+    seen = reader.read(step=0, samples=[0], purpose="vae sample").pictures()
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        with averaged(state, VAE_TURN) as network:
+            return truth_above(seen[0], round_trip(network, seen)[0])
+
+    def finish(folder: Path) -> Sequence[Path]:
+        export_vae(finished_vae(state, clips, run), folder)
+        return [folder / VAE_FILE]
+
+    return Training(task=VaeTask(), state=state, data=data, sample=sample, finish=finish)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeTask:
+    """Code, decode, compare."""
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The VAE, always."""
+        return (VAE_TURN,)
+
+    def loss(
+        self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """`vae_loss`, and the mean difference of a colour in 0..255."""
+        made = round_trip(state.networks[turn], batch["video"])
+        loss = vae_loss(made, batch["video"], batch["weight"])
+        off = (made.detach() - batch["video"]).abs().mean()
+        return loss, {"levels": 127.5 * float(off)}
+
+
+class VaeData:
+    """Pieces of clips, as long and as large as the update wants them."""
+
+    def __init__(self, clips: Clips, run: Run) -> None:
+        """Look for clips that are long enough.
+
+        Raises:
+            UserError: There are none.
+        """
+        self._clips, self._run, self._draws = clips, run, Draws(seed=run.seed)
+        self._readers = {
+            frames: WindowReader(clips, self._draws, frames=frames)
+            for frames in (SHORT, MIDDLE, LONG)
+        }
+
+    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        """``video`` [B, 3, F, h, w], -1 to 1, and ``weight`` [B, F, h, w]."""
+        first = micro * self._run.micro_batch
+        samples = range(first, first + self._run.micro_batch)
+        frames, cropped = self._shape(step, micro)
+        windows = self._readers[frames].read(step=step, samples=samples, purpose="vae")
+        video, weight = self._whole(windows, step, samples)
+        if not cropped:
+            return {"video": video, "weight": weight}
+        size = crop_size(self._clips.index.size)
+        places = [
+            self._draws.uniform(f"vae crop {axis}", step=step, samples=samples)
+            for axis in ("row", "column")
+        ]
+        return {
+            "video": _cropped(video, places, size),
+            "weight": _cropped(weight, places, size),
+        }
+
+    def _shape(self, step: int, micro: int) -> tuple[int, bool]:
+        """Frames of an update, and whether it has crops."""
+        third = 3 * step // self._run.steps
+        if third == 0:
+            return SHORT, True
+        if third == 1:
+            return LONG, True
+        lengths = SHORT, MIDDLE, LONG
+        return lengths[self._draws.below(3, "vae frames", step=step, micro=micro)], False
+
+    def _whole(self, windows: Windows, step: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        video, index = windows.pictures(), self._clips.index
+        weight = mouth_weight(windows.truth, index.truth, index.size)
+        grey = self._draws.uniform("vae grey", step=step, samples=samples) < GREY
+        there = windows.condition()[:, :, : video.shape[2]]
+        return (
+            torch.where(grey.view(-1, 1, 1, 1, 1), there, video),
+            weight.masked_fill(grey.view(-1, 1, 1, 1), 1.0),
+        )
+
+
+def round_trip(vae: nn.Module, video_BCTHW: Tensor) -> Tensor:
+    """Pictures coded and decoded, not clamped."""
+    assert isinstance(vae, VAE)
+    return vae.decode(vae.encode(video_BCTHW), clamp=False)
+
+
+def crop_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Half of each side, in whole steps of 16, but not too small."""
+    rows, columns = (min(s, max(_LEAST_CROP, s // 2 // _CROP * _CROP)) for s in size)
+    return rows, columns
+
+
+def finished_vae(state: State, clips: Clips, run: Run) -> VAE:
+    """The VAE as it is used: averaged where there is an average, its latents in the usual range."""
+    network = state.networks[VAE_TURN]
+    assert isinstance(network, VAE)
+    vae = copy.deepcopy(network)
+    if VAE_TURN in state.averages:
+        state.averages[VAE_TURN].copy_to(vae)
+    vae.requires_grad_(False).prepare()
+    reader = WindowReader(clips, Draws(seed=run.seed), frames=LONG)
+    windows = (
+        reader.read(step=0, samples=[sample], purpose="vae statistics")
+        for sample in range(_SAMPLES)
+    )
+    fold_statistics(vae, torch.cat([vae.encode(window.pictures()) for window in windows]))
+    return vae
+
+
+@torch.no_grad()
+def fold_statistics(vae: VAE, latents_BCTHW: Tensor) -> None:
+    """Change the two outermost convolutions of the latents so that each channel is about N(0, 1).
+
+    The product normalises latents by published numbers, which are those of other weights. With
+    ``a`` and ``b`` the mean and spread of what that gives here, coding becomes ``(n - a) / b``, and
+    decoding undoes it: the pictures stay the same.
+
+    Args:
+        vae: Frozen; changed in place.
+        latents_BCTHW: What it makes of videos, normalised by the published numbers.
+    """
+    spread_C, a_C = torch.std_mean(latents_BCTHW.double(), dim=(0, 2, 3, 4))
+    b_C = spread_C.clamp_min(_FLAT)
+    mean_C, std_C = (torch.tensor(v, dtype=torch.double) for v in (vae.config.mean, vae.config.std))
+    shift_C = mean_C + a_C * std_C
+    coder, decoder, count = vae.conv1, vae.conv2, vae.config.z_dim
+    weight = coder.weight[:count].double() / b_C.view(-1, 1, 1, 1, 1)
+    bias = (coder.bias[:count].double() - shift_C) / b_C + mean_C
+    coder.weight[:count], coder.bias[:count] = weight.float(), bias.float()
+    taps_OC = decoder.weight.double().flatten(1)
+    decoder.bias += (taps_OC @ (shift_C - b_C * mean_C)).float()
+    decoder.weight.copy_((taps_OC * b_C).view_as(decoder.weight).float())
+    vae.prepare()
+
+
+def _cropped(pixels: Tensor, places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """A piece of each sample [..., H, W], where two shares in 0..1 say."""
+    rows, columns = (
+        (share_B * (side - wanted + 1)).long().clamp(max=side - wanted).tolist()
+        for share_B, side, wanted in zip(places, pixels.shape[-2:], size, strict=True)
+    )
+    pieces = [
+        sample[..., row : row + size[0], column : column + size[1]]
+        for sample, row, column in zip(pixels, rows, columns, strict=True)
+    ]
+    return torch.stack(pieces)

@@ -1,0 +1,75 @@
+"""The transformer's trainings on what frozen networks say of clips."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from train_clips import make_clips
+
+from livetalk_kernels.errors import UserError
+from livetalk_model.checkpoint import CheckpointFolder
+from livetalk_model.train.audio_export import export_audio
+from livetalk_model.train.chunk_training import distill_training, teacher_training
+from livetalk_model.train.clips import Clips
+from livetalk_model.train.config import Distillation, Guidance, Teaching
+from livetalk_model.train.demo import new_audio_network, new_vae
+from livetalk_model.train.export import export_vae
+from livetalk_model.train.loop import train
+from livetalk_model.train.settings import Run
+from livetalk_model.train.training import About, Training
+from livetalk_model.train.vae_task import fold_statistics
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Clips, About]:
+    """A clip of two chunks, and what a transformer is trained with, of random weights."""
+    folder = tmp_path_factory.mktemp("chunks")
+    clips = make_clips(folder / "clips", seconds=2.5)
+    vae = new_vae(0)
+    frames = clips.frames(0)[:33].permute(3, 0, 1, 2)[None] / 127.5 - 1
+    fold_statistics(vae, vae.encode(frames))
+    (folder / "vae").mkdir()
+    export_vae(vae, folder / "vae")
+    export_audio(new_audio_network(0), folder / "audio")
+    sources = {"vae": str(folder / "vae"), "audio_encoder": str(folder / "audio")}
+    return clips, About(kind="teacher", data=str(clips.folder), sources=sources)
+
+
+def go(run: Run, training: Training, folder: Path, turn: str) -> list[float]:
+    """Train; the losses of a turn."""
+    losses = []
+    assert train(run, training.task, training.state, training.data, folder,
+                 tell=lambda p: losses.append(p.numbers[f"{turn} loss"]))  # fmt: skip
+    return losses
+
+
+def test_both_stages_learn_one_clip(made, tmp_path):
+    clips, about = made
+    run = Run(steps=16, batch=2, learning_rate=2e-3, average=0.5, teaching=Teaching(anchored=0.6))
+    training = teacher_training(run, clips, about)
+    losses = go(run, training, tmp_path, "teacher")
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4]), losses
+    folder = tmp_path / "teacher"
+    files = {file.name for file in training.finish(folder)}
+    assert files == {path.name for path in folder.iterdir()} - {"config.json"}
+    assert CheckpointFolder(folder).dit_config(2, 96).dim == 192
+    assert training.sample().shape == (64, 8 * 32, 3)
+
+    method = Distillation(chunks=2, generator_every=1, guidance=Guidance(text=None))
+    run = Run(steps=8, batch=1, learning_rate=1e-4, critic_rate=2e-3, distillation=method)
+    about = About(kind="distill", data=about.data, sources={**about.sources, "teacher": folder})
+    training = distill_training(run, clips, about)
+    before = [value.clone() for value in training.state.networks["student"].parameters()]
+    losses = go(run, training, tmp_path / "distill", "critic")
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
+    after = training.state.networks["student"].parameters()
+    assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_what_is_missing_is_named(made):
+    clips, about = made
+    run = Run(steps=1, batch=1)
+    with pytest.raises(UserError, match="--vae: missing; train it with 'livetalk train vae'"):
+        teacher_training(run, clips, About(kind="teacher", data=about.data))
+    with pytest.raises(UserError, match="--teacher: missing"):
+        distill_training(run, clips, about)

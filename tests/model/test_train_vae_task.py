@@ -1,0 +1,125 @@
+"""The VAE's training: what it sees and when, that it learns, resumes, and is used as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from train_clips import make_clips
+from train_runs import everything, same
+from train_samples import small_vae
+
+from livetalk_model.train import vae_task
+from livetalk_model.train.clips import Clips
+from livetalk_model.train.loop import train
+from livetalk_model.train.picture_losses import MOUTH, mouth_weight, vae_loss
+from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.settings import Run
+from livetalk_model.train.vae_task import VaeData, crop_size, fold_statistics, vae_training
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Clips:
+    return make_clips(tmp_path_factory.mktemp("vae") / "clips")
+
+
+def small_run(steps: int = 6, **settings) -> Run:
+    return Run(**{"steps": steps, "batch": 1, "learning_rate": 3e-3, "average": 0.9} | settings)
+
+
+def test_crops_come_first_and_long_windows_from_the_first_third_on(tmp_path):
+    """And whole pictures in the last."""
+    clips = make_clips(tmp_path / "clips", size=(64, 80))
+    data = VaeData(clips, small_run(30))
+    shapes = [tuple(data.batch(step, 0)["video"].shape[2:]) for step in range(30)]
+    assert shapes[:10] == [(9, 32, 32)] * 10
+    assert shapes[10:20] == [(33, 32, 32)] * 10
+    assert {shape[1:] for shape in shapes[20:]} == {(64, 80)}
+    assert {shape[0] for shape in shapes[20:]} == {9, 17, 33}
+    assert crop_size((96, 96)) == (48, 48) and crop_size((16, 256)) == (16, 128)
+
+
+def test_batches_depend_on_their_number_alone_and_hold_grey_frames(clips):
+    one, other = (VaeData(clips, small_run(300)) for _ in range(2))
+    batches = [one.batch(step, 0) for step in range(60)]
+    assert all(
+        torch.equal(batches[step][name], other.batch(step, 0)[name])
+        for step in (40, 7)
+        for name in ("video", "weight")
+    )
+    grey = [bool((batch["video"][:, :, 1:].abs() < 0.01).all()) for batch in batches]
+    assert 1 <= sum(grey) <= 20
+
+
+def test_the_mouth_counts_more(clips):
+    """Where it is: the pixels that change most lie where the weight is high."""
+    index = clips.index
+    weight = mouth_weight(clips.truth(0)[None], index.truth, index.size)[0]
+    motion = clips.frames(0).float().diff(dim=0).abs().mean(dim=(0, 3))
+    assert weight.min() >= 1 and 0.8 * MOUTH < weight.max() <= MOUTH
+    most = motion.flatten().topk(10).indices
+    assert weight.mean(0).flatten()[most].median() > 2
+    assert (mouth_weight(torch.zeros(1, 5, 0), (), (16, 16)) == 1).all()
+
+
+def test_every_part_of_the_loss_counts():
+    true, weight = torch.zeros(1, 3, 3, 16, 16), torch.ones(1, 3, 16, 16)
+    assert vae_loss(true, true, weight) == 0
+    even = true + 0.1
+    assert vae_loss(even, true, weight) == pytest.approx(0.1 + 0.1)  # pixels and coarse colour
+    checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2 - 1
+    assert vae_loss(true + 0.1 * checks, true, weight) == pytest.approx(0.1 + 0.5 * 0.4)
+    flicker = even * torch.tensor([1.0, -1.0, 1.0]).view(1, 1, 3, 1, 1)
+    assert vae_loss(flicker, true, weight) == pytest.approx(0.1 + 0.1 + 0.5 * 0.2)
+    assert vae_loss(even, true, 2 * weight) == pytest.approx(0.2 + 0.1)
+
+
+def go(run: Run, clips: Clips, folder: Path, until: int) -> tuple[State, list[float]]:
+    """Begin a run, or go on with it, up to an update; the losses that it had."""
+    training, losses = vae_training(run, clips), []
+    if (there := last_checkpoint(folder)) is not None:
+        load(training.state, there)
+    train(
+        run, training.task, training.state, training.data, folder,
+        asked=lambda: training.state.step == until,
+        tell=lambda progress: losses.append(progress.numbers["vae levels"]),
+    )  # fmt: skip
+    return training.state, losses
+
+
+def test_a_few_steps_lower_the_loss(clips, tmp_path):
+    _, losses = go(small_run(60, seed=1), clips, tmp_path, until=16)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
+
+
+def test_resuming_is_bit_equal(clips, tmp_path):
+    run = small_run(12)
+    whole, _ = go(run, clips, tmp_path / "whole", until=4)
+    go(run, clips, tmp_path / "parts", until=2)
+    parts, losses = go(run, clips, tmp_path / "parts", until=4)
+    assert len(losses) == 2 and same(everything(whole), everything(parts))
+
+
+def test_statistics_are_folded_into_the_latents_alone():
+    """The latents get mean 0 and spread 1, the pictures stay the same."""
+    vae = small_vae(reuse=False)
+    video = torch.randn(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    latents = vae.encode(video)
+    before = vae.decode(latents, clamp=False)
+    fold_statistics(vae, latents)
+    after = vae.encode(video)
+    spread, mean = torch.std_mean(after, dim=(0, 2, 3, 4))
+    assert mean.abs().max() < 1e-4 and (spread - 1).abs().max() < 1e-4
+    assert (vae.decode(after, clamp=False) - before).abs().max() < 1e-4 * before.abs().max()
+    assert (latents - after).abs().max() > 0.1
+
+
+def test_the_finished_vae_is_the_averaged_one(clips, monkeypatch):
+    monkeypatch.setattr(vae_task, "_SAMPLES", 1)
+    run = small_run()
+    state = vae_training(run, clips).state
+    for value in state.averages["vae"].weights.values():
+        value.mul_(1.1)
+    vae = vae_task.finished_vae(state, clips, run)
+    name = "decoder.head.2.weight"
+    assert torch.allclose(vae.get_parameter(name), 1.1 * state.networks["vae"].get_parameter(name))
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
