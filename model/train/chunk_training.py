@@ -112,7 +112,7 @@ def _training(
                 ),
             )
             latents = take_step(network, at)
-        return truth_above(*(vae.decode(part)[0] for part in (seen["latents"], latents)))
+        return truth_above(vae.decode(seen["latents"])[0], vae.decode(latents)[0])
 
     def finish(folder: Path) -> Sequence[Path]:
         network = state.networks[made]

@@ -184,7 +184,7 @@ def fold_statistics(vae: VAE, latents_BCTHW: Tensor) -> None:
     bias = (coder.bias[:count].double() - shift_C) / b_C + mean_C
     coder.weight[:count], coder.bias[:count] = weight.float(), bias.float()
     taps_OC = decoder.weight.double().flatten(1)
-    decoder.bias += (taps_OC @ (shift_C - b_C * mean_C)).float()
+    decoder.bias.add_((taps_OC @ (shift_C - b_C * mean_C)).float())
     decoder.weight.copy_((taps_OC * b_C).view_as(decoder.weight).float())
     vae.prepare()
 
