@@ -33,7 +33,7 @@ def poison(stage: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poisoned(self: object, given: object) -> torch.Tensor:
         output: torch.Tensor = sound(self, given).clone()
-        output.view(-1)[-1] = value
+        output[(-1,) * output.ndim] = value
         return output
 
     monkeypatch.setattr(kind, name, poisoned)
