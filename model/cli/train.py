@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..train.training import About
 
 EXAMPLE = """\
-livetalk dataset --synthetic 256 --size 96x96 --output clips
 livetalk train vae --data clips --output runs/vae
 livetalk train vae --output runs/vae --resume
 livetalk train audio --data clips --output runs/audio
