@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from ..train.training import About
 
 EXAMPLE = """\
-livetalk dataset --synthetic 256 --size 96x96 --output clips
 livetalk train vae --data clips --output runs/vae
 livetalk train vae --output runs/vae --resume
 livetalk train audio --data clips --output runs/audio
-livetalk train teacher --data clips --vae runs/vae --audio-encoder runs/audio \\
-    --output runs/teacher
-livetalk train distill --data clips --vae runs/vae --audio-encoder runs/audio \\
-    --teacher runs/teacher --output runs/student"""
+livetalk train teacher --data clips --vae runs/vae \\
+    --audio-encoder runs/audio --output runs/teacher
+livetalk train distill --data clips --vae runs/vae \\
+    --audio-encoder runs/audio --teacher runs/teacher --output runs/student"""
 KINDS = "vae", "audio", "teacher", "distill"
 SOURCES = {
     "vae": "teacher and distill",
