@@ -75,8 +75,8 @@ class Preparer:
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
         shape["vae"] = dataclasses.asdict(vae.config)
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-        sixteen = weight.to("cpu", torch.bfloat16).contiguous()
-        digest.update(sixteen.view(torch.int16).numpy().tobytes())
+        assert vae.sample is not None, "the VAE is prepared"
+        digest.update(vae.sample.view(torch.int16).numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:12]
 
     def prepare(

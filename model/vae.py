@@ -16,6 +16,7 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.halo import WHOLE, Whole
 
 from .config import VAEConfig
+from .packed_weight import is_shape_only
 from .vae_layers import (
     AttentionBlock,
     CausalConv,
@@ -133,8 +134,11 @@ class VAE(nn.Module):
         reuse: Do less work for the same numbers (see `vae_layers`); False is the published
             schedule.
         fuse_bias: Biases of the residual blocks are added by the norm or sum behind them.
+        sample: The weight of ``conv1``, bf16 on the CPU, by which the model is recognised: a
+            backend may leave no weights but in an order of its own.
     """
 
+    sample: Tensor | None = None
     latent_mean: Tensor | None
     latent_std: Tensor | None
 
@@ -159,7 +163,10 @@ class VAE(nn.Module):
     @torch.no_grad()
     def prepare(self) -> None:
         """Derive what the weights determine, once they have their final values and device."""
-        device = self.conv1.weight.device
+        weight = self.conv1.weight
+        device = weight.device
+        if device.type != "meta" and not is_shape_only(weight):
+            self.sample = weight.to("cpu", torch.bfloat16).contiguous()
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.config, name), device=device)
             setattr(self, f"latent_{name}", values.view(-1, 1, 1, 1))
