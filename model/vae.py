@@ -166,7 +166,7 @@ class VAE(nn.Module):
         weight = self.conv1.weight
         device = weight.device
         if device.type != "meta" and not is_shape_only(weight):
-            self.sample = weight.to("cpu", torch.bfloat16).contiguous()
+            self.sample = weight.detach().to("cpu", torch.bfloat16, copy=True).contiguous()
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.config, name), device=device)
             setattr(self, f"latent_{name}", values.view(-1, 1, 1, 1))
