@@ -19,11 +19,11 @@ from race import NO_TIME, Budget, Output, add_time_options, brief, resolve, run_
 
 from livetalk_kernels import UserError
 from livetalk_kernels.bench.cases import select_cases, too_large, too_long
-from livetalk_kernels.bench.heap import keep_freed_memory
 from livetalk_kernels.bench.report import RED, TIMED
 from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import Settings, bench_case
 from livetalk_kernels.bench.score import Score, Standing
+from livetalk_kernels.heap import keep_freed_memory
 from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.registry import load_op, op_names

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from livetalk_kernels.bench.cases import select_cases, too_large, too_long
-from livetalk_kernels.bench.heap import keep_freed_memory
 from livetalk_kernels.bench.roofline import Limits
 from livetalk_kernels.bench.runner import is_interpreted, make_inputs
 from livetalk_kernels.bench.timers import make_timer
 from livetalk_kernels.bench.verify import Judge
+from livetalk_kernels.heap import keep_freed_memory
 from livetalk_kernels.machine import machine
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Case

@@ -11,6 +11,7 @@ from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.ops import Ops
 
 from .checkpoint import CheckpointFolder
@@ -250,6 +251,7 @@ class ModelSource:
             vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
         rounded = self._fill(vae, None if folder is None else folder.vae, None)
         vae.prepare()
+        give_back_freed_memory()
         return Preparer(
             config=config,
             vae=vae,
@@ -285,6 +287,7 @@ class ModelSource:
         host = dit.avatar_parameters() if self.spares_memory else frozenset()
         weights = None if self.folder is None else self.folder.dit
         rounded = self._fill(dit, weights, dit.key_map(), host)
+        give_back_freed_memory()
         return Pipeline(
             dit=dit,
             audio_encoder=encoder,

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..heap import CALLS_UNTIL_KEPT
 from ..machine import last_level_cache
 from ..spec import Arguments
-from .heap import CALLS_UNTIL_KEPT
 
 Run = Callable[..., Any]
 Sampler = Callable[[], float]

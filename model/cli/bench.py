@@ -239,10 +239,10 @@ def _bench(
     import torch
 
     from livetalk_kernels.bench.cases import ALL_LARGE, too_long
-    from livetalk_kernels.bench.heap import keep_freed_memory
     from livetalk_kernels.bench.report import RED, SCHEMA
     from livetalk_kernels.bench.roofline import Limits
     from livetalk_kernels.bench.runner import bench_case
+    from livetalk_kernels.heap import keep_freed_memory
     from livetalk_kernels.machine import machine
 
     from .bench_tables import print_result

@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An option or the file is no good.
     """
-    from livetalk_kernels.bench.heap import keep_freed_memory
     from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.heap import keep_freed_memory
     from livetalk_kernels.inputs import find
     from livetalk_kernels.outputs import write_json
     from livetalk_kernels.tuning import Tuning, TuningKey

@@ -23,7 +23,6 @@ from livetalk_kernels.bench import timer as timer_module
 from livetalk_kernels.bench.baseline import compile_reference
 from livetalk_kernels.bench.capture import command_line
 from livetalk_kernels.bench.cases import parse_shape, select_cases, too_large, too_long
-from livetalk_kernels.bench.heap import keep_freed_memory
 from livetalk_kernels.bench.report import (
     Result,
     Row,
@@ -36,6 +35,7 @@ from livetalk_kernels.bench.runner import Settings, bench_case, contestants, mak
 from livetalk_kernels.bench.timer import CpuTimer, Summary, interleave, ratio
 from livetalk_kernels.bench.verify import Judge
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.heap import keep_freed_memory
 from livetalk_kernels.machine import last_level_cache, machine
 from livetalk_kernels.precision import FP8
 from livetalk_kernels.registry import load_backend, load_op, op_names
