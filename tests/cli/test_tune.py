@@ -7,7 +7,8 @@ import pytest
 import torch
 from cli_tools import FAST, generate, refused
 
-from livetalk_kernels.bench import heap, roofline, timer, tune
+from livetalk_kernels import heap
+from livetalk_kernels.bench import roofline, timer, tune
 from livetalk_kernels.bench.tune import Outcome, Tuner
 from livetalk_kernels.tuning import Tuning, TuningKey
 from livetalk_model.cli.main import main
