@@ -10,7 +10,8 @@ import pytest
 import torch
 from cli_tools import refused
 
-from livetalk_kernels.bench import heap, roofline, runner, timer
+from livetalk_kernels import heap
+from livetalk_kernels.bench import roofline, runner, timer
 from livetalk_kernels.errors import UserError
 from livetalk_model.cli.main import main
 

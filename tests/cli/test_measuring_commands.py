@@ -12,8 +12,9 @@ import pytest
 from cli_tools import generate, refused, write_wav
 from PIL import Image
 
+from livetalk_kernels import heap
 from livetalk_kernels import machine as machine_module
-from livetalk_kernels.bench import heap, roofline, timer, tune
+from livetalk_kernels.bench import roofline, timer, tune
 from livetalk_kernels.bench.timer import CpuTimer
 from livetalk_kernels.machine import Memory
 from livetalk_kernels.testing.trace import trace_problems

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
+from livetalk_kernels import heap
 from livetalk_kernels.bench import clocks as clocks_module
-from livetalk_kernels.bench import comm, cuda_timer, heap, roofline, runner
+from livetalk_kernels.bench import comm, cuda_timer, roofline, runner
 from livetalk_kernels.bench.clocks import Clocks, read_clocks, remark
 from livetalk_kernels.bench.cuda_timer import GRAPHS, LAUNCHES, CudaTimer
 from livetalk_kernels.bench.roofline import make_probes
