@@ -10,8 +10,8 @@ from livetalk_kernels.runtime.signals import Before, SignalThread, catch, give_b
 from . import common
 
 
-class Interrupts:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt, but never in held code.
+class _Signals:
+    """Catches SIGINT, SIGTERM and SIGHUP in the main thread while the object is entered.
 
     The second one ends the process at once, with exit code 130, wherever it is. A signal that was
     ignored before (``nohup``, a job in the background) stays ignored.
@@ -20,15 +20,9 @@ class Interrupts:
         left: Told at the second signal: which file is left, in which state.
     """
 
-    def __init__(self, *, stopping: Callable[[], None] | None = None) -> None:
-        """Nothing is caught until the object is entered, in the main thread.
-
-        Args:
-            stopping: Called in the main thread at the first signal, `Watchdog.stopping`.
-        """
-        self.left = ""
-        self._stopping = stopping
-        self._held = self._waiting = self._raised = False
+    def __init__(self, left: str = "", *, told: str = "") -> None:
+        """Nothing is caught until the object is entered; ``told`` is said at the first signal."""
+        self.left, self._told = left, told
         self._heard = 0
         self._before: Before = {}
 
@@ -47,6 +41,33 @@ class Interrupts:
         """Give the signals back."""
         give_back(self._before)
         self._thread.__exit__(kind, error, trace)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, at any signal."""
+        raise NotImplementedError
+
+    def _count(self) -> None:
+        """In a thread of its own, also while the main thread is blocked in C++."""
+        self._heard += 1
+        if self._heard > 1:
+            say(f"killed{self.left and '; '}{self.left}")
+            os._exit(common.INTERRUPTED)
+        if self._told:
+            say(self._told)
+
+
+class Interrupts(_Signals):
+    """Turns the first signal into KeyboardInterrupt, but never in held code."""
+
+    def __init__(self, *, stopping: Callable[[], None] | None = None) -> None:
+        """See the base class.
+
+        Args:
+            stopping: Called in the main thread at the first signal, `Watchdog.stopping`.
+        """
+        super().__init__()
+        self._stopping = stopping
+        self._held = self._waiting = self._raised = False
 
     def hold(self) -> None:
         """From here on a signal waits."""
@@ -68,58 +89,26 @@ class Interrupts:
             self._raised = True
             raise KeyboardInterrupt
 
-    def _count(self) -> None:
-        """In a thread of its own, also while the main thread is blocked in C++."""
-        self._heard += 1
-        if self._heard > 1:
-            say(f"killed{self.left and '; '}{self.left}")
-            os._exit(common.INTERRUPTED)
 
+class Wish(_Signals):
+    """Hears the first signal as a wish to stop, which the run looks for.
 
-class Wish:
-    """Hears the first SIGINT, SIGTERM or SIGHUP as a wish to stop, which the run looks for.
-
-    The second one ends the process at once, with exit code 130, wherever it is. Inside a
-    `Watchdog` its ``patience`` says how long the run may take.
+    Inside a `Watchdog` its ``patience`` says how long the run may take.
     """
 
     def __init__(self, stopping: str, left: str) -> None:
-        """Nothing is caught until the object is entered, in the main thread.
+        """See the base class.
 
         Args:
             stopping: Told at the first signal.
             left: Told at the second: what is left, in which state.
         """
-        self._stopping, self._left = stopping, left
-        self._asked, self._heard = False, 0
-        self._before: Before = {}
+        super().__init__(left, told=stopping)
+        self._asked = False
 
     def __call__(self) -> bool:
         """Whether the run is to stop."""
         return self._asked
 
-    def __enter__(self) -> Self:
-        """Catch the signals."""
-        self._thread = SignalThread(self._count).__enter__()
-        self._before = catch(self._caught)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
-        give_back(self._before)
-        self._thread.__exit__(kind, error, trace)
-
     def _caught(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-
-    def _count(self) -> None:
-        """In a thread of its own, also while the main thread is blocked in C++."""
-        self._heard += 1
-        say(f"killed; {self._left}" if self._heard > 1 else self._stopping)
-        if self._heard > 1:
-            os._exit(common.INTERRUPTED)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from livetalk_kernels.errors import UserError
 
 from . import common, numbers
-from .train_view import told, until_ctrl_c
+from .progress import training_progress
 
 if TYPE_CHECKING:
     from ..train.demo import Kind
@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from ..train.clips import Clips
     from ..train.training import begin_folder, carry_out
     from ..train.trainings import make_training
+    from .interrupts import Wish
 
     about, settings = _place(options)
     clips = Clips(about.data)
@@ -136,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
     if not options.resume:
         begin_folder(options.output, about)
     begin = time.perf_counter()
-    with until_ctrl_c() as asked, told() as tell:
+    stopping = Wish("stopping after this update", f"{options.output} has its last checkpoint")
+    with stopping as asked, training_progress() as tell:
         files = carry_out(
             settings,
             training,

@@ -17,14 +17,11 @@ from livetalk_kernels.dispatch import Choice
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import FP8, dtype_name
 from livetalk_kernels.registry import load_op
-from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 from livetalk_kernels.runtime.timeline import Range, Timeline
-from livetalk_kernels.spec import ACTIVATIONS, KINDS, LINEARS
+from livetalk_kernels.spec import ACTIVATIONS, LINEARS
 
 LINEAR, GELU = "linear", "gelu"
 """Names of the ranges of layers that are no ops."""
-
-PART_NAMES = (*KINDS, ACTIVATIONS, COMMUNICATION)
 
 
 class Tracer:

@@ -16,7 +16,6 @@ from .losses import flow_loss, matching_gradient, matching_loss, regression_loss
 from .network import Conditions
 from .rollout import Brink, HandOver, roll_out, take_step
 from .scores import fake_score, noised_for_scores, real_score
-from .update import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,46 +228,6 @@ def critic_turn(
         uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
         method=course.method,
     )
-
-
-def student_step(
-    student: Flow,
-    fake: Flow,
-    optimizer: torch.optim.Optimizer,
-    course: Course,
-    batch: Batch,
-    *,
-    step: int,
-    micro: int = 0,
-) -> dict[str, float]:
-    """Let the student take one step.
-
-    Returns:
-        Numbers to record: the loss, the gradient's norm, which chunk and timestep it was.
-    """
-    loss, place = student_turn(student, fake, course, batch, step=step, micro=micro)
-    norm = descend(loss, optimizer)
-    return {"loss": float(loss.detach()), "norm": norm, **place}
-
-
-def critic_step(
-    student: Flow,
-    fake: Flow,
-    optimizer: torch.optim.Optimizer,
-    course: Course,
-    batch: Batch,
-    *,
-    step: int,
-    micro: int = 0,
-) -> dict[str, float]:
-    """Let the fake score take one step, on a fresh rollout.
-
-    Returns:
-        Numbers to record: the loss and the gradient's norm.
-    """
-    loss = critic_turn(student, fake, course, batch, step=step, micro=micro)
-    norm = descend(loss, optimizer)
-    return {"loss": float(loss.detach()), "norm": norm}
 
 
 def _noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:

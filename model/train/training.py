@@ -146,9 +146,9 @@ def carry_out(
         UserError: A file is damaged or cannot be written.
         NumericsError: See `loop.train`.
     """
-    run.write(folder / RESOLVED)
     there = last_checkpoint(folder)
     if there is not None:
+        run.check_resumed(folder / RESOLVED)
         load(training.state, there)
 
     def told(progress: Progress) -> None:

@@ -3,18 +3,17 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.errors import NumericsError
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
-    """Take one step down a loss, by a gradient that is cut to a norm.
+def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
+    """Take one step by the gradients that are there, cut to a norm.
 
     Args:
-        loss: A scalar with its graph.
-        optimizer: Of all parameters that learn by it.
+        optimizer: Of all parameters that learn.
         max_norm: Most of the gradient's norm.
 
     Returns:
@@ -23,13 +22,6 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, max_norm: float =
     Raises:
         NumericsError: The gradient is not finite; no weight has been changed.
     """
-    optimizer.zero_grad()
-    loss.backward()
-    return take_step(optimizer, max_norm=max_norm)
-
-
-def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
-    """Take one step by the gradients that are there; see `descend`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = nn.utils.clip_grad_norm_(parameters, max_norm)
     norm = float(total.full_tensor() if isinstance(total, DTensor) else total)

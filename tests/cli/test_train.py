@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -67,12 +68,19 @@ def test_vae_from_end_to_end(clips, out, capsys):
     refused(capsys, main([*map(str, command)]), "has a run", "--resume")
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capsys):
+def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capfd):
     folder = out / "vae"
-    threading.Timer(4, signal.raise_signal, [signal.SIGINT]).start()
+
+    def stop_after_an_update() -> None:
+        metrics = folder / "metrics.jsonl"
+        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=stop_after_an_update, daemon=True).start()
     command = ["train", "vae", "--data", str(clips), "--output", str(folder)]
     assert main([*command, "--steps", "1000"]) == 130
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "stopping after this update" in said and "--resume goes on" in said
     step = int(last_checkpoint(folder).name.removeprefix("step-"))
     assert step > 0

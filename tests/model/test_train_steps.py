@@ -6,19 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from train_samples import SIZE, random_conditions, small_network
+from train_samples import SIZE, descend, random_conditions, small_network
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_model.sampler import denoise, timesteps
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.distill import Batch, Course, critic_step, stand, student_step
+from livetalk_model.train.distill import Batch, Course, critic_turn, stand, student_turn
 from livetalk_model.train.draws import Draws
 from livetalk_model.train.flow import velocity
 from livetalk_model.train.health import agreement, cosine, lag
 from livetalk_model.train.network import Network
 from livetalk_model.train.rollout import take_step
 from livetalk_model.train.teacher import Lesson, draw_lesson, teacher_loss
-from livetalk_model.train.update import Average, descend
+from livetalk_model.train.update import Average
 
 SHAPE = (16, *SIZE)
 SCHEDULE = timesteps(4, 5.0)
@@ -163,10 +163,10 @@ def test_steps_repeat_bit_for_bit_and_move_their_own_network() -> None:
         before = copy.deepcopy(student.state_dict()), copy.deepcopy(fake.state_dict())
         own = torch.optim.AdamW(student.parameters(), lr=1e-3)
         other = torch.optim.AdamW(fake.parameters(), lr=1e-3)
-        numbers = [
-            critic_step(student, fake, other, given, batch([0, 1]), step=0),
-            student_step(student, fake, own, given, batch([0, 1]), step=0),
-        ]
+        critic_loss = critic_turn(student, fake, given, batch([0, 1]), step=0)
+        numbers = [{"loss": critic_loss.item(), "norm": descend(critic_loss, other)}]
+        loss, place = student_turn(student, fake, given, batch([0, 1]), step=0)
+        numbers.append({"loss": loss.item(), "norm": descend(loss, own), **place})
         for network, old in zip((student, fake), before, strict=True):
             assert any(
                 not torch.equal(value, old[name]) for name, value in network.state_dict().items()
@@ -206,7 +206,7 @@ def test_health_sees_a_critic_that_lags() -> None:
     fake = small_network(seed=6)
     optimizer = torch.optim.Adam(fake.parameters(), lr=3e-3)
     for step in range(40):
-        critic_step(before, fake, optimizer, given, batch([0, 1]), step=step)
+        descend(critic_turn(before, fake, given, batch([0, 1]), step=step), optimizer)
     settings = {"noise": draw(2, *SHAPE, seed=3), "uniform": torch.tensor([0.3]),
                 "method": given.method}  # fmt: skip
     old, new = standing(before, given, 100), standing(after, given, 100)

@@ -8,6 +8,7 @@ from livetalk_kernels.ops import Ops
 from livetalk_model.config import CHUNK_FRAMES, DiTConfig, VAEConfig
 from livetalk_model.dit import DiT
 from livetalk_model.train.network import Conditions, Network
+from livetalk_model.train.update import take_step
 from livetalk_model.vae import VAE
 from livetalk_model.weights import random_module
 
@@ -54,6 +55,13 @@ def random_conditions(batch: int, *, seed: int = 3, size: tuple[int, ...] = SIZE
         image=draw(CONFIG.image_len, CONFIG.image_dim),
         windows=draw(CHUNK_FRAMES, CONFIG.audio_window, CONFIG.audio_layers, CONFIG.audio_dim),
     )
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One step down a loss, as the loop takes it; the gradient's norm."""
+    optimizer.zero_grad()
+    loss.backward()
+    return take_step(optimizer)
 
 
 def sample(given: Conditions, index: int) -> Conditions:
