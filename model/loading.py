@@ -251,7 +251,6 @@ class ModelSource:
             vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
         rounded = self._fill(vae, None if folder is None else folder.vae, None)
         vae.prepare()
-        give_back_freed_memory()
         return Preparer(
             config=config,
             vae=vae,
