@@ -18,7 +18,7 @@ from livetalk_kernels.lines import list_keys
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 
-from .config import LATENT_FRAMES
+from .config import CHUNK_FRAMES, LATENT_FRAMES
 from .safetensors_file import FLOATS, SafetensorsFile, TensorSpec
 
 FORMAT = "livetalk-avatar-1"
@@ -26,6 +26,19 @@ _TENSORS = ("context", "clip_fea", "condition", "portrait")
 _TEXTS = ("model", "prompt", "note")
 LATENT_CHANNELS = 16
 _AGAIN = "make it again with 'livetalk prepare'"
+
+
+def before_grey(picture_BCTHW: Tensor) -> Tensor:
+    """A picture, and grey frames behind it for the rest of a chunk: `Avatar.condition` codes that.
+
+    Args:
+        picture_BCTHW: [B, 3, 1, H, W] in -1..1.
+
+    Returns:
+        [B, 3, 33, H, W].
+    """
+    grey = torch.zeros_like(picture_BCTHW).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
+    return torch.cat((picture_BCTHW, grey), dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)

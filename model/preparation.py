@@ -16,9 +16,9 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 
-from .avatar import Avatar
+from .avatar import Avatar, before_grey
 from .checkpoint import CheckpointFolder
-from .config import CHUNK_FRAMES, DiTConfig
+from .config import DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .media.image import Crop, Portrait, load_portrait, parse_crop
@@ -151,8 +151,7 @@ class Preparer:
 
     def _encode_condition(self, video: Tensor) -> Tensor:
         """Latents of the portrait followed by grey frames, [16, 9, H/8, W/8]."""
-        grey = torch.zeros_like(video).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
-        return self.vae.encode(torch.cat((video, grey), dim=2))[0]
+        return self.vae.encode(before_grey(video))[0]
 
     def _encode_prompt(self, prompt: str) -> tuple[Tensor, str]:
         config = self.config

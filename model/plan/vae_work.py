@@ -34,7 +34,7 @@ from .work import ALL, GAPS, Attention, Parts, Product, Work
 
 DECODE, WARM, ENCODE, FIRST = "decode", "warm decoder", "encode", "first latents"
 _SIZES = ((1, 1), (1, 2), (2, 1), (2, 2))  # of the latents whose work is noted
-_CONV, _ATTENTION, _NORMS = "causal_conv3d", "chunk_attention", ("rms_norm_silu", "add_residual")
+_CONV, _ATTENTION = "causal_conv3d", "chunk_attention"
 _BYTES = ("conv_bytes", "spared_bytes", "norm_bytes", "other_bytes")
 _SUMS = ("conv_flops", "dense_flops", "linear_flops", *_BYTES)
 _PARTS = (CONVOLUTIONS, NORMS, ATTENTION, GAPS)
@@ -248,7 +248,7 @@ class _Note:
             self.sums["dense_flops"] += load_op(_CONV).cost(dense).flops
             self.sums["conv_bytes"] += cost.bytes
             self.calls[CONVOLUTIONS] += 1
-        elif case.op in _NORMS:
+        elif load_op(case.op).kind == NORMS:
             self.sums["norm_bytes"] += cost.bytes
             self.calls[NORMS] += 1
         else:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 
-from ..config import CHUNK_FRAMES, MOTION_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
+from ..avatar import before_grey
+from ..config import CHUNK_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
 from ..encoders.audio import AudioEncoder, AudioStream
 from ..stream.chunk import from_uint8
 from ..vae import VAE
@@ -20,6 +21,7 @@ from .clips import Clips
 from .draws import Draws
 from .mouth import FPS, HOP
 from .settings import Run
+from .windows import frames_of_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,12 @@ class FeatureData:
         """
         self._clips, self._run, self._draws = clips, run, Draws(seed=run.seed)
         self._vae, self._encoder, self._config, self._chunks = vae, encoder, config, chunks
-        counts = [(entry.frames - MOTION_FRAMES - 1) // NEW_FRAMES for entry in clips.index.clips]
-        self._usable = [clip for clip, count in enumerate(counts) if count >= (chunks or 1)]
+        needed = frames_of_chunks(chunks or 1) + 1  # and the portrait
+        self._usable = [n for n, entry in enumerate(clips.index.clips) if entry.frames >= needed]
         if not self._usable:
-            seconds = (MOTION_FRAMES + 1 + NEW_FRAMES * (chunks or 1)) / FPS
             raise UserError(
                 f"{clips.folder}: no clip has {chunks or 1} chunks in a row; make clips of "
-                f"{seconds:.1f} --seconds or more"
+                f"{needed / FPS:.1f} --seconds or more"
             )
         self._kept: dict[int, Features] = {}
 
@@ -138,10 +139,9 @@ class FeatureData:
             windows.append(stream.push(sound[heard * HOP : end * HOP]))
             heard = end
         picture = video[:, :, -1:]
-        grey = torch.zeros_like(picture).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
         return Features(
             latents=torch.stack(latents),
             windows=torch.stack(windows),
-            portrait=self._vae.encode(torch.cat((picture, grey), dim=2))[0],
+            portrait=self._vae.encode(before_grey(picture))[0],
             picture=picture[0],
         )

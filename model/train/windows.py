@@ -12,6 +12,7 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 
+from ..avatar import before_grey
 from ..config import CHUNK_FRAMES, FRAMES_PER_LATENT, MOTION_FRAMES, NEW_FRAMES
 from ..stream.chunk import from_uint8
 from .clips import Clips
@@ -57,8 +58,7 @@ class Windows:
             [B, 3, 33, H, W] in -1..1.
         """
         picture = from_uint8(self.reference.permute(0, 3, 1, 2), dtype)[:, :, None]
-        grey = torch.zeros_like(picture).expand(-1, -1, CHUNK_FRAMES - 1, -1, -1)
-        return torch.cat([picture, grey], dim=2)
+        return before_grey(picture)
 
 
 class WindowReader:
