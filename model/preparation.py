@@ -18,10 +18,11 @@ from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar, before_grey
 from .checkpoint import CheckpointFolder
-from .config import DiTConfig
+from .config import MAX_SIDE, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .media.image import Crop, Portrait, load_portrait, parse_crop
+from .own import OwnModel
 from .random_weights import RANDOM_SEED
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
@@ -31,8 +32,6 @@ DEFAULT_PROMPT = (
     "A person is talking to the camera. The head moves gently, the background is still."
 )
 RANDOM_NOTE = "random weights"
-
-MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 
 # Avatars do not depend on the audio encoder, and `prepare` does not know it.
 _AUDIO_FIELDS = ("audio_layers", "audio_dim")
@@ -62,14 +61,18 @@ class Preparer:
         checkpoint: CheckpointFolder | None,
         load_seconds: float,
         rounded: bool = False,
+        own: OwnModel | None = None,
     ) -> None:
-        """Put loaded parts together; without a checkpoint the encoders are random."""
+        """Put loaded parts together; without a checkpoint the encoders are random.
+
+        Zeros take the place of encoders that the model says it has not (``own``).
+        """
         self.rounded = rounded
         self.config, self.vae, self.size = config, vae, size
         self.load_seconds = load_seconds
         self.ops = ops
         self.random = checkpoint is None
-        self._checkpoint = checkpoint
+        self._checkpoint, self._own = checkpoint, own
         weight = vae.get_parameter("conv1.weight").detach()
         self._device, self._dtype = weight.device, weight.dtype
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
@@ -97,7 +100,7 @@ class Preparer:
         Args:
             portrait: Picture file, PIL image (which is not turned) or `Portrait`; it is scaled to
                 cover ``size`` and cropped.
-            prompt: What is to be seen.
+            prompt: What is to be seen; a model without a text encoder takes none.
             size: Height and width in pixels, multiples of 16; by default the model's.
             crop: What is kept of the portrait: ``"top"``, ``"centre"`` or (x, y, width, height) in
                 its pixels; by default the centre, with a warning where that loses much.
@@ -138,16 +141,23 @@ class Preparer:
                 notes.append(note)
         guard.raise_if_bad()
         self.check_embeddings(context, features)
+        if self._wordless and prompt != DEFAULT_PROMPT:
+            warnings += ("the model was trained without prompts; this one changes nothing",)
         return Avatar(
             context=context.cpu(),
             clip_fea=features.cpu(),
             condition=condition.cpu(),
             portrait=pixels,
             model=self.fingerprint,
-            prompt="" if prompt_embeds is not None else prompt,
+            prompt="" if prompt_embeds is not None or self._wordless else prompt,
             note=", ".join(sorted({note for note in notes if note})),
             warnings=warnings,
         )
+
+    @property
+    def _wordless(self) -> bool:
+        """Zeros take the place of a prompt."""
+        return self._own is not None and self._own.prompt_zeros > 0
 
     def _encode_condition(self, video: Tensor) -> Tensor:
         """Latents of the portrait followed by grey frames, [16, 9, H/8, W/8]."""
@@ -158,6 +168,8 @@ class Preparer:
         if self._checkpoint is None:
             encoder = RandomTextEncoder(width=config.text_dim, seed=RANDOM_SEED)
             return encoder.encode(prompt)[: config.text_len], RANDOM_NOTE
+        if self._own is not None and self._own.prompt_zeros:
+            return torch.zeros(self._own.prompt_zeros, config.text_dim), ""
         folder = self._checkpoint
         text_encoder = TextEncoder.from_checkpoint(
             folder.text_encoder,
@@ -171,6 +183,8 @@ class Preparer:
         if self._checkpoint is None:
             random = RandomImageEncoder(width=self.config.image_dim, seed=RANDOM_SEED)
             return random.encode(image.cpu()), RANDOM_NOTE
+        if self._own is not None and self._own.image_zeros:
+            return torch.zeros(1, self.config.image_len, self.config.image_dim), ""
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         encoder = ImageEncoder.from_checkpoint(
             self._checkpoint.image_encoder, device=self._device, dtype=dtype

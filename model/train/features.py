@@ -23,6 +23,9 @@ from .mouth import FPS, HOP
 from .settings import Run
 from .windows import frames_of_chunks
 
+PROMPT_ROWS = 1
+"""Rows of zeros in place of a prompt: nothing is learnt from text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -118,7 +121,7 @@ class FeatureData:
         return {
             "portrait": torch.stack([row.portrait for row in rows]),
             "picture": torch.stack([row.picture for row in rows]),
-            "text": torch.zeros(len(rows), 1, self._config.text_dim),
+            "text": torch.zeros(len(rows), PROMPT_ROWS, self._config.text_dim),
             "image": torch.zeros(len(rows), self._config.image_len, self._config.image_dim),
         }
 
