@@ -42,8 +42,8 @@ cutlass: $(CUTLASS) ## the same with CUTLASS's FP8 products: a few minutes more
 	@$(BIN)/python setup.py -q build_cuda
 
 demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
-	$(BIN)/livetalk generate --preset tiny --portrait examples/portrait.png --crop centre \
-		--audio examples/speech.wav --output out/demo.mp4
+	$(BIN)/livetalk generate --preset tiny --output out/demo.mp4
+	@echo "Open out/demo.mp4 in a player or a browser."
 
 # One process a core with one thread each: most tests are too small for more.
 test: lint $(BUILT) ## all checks and tests but the long soak

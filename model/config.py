@@ -392,6 +392,7 @@ class Preset:
         audio: Audio encoder.
         size: Default picture size (height, width) in pixels.
         note: One line for people.
+        bundled: Trained weights come with the package; those of the others are random.
     """
 
     name: str
@@ -400,6 +401,7 @@ class Preset:
     audio: AudioEncoderConfig
     size: tuple[int, int]
     note: str
+    bundled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
@@ -444,29 +446,33 @@ _PRESETS = (
     Preset(
         name="tiny",
         dit=DiTConfig(
-            dim=256,
-            ffn_dim=704,
-            num_heads=4,
-            num_layers=4,
-            audio_layers=4,
-            audio_dim=128,
-            intermediate_dim=64,
-            output_dim=128,
+            dim=256, ffn_dim=704, num_heads=4, num_layers=4, audio_layers=4, audio_dim=128,
+            intermediate_dim=64, output_dim=128,
         ),
         vae=VAEConfig(dim=8),
         audio=AudioEncoderConfig(
-            layers=4,
-            width=128,
-            heads=4,
-            ffn_dim=256,
-            conv_dim=(32,) * 7,
-            pos_conv_kernel=16,
+            layers=4, width=128, heads=4, ffn_dim=256, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
         size=(64, 64),
         note="made for real time on two CPU cores",
     ),
-)
+    Preset(
+        name="demo",
+        dit=DiTConfig(  # zeros take the place of text and image: one short row of each will do
+            dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
+            intermediate_dim=64, output_dim=96, text_len=1, text_dim=16, image_len=1, image_dim=16,
+        ),
+        vae=VAEConfig(dim=8),
+        audio=AudioEncoderConfig(
+            layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
+            pos_conv_groups=8,
+        ),
+        size=(96, 96),
+        note="what 'livetalk train' makes on a CPU",
+        bundled=True,
+    ),
+)  # fmt: skip
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 

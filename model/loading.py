@@ -1,4 +1,4 @@
-"""Load a model: from a published checkpoint, or a preset with random weights."""
+"""Load a model: from a checkpoint, or a preset with random or bundled weights."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +14,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.ops import Ops
 
+from .bundled import bundled_weights
 from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
@@ -50,8 +51,9 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size. ``tiny`` if
-            neither a preset nor a checkpoint is given.
+        preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size; ``demo``:
+            the trained ones that come with the package. ``tiny`` if neither a preset nor a
+            checkpoint is given.
         checkpoint: Folder of the published DiT and VAE (and T5 and CLIP, to prepare avatars).
         audio_encoder: Folder of wav2vec2; needed with a ``checkpoint`` that brings none.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU where there is one.
@@ -202,12 +204,15 @@ class ModelSource:
             )
         where = resolve_device(device)
         default = DEFAULT_PRESET if checkpoint is None else _PUBLISHED_PRESET
+        name = get_preset(preset or default).name
+        if checkpoint is None:
+            checkpoint = bundled_weights(name)
         folder = None if checkpoint is None else CheckpointFolder(checkpoint)
         encoder = None if audio_encoder is None else Path(audio_encoder)
         if encoder is None and folder is not None:
             encoder = folder.audio_encoder
         return cls(
-            preset=get_preset(preset or default).name,
+            preset=name,
             folder=folder,
             own=None if folder is None else folder.own,
             audio_encoder=encoder,

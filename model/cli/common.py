@@ -116,7 +116,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
     which.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: that size with random weights (default: tiny)",
+        help="demo: trained; 14b, small, mid, tiny: random weights of that size (default: tiny)",
     )
     _add_checkpoint_option(which)
     if audio_encoder:

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from . import common
+from . import common, samples
 
 EXAMPLE = """\
 livetalk prepare --portrait me.png --output me.avatar \\
@@ -23,7 +23,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "Generating from it needs neither T5 nor CLIP and starts at once.",
         EXAMPLE,
     )
-    parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
+    samples.add_portrait_option(parser, required=True)
     parser.add_argument(
         "--output",
         type=Path,

@@ -43,7 +43,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     what.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: the shapes that this model calls (default: the cases of "
+        help="14b, small, mid, tiny, demo: the shapes that this model calls (default: the cases of "
         "'bench')",
     )
     what.add_argument(

@@ -13,9 +13,12 @@ import torch
 from cli_tools import probe, refused, write_wav
 from safetensors.torch import load_file
 
-from livetalk_model import load_pipeline
+from livetalk_kernels.errors import UserError
+from livetalk_model import bundled, load_pipeline
 from livetalk_model.cli.main import main
+from livetalk_model.manifest import verify_manifest
 from livetalk_model.train.export import DIT_FILE
+from livetalk_model.train.packing import SUMS, pack
 
 SIZE = (64, 64)
 STEPS = {"vae": 2, "audio": 2, "teacher": 2, "distill": 6}
@@ -92,7 +95,7 @@ def test_generate_needs_the_run_alone(chain, portrait, tmp_path, capsys):
     pipeline = load_pipeline(checkpoint=run, device="cpu")
     assert pipeline.preparer.size == SIZE and not pipeline.random
     avatar = pipeline.prepare(portrait)
-    assert not avatar.context.any() and avatar.context.shape == (1, 4096)
+    assert not avatar.context.any() and avatar.context.shape == (1, 16)
     assert not avatar.clip_fea.any() and avatar.prompt == "" and not avatar.warnings
 
 
@@ -137,3 +140,28 @@ def test_other_runs_are_refused(kind, words, chain, portrait, tmp_path, capsys):
     if kind == "old":  # and the cure cures
         resume = ["train", "distill", "--output", str(folder), "--resume", "--sample-every", "0"]
         assert main(resume) == 0 and main([*command, "--device", "cpu"]) == 0
+
+
+def test_packed_weights_are_the_demo(chain, tmp_path, monkeypatch):
+    """Half the bytes, whole by themselves, and what the preset loads."""
+    target = tmp_path / "demo"
+    with pytest.raises(UserError, match="1000 at most"):
+        pack(chain.folder / "distill", target, most_bytes=1000)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "drift.json").write_text('{"mouth": 0.8}')
+    packed = pack(chain.folder / "distill", target, evaluation=tmp_path / "drift.json")
+    assert sum(packed.bytes.values()) < 12_000_000 and max(packed.lost.values()) < 2**-11
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "drift.json"]
+    states = verify_manifest(target / SUMS, {"checkpoint": target}, lambda name, count: None)
+    assert set(states.values()) == {"ok"} and len(states) == len(packed.bytes) - 1
+    card, log = (target / "README.md").read_text(), (target / "training.jsonl").read_text()
+    assert "1 drawn clips" in card and "| distill | 6 |" in card and "64 x 64" in card
+    assert [json.loads(line)["training"] for line in log.splitlines()].count("distill") == 7
+    whole, half = (load_file(folder / DIT_FILE) for folder in (chain.folder / "distill", target))
+    assert all(torch.equal(value.half(), half[key]) for key, value in whole.items())
+
+    monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
+    demo = load_pipeline(preset="demo", device="cpu")
+    assert demo.preparer.size == SIZE and not demo.random
+    assert demo.dit.config.text_dim == 16
+    assert torch.equal(demo.dit.get_parameter("head.head.bias"), half["head.head.bias"].float())
