@@ -33,6 +33,8 @@ class OwnModel:
         size: Default picture size (height, width) in pixels.
         prompt_zeros: Rows of zeros in place of a prompt's embedding; 0: it has a text encoder.
         image_zeros: Zeros take the place of the image encoder's features.
+        portrait_db: At which PSNR its VAE gives portraits of its data back, the worst of some;
+            None: unknown.
 
     Raises:
         ValueError: A side is no multiple of 16.
@@ -42,6 +44,7 @@ class OwnModel:
     size: tuple[Side, Side]
     prompt_zeros: Annotated[int, Range(0, 1 << 16)] = 0
     image_zeros: bool = False
+    portrait_db: Annotated[float, Range(0, 200)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that no model has."""

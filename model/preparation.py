@@ -33,6 +33,7 @@ DEFAULT_PROMPT = (
 )
 RANDOM_NOTE = "random weights"
 
+_STRANGE_DB = 3.0  # below the worst of the data
 # Avatars do not depend on the audio encoder, and `prepare` does not know it.
 _AUDIO_FIELDS = ("audio_layers", "audio_dim")
 
@@ -141,6 +142,7 @@ class Preparer:
                 notes.append(note)
         guard.raise_if_bad()
         self.check_embeddings(context, features)
+        warnings += self._strangeness(video, condition)
         if self._wordless and prompt != DEFAULT_PROMPT:
             warnings += ("the model was trained without prompts; this one changes nothing",)
         return Avatar(
@@ -158,6 +160,19 @@ class Preparer:
     def _wordless(self) -> bool:
         """Zeros take the place of a prompt."""
         return self._own is not None and self._own.prompt_zeros > 0
+
+    def _strangeness(self, video: Tensor, condition: Tensor) -> tuple[str, ...]:
+        """A warning where a portrait is unlike those that the model was trained on."""
+        usual = None if self._own is None else self._own.portrait_db
+        if usual is None:
+            return ()
+        found = portrait_db(self.vae, video, condition[None])
+        if found >= usual - _STRANGE_DB:
+            return ()
+        return (
+            f"the portrait is unlike those that this model was trained on ({found:.0f} dB through "
+            f"its VAE, theirs {usual:.0f} or more): expect a blurred or changed face",
+        )
 
     def _encode_condition(self, video: Tensor) -> Tensor:
         """Latents of the portrait followed by grey frames, [16, 9, H/8, W/8]."""
@@ -247,6 +262,20 @@ class Preparer:
             context_name=f"{name}: context",
             features_name=f"{name}: clip_fea",
         )
+
+
+@torch.inference_mode()
+def portrait_db(vae: VAE, picture_BCTHW: Tensor, condition_BCTHW: Tensor) -> float:
+    """PSNR in dB at which a VAE gives a portrait back.
+
+    Args:
+        vae: The VAE.
+        picture_BCTHW: [1, 3, 1, H, W] in -1..1.
+        condition_BCTHW: [1, 16, 9, h, w] its latents, `Avatar.condition`.
+    """
+    back = vae.decode(condition_BCTHW[:, :, :1].to(picture_BCTHW.dtype))
+    error = ((back - picture_BCTHW).float() / 2).square().mean()
+    return float(-10 * torch.log10(error.clamp_min(1e-20)))
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_f
 from .training import About, Training, averaged, start_state, truth_above
 
 VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE = "vae", "audio_encoder", "teacher"
+_PORTRAITS = 8  # clips whose portraits say what the model is used to
 
 
 def teacher_training(run: Run, clips: Clips, about: About) -> Training:
@@ -118,7 +119,12 @@ def _training(
         network = state.networks[made]
         assert isinstance(network, Network)
         average = state.averages[made].weights if made in state.averages else None
-        own = OwnModel(size=clips.index.size, prompt_zeros=PROMPT_ROWS, image_zeros=True)
+        own = OwnModel(
+            size=clips.index.size,
+            prompt_zeros=PROMPT_ROWS,
+            image_zeros=True,
+            portrait_db=data.portrait_db(_PORTRAITS),
+        )
         beside = _leave_beside(folder, about)  # first: a config.json says that all is there
         export_network(network, folder, own=own, weights=average)
         return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]

@@ -15,6 +15,7 @@ from livetalk_kernels.errors import UserError
 from ..avatar import before_grey
 from ..config import CHUNK_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
 from ..encoders.audio import AudioEncoder, AudioStream
+from ..preparation import portrait_db
 from ..stream.chunk import from_uint8
 from ..vae import VAE
 from .clips import Clips
@@ -115,6 +116,11 @@ class FeatureData:
         """The first chunk of the first clip, as a batch of one."""
         row = self._features(self._usable[0])
         return self._batch([row]) | {"latents": row.latents[:1], "windows": row.windows[:1]}
+
+    def portrait_db(self, clips: int) -> float:
+        """At which PSNR in dB the VAE gives portraits back: the worst of some clips' ones."""
+        rows = [self._features(clip) for clip in self._usable[:clips]]
+        return min(portrait_db(self._vae, row.picture[None], row.portrait[None]) for row in rows)
 
     def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
         """What all chunks of a clip have."""

@@ -14,7 +14,7 @@ from cli_tools import probe, refused, write_wav
 from safetensors.torch import load_file
 
 from livetalk_kernels.errors import UserError
-from livetalk_model import bundled, load_pipeline
+from livetalk_model import bundled, load_pipeline, load_preparer
 from livetalk_model.cli.main import main
 from livetalk_model.manifest import verify_manifest
 from livetalk_model.train.export import DIT_FILE
@@ -96,7 +96,19 @@ def test_generate_needs_the_run_alone(chain, portrait, tmp_path, capsys):
     assert pipeline.preparer.size == SIZE and not pipeline.random
     avatar = pipeline.prepare(portrait)
     assert not avatar.context.any() and avatar.context.shape == (1, 16)
-    assert not avatar.clip_fea.any() and avatar.prompt == "" and not avatar.warnings
+    assert not avatar.clip_fea.any() and avatar.prompt == ""
+
+
+@pytest.mark.parametrize(("usual", "warned"), [(90.0, True), (0.0, False)])
+def test_a_strange_portrait_is_told(usual, warned, chain, portrait, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(chain.folder / "distill", folder, ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "config.json").read_text())
+    assert 0 < config["livetalk"]["portrait_db"] < 60
+    config["livetalk"]["portrait_db"] = usual
+    (folder / "config.json").write_text(json.dumps(config))
+    warnings = load_preparer(checkpoint=folder, device="cpu").prepare(portrait).warnings
+    assert [("unlike those" in text) for text in warnings] == [True] * warned
 
 
 def test_doctor_misses_nothing(chain, capsys):
