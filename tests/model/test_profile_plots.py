@@ -224,7 +224,7 @@ def test_telemetry_lies_on_the_axis_of_the_lanes():
     curve = panels[1].lines[0]
     index = [t >= first["begin"] for t in report["telemetry"]["samples"]["t"]].index(True)
     t = (report["telemetry"]["samples"]["t"][index] - first["begin"]) * 1e3
-    value = report["telemetry"]["samples"]["resident memory"][index] / 1e9
+    value = report["telemetry"]["samples"]["resident memory"][index] * 1e-9
     assert (t, value) in list(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     assert "ms since chunk" in panels[-1].get_xlabel()
 
