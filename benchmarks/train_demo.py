@@ -23,6 +23,7 @@ from typing import Any
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
 from livetalk_kernels.machine import machine
+from livetalk_kernels.units import duration
 from livetalk_model.checkpoint import VAE_FILE
 from livetalk_model.train.audio_export import AUDIO_WEIGHTS
 from livetalk_model.train.clips import INDEX, read_index
@@ -129,12 +130,12 @@ def run_all(stages: Stages, minutes: float, *, once: bool, estimated: dict[str, 
             print(f"{name}: done before", flush=True)
             continue
         while True:
-            print(f"{name}: {words(estimated.get(name, 0.0))} estimated", flush=True)
+            print(f"{name}: {duration(estimated.get(name, 0.0))} estimated", flush=True)
             code, seconds = stages.carry_out(name, minutes)
             done = code == 0
             entry = {"stage": name, "seconds": seconds, "done": done, "machine": machine()}
             record(stages.folder / RECORD, entry | {"estimated": estimated.get(name)})
-            print(f"{name}: {words(seconds)}{'' if done else ', goes on later'}", flush=True)
+            print(f"{name}: {duration(seconds)}{'' if done else ', goes on later'}", flush=True)
             if code not in (0, LEFT):
                 return code
             if once:
@@ -159,12 +160,7 @@ def recorded(path: Path) -> Iterator[dict[str, Any]]:
 
 def say(name: str, seconds: float) -> None:
     """A line of the estimate."""
-    print(f"{name:10} {words(seconds):>8}", flush=True)
-
-
-def words(seconds: float) -> str:
-    """A duration for people."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    print(f"{name:10} {duration(seconds):>8}", flush=True)
 
 
 def main() -> int:
@@ -200,7 +196,9 @@ def main() -> int:
                 print("timing updates of each stage, to estimate them all", flush=True)
                 found = dict(estimate(recipe, Path(folder), tell=say))
             record(args.output / RECORD, {"estimate": found, "machine": machine()})
-        print(f"{'together':10} {words(sum(found.values())):>8}, estimated by updates timed here")
+        print(
+            f"{'together':10} {duration(sum(found.values())):>8}, estimated by updates timed here"
+        )
         if args.estimate:
             return 0
         return run_all(stages, args.minutes, once=args.once, estimated=found)
