@@ -422,25 +422,19 @@ _PRESETS = (
     Preset(
         name="14b",
         dit=DiTConfig(),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(768, 448),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(768, 448),
         note="the published model, 18.9 B parameters",
     ),
     Preset(
         name="small",
         dit=DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(768, 448),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(768, 448),
         note="a 12-head model for one small GPU",
     ),
     Preset(
         name="mid",
         dit=DiTConfig(dim=512, ffn_dim=1408, num_heads=4, num_layers=8),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(128, 128),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(128, 128),
         note="the published VAE with a small transformer, for measurements on a CPU",
     ),
     Preset(
