@@ -20,7 +20,7 @@ from livetalk_model.manifest import verify_manifest
 from livetalk_model.train.export import DIT_FILE
 from livetalk_model.train.packing import SUMS, pack
 
-SIZE = (64, 64)
+SIZE = (64, 80)
 STEPS = {"vae": 2, "audio": 2, "teacher": 2, "distill": 6}
 SETTINGS = """\
 batch = 1
@@ -167,7 +167,7 @@ def test_packed_weights_are_the_demo(chain, tmp_path, monkeypatch):
     states = verify_manifest(target / SUMS, {"checkpoint": target}, lambda name, count: None)
     assert set(states.values()) == {"ok"} and len(states) == len(packed.bytes) - 1
     card, log = (target / "README.md").read_text(), (target / "training.jsonl").read_text()
-    assert "1 drawn clips" in card and "| distill | 6 |" in card and "64 x 64" in card
+    assert "1 drawn clips" in card and "| distill | 6 |" in card and "64 x 80" in card
     assert [json.loads(line)["training"] for line in log.splitlines()].count("distill") == 7
     whole, half = (load_file(folder / DIT_FILE) for folder in (chain.folder / "distill", target))
     assert all(torch.equal(value.half(), half[key]) for key, value in whole.items())
