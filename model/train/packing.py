@@ -154,8 +154,9 @@ def data_card(runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool)
         [
             "# Weights of the preset `demo`",
             "",
-            f"A talking drawing of {height} x {width} pixels, trained by `make train-demo` on a "
-            f"CPU; weights in {str(dtype).removeprefix('torch.')}. Apache-2.0, as the code.",
+            f"A talking drawing of {height} x {width} pixels, trained on a CPU by `livetalk train` "
+            f"as `make train-demo` does it; weights in {str(dtype).removeprefix('torch.')}. "
+            "Apache-2.0, as the code.",
             "",
             "**For**: seeing the whole system at work. **Not for** real faces: it has seen nobody "
             "but drawings of one painter, from the front, and nothing of it was learnt from the "
