@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     """Run a command line, and say what went wrong; the exit code."""
-    args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
+    args = make_parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.environment import Ranks  # slow: imports torch
     from livetalk_kernels.runtime.signals import ended_like_ctrl_c
 
@@ -170,7 +170,12 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
+def make_parser(arguments: Sequence[str]) -> Parser:
+    """Build the parser of a command line; only the command that it names has its options.
+
+    Args:
+        arguments: The command line, without the program's name.
+    """
     parser = Parser(
         prog="livetalk",
         description="Portrait and speech in, talking video out.",
