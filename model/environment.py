@@ -42,7 +42,7 @@ OPTIONAL = (
     ("flash-attn-3", "flash_attn_interface", "FlashAttention 3, for Hopper", "flash-attn-3"),
     ("flashinfer-python", "flashinfer", "FlashInfer's attention", "livetalk[flashinfer]"),
     ("quack-kernels", "quack", "its FP8 linears", "livetalk[quack]"),
-    ("xfuser", "xfuser", "its attention, beside ours", "livetalk[xfuser]"),
+    ("xfuser", "xfuser", "its attention, for comparison", "livetalk[xfuser]"),
 )
 
 

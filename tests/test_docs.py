@@ -53,7 +53,6 @@ def test_every_public_name_is_explained(site: Path) -> None:
     }
     public |= {f"livetalk_kernels.ops.{name}.{name}" for name in op_names()}
     assert public <= shown, public - shown
-    assert "portrait and prompt -> avatar" not in pages  # help is on its own page
 
 
 def test_every_command_and_stage_is_listed(site: Path) -> None:
