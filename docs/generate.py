@@ -5,6 +5,7 @@ parsers, the stages from the stream, the API from the packages' public names.
 """
 
 import argparse
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- generated: ([a-z ]+) -->")
 COLUMNS = 96
 RUNTIME = REPOSITORY / "livetalk_kernels/runtime/README.md"
+PACKAGES = {"livetalk_kernels": "livetalk_kernels", "livetalk_model": "model"}
+LINKS = REPOSITORY / "out/docs-packages"
 
 
 def commands() -> str:
@@ -69,6 +72,18 @@ GENERATED: Mapping[str, Callable[[], str]] = MappingProxyType(
         "model": lambda: public_names("livetalk_model", livetalk_model.__all__),
     }
 )
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Link the packages under their installed names, where mkdocs.yml says that they are read.
+
+    mkdocstrings reads sources without importing them, and an editable installation tells it only
+    the name of the folder, which for ``model`` is another one.
+    """
+    LINKS.mkdir(parents=True, exist_ok=True)
+    for name, folder in PACKAGES.items():
+        with contextlib.suppress(FileExistsError):
+            (LINKS / name).symlink_to(Path("../..", folder))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
