@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
 MOST_NAMES = 5  # in a warning
-REPLACED = "an existing file is replaced; through a link, the file it points to"
+REPLACED = "replaces an existing file; through a link, the file it points to"
 """How every output treats an existing file, for the options' help."""
 MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
@@ -90,7 +90,7 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
         parser,
         ("auto", "fp32", "bf16"),
         default="auto",
-        help="of DiT and VAE, also as float32, bfloat16; auto: bf16 on a GPU, fp32 on a CPU "
+        help="dtype of DiT and VAE (or float32, bfloat16); auto: bf16 on a GPU, fp32 on a CPU "
         "(default)",
     )
 

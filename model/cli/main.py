@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "dataset": "drawn or real talking faces -> clips to train on",
         "train": "clips -> a small model of your own, part by part",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
-        "plan": "forecast time and memory on a number of GPUs, with the best split",
+        "plan": "forecast time and memory on GPUs, and pick the split",
         "diff": "compare two configurations of a model, layer by layer",
         "doctor": "check this machine and whether a checkpoint is complete",
         "backends": "list kernel backends that can run here, and why others cannot",
@@ -178,7 +178,7 @@ def make_parser(arguments: Sequence[str]) -> Parser:
     """
     parser = Parser(
         prog="livetalk",
-        description="Portrait and speech in, talking video out.",
+        description="Kernels, runtime and measuring tools for a streaming talking-avatar model.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

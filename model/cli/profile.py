@@ -57,7 +57,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help=f"folder to write (default: {FOLDER}); for each file in it, {common.REPLACED}",
+        help=f"folder to write (default: {FOLDER}); {common.REPLACED}",
     )
     parser.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
     parser.add_argument(
