@@ -42,7 +42,7 @@ cutlass: $(CUTLASS) ## the same with CUTLASS's FP8 products: a few minutes more
 	@$(BIN)/python setup.py -q build_cuda
 
 demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
-	$(BIN)/livetalk generate --preset tiny --output out/demo.mp4
+	$(BIN)/livetalk generate --output out/demo.mp4
 	@echo "Open out/demo.mp4 in a player or a browser."
 
 # In stages of at most 40 minutes; what is done is left out, what was begun goes on.

@@ -29,7 +29,7 @@ from .vae import VAE
 from .weights import Slot, check_module, load_module, open_weights, random_module
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DEFAULT_PRESET = "tiny"
+DEFAULT_PRESET = "demo"
 _PUBLISHED_PRESET = "14b"  # whose picture size checkpoints have
 
 
@@ -52,8 +52,7 @@ def load_pipeline(
 
     Args:
         preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size; ``demo``:
-            the trained ones that come with the package. ``tiny`` if neither a preset nor a
-            checkpoint is given.
+            the trained ones that come with the package, and the default.
         checkpoint: Folder of the published DiT and VAE (and T5 and CLIP, to prepare avatars).
         audio_encoder: Folder of wav2vec2; needed with a ``checkpoint`` that brings none.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU where there is one.

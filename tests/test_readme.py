@@ -79,7 +79,7 @@ def test_make_targets_exist() -> None:
 
 def test_named_files_exist() -> None:
     """Relative links and the bundled examples that the README names are in the repository."""
-    named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"examples/[\w.]+", README)
+    named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"model/samples/[\w.]+", README)
     assert not [name for name in sorted(set(named)) if not (REPOSITORY / name).exists()]
 
 
@@ -96,4 +96,4 @@ def test_the_library_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(code, "README.md", "exec"), {"microphone": microphone, "show": shown.append})
     frames = np.concatenate(shown)
     assert frames.dtype == np.uint8
-    assert frames.shape == (75, 64, 64, 3)
+    assert frames.shape == (75, 96, 96, 3)

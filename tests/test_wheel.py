@@ -86,7 +86,7 @@ def test_an_installed_wheel_makes_a_video(
     install = "install", "--no-deps", "--quiet", "--no-compile", wheel
     run(tmp_path, sys.executable, "-m", "pip", "--python", python, *install, env=clean)
     livetalk, video = place / "bin/livetalk", tmp_path / "talk.mp4"
-    fast = "--preset", "tiny", "--device", "cpu", "--steps", "1", "--size", "32x32"
+    fast = "--device", "cpu", "--steps", "1"
     said = run(tmp_path, livetalk, "generate", *fast, "--output", video, env=clean)
     where = run(tmp_path, python, "-c", "import livetalk_model as m; print(m.__file__)", env=clean)
     assert where.startswith(str(site)) and "talk.mp4: 17" in said

@@ -116,7 +116,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
     which.add_argument(
         "--preset",
         metavar="NAME",
-        help="demo: trained; 14b, small, mid, tiny: random weights of that size (default: tiny)",
+        help="14b, small, mid, tiny: random weights of that size; demo: trained (default)",
     )
     _add_checkpoint_option(which)
     if audio_encoder:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .interrupts import Interrupts
 
 EXAMPLE = """\
+livetalk generate --output talk.mp4
 livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
 livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
     --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base

@@ -40,8 +40,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 EXAMPLE = """\
 example:
-  livetalk generate --preset tiny --portrait me.png --audio speech.wav \\
-      --output talking.mp4
+  livetalk generate --portrait me.png --audio speech.wav --output talking.mp4
 
 'livetalk COMMAND --help' shows an example of each command.
 """

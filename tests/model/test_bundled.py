@@ -8,6 +8,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_model import bundled
 from livetalk_model.bundled import SPEECH, bundled_portraits, bundled_weights
 from livetalk_model.cli.samples import PORTRAIT, portrait
+from livetalk_model.config import AudioEncoderConfig, get_preset
+from livetalk_model.loading import ModelSource
 from livetalk_model.manifest import verify_manifest
 from livetalk_model.train.cast import PERSONS
 from livetalk_model.train.identity import Identity
@@ -43,10 +45,18 @@ def test_missing_weights_are_named_with_the_cure(tmp_path, monkeypatch):
 
 
 def test_the_demo_is_what_was_packed():
-    """Small enough for the repository, and unchanged."""
+    """Small enough for the repository, unchanged, and of the preset's shape."""
     folder = SPEECH.parents[1] / "demo"
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
-    if files:
-        states = verify_manifest(folder / SUMS, {"checkpoint": folder}, lambda name, count: None)
-        assert set(states.values()) == {"ok"} and len(states) == len(files) - 1
+    assert 0 < sum(path.stat().st_size for path in files) <= MOST_BYTES
+    states = verify_manifest(folder / SUMS, {"checkpoint": folder}, lambda name, count: None)
+    assert set(states.values()) == {"ok"} and len(states) == len(files) - 1
+    source = ModelSource.find(
+        preset=None, checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32", backend=None,
+        reuse=True,
+    )  # fmt: skip
+    demo, checkpoint = get_preset("demo"), source.folder
+    assert source.preset == "demo" and checkpoint.path == folder and source.own.size == demo.size
+    assert checkpoint.dit_config(demo.audio.layers, demo.audio.width) == demo.dit
+    assert checkpoint.vae_config() == demo.vae
+    assert AudioEncoderConfig.from_json(source.audio_encoder / "config.json") == demo.audio
