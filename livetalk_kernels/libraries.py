@@ -38,7 +38,7 @@ class Libraries:
         if name not in self.supposed:
             return library.find()
         found = self.supposed[name]
-        return found, "" if found else f"there is no {name}; {library.install}"
+        return found, "" if found else f"needs {name}; {library.install}"
 
     def flash_implementation(self) -> str | None:
         """What torch's flash attention was exchanged for in this process; None: nothing."""

@@ -172,7 +172,10 @@ def _print(answer: _Answer) -> None:
         if choice.reason.startswith("auto; tuned")
     ]
     if answer.supposed:
-        versions = ", ".join(f"{name} {version}" for name, version in answer.supposed.items())
+        versions = ", ".join(
+            f"{name} {version}" if version else f"no {name}"
+            for name, version in answer.supposed.items()
+        )
         lines.append(f"Supposed, as this machine does not say: {escape(versions)}")
     lines += [
         f"With {change.library}: {change.op} would take [green]{change.then}[/] instead of "

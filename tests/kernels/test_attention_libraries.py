@@ -320,7 +320,7 @@ def test_the_vae_s_wide_head_is_left_to_auto(backend: str, gpu: str) -> None:
         choice = pick(vae, backend, named=named, main=transformer)
         assert choice.name == pick(vae, "auto", named=False).name and not choice.approximate
         assert choice.reason.startswith(f"not {backend} here: ") and "384" in choice.reason
-    with pytest.raises(UserError, match="channels.* not 272"):
+    with pytest.raises(UserError, match=r"channels.* not 272"):
         pick(vae, backend, named=True, main=case(H=8, d=272, **at))
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from livetalk_kernels import KernelConfig
+from livetalk_kernels import KernelConfig, advice
 from livetalk_kernels.advice import changes, choose
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.gpus import GPUS
@@ -78,6 +78,22 @@ def test_nothing_but_the_library_s_own_reason_is_asked_twice() -> None:
     options |= {"gpu": GPUS["h100"], "libraries": TRITON.supposing({"cudnn": "9.10"})}
     found = changes(choose(KernelConfig(), **options), KernelConfig(), **options)
     assert ("cudnn", "triton", "sdpa_cudnn") in [(c.library, c.now, c.then) for c in found]
+
+
+@pytest.mark.parametrize("cutlass", [False, True])
+def test_a_build_that_cannot_load_here_is_supposed(
+    cutlass: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels load beside a GPU alone: what is in the file is what will be there."""
+    monkeypatch.setattr(advice, "FOLDER", tmp_path)
+    assert "cuda kernels" not in advice.suppositions(BARE)
+    (tmp_path / "_C_cuda.so").write_bytes(b"..fp8_gemm_cutlass.." if cutlass else b"..")
+    found = advice.suppositions(BARE)
+    assert found == {"cuda kernels": "built", "cutlass kernels": "built" if cutlass else ""}
+    case = Case(op="fp8_gemm", device=GPU, dtype=BF16, gpu=GPUS["h800"])
+    case = dataclasses.replace(case, libraries=BARE.supposing(found))
+    reason = load_backend("fp8_gemm", "cutlass").supports(case)
+    assert reason == (None if cutlass else "needs cutlass kernels; make cutlass")
 
 
 def test_a_preference_is_the_closest_one() -> None:
