@@ -79,20 +79,26 @@ def _worse(old: Kernel, new: Kernel) -> Iterator[str]:
         yield f"spills {sum(new.spills or ())} bytes, {sum(old.spills or ())} before"
     if after.local > before.local:
         yield f"{after.local} accesses of local memory, {before.local} before"
+    for what, was, now in (
+        ("barriers of all warps in main loops", before.barriers, after.barriers),
+        ("loads of a last block that nothing hides", before.exposed, after.exposed),
+    ):
+        if now > was:
+            yield f"{now} {what}, {was} before"
     for name in TENSOR_CORES:
         if name in before.tensor_cores and name not in after.tensor_cores:
             yield f"no {name} any more"
     if before.tma and not after.tma:
         yield "no TMA any more"
-    for what, widest, now in (
+    for what, widest, width in (
         ("loads", before.widest_load, after.widest_load),
         ("stores", before.widest_store, after.widest_store),
     ):
-        if _bits(now) < min(_bits(widest), 128):
-            yield f"{what} {now} bits at most, {widest} before"
-    was, share = before.wide_share, after.wide_share
-    if was is not None and share is not None and share < was - SHARE_SLACK:
-        yield f"{share:.0%} of the bytes in 128-bit accesses, {was:.0%} before"
+        if _bits(width) < min(_bits(widest), 128):
+            yield f"{what} {width} bits at most, {widest} before"
+    wide, share = before.wide_share, after.wide_share
+    if wide is not None and share is not None and share < wide - SHARE_SLACK:
+        yield f"{share:.0%} of the bytes in 128-bit accesses, {wide:.0%} before"
     if old.warps is not None and new.warps is not None and new.warps < old.warps:
         yield f"{new.warps} warps per SM, {old.warps} before"
     known = {_number(text) for text in old.warnings}

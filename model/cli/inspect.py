@@ -13,6 +13,7 @@ from rich.table import Table
 from livetalk_kernels.inspection.baseline import load, regressions, save
 from livetalk_kernels.inspection.collect import BACKENDS, collect
 from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
+from livetalk_kernels.inspection.sass import Code
 
 from .common import (
     REPLACED,
@@ -132,7 +133,7 @@ def _print(report: Report) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("kernel", "shape"):
         table.add_column(heading, overflow="fold")
-    for heading in ("regs", "smem", "warps", "MMA", "ld/st"):
+    for heading in ("regs", "smem", "warps", "MMA", "BAR", "ld/st"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = sorted(report.kernels, key=lambda kernel: BACKENDS.index(kernel.backend))
     for backend, kernels in groupby(order, key=lambda kernel: kernel.backend):
@@ -142,7 +143,8 @@ def _print(report: Report) -> None:
     out.print(table)
     out.print(
         "smem: KB of a block. warps: on an SM, of 64. MMA: tensor-core instructions in the code. "
-        "ld/st: bits of the widest access to global memory, or TMA."
+        "BAR: barriers of all warps inside of main loops; +n: loads of a last block behind them, "
+        "which nothing hides. ld/st: bits of the widest access to global memory, or TMA."
     )
     for line in report.notes:
         out.print(escape(line))
@@ -183,8 +185,14 @@ def _cells(kernels: list[Kernel]) -> list[str]:
         _range(round(kernel.shared / 1024) for kernel in kernels),
         _range(kernel.warps for kernel in kernels if kernel.warps is not None),
         "\n".join(f"{core} {count}" for core, count in counts.items()),
+        _range(code.barriers for code in codes if code.tensor_cores) + _exposed(codes),
         f"{load}/{store}",
     ]
+
+
+def _exposed(codes: list[Code]) -> str:
+    most = max(code.exposed for code in codes)
+    return f" +{most}" if most else ""
 
 
 def _range(values: Iterable[int]) -> str:
