@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from rich import box
 from rich.table import Table
 
+from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
 from livetalk_kernels.inspection.baseline import load, regressions, save
 from livetalk_kernels.inspection.collect import BACKENDS, collect
 from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
 from livetalk_kernels.inspection.sass import Code
+from livetalk_kernels.inspection.tiles import INSTALL, OPS, Ranking, rank
 
 from .common import (
     REPLACED,
@@ -33,6 +36,7 @@ from .progress import status_line
 EXAMPLE = """\
 livetalk inspect chunk_attention add_norm
 livetalk inspect --backend triton --compare profiles/data
+livetalk inspect fp8_gemm --tiles h800
 """
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PLACE = (
@@ -77,6 +81,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--sass", metavar="DIR", type=Path, help="keep PTX, machine code and disassembly there"
     )
+    parser.add_argument(
+        "--tiles",
+        metavar="GPU",
+        help="also rank the tiles of the FP8 linears as nvMatmulHeuristics would on that GPU: "
+        f"{', '.join(GPUS)}; an order, no measurement; {INSTALL}, under a licence of NVIDIA",
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -89,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.save is not None and not args.save.is_dir():
         check_file(args.save)
+    # First: whether the library is there is known before minutes of compiling.
+    tiles = None if args.tiles is None else rank(args.ops or OPS, get_gpu(args.tiles))
     with _progress() as progress:
         report = collect(
             args.ops,
@@ -102,9 +114,12 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         worse = regressions(load(args.compare, report), report)
     if args.json:
-        print_json(as_json(report) | {"regressions": worse})
+        ranked = {} if tiles is None else {"tiles": [asdict(one) for one in tiles]}
+        print_json(as_json(report) | {"regressions": worse} | ranked)
     else:
         _print(report)
+        if tiles:
+            _print_tiles(get_gpu(args.tiles), tiles)
     if args.save is not None:
         note(f"wrote {save(report, args.save)}")
     if worse:
@@ -154,6 +169,20 @@ def _print(report: Report) -> None:
     out.print(f"{count}, {seconds:.0f} s to compile; {plural(len(found), 'fault')}.")
     for line in found:
         out.print(f"  {escape(line)}", style="yellow")
+
+
+def _print_tiles(gpu: Gpu, rankings: list[Ranking]) -> None:
+    out = console()
+    out.print(f"[italic]Tiles as nvMatmulHeuristics ranks them on {escape(gpu.title)}[/]")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("product", "M x N x K", "its first", "ours, and their places"):
+        table.add_column(heading, overflow="fold")
+    for one in rankings:
+        ours = (f"{name}: {place or 'no'}" for name, place in one.places.items())
+        sizes = " x ".join(map(str, one.sizes))
+        table.add_row(escape(one.case), sizes, "\n".join(one.best), "\n".join(ours) or "none runs")
+    out.print(table)
+    out.print("An order by a model of the GPU, nothing was measured; no: not among its tiles.")
 
 
 def _row(kernel: Kernel) -> tuple[str, ...]:
