@@ -6,20 +6,21 @@ from pathlib import Path
 from ..errors import UserError
 from ..inputs import build, is_folder, read_json
 from ..outputs import write_json
-from .report import Kernel, Report, as_json
+from .report import TARGET, Kernel, Report, as_json
 from .sass import TENSOR_CORES
 
 SHARE_SLACK = 0.05  # scalars that are loaded one way or another
 
 
 def baseline_file(path: Path, report: Report) -> Path:
-    """The file that is meant: in a folder, the one of this Triton's version."""
+    """The file that is meant: in a folder, the one of this Triton's version, and of the target."""
     if not is_folder(path):
         return path
     version = report.versions.get("triton")
     if version is None:
         raise UserError(f"{path}: name the file; without Triton it has no version to go by")
-    return path / f"inspect_triton{'.'.join(version.split('.')[:2])}.json"
+    of_gpu = "" if report.target == TARGET else f"_{report.target}"
+    return path / f"inspect_triton{'.'.join(version.split('.')[:2])}{of_gpu}.json"
 
 
 def save(report: Report, path: Path) -> Path:
@@ -33,7 +34,7 @@ def load(path: Path, report: Report) -> Report:
     """Read the report that a new one is to be compared with; ``path`` is the file or its folder.
 
     Raises:
-        UserError: There is none, or it is of another dtype.
+        UserError: There is none, or it is of another dtype or for another GPU.
     """
     file = baseline_file(path, report)
     make = "make it with `livetalk inspect --save`"
@@ -46,6 +47,8 @@ def load(path: Path, report: Report) -> Report:
         ) from None
     if before.dtype != report.dtype:
         raise UserError(f"{file}: is of {before.dtype:.40}; compare with --dtype of it")
+    if before.target != report.target:
+        raise UserError(f"{file}: is for {before.target:.40}; compare with the --gpu of it")
     return before
 
 

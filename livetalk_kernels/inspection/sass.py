@@ -13,11 +13,14 @@ from .loops import Instruction, find_main_loops
 from .occupancy import SHARED_RESERVED
 from .tools import find_tool, run_tool
 
-TENSOR_CORES = ("HGMMA", "QGMMA", "IGMMA", "BGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
+HOPPER_CORES = ("HGMMA", "QGMMA", "IGMMA", "BGMMA")
+BLACKWELL_CORES = ("UTCHMMA", "UTCQMMA", "UTCIMMA")
+TENSOR_CORES = (*HOPPER_CORES, "HMMA", "QMMA", "IMMA", "DMMA", *BLACKWELL_CORES)
 TMA_LOADS = ("UTMALDG", "UBLKCP")
 TMA_STORES = ("UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
-WIDE = "128"
-_BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16", "64": "64", "128": "128"}
+WIDE = 128  # bits of an access of a thread; Blackwell has wider ones as well
+_BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16"}
+_BITS |= {bits: bits for bits in ("64", "128", "256")}
 _WIDTHS = {"32", *_BITS.values()}
 _LOADS, _STORES, _COPIES, _LOCAL = ("LDG", "LD"), ("STG", "ST"), ("LDGSTS",), ("LDL", "STL")
 
@@ -83,14 +86,15 @@ class Code:
 
     @property
     def wide_share(self) -> float | None:
-        """Bytes in accesses of 128 bits over bytes in all, as they stand in the code, loops once.
+        """Bytes in accesses of 128 bits or more over all bytes, as they stand in the code.
 
-        None where TMA alone touches global memory.
+        Loops count once. None where TMA alone touches global memory.
         """
         wide = total = 0
         for widths in (self.loads, self.stores, self.copies):
-            wide += widths.get(WIDE, 0) * int(WIDE)
-            total += sum(int(bits) * count for bits, count in widths.items())
+            moved = {int(bits): int(bits) * count for bits, count in widths.items()}
+            wide += sum(bytes_ for bits, bytes_ in moved.items() if bits >= WIDE)
+            total += sum(moved.values())
         return wide / total if total else None
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
 from livetalk_kernels.inspection.baseline import load, regressions, save
 from livetalk_kernels.inspection.collect import BACKENDS, collect
-from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
+from livetalk_kernels.inspection.report import Kernel, Report, as_json, faults
 from livetalk_kernels.inspection.sass import Code
 from livetalk_kernels.inspection.tiles import INSTALL, OPS, Ranking, rank
 
@@ -49,10 +49,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "inspect",
-        "Compile the Triton kernels for Hopper at the model's shapes, read the CUDA kernels, and "
-        "report registers, shared memory, occupancy, spills, tensor-core and TMA instructions, "
-        "widths of global accesses and compiler warnings. Needs no GPU; the first run takes "
-        "minutes, later ones use Triton's cache.",
+        "Compile the Triton kernels for Hopper, or for another GPU, at the model's shapes, read "
+        "the CUDA kernels, and report registers, shared memory, occupancy, spills, tensor-core and "
+        "TMA instructions, barriers, widths of global accesses and compiler warnings. Needs no "
+        "GPU; the first run takes minutes, later ones use Triton's cache.",
         EXAMPLE,
     )
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops to inspect (default: all)")
@@ -64,6 +64,11 @@ def add_parser(subparsers: Subparsers) -> None:
         DTYPES,
         default="bf16",
         help="of the activations, for the Triton kernels (default: bf16)",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help=f"compile for another GPU what can run there: {', '.join(GPUS)} (default: a Hopper)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="compile each Triton kernel for one shape only"
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=DTYPES[args.dtype],
             backends=BACKENDS if args.backend is None else (args.backend,),
             quick=args.quick,
+            gpu=None if args.gpu is None else get_gpu(args.gpu),
             keep=args.sass,
             progress=progress,
         )
@@ -143,7 +149,9 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _print(report: Report) -> None:
     out = console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    title = f"Kernels for {TARGET}, {report.dtype}" + (f"; {escape(versions)}" if versions else "")
+    title = f"Kernels for {report.target}, {report.dtype}" + (
+        f"; {escape(versions)}" if versions else ""
+    )
     out.print(f"[italic]{title}[/]")
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("kernel", "shape"):
@@ -157,7 +165,7 @@ def _print(report: Report) -> None:
             table.add_row(*_cells(list(group)))
     out.print(table)
     out.print(
-        "smem: KB of a block. warps: on an SM, of 64. MMA: tensor-core instructions in the code. "
+        "smem: KB of a block. warps: on an SM. MMA: tensor-core instructions in the code. "
         "BAR: barriers of all warps inside of main loops; +n: loads of a last block behind them, "
         "which nothing hides. ld/st: bits of the widest access to global memory, or TMA."
     )
