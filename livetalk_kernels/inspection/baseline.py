@@ -83,7 +83,7 @@ def _worse(old: Kernel, new: Kernel) -> Iterator[str]:
     if after.local > before.local:
         yield f"{after.local} accesses of local memory, {before.local} before"
     for what, was, now in (
-        ("barriers of all warps in main loops", before.barriers, after.barriers),
+        ("barriers of all warps in a step of main loops", before.barriers, after.barriers),
         ("loads of a last block that nothing hides", before.exposed, after.exposed),
     ):
         if now > was:

@@ -60,7 +60,8 @@ class MainLoops:
 
     Attributes:
         count: Innermost loops with tensor-core instructions.
-        barriers: Barriers of all warps in them.
+        barriers: Barriers of all warps that every step of them passes; those of a branch, such as
+            what ends a tile in a persistent kernel, do not count.
         exposed: Asynchronous loads behind a main loop whose products stand outside of any.
     """
 
@@ -91,7 +92,13 @@ def find_main_loops(instructions: Sequence[Instruction], cores: Collection[str])
         for place, instruction in enumerate(graph.blocks[index])
         if instruction.name in LOADS
     )
-    barriers = sum(one.is_barrier for index in inside for one in graph.blocks[index])
+    barriers = sum(
+        one.is_barrier
+        for loop in loops
+        for index in loop
+        for one in graph.blocks[index]
+        if next(graph.innermost(loop - {index}, busy), None) is None  # no step goes around it
+    )
     return MainLoops(count=len(loops), barriers=barriers, exposed=exposed)
 
 

@@ -51,7 +51,7 @@ class Code:
         stores: The same for stores to global memory.
         copies: The same for asynchronous copies to shared memory (LDGSTS).
         local: Loads and stores of local memory, which spills and indexed arrays use.
-        barriers: Barriers of all warps of a block, inside of main loops (see `loops`).
+        barriers: Barriers of all warps of a block in each step of main loops (see `loops`).
         exposed: Loads of a last block behind its main loop, where nothing hides them.
     """
 

@@ -166,8 +166,8 @@ def _print(report: Report) -> None:
     out.print(table)
     out.print(
         "smem: KB of a block. warps: on an SM. MMA: tensor-core instructions in the code. "
-        "BAR: barriers of all warps inside of main loops; +n: loads of a last block behind them, "
-        "which nothing hides. ld/st: bits of the widest access to global memory, or TMA."
+        "BAR: barriers of all warps in each step of main loops; +n: loads of a last block behind "
+        "them, which nothing hides. ld/st: bits of the widest access to global memory, or TMA."
     )
     for line in report.notes:
         out.print(escape(line))

@@ -235,7 +235,7 @@ def test_every_fault_is_named():
         (recoded(local=1), "1 accesses of local memory, 0 before"),
         (recoded(tensor_cores={"HMMA": 2}), "no HGMMA any more"),
         (recoded(tma={}), "no TMA any more"),
-        (recoded(barriers=6), "6 barriers of all warps in main loops, 0 before"),
+        (recoded(barriers=6), "6 barriers of all warps in a step of main loops, 0 before"),
         (recoded(exposed=1), "1 loads of a last block that nothing hides, 0 before"),
         (recoded(tma={"UTMALDG": 9}, loads={}), None),
         (recoded(stores={"64": 1}, loads={"128": 9}), "stores 64 bits at most, 128 before"),
