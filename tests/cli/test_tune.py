@@ -79,7 +79,7 @@ def test_the_ops_own_cases(monkeypatch, tmp_path):
 
 def test_the_schedules_that_generate_has(tmp_path, capsys):
     """Ops that only these schedules call are tuned where they are asked for."""
-    options = (*SMALL, "--output", tmp_path / "t.json", "--json")
+    options = (*SMALL, "--budget", "60", "--output", tmp_path / "t.json", "--json")
     assert run("add_residual", *options) == 2
     assert "has no call of it" in capsys.readouterr().err
     assert run("add_residual", "rms_norm_silu", *options, "--fuse-bias") == 0
