@@ -92,13 +92,12 @@ def find_main_loops(instructions: Sequence[Instruction], cores: Collection[str])
         for place, instruction in enumerate(graph.blocks[index])
         if instruction.name in LOADS
     )
-    barriers = sum(
-        one.is_barrier
-        for loop in loops
-        for index in loop
-        for one in graph.blocks[index]
-        if next(graph.innermost(loop - {index}, busy), None) is None  # no step goes around it
-    )
+    barriers = 0
+    for loop in loops:
+        for index in loop:
+            found = sum(one.is_barrier for one in graph.blocks[index])
+            around = found and next(graph.innermost(loop - {index}, busy), None)
+            barriers += 0 if around else found
     return MainLoops(count=len(loops), barriers=barriers, exposed=exposed)
 
 

@@ -1,8 +1,8 @@
 """How NVIDIA's nvMatmulHeuristics ranks the tiles of the FP8 linears, without a GPU.
 
 It models a product on a GPU and orders the tiles that it would try. That order is all that is used
-here, to see where the tiles of our kernels stand in it. The times that it gives only tell equals
-apart: several of them lie below what the GPU's data sheet allows, so none is shown.
+here, to see where the tiles of our kernels stand in it. Its times are a model's, and the same for
+the best of them: they say which tiles are equals, and are not shown.
 """
 
 import importlib
