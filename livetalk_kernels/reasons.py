@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .libraries import TORCH
 from .precision import dtype_name
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def cuda_reason() -> str | None:
     """None where torch sees an NVIDIA GPU, else why it does not."""
     if torch.cuda.is_available():
         return None
-    return "there is no CUDA device, or this torch is not built for CUDA"
+    if torch.version.cuda is None:
+        return f"this torch is not built for CUDA; {TORCH}"
+    return "there is no CUDA device"
 
 
 def gpu_reason(case: "Case") -> str | None:

@@ -17,6 +17,7 @@ from livetalk_kernels.ops import _attention_launch
 from livetalk_kernels.ops.chunk_attention import triton_fp8
 from livetalk_kernels.ops.context_attention import triton as context_triton
 from livetalk_kernels.ops.fp8_gemm import triton as gemm_triton
+from livetalk_kernels.reasons import cuda_reason
 from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case, OpSpec
 
@@ -134,6 +135,17 @@ def test_kernels_need_no_more_shared_memory_than_is_said(version: str) -> None:
     exact = {kernel["name"]: kernel["dynamic_shared"] for kernel in kernels}
     for name in ("chunk_attention_kernel", "fp8_attention_kernel", "fp8_gemm_kernel"):
         assert said[name] - exact[name] <= 1024
+
+
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch for CPUs is told from a machine without a GPU: only one of them can be mended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built, reason in {
+        None: "this torch is not built for CUDA; install a torch for CUDA",
+        "13.0": "there is no CUDA device",
+    }.items():
+        monkeypatch.setattr(torch.version, "cuda", built)
+        assert cuda_reason() == reason
 
 
 def test_a_gpu_that_is_here_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
