@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .libraries import TORCH
 from .precision import dtype_name
 
 if TYPE_CHECKING:
     from .spec import Case
 
+TORCH = "install a torch for CUDA"
 ADA, HOPPER = (8, 9), (9, 0)
 """Compute capabilities: of L40S and RTX 4090, the first with FP8; of H100, H200, H800 and H20."""
 
