@@ -1,4 +1,4 @@
-"""``livetalk inspect``: what the compilers made of the GPU kernels, without a GPU."""
+"""``livetalk inspect``: report what the GPU kernels compile to, without a GPU."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
@@ -39,9 +39,7 @@ livetalk inspect --backend triton --compare profiles/data
 livetalk inspect fp8_gemm --tiles h800
 """
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PLACE = (
-    "a folder means its file inspect_triton<version>.json, with the version of the Triton in use"
-)
+PLACE = "in a folder: its file inspect_triton<version>.json, for the installed Triton"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -49,15 +47,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "inspect",
-        "Compile the Triton kernels for Hopper, or for another GPU, at the model's shapes, read "
-        "the CUDA kernels, and report registers, shared memory, occupancy, spills, tensor-core and "
-        "TMA instructions, barriers, widths of global accesses and compiler warnings. Needs no "
-        "GPU; the first run takes minutes, later ones use Triton's cache.",
+        "Compile the Triton kernels for Hopper, or for another GPU, at the model's shapes, "
+        "disassemble the CUDA kernels, and report registers, shared memory, occupancy, spills, "
+        "tensor-core and TMA instructions, barriers, widths of global accesses and compiler "
+        "warnings. Needs no GPU. The first run takes minutes; later ones use Triton's cache.",
         EXAMPLE,
     )
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops to inspect (default: all)")
     parser.add_argument(
-        "--backend", choices=BACKENDS, help="only the kernels of this backend (default: both)"
+        "--backend", choices=BACKENDS, help="only this backend's kernels (default: both)"
     )
     add_dtype_option(
         parser,
@@ -80,11 +78,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "--compare",
         metavar="PATH",
         type=Path,
-        help="list what is worse than in a saved report, and exit with 1 if anything is; "
-        "kernels that only one of both has are left out",
+        help="list regressions against a saved report, and exit with 1 if there are any; kernels "
+        "in only one of the two are ignored",
     )
     parser.add_argument(
-        "--sass", metavar="DIR", type=Path, help="keep PTX, machine code and disassembly there"
+        "--sass", metavar="DIR", type=Path, help="keep PTX, cubins and disassembly in this folder"
     )
     parser.add_argument(
         "--tiles",
@@ -165,9 +163,9 @@ def _print(report: Report) -> None:
             table.add_row(*_cells(list(group)))
     out.print(table)
     out.print(
-        "smem: KB of a block. warps: on an SM. MMA: tensor-core instructions in the code. "
-        "BAR: barriers of all warps in each step of main loops; +n: loads of a last block behind "
-        "them, which nothing hides. ld/st: bits of the widest access to global memory, or TMA."
+        "smem: KB per block. warps: per SM. MMA: tensor-core instructions in the code. BAR: "
+        "CTA-wide barriers in each step of the main loops; +n: loads of a last block after them, "
+        "exposed. ld/st: bits of the widest global load and store, or TMA."
     )
     for line in report.notes:
         out.print(escape(line))
