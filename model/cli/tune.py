@@ -44,7 +44,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     what.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: use the shapes of this model (default: the cases of "
+        help="14b, small, mid, tiny or demo: use the shapes of this model (default: the cases of "
         "'bench')",
     )
     what.add_argument(
