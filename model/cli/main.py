@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "generate": "avatar or portrait, and speech -> talking video",
         "dataset": "made-up or real talking faces -> clips to train with",
         "train": "clips -> a small model of one's own, part after part",
+        "evaluate": "how well a model talks, and whether it drifts",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
         "plan": "what a number of GPUs would give: time, memory, the best split",
         "diff": "how far two configurations of a model are apart, layer by layer",

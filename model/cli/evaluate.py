@@ -1,0 +1,180 @@
+"""``livetalk evaluate``: how well a model talks, and whether it drifts."""
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from . import common, numbers
+from .progress import counted
+
+EXAMPLE = """\
+livetalk dataset --synthetic 32 --size 96x96 --seconds 12 --split test \\
+    --output held-out
+livetalk evaluate --checkpoint runs/student --data held-out --output student
+livetalk evaluate --checkpoint runs/k5 --against runs/k1 --data held-out \\
+    --chunks 300 --streams 3 --output k5-against-k1"""
+CHUNKS, STREAMS = 60, 3
+MAX_STREAMS = 1000
+MAX_TWINS = 1000
+ENDINGS = (".json", ".md", ".png")
+
+
+def add_parser(subparsers: common.Subparsers) -> None:
+    """Declare the subcommand."""
+    parser = common.add_command(
+        subparsers,
+        "evaluate",
+        "Let a model say what it never heard, with drawn faces that it never saw, and read its "
+        "pictures: does the mouth follow the sound, and not its loudness alone; are pictures "
+        "sharp, colours kept, persons the same; does a stream drift; does it lose an error in its "
+        "own past. Every stream is made with colour correction and without. Writes NAME.json, "
+        "NAME.md and NAME.png.",
+        EXAMPLE,
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="run of 'livetalk train', or folder of a model",
+    )
+    which.add_argument(
+        "--preset", metavar="NAME", help="that size with random weights (default: tiny)"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="a second model, which makes the same streams"
+    )
+    parser.add_argument(
+        "--audio-encoder",
+        type=Path,
+        metavar="DIR",
+        help="folder of wav2vec2 (default: that of the run)",
+    )
+    common.add_device_options(parser)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="drawn clips, made by 'livetalk dataset --synthetic N --split test'; their sounds "
+        "are joined voice by voice, and come again in longer streams",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="NAME",
+        help="without an ending; existing files are replaced",
+    )
+    for option, kind, default, meaning in (
+        ("--chunks", numbers.CHUNKS, CHUNKS, "length of a stream, of 1.12 s each"),
+        ("--streams", numbers.whole(1, MAX_STREAMS), STREAMS, "streams, each of another voice"),
+        ("--twins", numbers.whole(0, MAX_TWINS), 8,
+         "chunks to make after a disturbance of the stream's past; 0: try none"),
+        ("--steps", numbers.STEPS, 4, "denoising steps per chunk"),
+        ("--seed", numbers.whole(0, 2**31 - 1), 9999, "noise of the first stream"),
+    ):  # fmt: skip
+        parser.add_argument(
+            option, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})"
+        )
+    common.add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, make the streams, judge them, write the report.
+
+    Raises:
+        UserError: An input is no good, or a file cannot be written.
+    """
+    from livetalk_kernels.outputs import new_file, write_json, write_text
+
+    from ..config import NEW_FRAMES
+    from ..evaluate.evaluation import Settings, evaluate
+    from ..evaluate.markdown import markdown
+    from ..evaluate.models import Model
+    from ..evaluate.plot import draw
+    from ..evaluate.report import make_report
+    from ..evaluate.scripts import write_scripts
+    from ..loading import use_device
+    from ..preparation import check_size
+    from ..train.clips import Clips
+    from ..train.mouth import FPS
+
+    files = {ending: Path(f"{args.output}{ending}") for ending in ENDINGS}
+    for ending, file in files.items():
+        common.check_file(file, (ending,))
+    clips = Clips(args.data)
+    check_size(clips.index.size)
+    scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
+    settings = Settings(seed=args.seed, steps=args.steps, twins=args.twins)
+    where = {"device": str(use_device(args.device)), "dtype": args.dtype}
+    models = {
+        "this": Model.load(
+            args.checkpoint, preset=args.preset, audio_encoder=args.audio_encoder, **where
+        )
+    }
+    if args.against is not None:
+        models["against"] = Model.load(
+            args.against, preset=None, audio_encoder=args.audio_encoder, **where
+        )
+    begin = time.perf_counter()
+    with counted(len(models) * settings.work(scripts), "chunk") as advance:
+        judged = {
+            name: list(evaluate(model, scripts, clips.index.size, settings, advance))
+            for name, model in models.items()
+        }
+    report = make_report(models, judged, clips) | {
+        "command": shlex.join(["livetalk", *args.argv]),
+        "settings": {
+            "chunks": args.chunks,
+            "streams": args.streams,
+            "seconds": args.chunks * NEW_FRAMES / FPS,
+            "steps": args.steps,
+            "seed": args.seed,
+            "twins": args.twins,
+        },
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    write_json(files[".json"], report, indent=None)
+    write_text(files[".md"], markdown(report, files[".png"].name))
+    with new_file(files[".png"]) as picture:
+        picture.write(draw(report))
+    if args.json:
+        common.print_json(_without_chunks(report))
+    else:
+        _print(report, files[".md"])
+    return 0
+
+
+def _without_chunks(report: dict[str, Any]) -> dict[str, Any]:
+    """The report for a pipe: what of it is no number of a chunk; the file has all."""
+    models = {
+        name: {**model, "streams": [{**stream, "chunks": None} for stream in model["streams"]]}
+        for name, model in report["models"].items()
+    }
+    return {**report, "models": models}
+
+
+def _print(report: dict[str, Any], file: Path) -> None:
+    """The numbers that the demo's model has to reach."""
+    from rich.table import Table
+
+    from ..evaluate.markdown import goals
+
+    console = common.console()
+    for name, model in report["models"].items():
+        table = Table(title=f"{name}: {common.escape(model['model'])}", title_justify="left")
+        for column in ("measure", "value", "wanted"):
+            table.add_column(column, justify="left" if column == "measure" else "right")
+        for row in goals(model):
+            table.add_row(*row)
+        console.print(table)
+        if model["random_weights"]:
+            console.print("The weights are random: these numbers mean nothing.")
+    console.print(
+        f"{common.escape(file)}: {report['seconds']:.0f} s; tables, plot and JSON beside it",
+        soft_wrap=True,
+    )
