@@ -16,6 +16,8 @@ from ..color import to_lab
 from ..stream.chunk import from_uint8
 
 _FAR_CHROMA = 25.0**7
+_TURN = 2 * math.pi
+_ROUNDING = 1e-6
 
 
 def lab_of(pixels: NDArray[np.uint8]) -> Tensor:
@@ -44,9 +46,10 @@ def ciede2000(one: Tensor, other: Tensor) -> Tensor:
     stretch = 1.5 - 0.5 * _share(mean_chroma)
     a1, a2 = a1 * stretch, a2 * stretch
     c1, c2 = torch.hypot(a1, b1), torch.hypot(a2, b2)
-    h1, h2 = torch.atan2(b1, a1), torch.atan2(b2, a2)
-    # Step 2, (8) to (11). The sine knows no turns, and is 0 where a chroma is.
-    turn = torch.remainder(h2 - h1 + math.pi, 2 * math.pi) - math.pi
+    h1, h2 = (torch.atan2(b, a) % _TURN for a, b in ((a1, b1), (a2, b2)))
+    # Step 2, (8) to (11): the shorter way round; half a turn is no shorter way, rounding apart.
+    turn = h2 - h1
+    turn = turn - _TURN * turn.sign() * (turn.abs() > _TURN / 2 + _ROUNDING)
     d_hue = 2 * (c1 * c2).sqrt() * torch.sin(turn / 2)
     d_light, d_chroma = l2 - l1, c2 - c1
     # Step 3, (12) to (22): the mean hue lies half a turn from the first; without chroma on one

@@ -107,23 +107,28 @@ def evaluate(
     """
     for number, script in enumerate(scripts):
         avatar = model.avatar(portrait_of(script.person, size))
+        judge = Judge(script.person, size)
         for correction, strength in CORRECTIONS.items():
             options = StreamOptions(
                 seed=settings.seed + number, steps=settings.steps, color_correction=strength
             )
-            yield _judged(model.pipeline, avatar, script, correction, options, settings, advance)
+            judge.begin()
+            yield _judged(
+                model.pipeline, avatar, judge, script, correction, options, settings, advance
+            )
 
 
 def _judged(
     pipeline: Pipeline,
     avatar: Avatar,
+    judge: Judge,
     script: Script,
     correction: str,
     options: StreamOptions,
     settings: Settings,
     advance: Callable[[], None],
 ) -> Judged:
-    judge, parting = Judge(script.person, avatar.size), settings.first_twin(script.chunks)
+    parting = settings.first_twin(script.chunks)
     parts: dict[str, list[Floats]] = defaultdict(list)
     recoveries: list[Recovery] = []
     for chunk, made in enumerate(make_stream(pipeline, avatar, script.wave, options)):

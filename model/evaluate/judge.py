@@ -28,7 +28,7 @@ _CHANCE = ("blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
 
 
 class Judge:
-    """Judges one stream, of which it is given the chunks in order."""
+    """Judges streams of one person, of each of which it is given the chunks in order."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
         """Look at the person.
@@ -42,6 +42,10 @@ class Judge:
         self._attributes = AttributeReader(person, size)
         self.portrait = self._painter.draw(Pose())
         self._portrait_lab = lab_of(self.portrait)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the stream before: another one begins."""
         self._last = self.portrait
         self._sum = np.zeros(self.portrait.shape)
         self._count = 0
@@ -58,9 +62,9 @@ class Judge:
 
         Returns:
             Name -> a number a frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
-            picture; ``edges`` and ``true_edges``; ``chroma``, ``light`` and the true ones; ``away``
-            from the portrait by CIEDE2000, a mean of all pixels; ``background``, ``motion``;
-            ``away_PART``; ``recognised``, ``eyes_kept``.
+            picture; ``edges``, ``chroma``, ``light``, ``contrast`` and those of the true one;
+            ``away`` from the portrait by CIEDE2000, a mean of all pixels; ``background``,
+            ``motion``; ``away_PART``; ``recognised``, ``eyes_kept``.
         """
         read_TK, places = self._reader.read_places(frames_THWC)
         read = {name: read_TK[:, column] for column, name in enumerate(READ)}
@@ -84,6 +88,8 @@ class Judge:
             "true_chroma": _mean(torch.hypot(true_lab[..., 1], true_lab[..., 2])),
             "light": _mean(lab[..., 0]),
             "true_light": _mean(true_lab[..., 0]),
+            "contrast": _spread(lab[..., 0]),
+            "true_contrast": _spread(true_lab[..., 0]),
             "away": _mean(away_THW),
             "background": difference(frames_THWC, self.portrait[None], still),
             "motion": difference(frames_THWC, before),
@@ -143,6 +149,7 @@ def chunk_measures(
         "sharpness": mean(frames["edges"]) / mean(frames["true_edges"]),
         "saturation": mean(frames["chroma"]) / mean(frames["true_chroma"]),
         "lightness": mean(frames["light"]) - mean(frames["true_light"]),
+        "contrast": mean(frames["contrast"]) / mean(frames["true_contrast"]),
         "away": mean(frames["away"]),
         "worst_away": frames["away"].reshape(-1, NEW_FRAMES).max(axis=1),
         "identity": mean(np.mean([frames[name] for name in kept], axis=0)),
@@ -162,6 +169,7 @@ MEASURES: Mapping[str, str] = {
     "sharpness": "gradient energy in the face by the truth's",
     "saturation": "mean chroma by the truth's",
     "lightness": "mean L* minus the truth's",
+    "contrast": "standard deviation of L* by the truth's",
     "away": "portrait and frame, mean CIEDE2000 of pixels",
     "worst_away": "the same of the chunk's worst frame",
     "identity": "CIEDE2000 of skin, hair, wall and clothes from the person's own",
@@ -182,3 +190,7 @@ def _within(name: str) -> tuple[float, float]:
 
 def _mean(values_THW: torch.Tensor) -> Floats:
     return np.asarray(values_THW.double().mean(dim=(1, 2)).numpy())
+
+
+def _spread(values_THW: torch.Tensor) -> Floats:
+    return np.asarray(values_THW.double().std(dim=(1, 2), correction=0).numpy())

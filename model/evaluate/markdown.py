@@ -23,8 +23,10 @@ WANTED: Mapping[str, tuple[float | None, float | None]] = MappingProxyType(
     }
 )
 """What the demo's model has to reach: from, to."""
-_DRIFTING = ("picture_db", "sharpness", "saturation", "lightness", "away", "identity", "background",
-             "motion", "seam", "mouth_error")  # fmt: skip
+_DRIFTING = (
+    "picture_db", "sharpness", "saturation", "lightness", "contrast", "away", "identity",
+    "background", "motion", "seam", "mouth_error",
+)  # fmt: skip
 
 
 def markdown(report: Mapping[str, Any], picture: str) -> str:

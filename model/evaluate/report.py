@@ -57,8 +57,8 @@ def make_report(
             "folder": clips.folder.absolute().name,
             "clips": len(clips),
             "size": list(clips.index.size),
-            "split": clips.index.settings.get("split"),
-            "speech": clips.index.settings.get("speech"),
+            "split": clips.index.settings.get("split", "unknown"),
+            "speech": clips.index.settings.get("speech", "unknown"),
         },
         "models": {
             name: {
