@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from livetalk_kernels.errors import UserError
+
 from . import common, numbers
 from .progress import counted
 
@@ -37,14 +39,20 @@ def add_parser(subparsers: common.Subparsers) -> None:
     which.add_argument(
         "--checkpoint",
         type=Path,
+        nargs="+",
         metavar="DIR",
-        help="run of 'livetalk train', or folder of a model",
+        help="run of 'livetalk train', or folder of a model; of several, with other seeds, "
+        "intervals are over the runs",
     )
     which.add_argument(
         "--preset", metavar="NAME", help="that size with random weights (default: tiny)"
     )
     parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="a second model, which makes the same streams"
+        "--against",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="a second model, which makes the same streams; as many runs",
     )
     parser.add_argument(
         "--audio-encoder",
@@ -96,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate.markdown import markdown
     from ..evaluate.models import Model
     from ..evaluate.plot import draw
-    from ..evaluate.report import make_report
+    from ..evaluate.report import make_report, without_chunks
     from ..evaluate.scripts import write_scripts
     from ..loading import use_device
     from ..preparation import check_size
@@ -110,21 +118,37 @@ def run(args: argparse.Namespace) -> int:
     check_size(clips.index.size)
     scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
     settings = Settings(seed=args.seed, steps=args.steps, twins=args.twins)
-    where = {"device": str(use_device(args.device)), "dtype": args.dtype}
-    models = {
-        "this": Model.load(
-            args.checkpoint, preset=args.preset, audio_encoder=args.audio_encoder, **where
-        )
-    }
+    folders: dict[str, list[Path | None]] = {"this": args.checkpoint or [None]}
     if args.against is not None:
-        models["against"] = Model.load(
-            args.against, preset=None, audio_encoder=args.audio_encoder, **where
-        )
+        folders["against"] = args.against
+        if len(args.against) != len(folders["this"]):
+            raise UserError("--against: give as many runs as with --checkpoint, in their order")
+    device = str(use_device(args.device))
+    models = {
+        name: [
+            Model.load(
+                folder,
+                preset=args.preset if folder is None else None,
+                audio_encoder=args.audio_encoder,
+                device=device,
+                dtype=args.dtype,
+            )
+            for folder in runs
+        ]
+        for name, runs in folders.items()
+    }
+    total = sum(map(len, models.values())) * settings.work(scripts)
     begin = time.perf_counter()
-    with counted(len(models) * settings.work(scripts), "chunk") as advance:
+    with counted(total, "chunk") as advance:
         judged = {
-            name: list(evaluate(model, scripts, clips.index.size, settings, advance))
-            for name, model in models.items()
+            name: [
+                stream
+                for number, model in enumerate(runs)
+                for stream in evaluate(
+                    model, scripts, clips.index.size, settings, advance, run=number
+                )
+            ]
+            for name, runs in models.items()
         }
     report = make_report(models, judged, clips) | {
         "command": shlex.join(["livetalk", *args.argv]),
@@ -143,19 +167,10 @@ def run(args: argparse.Namespace) -> int:
     with new_file(files[".png"]) as picture:
         picture.write(draw(report))
     if args.json:
-        common.print_json(_without_chunks(report))
+        common.print_json(without_chunks(report))
     else:
         _print(report, files[".md"])
     return 0
-
-
-def _without_chunks(report: dict[str, Any]) -> dict[str, Any]:
-    """The report for a pipe: what of it is no number of a chunk; the file has all."""
-    models = {
-        name: {**model, "streams": [{**stream, "chunks": None} for stream in model["streams"]]}
-        for name, model in report["models"].items()
-    }
-    return {**report, "models": models}
 
 
 def _print(report: dict[str, Any], file: Path) -> None:
@@ -166,13 +181,14 @@ def _print(report: dict[str, Any], file: Path) -> None:
 
     console = common.console()
     for name, model in report["models"].items():
-        table = Table(title=f"{name}: {common.escape(model['model'])}", title_justify="left")
+        runs = ", ".join(run["model"] for run in model["runs"])
+        table = Table(title=f"{name}: {common.escape(runs)}", title_justify="left")
         for column in ("measure", "value", "wanted"):
             table.add_column(column, justify="left" if column == "measure" else "right")
         for row in goals(model):
             table.add_row(*row)
         console.print(table)
-        if model["random_weights"]:
+        if any(run["random_weights"] for run in model["runs"]):
             console.print("The weights are random: these numbers mean nothing.")
     console.print(
         f"{common.escape(file)}: {report['seconds']:.0f} s; tables, plot and JSON beside it",

@@ -70,6 +70,7 @@ class Judged:
     """A stream that was made and judged.
 
     Attributes:
+        run: Number of the model among those of one recipe.
         script: What was to be made.
         correction: ``on`` or ``off``.
         seed: Of the noise.
@@ -78,6 +79,7 @@ class Judged:
         recoveries: Twins.
     """
 
+    run: int
     script: Script
     correction: str
     seed: int
@@ -92,6 +94,8 @@ def evaluate(
     size: tuple[int, int],
     settings: Settings,
     advance: Callable[[], None] = lambda: None,
+    *,
+    run: int = 0,
 ) -> Iterator[Judged]:
     """Make every script with colour correction and without, and judge it.
 
@@ -101,6 +105,7 @@ def evaluate(
         size: Pictures' (H, W).
         settings: How.
         advance: Called after every chunk that was made.
+        run: Number of the model among those of one recipe.
 
     Raises:
         NumericsError: The model gives NaN or Inf.
@@ -114,7 +119,7 @@ def evaluate(
             )
             judge.begin()
             yield _judged(
-                model.pipeline, avatar, judge, script, correction, options, settings, advance
+                model.pipeline, avatar, judge, script, correction, options, settings, advance, run
             )
 
 
@@ -127,6 +132,7 @@ def _judged(
     options: StreamOptions,
     settings: Settings,
     advance: Callable[[], None],
+    run: int,
 ) -> Judged:
     parting = settings.first_twin(script.chunks)
     parts: dict[str, list[Floats]] = defaultdict(list)
@@ -144,6 +150,7 @@ def _judged(
             )
     frames = {name: np.concatenate(values) for name, values in parts.items()}
     return Judged(
+        run=run,
         script=script,
         correction=correction,
         seed=options.seed,

@@ -44,8 +44,9 @@ def goals(model: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, ends in WANTED.items():
         group, measure = name.split(".")
         if group == "vae":
-            value = model["vae"][measure]
-            yield f"VAE {measure}", "–" if value is None else _number(value), _range(ends)
+            values = [run["vae"][measure] for run in model["runs"]]
+            shown = ", ".join("–" if value is None else _number(value) for value in values)
+            yield f"VAE {measure}", shown, _range(ends)
         else:
             title = "contraction" if group == "contraction" else measure
             yield title, _cell(model["summary"]["on"][group][measure]), _range(ends)
@@ -56,10 +57,10 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     models = report["models"]
     yield "# How well a model talks, and whether it drifts"
     yield ""
-    names = ", ".join(f"{name}: `{model['model']}`" for name, model in models.items())
+    names = ", ".join(f"{name}: {_names(model)}" for name, model in models.items())
     weights = " Random weights: these numbers mean nothing." if _random(models) else ""
     yield (
-        f"{names}.{weights} {settings['streams']} streams of {settings['chunks']} chunks "
+        f"{names}.{weights} {settings['streams']} streams a run, of {settings['chunks']} chunks "
         f"({settings['seconds']:.0f} s), {settings['steps']} steps a chunk, "
         f"{data['size'][0]}x{data['size'][1]}, {data['split']} split, speech by {data['speech']}."
     )
@@ -73,8 +74,9 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield f"![measures by chunk]({picture})"
     yield ""
     yield (
-        "Brackets hold 95 % intervals by bootstrap over the streams. *on* and *off* say whether "
-        "colours are corrected. *wanted* is what the demo's model has to reach."
+        "Brackets hold 95 % intervals by bootstrap over the streams, or over the runs where there "
+        "are several. *on* and *off* say whether colours are corrected. *wanted* is what the "
+        "demo's model has to reach."
     )
     for name, model in models.items():
         yield ""
@@ -87,19 +89,24 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
 
 
 def _random(models: Mapping[str, Any]) -> bool:
-    return any(model["random_weights"] for model in models.values())
+    return any(run["random_weights"] for model in models.values() for run in model["runs"])
+
+
+def _names(model: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{run['model']}`" for run in model["runs"])
 
 
 def _model(model: Mapping[str, Any]) -> Iterator[str]:
-    vae = model["vae"]
-    if vae["clips"]:
-        wanted = _range(WANTED["vae.picture_db"])
-        yield ""
-        yield (
-            f"VAE alone, on {vae['clips']:.0f} held-out clips: {vae['picture_db']:.2f} dB (wanted: "
-            f"{wanted}), {vae['mouth_db']:.2f} dB around the mouth, sharpness "
-            f"{vae['sharpness']:.3f} of the truth's."
-        )
+    for run in model["runs"]:
+        vae = run["vae"]
+        if vae["clips"]:
+            yield ""
+            yield (
+                f"VAE of `{run['model']}` alone, on {vae['clips']:.0f} held-out clips: "
+                f"{vae['picture_db']:.2f} dB (wanted: {_range(WANTED['vae.picture_db'])}), "
+                f"{vae['mouth_db']:.2f} dB around the mouth, sharpness {vae['sharpness']:.3f} of "
+                "the truth's."
+            )
     lost = [s["collapsed_in_chunk"] for s in model["streams"] if s["collapsed_in_chunk"]]
     yield ""
     yield (

@@ -48,9 +48,12 @@ def draw(report: Mapping[str, Any]) -> bytes:
     _draw_recoveries(axes[len(PANES)], report)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     where = report["machine"]
-    names = " against ".join(str(model["model"]) for model in report["models"].values())
+    names = " against ".join(
+        ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
+    )
     figure.suptitle(
-        f"{names}: {report['settings']['streams']} streams, mean; colour correction on and off\n"
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction on "
+        "and off\n"
         f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
         fontsize=9,
     )

@@ -41,12 +41,12 @@ _DIGITS = 5
 
 
 def make_report(
-    models: Mapping[str, Model], judged: Mapping[str, Sequence[Judged]], clips: Clips
+    models: Mapping[str, Sequence[Model]], judged: Mapping[str, Sequence[Judged]], clips: Clips
 ) -> dict[str, Any]:
     """Put together all that was found, as JSON takes it.
 
     Args:
-        models: ``this``, and perhaps ``against``.
+        models: ``this``, and perhaps ``against``: a model, or several of one recipe.
         judged: The streams of each, in the same order.
         clips: The held-out clips.
     """
@@ -62,17 +62,33 @@ def make_report(
         },
         "models": {
             name: {
-                "model": model.name,
-                "random_weights": model.pipeline.random,
-                "dtype": dtype_name(model.pipeline.dtype),
-                "vae": {k: _rounded(v) for k, v in round_trip(model.pipeline, clips).items()},
+                "runs": [_run_json(model, clips) for model in runs],
                 "summary": summary(judged[name]),
                 "streams": [stream_json(stream) for stream in judged[name]],
             }
-            for name, model in models.items()
+            for name, runs in models.items()
         },
         "differences": differences(ours, others[0]) if others else None,
         "machine": machine(),
+    }
+
+
+def without_chunks(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the numbers of single chunks, of which there are many."""
+    models = {
+        name: {**model, "streams": [{**stream, "chunks": None} for stream in model["streams"]]}
+        for name, model in report["models"].items()
+    }
+    return {**report, "models": models}
+
+
+def _run_json(model: Model, clips: Clips) -> dict[str, Any]:
+    alone = round_trip(model.pipeline, clips)
+    return {
+        "model": model.name,
+        "random_weights": model.pipeline.random,
+        "dtype": dtype_name(model.pipeline.dtype),
+        "vae": {name: _rounded(value) for name, value in alone.items()},
     }
 
 
@@ -100,8 +116,10 @@ def collapse(judged: Judged) -> int | None:
 
 
 def summary(streams: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Correction -> group -> name -> estimate over the streams."""
-    return _by_correction(streams, lambda own: _estimates([stream_numbers(s) for s in own]))
+    """Correction -> group -> name -> estimate over the streams, or over several runs."""
+    return _by_correction(
+        streams, lambda own: _estimates([(s.run, stream_numbers(s)) for s in own])
+    )
 
 
 def differences(ours: Sequence[Judged], others: Sequence[Judged]) -> dict[str, Any]:
@@ -115,7 +133,7 @@ def differences(ours: Sequence[Judged], others: Sequence[Judged]) -> dict[str, A
 
     def paired(own: Sequence[Judged]) -> dict[str, dict[str, Any]]:
         return _estimates(
-            [_minus(stream_numbers(one), stream_numbers(pairs[id(one)])) for one in own]
+            [(one.run, _minus(stream_numbers(one), stream_numbers(pairs[id(one)]))) for one in own]
         )
 
     return _by_correction(ours, paired)
@@ -125,6 +143,7 @@ def stream_json(judged: Judged) -> dict[str, Any]:
     """One stream, with a number a chunk."""
     script = judged.script
     return {
+        "run": judged.run,
         "person": script.person.number,
         "voice": script.voice,
         "distinct_seconds": script.distinct / FPS,
@@ -157,18 +176,25 @@ def _by_correction(
     }
 
 
-def _estimates(numbers: Sequence[Numbers]) -> dict[str, dict[str, Any]]:
-    def over_streams(group: str, name: str) -> Estimate:
-        values = [entry[group].get(name) for entry in numbers]
-        return estimate(values, logarithmic=group == "contraction")
+def _estimates(numbers: Sequence[tuple[int, Numbers]]) -> dict[str, dict[str, Any]]:
+    """Estimates over streams; over runs, by the mean of each one's streams, where there are some.
 
-    names = {
-        group: numbers[0][group] if group != "contraction" else [*KINDS, ALL] for group in GROUPS
-    }
-    return {
-        group: {name: _shown(over_streams(group, name)) for name in names[group]}
-        for group in GROUPS
-    }
+    Streams of one run are more alike than two runs are, so more streams make runs no surer.
+    """
+    runs = sorted({run for run, _ in numbers})
+
+    def over(group: str, name: str) -> Estimate:
+        logarithmic = group == "contraction"
+        values = [(run, entry[group].get(name)) for run, entry in numbers]
+        units = [value for _, value in values]
+        if len(runs) > 1:
+            own = [[value for at, value in values if at == run] for run in runs]
+            units = [estimate(of_run, logarithmic=logarithmic).mean for of_run in own]
+        return estimate(units, logarithmic=logarithmic)
+
+    names = {group: list(entries) for group, entries in numbers[0][1].items()}
+    names["contraction"] = [*KINDS, ALL]
+    return {group: {name: _shown(over(group, name)) for name in names[group]} for group in GROUPS}
 
 
 def _minus(one: Numbers, other: Numbers) -> Numbers:

@@ -70,9 +70,10 @@ def test_two_runs_side_by_side(runs, out, capsys):
     report = json.loads((out / "report.json").read_text())
     assert report["schema"] == SCHEMA and report["command"].startswith("livetalk evaluate --data")
     assert report["models"].keys() == {"this", "against"}
-    assert report["models"]["against"]["model"] == "other"
+    assert report["models"]["against"]["runs"][0]["model"] == "other"
     for model in report["models"].values():
-        assert not model["random_weights"] and model["vae"]["clips"] == 1
+        (run,) = model["runs"]
+        assert not run["random_weights"] and run["vae"]["clips"] == 1
         assert [s["color_correction"] for s in model["streams"]] == ["on", "off"]
         assert all(len(s["chunks"]["away"]) == 2 for s in model["streams"])
         assert len(model["streams"][0]["recoveries"]) == 4
@@ -110,6 +111,7 @@ def test_ctrl_c_leaves_nothing(runs, out, capfd):
         (["--checkpoint", "{out}/none"], ["none"]),
         (["--checkpoint", "{runs}/vae"], ["vae"]),
         (["--against", "{out}/none"], ["none"]),
+        (["--against", "{runs}/other", "{runs}/other"], ["--against", "as many"]),
         (["--audio-encoder", "{runs}/audio"], ["--audio-encoder", "--checkpoint"]),
         (["--checkpoint", "{runs}/student", "--audio-encoder", "{runs}/vae"], ["vae"]),
         (["--output", "{runs}/clips/index.json/x"], ["index.json"]),

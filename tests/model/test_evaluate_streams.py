@@ -166,6 +166,9 @@ def test_an_evaluation_counts_its_chunks_and_two_of_them_are_compared(model, cli
         entry = found[correction]["mean"]["away"]
         assert entry["mean"] == pytest.approx(np.mean(numbers), rel=1e-4)
         assert entry["low"] <= entry["mean"] <= entry["high"] and entry["count"] == 2
+        seeds = [*ours, *(dataclasses.replace(stream, run=1) for stream in ours)]
+        pooled = summary(seeds)[correction]["mean"]["away"]
+        assert (pooled["count"], pooled["low"], pooled["high"]) == (2, *2 * [entry["mean"]])
     assert collapse(ours[0]) == 1  # random weights draw nobody
     assert stream_json(ours[0])["chunks"]["seam"][0] is None
 
