@@ -12,11 +12,9 @@ from . import common, numbers
 from .progress import counted
 
 EXAMPLE = """\
-livetalk dataset --synthetic 32 --size 96x96 --seconds 12 --split test \\
-    --output held-out
 livetalk evaluate --checkpoint runs/student --data held-out --output student
-livetalk evaluate --checkpoint runs/k5 --against runs/k1 --data held-out \\
-    --chunks 300 --streams 3 --output k5-against-k1"""
+livetalk evaluate --checkpoint runs/k5 runs/k5-b --against runs/k1 runs/k1-b \\
+    --data held-out --chunks 300 --output k5-against-k1"""
 CHUNKS, STREAMS = 60, 3
 MAX_STREAMS = 1000
 MAX_TWINS = 1000
