@@ -1,25 +1,26 @@
-"""How sure a mean over streams is: the bootstrap, which knows no more than the streams tell."""
+"""How sure a mean over streams or runs is, of which there are few."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-_DRAWS = 4000
-_LEVEL = 0.95
-_SEED = 20200
+_T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""97.5th percentile of Student's distribution with 1, 2, ... degrees of freedom."""
+_Z = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean, and where it would lie with other streams.
+    """A mean, and where that of all possible streams is.
 
     Attributes:
-        mean: Of the streams that have the number; None where none has.
-        low: Lower end of the 95 % interval; None of a single stream.
+        mean: Of those that have the number; None where none has.
+        low: Lower end of the 95 % interval; None of a single one.
         high: Upper end.
-        count: Streams that have the number.
+        count: How many have the number.
     """
 
     mean: float | None
@@ -33,26 +34,38 @@ class Estimate:
 
 
 def estimate(values: Sequence[float | None], *, logarithmic: bool = False) -> Estimate:
-    """Mean and percentile bootstrap.
+    """Mean and Student's interval.
 
-    Source: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap" (1993). With three streams
-    the interval is hardly more than from the least to the greatest.
+    A bootstrap's percentiles would hold the truth in 75 % of the cases with three numbers, since
+    they never leave the range of what was seen.
 
     Args:
-        values: One a stream; None is left out.
+        values: One a stream, or a run; None is left out.
         logarithmic: Of positive factors, the geometric mean.
     """
     known = np.array([value for value in values if value is not None], np.float64)
-    if not len(known):
+    count = len(known)
+    if not count:
         return Estimate(mean=None, low=None, high=None, count=0)
     numbers = np.log(known) if logarithmic else known
-    ends: tuple[float, ...] = ()
-    if len(known) > 1:
-        rng = np.random.default_rng(_SEED)
-        drawn = rng.choice(numbers, (_DRAWS, len(numbers))).mean(axis=1)
-        ends = tuple(np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist())
-    found = [float(numbers.mean()), *ends]
+    found = [float(numbers.mean())]
+    if count > 1:
+        reach = _student(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
+        found += [found[0] - reach, found[0] + reach]
     if logarithmic:
-        found = [float(np.exp(value)) for value in found]
-    mean, low, high = found if ends else (found[0], None, None)
-    return Estimate(mean=mean, low=low, high=high, count=len(known))
+        found = [math.exp(value) for value in found]
+    mean, low, high = found if count > 1 else (found[0], None, None)
+    return Estimate(mean=mean, low=low, high=high, count=count)
+
+
+def _student(freedom: int) -> float:
+    """97.5th percentile; beyond the table by the series of Cornish and Fisher."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z, inverse = _Z, 1 / freedom
+    return (
+        z
+        + (z**3 + z) / 4 * inverse
+        + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 * inverse**3
+    )

@@ -74,7 +74,7 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield f"![measures by chunk]({picture})"
     yield ""
     yield (
-        "Brackets hold 95 % intervals by bootstrap over the streams, or over the runs where there "
+        "Brackets hold 95 % intervals (Student's) over the streams, or over the runs where there "
         "are several. *on* and *off* say whether colours are corrected. *wanted* is what the "
         "demo's model has to reach."
     )
