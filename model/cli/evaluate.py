@@ -16,7 +16,8 @@ livetalk evaluate --checkpoint runs/student --data held-out --output student
 livetalk evaluate --checkpoint runs/k5 runs/k5-b --against runs/k1 runs/k1-b \\
     --data held-out --chunks 300 --output k5-against-k1"""
 CHUNKS, STREAMS = 60, 3
-MAX_STREAMS = 1000
+MAX_CHUNKS = 5000  # an hour and a half, whose sound is in memory
+MAX_STREAMS = 100
 MAX_TWINS = 1000
 ENDINGS = (".json", ".md", ".png")
 
@@ -75,7 +76,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         help="without an ending; existing files are replaced",
     )
     for option, kind, default, meaning in (
-        ("--chunks", numbers.CHUNKS, CHUNKS, "length of a stream, of 1.12 s each"),
+        ("--chunks", numbers.whole(1, MAX_CHUNKS), CHUNKS, "length of a stream, of 1.12 s each"),
         ("--streams", numbers.whole(1, MAX_STREAMS), STREAMS, "streams, each of another voice"),
         ("--twins", numbers.whole(0, MAX_TWINS), 8,
          "chunks to make after a disturbance of the stream's past; 0: try none"),
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         common.check_file(file, (ending,))
     clips = Clips(args.data)
     check_size(clips.index.size)
+    if clips.index.settings.get("split") == "train":
+        common.warn([f"{args.data}: training has these voices and faces; use --split test"])
     scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
     settings = Settings(seed=args.seed, steps=args.steps, twins=args.twins)
     folders: dict[str, list[Path | None]] = {"this": args.checkpoint or [None]}

@@ -12,6 +12,7 @@ SHIFT = 250
 """Frames, ten seconds: sound that is so far away is another one."""
 _SHIFTS = 20
 _MOST_LAG = 10  # frames either way
+_MOST_PLACES = 1000  # of which all pairs are taken
 _CLOSED = 0.5  # of a blink
 
 
@@ -75,6 +76,7 @@ def slope(values_N: Floats) -> float | None:
     places = np.flatnonzero(np.isfinite(values_N)).astype(np.float64)
     if len(places) < 2:
         return None
+    places = places[:: -(-len(places) // _MOST_PLACES)]
     values = values_N[places.astype(int)]
     first, second = np.triu_indices(len(places), 1)
     return float(np.median((values[second] - values[first]) / (places[second] - places[first])))

@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_nothing(runs, out, capfd):
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=stop_soon, daemon=True).start()
-    code = evaluate(runs, "--chunks", 100000, "--streams", 1, "--output", out / "report")
+    code = evaluate(runs, "--chunks", 1000, "--streams", 1, "--output", out / "report")
     assert code == 130 and "interrupted" in capfd.readouterr().err
     assert not list(out.iterdir())
 

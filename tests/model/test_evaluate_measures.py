@@ -137,6 +137,7 @@ def test_planted_drift_lies_in_its_interval():
     assert still.low < 0 < still.high
     steps = np.concatenate([np.zeros(54), rng.normal(size=90), np.full(54, -3.0)])
     assert change(steps, 54) == -3 and change(steps[:2], 54) == 0 and change(steps[:1], 54) is None
+    assert slope(np.arange(1e5)) == 1  # and no 5e9 pairs
     assert slope(np.array([1.0, np.nan, 5.0])) == 2 and slope(np.array([1.0])) is None
 
 
