@@ -119,13 +119,13 @@ def _training(
         assert isinstance(network, Network)
         average = state.averages[made].weights if made in state.averages else None
         export_network(network, folder, weights=average)
-        leave_beside(folder, Path(_source(about, VAE_SOURCE)), network.dit.config)
+        _leave_beside(folder, Path(_source(about, VAE_SOURCE)), network.dit.config)
         return [folder / name for name in (DIT_FILE, VAE_FILE, *CONSTANTS)]
 
     return Training(task=task, state=state, data=data, sample=sample, finish=finish)
 
 
-def leave_beside(folder: Path, source: Path, config: DiTConfig) -> None:
+def _leave_beside(folder: Path, source: Path, config: DiTConfig) -> None:
     """What 'livetalk generate' needs besides: the VAE, and constants for prompt and picture."""
     with new_file(folder / VAE_FILE) as file, CheckpointFolder(source).vae.open("rb") as vae:
         shutil.copyfileobj(vae, file)

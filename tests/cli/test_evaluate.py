@@ -1,6 +1,7 @@
 """``livetalk evaluate`` from runs of training to its reports."""
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -10,12 +11,14 @@ import pytest
 import torch
 from cli_tools import refused
 from PIL import Image
+from safetensors.torch import save_file
 
+from livetalk_model.checkpoint import VAE_FILE
 from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
 from livetalk_model.evaluate.report import GROUPS, SCHEMA
 from livetalk_model.train.audio_export import export_audio
-from livetalk_model.train.chunk_training import leave_beside
+from livetalk_model.train.chunk_training import CONSTANTS
 from livetalk_model.train.clips import ClipWriter, Index
 from livetalk_model.train.demo import DEMO, new_audio_network, new_vae, training_ops
 from livetalk_model.train.export import export_network, export_vae
@@ -50,7 +53,10 @@ def runs(tmp_path_factory):
         begin_folder(folder / name, About(kind="distill", data="clips", sources=sources))
         Run(steps=1).write(folder / name / RESOLVED)
         export_network(Network(dit), folder / name)
-        leave_beside(folder / name, folder / "vae", config)
+        shutil.copy(folder / "vae" / VAE_FILE, folder / name)
+        text, image = torch.zeros(1, config.text_dim), torch.zeros(1, 257, config.image_dim)
+        for file, tensor in zip(CONSTANTS, ({"context": text}, {"clip_fea": image}), strict=True):
+            save_file(tensor, folder / name / file)
     return folder
 
 
