@@ -212,6 +212,11 @@ class DiTConfig:
         return self.dim // self.num_heads
 
     @property
+    def dims(self) -> dict[str, int]:
+        """Sizes that its ops are bound with: width, heads, channels of a head."""
+        return {"D": self.dim, "H": self.num_heads, "d": self.head_dim}
+
+    @property
     def audio_features(self) -> int:
         """Audio numbers per video frame: layers times width of the audio encoder."""
         return self.audio_layers * self.audio_dim

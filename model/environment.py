@@ -35,14 +35,14 @@ class Library:
 
 
 # Distribution, module, use, what pip installs it by.
-_OPTIONAL = (
+OPTIONAL = (
     ("triton", "triton", "Triton kernels", "triton"),
     ("nvidia-cudnn-frontend", "cudnn", "cuDNN's FP8 attention", "livetalk[cudnn]"),
     ("flash-attn", "flash_attn", "FlashAttention 2", "livetalk[flash-attn]"),
     ("flash-attn-3", "flash_attn_interface", "FlashAttention 3, for Hopper", "flash-attn-3"),
     ("flashinfer-python", "flashinfer", "FlashInfer's attention", "livetalk[flashinfer]"),
     ("quack-kernels", "quack", "its FP8 linears", "livetalk[quack]"),
-    ("xfuser", "xfuser", "its attention, beside ours", "livetalk[xfuser]"),
+    ("xfuser", "xfuser", "its attention, for comparison", "livetalk[xfuser]"),
 )
 
 
@@ -100,7 +100,7 @@ def memory_line(found: Memory) -> str:
 def libraries() -> tuple[Library, ...]:
     """The optional libraries, and why one cannot be used."""
     return tuple(
-        _library(name, module, used_for, source) for name, module, used_for, source in _OPTIONAL
+        _library(name, module, used_for, source) for name, module, used_for, source in OPTIONAL
     )
 
 

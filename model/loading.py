@@ -244,8 +244,8 @@ class ModelSource:
             dit = self._build_dit(config)
             with open_weights(folder.dit) as files:
                 check_module(dit, files, key_map=dit.key_map())
-        channels = 4 * preset.vae.dim  # of the attention in the middle
-        ops = self._bind(H=1, d=channels)
+        channels = 4 * preset.vae.dim  # of the one wide head of the attention in the middle
+        ops = self._bind({"H": 1, "d": channels}, main=config.dims)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
             vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
@@ -309,7 +309,7 @@ class ModelSource:
         return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
 
     def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
-        ops = self._bind(D=config.dim, H=config.num_heads, d=config.head_dim)
+        ops = self._bind(config.dims)
         parallel = None
         if team is not None:
             parallel = team.sequence(config, ops, self.device, self.dtype)
@@ -323,9 +323,14 @@ class ModelSource:
                 parallel=parallel,
             )
 
-    def _bind(self, **dims: int) -> Ops:
+    def _bind(self, dims: Mapping[str, int], *, main: Mapping[str, int] | None = None) -> Ops:
         ops = bind_ops(
-            self.backend, device=self.device, dtype=self.dtype, differentiable=False, **dims
+            self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            differentiable=False,
+            main=main,
+            **dims,
         )
         return ops if self.wrap is None else self.wrap(ops)
 

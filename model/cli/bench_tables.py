@@ -1,4 +1,4 @@
-"""What ``livetalk bench`` prints for people: a table per case, 80 columns wide, and the means."""
+"""Tables of ``livetalk bench``: one per case, 80 columns wide, and the means."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from .common import console, escape, plural
 
 
 def plain_table(title: str | None = None) -> Table:
-    """A table with a line under its head alone; columns are the caller's."""
+    """Make a table with a rule under its header; the caller adds columns."""
     return Table(
         title=title,
         title_justify="left",
@@ -27,20 +27,20 @@ def plain_table(title: str | None = None) -> Table:
     )
 
 
-def print_result(result: Result, told: set[str]) -> None:
-    """Print a case's table; why a backend is left out is said once, ``told`` remembers it."""
+def print_result(result: Result, shown: set[str]) -> None:
+    """Print a case's table; ``shown`` keeps each reason for a skipped backend from repeating."""
     out = console()
     out.print(_table(result))
     for row in result.rows:
         note = f"{row.backend}: {row.note}"
         if row.state == RED:
             out.print(f"[red]red[/]: {escape(note)}")
-        elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in told:
-            told.add(f"{result.case.op} {note}")
+        elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in shown:
+            shown.add(f"{result.case.op} {note}")
             out.print(f"[yellow]left out[/]: {escape(note)}")
     launched = [row.backend for row in result.rows if row.timing == LAUNCHES]
     if launched:
-        out.print(f"[yellow]timed with its launches[/]: {', '.join(launched)}; not to be captured")
+        out.print(f"[yellow]timed including launches[/]: {', '.join(launched)}; cannot be captured")
     if (clocks := remark(*result.clocks)) is not None:
         out.print(f"[yellow]clocks[/]: {escape(clocks)}")
     out.print()
@@ -89,7 +89,7 @@ def _cells(result: Result, row: Row) -> list[str]:
 
 
 def print_end(report: dict[str, Any], results: list[Result], score: Score | None) -> None:
-    """Print what concerns all cases: those skipped, means over cases, and the machine."""
+    """Print the summary: skipped cases, means over cases, the machine, and the score."""
     out = console()
     for entry in report["skipped"]:
         what = f"{entry['op']} {entry['case']}".rstrip()
@@ -106,9 +106,9 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
         out.print(escape(verdict), highlight=False)
     if results:
         out.print(
-            "* is what auto picks. trials: distance of the fastest and slowest of three medians. "
-            "% floor: the floor's time as a share of p50. x: how many times faster, median of the "
-            "rounds' ratios."
+            "*: picked by auto. trials: spread between the fastest and slowest of three medians. "
+            "% floor: the floor's time as a share of p50. x: speed-up, median of the rounds' "
+            "ratios."
         )
     gpu = where["gpu"]
     device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
@@ -121,7 +121,7 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
 
 
 def _span(low: float, high: float) -> str:
-    """Both in the unit of the median, which is near."""
+    """Format a range in the unit of the median."""
     factor, _ = time_unit((low + high) / 2)
     return f"{number(low * factor)}-{number(high * factor)}"
 

@@ -1,4 +1,4 @@
-"""The latency report of a run: one dictionary, as a table for people or JSON for machines."""
+"""The latency report of a run: one dictionary, printed as tables or as JSON."""
 
 import resource
 from dataclasses import asdict
@@ -34,14 +34,14 @@ def latency_report(
     avatar_seconds: float,
     cpu: CpuShares | None,
 ) -> dict[str, Any]:
-    """Everything that was measured, with the settings it was measured under; times in seconds.
+    """Collect all measurements and the settings they were taken under; times in seconds.
 
     Args:
         pipeline: The model.
         session: The stream, at its end.
         size: Height and width of its frames.
         avatar_seconds: How long making the avatar took, text and image encoder included.
-        cpu: Who kept the CPUs busy during the stream; None where nobody knows.
+        cpu: Which programs kept the CPUs busy during the stream; None if unknown.
     """
     stats = session.stats
     load = {**vars(pipeline.load_times), "avatar": avatar_seconds}
@@ -92,7 +92,7 @@ def latency_report(
 
 
 def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
-    """Print the report as two tables that fit 80 columns: stages, and the whole."""
+    """Print the report as two tables that fit 80 columns: stages, and totals."""
     console.print(_stage_table(report))
     settings, chunks = report["settings"], report["chunks"]
     table = Table(title=_title(settings), title_justify="left", expand=False)
@@ -111,7 +111,7 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
         f"{report['wall']:.1f} s for {report['frames'] / stats.fps:.1f} s of video",
     )
     table.add_row(
-        "underrun", _seconds(report["underrun"]), f"a player at {stats.fps:g} FPS stands still"
+        "underrun", _seconds(report["underrun"]), f"stalls of a player at {stats.fps:g} FPS"
     )
     if (cpu := report["cpu"]) is not None:
         busy = f"{cpu['own']:.1f} of {cpu['usable']}"
@@ -126,12 +126,12 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
 
 
 def _stage_table(report: dict[str, Any]) -> Table:
-    """A row a stage: up to the first frame, and on average in a chunk."""
+    """Make a row per stage: time before the first frame, and average time per chunk."""
     first, mean = report["startup"]["stages"], report["chunks"]["stages"]
     table = Table(title="Stages", title_justify="left", expand=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("start-up", justify="right", no_wrap=True)
-    table.add_column("a chunk", justify="right", no_wrap=True)
+    table.add_column("per chunk", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("what it does", overflow="fold")
     total = sum(seconds for name, seconds in mean.items() if not name.endswith(BESIDE))
@@ -145,7 +145,7 @@ def _stage_table(report: dict[str, Any]) -> Table:
 
 
 def _place(name: str) -> int:
-    """Where a stage stands in the table; unknown ones are last."""
+    """Give a stage's position in the table; unknown ones come last."""
     known = list(STAGES)
     plain = name.removesuffix(BESIDE)
     return known.index(plain) if plain in known else len(known)

@@ -1,4 +1,4 @@
-"""``livetalk prepare``: portrait and prompt in, avatar file out."""
+"""``livetalk prepare``: turn a portrait and a prompt into an avatar file."""
 
 import argparse
 import time
@@ -21,8 +21,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "prepare",
-        "Make an avatar file: the prompt's embedding, the portrait's features and latents. "
-        "Generating from it needs neither T5 nor CLIP and starts at once.",
+        "Make an avatar file from a portrait and a prompt: the prompt's embedding and the "
+        "portrait's features and latents. Generating from it needs neither T5 nor CLIP and starts "
+        "immediately.",
         EXAMPLE,
     )
     parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
