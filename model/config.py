@@ -453,8 +453,7 @@ _PRESETS = (
             layers=4, width=128, heads=4, ffn_dim=256, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
-        size=(64, 64),
-        note="made for real time on two CPU cores",
+        size=(64, 64), note="made for real time on two CPU cores",
     ),
     Preset(
         name="demo",
@@ -467,9 +466,7 @@ _PRESETS = (
             layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
-        size=(96, 96),
-        note="what 'livetalk train' makes on a CPU",
-        bundled=True,
+        size=(96, 96), note="what 'livetalk train' makes on a CPU", bundled=True,
     ),
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "generate": "avatar or portrait, and speech -> talking video",
         "dataset": "drawn or real talking faces -> clips to train on",
         "train": "clips -> a small model of your own, part by part",
+        "evaluate": "how well a model talks, and whether its stream drifts",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
         "plan": "forecast time and memory on GPUs, and pick the split",
         "diff": "compare two configurations of a model, layer by layer",
