@@ -180,7 +180,7 @@ def predict(model: Model) -> Prediction:
         item=model.dtype.itemsize,
         widens=product_dtype(torch.device(model.device), model.dtype) != model.dtype,
     )
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for names and shapes only
+    ops = bind_ops(KernelConfig(), device="meta", dtype=torch.float32)  # for shapes only
     with torch.device("meta"):
         dit = DiT(model.dit, ops, fp8=model.fp8)
         vae = VAE(model.vae, ops, fuse_bias=model.fuse_bias)
