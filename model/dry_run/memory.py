@@ -210,11 +210,13 @@ def predict(model: Model) -> Prediction:
         text_rows=model.text_rows,
         **kind,
     )
+    largest = _most_pixels(slices)
+    rows, columns = slices.boxes[largest]
     vae = record_vae(
         model.vae,
-        model.latent,
-        grid=slices.grid,
-        rank=_most_pixels(slices),
+        (len(rows), len(columns)),
+        halo=slices.halo(largest, (1, 1, 1, 1)),
+        world=slices.grid.world,
         fuse_bias=model.fuse_bias,
         **kind,
     )

@@ -6,7 +6,7 @@ the first are alike, so it is run with one and with two, and the second stands f
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from livetalk_kernels.precision import FP8
 from livetalk_kernels.runtime.comm import LocalCommunicator
-from livetalk_kernels.runtime.halo import HaloExchange, Whole
-from livetalk_kernels.runtime.mesh import Grid, Mesh
+from livetalk_kernels.runtime.mesh import Mesh
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
+from livetalk_kernels.runtime.slices import Padding
 from livetalk_kernels.runtime.solo import SoloCommunicator
 
 from ..avatar import Avatar, before_grey
@@ -39,14 +39,15 @@ from ..stream.chunk import to_uint8
 from ..stream.stats import StageClock
 from ..stream.work import WorkOnce
 from ..vae import COLORS, SPATIAL, TEMPORAL, VAE, DecoderCache, EncoderCache
-from .recorder import META, Borders, Peak, Phase, Recorder
+from .recorder import META, Peak, Phase, Recorder, Slice
 from .storages import storages
 
 PORTRAIT, PREPARE, AUDIO, AUDIO_KV = "portrait", "prepare", "audio encoder", "audio K/V"
 DENOISE, DECODE, COLOUR, TO_HOST = "denoise", "decode", "colour", "to host"
 ENCODE, WARM = "encode", "warm decoder"
 NEXT, SECOND = "second motion latent", "first new latent"
-ALONE, ONE = Mesh(ulysses=1, ring=1), Grid(rows=1, columns=1)
+ALONE = Mesh(ulysses=1, ring=1)
+NO_HALO: Padding = (0, 0, 0, 0)
 AUDIO_SECONDS = 8  # `AudioStream`'s window
 VIDEO_FPS = 25
 _SHIFT = 5.0  # of the timesteps, whose values do not matter
@@ -104,6 +105,7 @@ def record_transformer(
         text_rows: Of the prompt's embedding; by default the longest prompt's.
     """
     rows = config.text_len if text_rows is None else text_rows
+    schedules = timesteps(steps, _SHIFT), timesteps(2, _SHIFT)  # the second has steps to run
 
     def run(layers: int) -> Record:
         recorder = Recorder(device, dtype)
@@ -120,7 +122,7 @@ def record_transformer(
             )
         _cast(dit, dtype)
         with torch.no_grad(), recorder:
-            return _run_transformer(dit, recorder, grid, steps, rows)
+            return _run_transformer(dit, recorder, grid, schedules, rows)
 
     one, two = run(1), run(2)
     count = config.num_layers
@@ -132,7 +134,11 @@ def record_transformer(
 
 
 def _run_transformer(
-    dit: DiT, recorder: Recorder, grid: tuple[int, int, int], steps: int, text_rows: int
+    dit: DiT,
+    recorder: Recorder,
+    grid: tuple[int, int, int],
+    schedules: tuple[Tensor, Tensor],
+    text_rows: int,
 ) -> Record:
     config = dit.config
     patch = config.patch_size
@@ -152,7 +158,7 @@ def _run_transformer(
     clock = StageClock(META, phase=recorder.phase)
     recorder.held -= avatar.portrait.nbytes  # it stays on the host
     with recorder.phase(PREPARE):
-        work = WorkOnce(dit, _NoVAE(), avatar, timesteps(steps, _SHIFT), clock)  # type: ignore[arg-type]
+        work = WorkOnce(dit, _NoVAE(), avatar, schedules[0], clock)  # type: ignore[arg-type]
     motion = empty(config.out_dim, MOTION_LATENTS, rows, columns, dtype=dit.dtype)
     window = config.audio_window, config.audio_layers, config.audio_dim
     windows = empty(1, 1 + (frames - 1) * config.vae_scale, *window)
@@ -168,7 +174,7 @@ def _run_transformer(
 
     denoise(
         step,
-        timesteps(2, _SHIFT),
+        schedules[1],
         motion,
         lambda first: empty(*latent, dtype=dit.dtype if first else torch.float32),
     )
@@ -186,8 +192,8 @@ def record_vae(
     *,
     device: str,
     dtype: torch.dtype,
-    grid: Grid = ONE,
-    rank: int = 0,
+    halo: Padding = NO_HALO,
+    world: int = 1,
     reuse: bool = True,
     fuse_bias: bool = False,
 ) -> Record:
@@ -195,11 +201,11 @@ def record_vae(
 
     Args:
         config: Widths.
-        latent: Rows and columns of the whole latent.
+        latent: Rows and columns of the latent, or of a rank's slice of it.
         device: ``cpu`` or ``cuda``.
         dtype: Of weights and activations.
-        grid: Ranks.
-        rank: Which of them.
+        halo: 1 where there is a neighbour at the top, bottom, left and right, else 0.
+        world: Ranks that share the picture.
         reuse: Schedule (see `VAE`); the published one warms nothing, so that ``warm decoder`` is
             the decoding of the first two latents.
         fuse_bias: The same.
@@ -210,27 +216,23 @@ def record_vae(
     vae.to(dtype)
     with recorder:
         vae.prepare()
-    halo: Whole = Borders(recorder, latent)
-    if grid.world > 1:
-        halo = HaloExchange(SoloCommunicator(rank, grid.world, recorder.traffic), grid, latent)
     recorder.held = 0
     with torch.no_grad(), recorder:
-        caches = _run_vae(vae, recorder, halo, latent)
+        caches = _run_vae(vae, recorder, Slice(recorder, latent, halo, world), latent)
     weights = {"VAE": _held_bytes([*vae.parameters(), *vae.buffers()])}
     return Record(phases=recorder.phases, caches=caches, weights=weights)
 
 
-def _run_vae(vae: VAE, recorder: Recorder, halo: Whole, latent: tuple[int, int]) -> dict[str, int]:
+def _run_vae(vae: VAE, recorder: Recorder, halo: Slice, latent: tuple[int, int]) -> dict[str, int]:
     dtype = vae.conv1.weight.dtype
     rows, columns = latent
 
     def latents(count: int) -> Tensor:
-        z = torch.empty(1, vae.config.z_dim, count, *latent, dtype=dtype, device=META)
-        return halo.take(z)
+        return torch.empty(1, vae.config.z_dim, count, *latent, dtype=dtype, device=META)
 
     picture = torch.empty(COLORS, SPATIAL * rows, SPATIAL * columns, dtype=dtype, device=META)
     with recorder.phase(PORTRAIT):
-        video = before_grey(halo.take(picture)[None, :, None].clone())
+        video = before_grey(picture[None, :, None])
         encoder = EncoderCache(halo=halo)
         for start in (0, 1, 1 + TEMPORAL):  # later pieces are like the third
             piece = video[:, :, start : start + (TEMPORAL if start else 1)]
@@ -246,12 +248,12 @@ def _run_vae(vae: VAE, recorder: Recorder, halo: Whole, latent: tuple[int, int])
     # As `ChunkGenerator.chunk`, whose names outlive their use.
     size = (SPATIAL * rows, SPATIAL * columns)
     joined = torch.empty(1, COLORS, FRAMES_PER_LATENT + MOTION_FRAMES, *size, device=META)
-    joined = halo.take(joined.to(dtype)).clone()
+    joined = joined.to(dtype)
     tail = joined[:, :, -MOTION_FRAMES:]
     decoded, colored = (tail[:, :, :FRAMES_PER_LATENT].clone() for _ in range(2))
     for name in (SECOND, DECODE):
         with recorder.phase(name):
-            decoded = vae.decode_step(halo.take(everything)[:, :, :1], stream, clamp=False)
+            decoded = vae.decode_step(everything[:, :, :1], stream, clamp=False)
         recorder.phases.pop(COLOUR, None)
         with recorder.phase(COLOUR):
             colored = match_color(decoded.clamp_(-1, 1), colours, 1.0, halo=halo)
@@ -262,10 +264,11 @@ def _run_vae(vae: VAE, recorder: Recorder, halo: Whole, latent: tuple[int, int])
             halo.collect(to_uint8(colored[0]), (1, 2))
     del stream
     with recorder.phase(ENCODE):
-        motion = halo.gather(vae.encode(tail, halo=halo))
+        motion = vae.encode(tail, halo=halo)
+        halo.gather(motion)
     stream = DecoderCache(halo=halo)
     with recorder.phase(WARM):
-        vae.warm(halo.take(motion), stream)
+        vae.warm(motion, stream)
     return {"decoder state": state}
 
 
@@ -319,21 +322,18 @@ def _held_bytes(value: Any) -> int:
 
 def _extend(one: Phase, two: Phase, count: int) -> Phase:
     """A phase with so many layers, of those with one and with two."""
-
-    def line(name: str) -> int:
-        return _line(getattr(one, name), getattr(two, name), count)
-
-    def counter(name: str) -> Counter[Any]:
-        return Counter(_extend_counts(getattr(one, name), getattr(two, name), count))
-
-    return Phase(
-        **{name: counter(name) for name in ("calls", "products", "messages", "borders")},
-        **{
-            name: line(name)
-            for name in ("moved", "activated", "launches", "unbiased", "gathered", "grown")
-        },
-        peak=Peak(*(_line(a, b, count) for a, b in zip(one.peak, two.peak, strict=True))),
-    )
+    found: dict[str, Any] = {}
+    for entry in fields(Phase):
+        first, second = getattr(one, entry.name), getattr(two, entry.name)
+        if isinstance(first, Counter):
+            found[entry.name] = Counter(_extend_counts(first, second, count))
+        elif isinstance(first, Peak):
+            found[entry.name] = Peak(
+                *(_line(a, b, count) for a, b in zip(first, second, strict=True))
+            )
+        else:
+            found[entry.name] = _line(first, second, count)
+    return Phase(**found)
 
 
 def _extend_counts(one: Mapping[Any, int], two: Mapping[Any, int], count: int) -> dict[Any, int]:

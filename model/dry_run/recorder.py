@@ -9,9 +9,9 @@ import importlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.dispatch import Choice
 from livetalk_kernels.extension import product_dtype
 from livetalk_kernels.ops import Ops
@@ -26,7 +27,7 @@ from livetalk_kernels.registry import OPS_PACKAGE, load_backend, load_op, op_nam
 from livetalk_kernels.runtime.comm import Traffic
 from livetalk_kernels.runtime.halo import ROWS_COLUMNS, Convolve, Whole
 from livetalk_kernels.runtime.slices import Axes, Padding
-from livetalk_kernels.spec import LINEARS, NORMS, Case, OpSpec
+from livetalk_kernels.spec import LINEARS, NORMS, Case, Cost, OpSpec
 
 from .meta import on_meta
 
@@ -145,13 +146,28 @@ class Call:
         """Hash the same."""
         return hash(self._key)
 
+    def resized(self, size: Callable[[int], int]) -> "Call":
+        """The call with other dims."""
+        dims = {letter: size(number) for letter, number in self.case.dims.items()}
+        return Call(replace(self.case, dims=dims))
+
+    @property
+    def kind(self) -> str:
+        """Of the op, one of `spec.KINDS`."""
+        return _contract(self.case.op)[0].kind
+
+    @property
+    def cost(self) -> Cost:
+        """Least work of one call."""
+        return _contract(self.case.op)[0].cost(self.case)
+
     @property
     def flops(self) -> int:
         """Of one call's products: of norms, and of activations in a product, there are none."""
-        (op, _), dims = _contract(self.case.op), self.case.dims
-        if op.kind == LINEARS:
+        dims = self.case.dims
+        if self.kind == LINEARS:
             return 2 * dims["M"] * dims["N"] * dims["K"]
-        return 0 if op.kind == NORMS else op.cost(self.case).flops
+        return 0 if self.kind == NORMS else self.cost.flops
 
 
 class Recorder(TorchDispatchMode):
@@ -233,9 +249,7 @@ class Recorder(TorchDispatchMode):
         backend = _backend(op, spec.preferred(case)[0])
 
         def run(*arguments: Any, **keywords: Any) -> Any:
-            dims, options = spec.read(*arguments, **keywords)
-            name = ",".join(f"{letter}={size}" for letter, size in dims.items())
-            call = Call(case.at(name, options=options, large=True, **dims))
+            call = Call(case_of(op, self.device, self.dtype, arguments, keywords))
             self.now.calls[call] += 1
             self._within = True
             out = empty_outputs(*arguments, **(defaults | keywords))
@@ -286,24 +300,45 @@ class Recorder(TorchDispatchMode):
         return _FP32 * (rows * depth + depth * columns + rows * columns)
 
 
-class Borders(Whole):
-    """The whole picture, of which is noted what its slices would exchange."""
+class Slice(Whole):
+    """A slice of a picture whose exchanges are noted, and take the room that they take.
 
-    def __init__(self, recorder: Recorder, latent: Axes) -> None:
-        """``latent``: its rows and columns."""
-        self._recorder, self._latent = recorder, latent
+    What is received comes from nowhere: as `HaloExchange`, without its messages.
+    """
+
+    def __init__(self, recorder: Recorder, latent: Axes, halo: Padding, world: int) -> None:
+        """Be one of ``world`` slices.
+
+        Args:
+            recorder: Where borders are noted.
+            latent: Rows and columns of the slice of the latent.
+            halo: 1 where there is a neighbour at the top, bottom, left and right, else 0.
+            world: Slices in all.
+        """
+        self._recorder, self._latent, self._halo, self._world = recorder, latent, halo, world
 
     def gather(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor:
-        """Note how much; see `Whole.gather`."""
+        """See `Whole.gather`; all slices have the size of this one."""
         self._recorder.now.gathered += x.numel() // (self._latent[0] * self._latent[1])
-        return x
+        if self._world == 1:
+            return x
+        shape = list(x.shape)
+        shape[axes[0]] *= self._world
+        received = x.new_empty(shape)  # one slice after another, before they are put in place
+        return torch.empty_like(received)
 
     def join(self, x_BCTHW: Tensor, padding: Padding) -> Tensor:
-        """Note the border; see `Whole.join`."""
-        batch, channels, frames, rows, _ = x_BCTHW.shape
+        """See `Whole.join`."""
+        batch, channels, frames, rows, columns = x_BCTHW.shape
         border = Border(padding, rows // self._latent[0])
         self._recorder.now.borders[border] += batch * channels * frames
-        return x_BCTHW
+        top, bottom, left, right = (p * h for p, h in zip(padding, self._halo, strict=True))
+        if not any((top, bottom, left, right)):
+            return x_BCTHW
+        shape = (batch, channels, frames, top + rows + bottom, left + columns + right)
+        return torch.empty(
+            shape, dtype=x_BCTHW.dtype, device=META, memory_format=torch.channels_last_3d
+        )
 
     def convolve(
         self,
@@ -316,8 +351,10 @@ class Borders(Whole):
         padding: Padding,
         remember: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Note the border; see `Whole.convolve`."""
-        return run(self.join(x_BCTHW, padding), history_BCTHW, padding), x_BCTHW
+        """See `Whole.convolve`."""
+        joined = self.join(x_BCTHW, padding)
+        top, bottom, left, right = (p * (1 - h) for p, h in zip(padding, self._halo, strict=True))
+        return run(joined, history_BCTHW, (top, bottom, left, right)), joined
 
 
 @cache
@@ -344,10 +381,10 @@ def _convolution(x: Tensor, weight: Tensor, out: Tensor) -> tuple[Product, int]:
     return Product(out.numel() // out.shape[1], out.shape[1], depth, x.itemsize), 1
 
 
-_PRODUCTS = {
+_PRODUCTS: Mapping[Any, Callable[[Any, Tensor], tuple[Product, int]]] = {
     _ATEN.mm: lambda args, out: _matrix(*args[:2]),
     _ATEN.addmm: lambda args, out: _matrix(*args[1:3]),
     _ATEN.bmm: lambda args, out: _matrix(*args[:2]),
-    _ATEN.convolution: lambda args, out: _convolution(*args[:2], out),
+    _ATEN.convolution: lambda args, out: _convolution(args[0], args[1], out),
 }
 _ACTIVATIONS = (_ATEN.gelu,)

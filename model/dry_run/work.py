@@ -4,18 +4,23 @@ A multiply-add is two operations. Norms, activations, softmax and rotations are 
 bound by memory, not arithmetic.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 
+from livetalk_kernels.bench.tune import Call
 from livetalk_kernels.runtime.mesh import Mesh
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_kernels.runtime.slices import Slices
 from livetalk_kernels.runtime.solo import SoloCommunicator
 
-from ..config import LATENT_FRAMES, MOTION_LATENTS, DiTConfig, VAEConfig
+from ..config import LATENT_FRAMES, MOTION_LATENTS, DiTConfig, Preset, VAEConfig
+from ..vae import SPATIAL
+from . import recorder
 from .record import (
     AUDIO_KV,
     DECODE,
@@ -86,7 +91,7 @@ def vae_flops(config: VAEConfig, size: tuple[int, int], *, reuse: bool) -> Mappi
         ``warm decoder`` with the motion latents, ``decode`` the new ones, ``latent``, one of those,
         and ``encode``.
     """
-    latent = size[0] // 8, size[1] // 8
+    latent = size[0] // SPATIAL, size[1] // SPATIAL
     found = record_vae(config, latent, device=_CPU, dtype=_DTYPE, reuse=reuse).phases
     one = found[DECODE].flops
     return {
@@ -95,6 +100,48 @@ def vae_flops(config: VAEConfig, size: tuple[int, int], *, reuse: bool) -> Mappi
         "latent": one,
         ENCODE: found[ENCODE].flops,
     }
+
+
+def model_calls(
+    preset: Preset,
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: bool,
+    steps: int = 4,
+) -> list[Call]:
+    """List every call of an op for a stream of one chunk.
+
+    Counted are the start of a session and one chunk that is not its first: what a preset of this
+    size does again and again.
+
+    Args:
+        preset: The model.
+        size: Height and width of the picture in pixels.
+        device: Where the cases are to lie.
+        dtype: Of DiT and VAE.
+        fp8: Linear layers of the DiT's blocks in FP8.
+        steps: Denoising steps of a chunk.
+
+    Returns:
+        Calls that differ, with their number.
+    """
+    kind: dict[str, Any] = {"device": device.type, "dtype": dtype}
+    latent, (_, rows, columns) = (size[0] // SPATIAL, size[1] // SPATIAL), preset.dit.patch_size
+    grid = LATENT_FRAMES, latent[0] // rows, latent[1] // columns
+    prompt = preset.dit.text_len // 2
+    dit = record_transformer(preset.dit, grid, fp8=fp8, text_rows=prompt, **kind).phases
+    vae = record_vae(preset.vae, latent, **kind).phases
+    parts = [(dit[PREPARE], 1), (dit[AUDIO_KV], 1), (dit[DENOISE], steps), (vae[WARM], 1)]
+    parts += [(vae[SECOND], 1), (vae[DECODE], NEW_LATENTS - 1), (vae[ENCODE], 1)]
+    counts: Counter[recorder.Call] = Counter()
+    for phase, times in parts:
+        for call, count in phase.calls.items():
+            counts[call] += times * count
+    return [
+        Call(case=replace(call.case, device=device), count=count) for call, count in counts.items()
+    ]
 
 
 @cache
@@ -111,15 +158,15 @@ def attention_messages(
         head_dim: Channels of a head.
         dtype: Of q, k and v.
     """
-    recorder = Recorder(_CPU, dtype)
-    comm = SoloCommunicator(rank, mesh.world, recorder.traffic)
-    with torch.no_grad(), recorder:
-        sequence = SequenceParallel(mesh, comm, recorder.ops).sequence(tokens)
+    noted = Recorder(_CPU, dtype)
+    comm = SoloCommunicator(rank, mesh.world, noted.traffic)
+    with torch.no_grad(), noted:
+        sequence = SequenceParallel(mesh, comm, noted.ops).sequence(tokens)
         own = sequence.rows.stop - sequence.rows.start
         q = torch.empty(heads, 1, own, head_dim, dtype=dtype, device=META)
         v = torch.empty(1, own, heads, head_dim, dtype=dtype, device=META)
         sequence.attention(q, q.clone(), v)
-    return dict(recorder.traffic.bytes)
+    return dict(noted.traffic.bytes)
 
 
 def slice_messages(phase: Phase, slices: Slices, rank: int, itemsize: int) -> Mapping[str, int]:
