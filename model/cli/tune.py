@@ -174,7 +174,7 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
             for case in select_cases(op, device, dtype)
         ]
     from ..config import get_preset
-    from ..dry_run.work import model_calls
+    from ..dry_run.calls import model_calls
     from ..preparation import check_size
 
     preset = get_preset(args.preset)

@@ -6,7 +6,7 @@ and audio that waits to be spoken do not. The published schedule (``--no-reuse``
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,6 @@ from ..config import (
     VAEConfig,
     get_preset,
 )
-from ..loading import ModelSource
 from ..preparation import check_size
 from ..vae import SPATIAL
 from .record import (
@@ -43,6 +42,9 @@ from .record import (
     record_vae,
 )
 from .recorder import Peak
+
+if TYPE_CHECKING:
+    from ..loading import ModelSource
 
 ASSUMPTIONS = (
     "Each rank holds all weights, and the keys and values of text and image, which all of its "
@@ -289,7 +291,7 @@ def _most_pixels(slices: Slices) -> int:
 
 
 def describe(
-    source: ModelSource,
+    source: "ModelSource",
     dit: DiTConfig,
     vae: VAEConfig,
     *,
