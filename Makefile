@@ -25,7 +25,7 @@ TRITON36 := .venv-triton36
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 
 .PHONY: help install install-dev demo build cuda cutlass test test-slow test-gpu sanitize
-.PHONY: inspect-baseline inspect-baseline-36 lint format soak fuzz clean gpu-report
+.PHONY: inspect-baseline inspect-baseline-36 lint format docs soak fuzz clean gpu-report
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ lint: $(INSTALLED_DEV) ## ruff and mypy
 format: $(INSTALLED_DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(BUILT) $(INSTALLED_DEV) ## build the documentation: out/docs/index.html
+	$(BIN)/mkdocs build --strict
 
 test-gpu: $(BUILT) $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
 	$(BIN)/pytest -m gpu
@@ -122,7 +125,7 @@ $(INSTALLED): $(PINS) pyproject.toml setup.py
 	@touch $@ $(BUILT)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev]' \
+	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev,docs]' \
 		| $(PROGRESS)
 	@touch $@
 

@@ -273,7 +273,8 @@ def test_no_paths_of_a_machine_and_no_registry() -> None:
 
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["docs"]
     names = {re.split(r"[<>=!;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins if "==" in pin}

@@ -1,4 +1,4 @@
-"""``livetalk inspect``: what the compilers made of the GPU kernels, without a GPU."""
+"""``livetalk inspect``: report what the GPU kernels compile to, without a GPU."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
@@ -34,9 +34,7 @@ livetalk inspect chunk_attention add_norm
 livetalk inspect --backend triton --compare profiles/data
 """
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PLACE = (
-    "a folder means its file inspect_triton<version>.json, with the version of the Triton in use"
-)
+PLACE = "in a folder: its file inspect_triton<version>.json, for the installed Triton"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,15 +42,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "inspect",
-        "Compile the Triton kernels for Hopper at the model's shapes, read the CUDA kernels, and "
-        "report registers, shared memory, occupancy, spills, tensor-core and TMA instructions, "
-        "widths of global accesses and compiler warnings. Needs no GPU; the first run takes "
-        "minutes, later ones use Triton's cache.",
+        "Compile the Triton kernels for Hopper at the model's shapes, disassemble the CUDA "
+        "kernels, and report registers, shared memory, occupancy, spills, tensor-core and TMA "
+        "instructions, widths of global accesses and compiler warnings. Needs no GPU. The first "
+        "run takes minutes; later ones use Triton's cache.",
         EXAMPLE,
     )
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops to inspect (default: all)")
     parser.add_argument(
-        "--backend", choices=BACKENDS, help="only the kernels of this backend (default: both)"
+        "--backend", choices=BACKENDS, help="only this backend's kernels (default: both)"
     )
     add_dtype_option(
         parser,
@@ -70,11 +68,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "--compare",
         metavar="PATH",
         type=Path,
-        help="list what is worse than in a saved report, and exit with 1 if anything is; "
-        "kernels that only one of both has are left out",
+        help="list regressions against a saved report, and exit with 1 if there are any; kernels "
+        "in only one of the two are ignored",
     )
     parser.add_argument(
-        "--sass", metavar="DIR", type=Path, help="keep PTX, machine code and disassembly there"
+        "--sass", metavar="DIR", type=Path, help="keep PTX, cubins and disassembly in this folder"
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -141,8 +139,8 @@ def _print(report: Report) -> None:
             table.add_row(*_cells(list(group)))
     out.print(table)
     out.print(
-        "smem: KB of a block. warps: on an SM, of 64. MMA: tensor-core instructions in the code. "
-        "ld/st: bits of the widest access to global memory, or TMA."
+        "smem: KB per block. warps: per SM, of 64. MMA: tensor-core instructions in the code. "
+        "ld/st: bits of the widest global load and store, or TMA."
     )
     for line in report.notes:
         out.print(escape(line))

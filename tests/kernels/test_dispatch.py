@@ -1,9 +1,7 @@
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from livetalk_kernels.ops import chunk_attention as chunk_contract
 from livetalk_kernels.registry import all_backend_names, backend_names, load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
-from livetalk_kernels.testing.numerics import check_backend
-from livetalk_model.cli.main import main
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DropIn = Callable[[str, str], None]
@@ -198,21 +194,6 @@ def test_a_dropped_in_backend_shows_up_everywhere(drop_in: DropIn) -> None:
     assert bind_ops(device=CPU, dtype=torch.float32).chosen["add_norm"] != "toy"
     tested = {case.name for case, name in runnable_cases([CPU]) if name == "toy"}
     assert {"empty", "one"} <= tested
-
-
-def test_the_recipe_of_contributing_is_a_whole_backend(drop_in: DropIn) -> None:
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    recipe = re.search(r"`livetalk_kernels/ops/(\S+\.py)`.*?```python\n(.*?)```", text, re.DOTALL)
-    assert recipe and len([line for line in recipe[2].splitlines() if line.strip()]) <= 10
-    drop_in(recipe[1], recipe[2])
-    tested = [case for case, name in runnable_cases([CPU]) if name == "plain"]
-    assert {case.dtype for case in tested} == {torch.float32} and len(tested) > 3
-    for case in tested:
-        ok, reason = check_backend(case, "plain")
-        assert ok, reason
-    ops = bind_ops(KernelConfig.parse(["add_norm=plain"]), device=CPU, dtype=torch.float32)
-    assert ops.chosen["add_norm"] == "plain"
-    assert main(["backends", "--device", "cpu"]) == 0
 
 
 def test_a_dropped_in_op_shows_up_everywhere(drop_in: DropIn) -> None:
