@@ -24,23 +24,7 @@ from ..config import (
 )
 from ..preparation import check_size
 from ..vae import SPATIAL
-from .record import (
-    ALONE,
-    AUDIO,
-    AUDIO_KV,
-    COLOUR,
-    DECODE,
-    DENOISE,
-    ENCODE,
-    PORTRAIT,
-    PREPARE,
-    SECOND,
-    TO_HOST,
-    WARM,
-    record_audio,
-    record_transformer,
-    record_vae,
-)
+from . import record as dry
 from .recorder import Peak
 
 if TYPE_CHECKING:
@@ -87,7 +71,7 @@ class Model:
     fuse_bias: bool = False
     steps: int = 4
     text_rows: int | None = None
-    mesh: Mesh = ALONE
+    mesh: Mesh = dry.ALONE
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
@@ -202,7 +186,7 @@ def predict(model: Model) -> Prediction:
     """Take the memory of a session with one voice from a dry run of the busiest rank."""
     kind: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
     slices, config = model.slices, model.dit
-    dit = record_transformer(
+    dit = dry.record_transformer(
         config,
         model.tokens,
         mesh=model.mesh,
@@ -214,7 +198,7 @@ def predict(model: Model) -> Prediction:
     )
     largest = _most_pixels(slices)
     rows, columns = slices.boxes[largest]
-    vae = record_vae(
+    vae = dry.record_vae(
         model.vae,
         (len(rows), len(columns)),
         halo=slices.halo(largest, (1, 1, 1, 1)),
@@ -222,7 +206,7 @@ def predict(model: Model) -> Prediction:
         fuse_bias=model.fuse_bias,
         **kind,
     )
-    audio = record_audio(model.audio, model.device)
+    audio = dry.record_audio(model.audio, model.device)
     caches = {**dit.caches, **vae.caches}
     state, kept = caches["decoder state"], sum(caches.values())
     embeddings = _FP32 * (
@@ -232,24 +216,24 @@ def predict(model: Model) -> Prediction:
     found, frames = dit.phases, vae.phases
     ready = kept - state - caches["K/V of audio"]  # when the decoder is first warmed up
     phases = {
-        PORTRAIT: _above(kept - embeddings, frames[PORTRAIT].peak),
-        PREPARE: max(
-            _above(kept, found[PREPARE].peak),
-            _above(kept - ready, frames[PREPARE].peak),
+        dry.PORTRAIT: _above(kept - embeddings, frames[dry.PORTRAIT].peak),
+        dry.PREPARE: max(
+            _above(kept, found[dry.PREPARE].peak),
+            _above(kept - ready, frames[dry.PREPARE].peak),
             key=lambda peak: peak.total,
         ),
-        AUDIO: audio.phases[AUDIO].peak,
-        AUDIO_KV: _above(kept - state, found[AUDIO_KV].peak),
-        DENOISE: _above(kept - state, found[DENOISE].peak),
-        DECODE: _above(state - windows, frames[SECOND].peak, frames[DECODE].peak),
+        dry.AUDIO: audio.phases[dry.AUDIO].peak,
+        dry.AUDIO_KV: _above(kept - state, found[dry.AUDIO_KV].peak),
+        dry.DENOISE: _above(kept - state, found[dry.DENOISE].peak),
+        dry.DECODE: _above(state - windows, frames[dry.SECOND].peak, frames[dry.DECODE].peak),
         **{
             name: _above(state - windows, frames[name].peak)
-            for name in (COLOUR, TO_HOST, ENCODE, WARM)
+            for name in (dry.COLOUR, dry.TO_HOST, dry.ENCODE, dry.WARM)
         },
     }
-    beside = [audio.phases[AUDIO].grown]
+    beside = [audio.phases[dry.AUDIO].grown]
     if model.mesh.world == 1:  # several ranks exchange for it, so it is no side stream's
-        beside.append(frames[WARM].grown)
+        beside.append(frames[dry.WARM].grown)
     communication = 250 * 10**6 if model.mesh.world > 1 else 0
     assumed = Assumed(communication=communication, beside=max(beside))
     return Prediction(
