@@ -152,15 +152,11 @@ def vae_stage(
         fuse_bias: The same.
     """
     found = _recorded(config, itemsize, reuse=reuse, fuse_bias=fuse_bias)
-    decode = ((found[SECOND], 1), (found[DECODE], NEW_LATENTS - 1))
-    if not reuse:
-        warm: tuple[tuple[Phase, int], ...] = ()
-        decode = ((found[WARM], 1), *decode)  # type: ignore[assignment]
-    else:
-        warm = ((found[WARM], 1),)
+    warm = ((found[WARM], 1),)
+    decode = (found[SECOND], 1), (found[DECODE], NEW_LATENTS - 1)
     stages = {
-        DECODE: decode,
-        WARM: warm,
+        DECODE: decode if reuse else warm + decode,
+        WARM: warm if reuse else (),
         ENCODE: ((found[ENCODE], 1),),
         FIRST: ((found[NEXT], 1), (found[SECOND], 1)),
     }
