@@ -68,13 +68,13 @@ def add_checkpoint_options(parser: argparse._ActionsContainer) -> None:
 
 def _add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--checkpoint", metavar="DIR", help="folder of the published DiT, VAE, T5 and CLIP"
+        "--checkpoint", metavar="DIR", help="published DiT, VAE, T5 and CLIP, or a training run"
     )
 
 
 def _add_audio_encoder_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--audio-encoder", metavar="DIR", help="folder of wav2vec2; used with --checkpoint"
+        "--audio-encoder", metavar="DIR", help="folder of wav2vec2 (default: the checkpoint's own)"
     )
 
 
@@ -116,7 +116,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
     which.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: that size with random weights (default: tiny)",
+        help="demo: trained; 14b, small, mid, tiny: random weights of that size (default: tiny)",
     )
     _add_checkpoint_option(which)
     if audio_encoder:

@@ -17,6 +17,7 @@ EXAMPLE = """\
 livetalk diff --preset mid --a precision=fp8 --b precision=exact
 livetalk diff --preset tiny --a backend=cpu,dtype=bf16 --b backend=reference \\
     --chunks 5 --plot diff.png --output diff.json"""
+PRESET = "tiny"
 WORST = 12
 
 
@@ -40,7 +41,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--preset", metavar="NAME", help="14b, small, mid or tiny: random weights (default: tiny)"
+        "--preset", metavar="NAME", help="see 'livetalk generate --help' (default: tiny)"
     )
     which.add_argument("--checkpoint", metavar="DIR", help="folder of the published DiT and VAE")
     parser.add_argument("--audio-encoder", metavar="DIR", help="folder of wav2vec2")
@@ -131,7 +132,7 @@ def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
     from ..loading import load_pipeline
 
     return load_pipeline(
-        preset=args.preset,
+        preset=args.preset or (None if args.checkpoint else PRESET),
         checkpoint=args.checkpoint,
         audio_encoder=args.audio_encoder,
         device=args.device,
@@ -177,7 +178,7 @@ def _report(
     return {
         "a": describe(sides[0], pipelines[0]),
         "b": describe(sides[1], pipelines[1]),
-        "model": Path(args.checkpoint).name if args.checkpoint else args.preset or "tiny",
+        "model": Path(args.checkpoint).name if args.checkpoint else args.preset or PRESET,
         "random_weights": pipelines[0].random,
         "size": list(size),
         "denoising_steps": args.steps,

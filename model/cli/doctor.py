@@ -34,7 +34,13 @@ EXAMPLE = """\
 livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
     --audio-encoder chinese-wav2vec2-base
 livetalk doctor --memory --preset 14b --precision fp8 --size 768x448"""
-_COLOURS = {"found": "green", "missing": "yellow", "broken": "red", "not given": "yellow"}
+_COLOURS = {
+    "found": "green",
+    "missing": "yellow",
+    "broken": "red",
+    "not given": "yellow",
+    "not needed": "green",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -44,7 +44,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="predict the memory of a model, of a preset or of --checkpoint, on every rank",
     )
-    group.add_argument("--preset", metavar="NAME", help="14b, small, mid or tiny (default: 14b)")
+    group.add_argument("--preset", metavar="NAME", help="name of a preset (default: 14b)")
     group.add_argument(
         "--size", type=parse_size, metavar="HxW", help="picture size (default: the model's)"
     )

@@ -61,7 +61,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         choices=("exact", "fp8"),
         help="of the blocks' linear layers (default: both are tried); fp8 is an approximation",
     )
-    parser.add_argument("--preset", metavar="NAME", help="14b, small, mid or tiny (default: 14b)")
+    parser.add_argument("--preset", metavar="NAME", help="name of a preset (default: 14b)")
     common.add_dtype_option(
         parser, ("bf16", "fp32"), help="default: bf16, on a CPU fp32, its only choices"
     )

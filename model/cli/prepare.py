@@ -6,7 +6,7 @@ from pathlib import Path
 
 from livetalk_kernels.units import data_size
 
-from . import common
+from . import common, samples
 
 EXAMPLE = """\
 livetalk prepare --portrait me.png --output me.avatar \\
@@ -26,7 +26,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "immediately.",
         EXAMPLE,
     )
-    parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
+    samples.add_portrait_option(parser, required=True)
     parser.add_argument(
         "--output",
         type=Path,

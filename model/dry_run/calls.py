@@ -32,6 +32,8 @@ def model_calls(
     device: torch.device,
     dtype: torch.dtype,
     fp8: bool,
+    fuse_bias: bool = False,
+    m_major_scales: bool = False,
     steps: int = 4,
 ) -> list[Call]:
     """List every call of an op for a stream of one chunk.
@@ -45,6 +47,8 @@ def model_calls(
         device: Where the cases are to lie.
         dtype: Of DiT and VAE.
         fp8: Linear layers of the DiT's blocks in FP8.
+        fuse_bias: The VAE's residual blocks add their biases in other passes.
+        m_major_scales: FP8 scales of 1x128 blocks lie with neighbouring tokens side by side.
         steps: Denoising steps of a chunk.
 
     Returns:
@@ -54,8 +58,10 @@ def model_calls(
     latent, (_, rows, columns) = (size[0] // SPATIAL, size[1] // SPATIAL), preset.dit.patch_size
     grid = LATENT_FRAMES, latent[0] // rows, latent[1] // columns
     prompt = preset.dit.text_len // 2
-    dit = record_transformer(preset.dit, grid, fp8=fp8, text_rows=prompt, **kind).phases
-    vae = record_vae(preset.vae, latent, **kind).phases
+    dit = record_transformer(
+        preset.dit, grid, fp8=fp8, m_major_scales=m_major_scales, text_rows=prompt, **kind
+    ).phases
+    vae = record_vae(preset.vae, latent, fuse_bias=fuse_bias, **kind).phases
     parts = [(dit[PREPARE], 1), (dit[AUDIO_KV], 1), (dit[DENOISE], steps), (vae[WARM], 1)]
     parts += [(vae[SECOND], 1), (vae[DECODE], NEW_LATENTS - 1), (vae[ENCODE], 1)]
     counts: Counter[recorder.Call] = Counter()

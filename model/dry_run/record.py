@@ -88,6 +88,7 @@ def record_transformer(
     mesh: Mesh = ALONE,
     rank: int = 0,
     fp8: bool = False,
+    m_major_scales: bool = False,
     steps: int = 1,
     text_rows: int | None = None,
 ) -> Record:
@@ -101,6 +102,7 @@ def record_transformer(
         mesh: Ranks.
         rank: Which of them.
         fp8: Linear layers of the blocks are in FP8.
+        m_major_scales: See `DiT`.
         steps: Of the schedule.
         text_rows: Of the prompt's embedding; by default the longest prompt's.
     """
@@ -118,6 +120,7 @@ def record_transformer(
                 replace(config, num_layers=layers),
                 recorder.ops,
                 fp8=fp8,
+                m_major_scales=m_major_scales,
                 parallel=SequenceParallel(mesh, comm, recorder.ops),
             )
         _cast(dit, dtype)
