@@ -187,7 +187,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             cpu = watch.read() if team.size == 1 else None  # ranks are no neighbours
             memory = None
             if args.json:
-                from ..memory.report import memory_report
+                from ..dry_run.report import memory_report
 
                 memory = memory_report(source, pipeline, session, avatar)
             session.close(finish_chunk=outcome != common.INTERRUPTED)

@@ -187,8 +187,8 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
             if dtype in load_op(op).dtypes
             for case in select_cases(op, device, dtype)
         ]
-    from ..calls import model_calls
     from ..config import get_preset
+    from ..dry_run.calls import model_calls
     from ..preparation import check_size
 
     preset = get_preset(args.preset)

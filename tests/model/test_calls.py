@@ -13,8 +13,8 @@ from livetalk_kernels.bench.runner import make_inputs
 from livetalk_kernels.registry import load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_model import load_pipeline
-from livetalk_model.calls import model_calls
 from livetalk_model.config import NEW_FRAMES, get_preset
+from livetalk_model.dry_run.calls import model_calls
 from livetalk_model.stream.chunk import StreamOptions
 
 CPU, META, FP32 = torch.device("cpu"), torch.device("meta"), torch.float32

@@ -9,16 +9,15 @@ import os
 import sys
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from livetalk_kernels.runtime.timeline import MAIN
@@ -28,13 +27,13 @@ from ..pipeline import Pipeline
 from ..stream.chunk import ChunkGenerator, StreamOptions
 from ..stream.production import Production
 from ..stream.stats import StageClock
+from .storages import storages
 
 PORTRAIT = "portrait"
 _MARK = "livetalk: "  # of a phase among the profiler's events
 _MEMORY_EVENT = "[memory]"
 _CHATTER = b"USDT:"  # how those lines begin
 _SEED = 0
-_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,42 +74,14 @@ class Measured:
 def weight_bytes(pipeline: Pipeline) -> dict[str, int]:
     """Part of the model -> bytes of its parameters and buffers."""
     parts = {"DiT": pipeline.dit, "VAE": pipeline.vae, "audio encoder": pipeline.audio_encoder}
-    return {name: sum(_storages([part]).values()) for name, part in parts.items()}
+    return {name: sum(storages([part]).values()) for name, part in parts.items()}
 
 
 def cache_bytes(pipeline: Pipeline, session: Production | ChunkGenerator) -> int:
     """Bytes of the tensors that an open session keeps between two chunks."""
-    model = _storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
-    kept = _storages([session])
-    return sum(size for address, size in kept.items() if address not in model)
-
-
-def _storages(roots: Iterable[object]) -> dict[int, int]:
-    """Address -> bytes of every tensor's memory that our own objects lead to from ``roots``."""
-    found: dict[int, int] = {}
-    seen: set[int] = set()
-    left = list(roots)
-    while left:
-        value = left.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        match value:
-            case Tensor():
-                if not value.is_pinned():  # else it stays on the host
-                    storage = value.untyped_storage()
-                    found[storage.data_ptr()] = storage.nbytes()
-            case nn.Module():
-                left += [*value.parameters(), *value.buffers()]
-            case Mapping():
-                left += value.values()
-            case list() | tuple() | deque():
-                left += value
-            case FunctionType():
-                left += [cell.cell_contents for cell in value.__closure__ or ()]
-            case _ if type(value).__module__.startswith(_PACKAGE):
-                left += vars(value).values()
-    return found
+    model = storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
+    kept = storages([session])
+    return sum(size for storage, size in kept.items() if storage not in model)
 
 
 def measure(pipeline: Pipeline, size: tuple[int, int], options: StreamOptions) -> Measured:

@@ -6,8 +6,8 @@ from ..avatar import Avatar
 from ..loading import ModelSource
 from ..pipeline import Pipeline
 from ..stream.session import Session
-from . import describe, predict
 from .measure import cache_bytes, weight_bytes
+from .memory import describe, predict
 
 
 def memory_report(
