@@ -17,7 +17,8 @@ constexpr int64_t W = Vec::width, L = conv3d_lanes, P = conv3d_panel;
 constexpr int64_t R = W == 16 ? 14 : W == 8 ? 6 : 4;
 constexpr int64_t C = 2 * W;
 constexpr int64_t max_groups = 224 / R;        // of pixels, in a block
-constexpr int64_t block_bytes = 384 << 10;     // that a block gathers in a pass, at most
+constexpr int64_t block_bytes = 384 << 10;     // that a block gathers in a pass, at most; twice if
+                                               // a pass begins with widening its weights
 constexpr int64_t max_depth = 1728;            // inputs times taps of a pass, about
 constexpr int64_t ahead_taps = 4;              // how early weights are fetched
 constexpr int64_t ahead_groups = 2;            // how early pixels are
@@ -111,6 +112,9 @@ __attribute__((noinline)) void multiply(
 // Rows [0, depth) of a packed weight in fp32.
 inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
   for (int64_t k = 0; k < depth; k += 2) {
+    const bf16* later = packed + (k + ahead_taps * L) * P;
+    __builtin_prefetch(later);
+    __builtin_prefetch(later + P);
     for (int64_t column = 0; column < P; column += W) {
       Vec even, odd;
       load_rows(packed + k * P, column, even, odd);
@@ -163,7 +167,7 @@ struct Block {
   }
   static int64_t most_groups(int64_t depth) {
     const int64_t bytes = R * depth * static_cast<int64_t>(sizeof(Word<T>));
-    return std::clamp<int64_t>(block_bytes / bytes, 1, max_groups);
+    return std::clamp<int64_t>((widens ? 2 : 1) * block_bytes / bytes, 1, max_groups);
   }
 
   // Taps of a pixel that meet zero frames only.
