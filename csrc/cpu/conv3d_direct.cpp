@@ -20,6 +20,7 @@ constexpr int64_t max_groups = 224 / R;        // of pixels, in a block
 constexpr int64_t block_bytes = 384 << 10;     // that a block gathers in a pass, at most; twice if
                                                // a pass begins with widening its weights
 constexpr int64_t max_depth = 1728;            // inputs times taps of a pass, about
+constexpr int64_t short_depth = 432;           // of these that are summed one by one, about
 constexpr int64_t ahead_taps = 4;              // how early weights are fetched
 constexpr int64_t ahead_groups = 2;            // how early pixels are
 static_assert(P % C == 0 && L % W == 0 && R <= conv3d_rows);
@@ -66,7 +67,7 @@ inline void copy(const T* pixel, int64_t channels, Word<T>* to) {
 
 // Some taps of some chunks, which are `v_step` and `u_step` apart: v [R, L] u [L, C] of each tap of
 // each chunk, added to `sum` [R, C] and `bias` [C], each null for none, give `to`, with rows `to_step`
-// apart. Weights of large layers come from the third-level cache, so they are asked for early; those
+// apart. Products are summed before `sum` is added, so that long sums are made of short ones. Weights of large layers come from the third-level cache, so they are asked for early; those
 // behind the last are the next panel's.
 template <class T, class To>
 __attribute__((noinline)) void multiply(
@@ -76,8 +77,7 @@ __attribute__((noinline)) void multiply(
   Vec sums[R][2];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < R; ++r) {
-    sums[r][0] = sum ? Vec::load(sum + r * C) : Vec::zero();
-    sums[r][1] = sum ? Vec::load(sum + r * C + W) : Vec::zero();
+    sums[r][0] = sums[r][1] = Vec::zero();
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step, u += u_step) {
     for (int64_t tap = 0; tap < taps; ++tap) {
@@ -104,6 +104,10 @@ __attribute__((noinline)) void multiply(
   const Vec second = bias ? Vec::load(bias + W) : Vec::zero();
 #pragma GCC unroll 16
   for (int64_t r = 0; r < R; ++r) {
+    if (sum) {
+      sums[r][0] = sums[r][0] + Vec::load(sum + r * C);
+      sums[r][1] = sums[r][1] + Vec::load(sum + r * C + W);
+    }
     (sums[r][0] + first).store(to + r * to_step);
     (sums[r][1] + second).store(to + r * to_step + W);
   }
@@ -127,22 +131,22 @@ inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
 // A thread's work, a block of pixels at a time.
 //
 // Attributes: taps, of the weight; active, those that meet a frame which is not zero, somewhere in
-// the output; chunks, of a pass; most, groups of a block at most; count and groups of the block's
+// the output; chunks, of a pass; short_chunks, of a short sum; most, groups of a block at most; count and groups of the block's
 // pixels; first_tap, the first one that a pixel of the block needs; skipped, taps from there on that
 // a group does not need; pixels [tap from first_tap on][group][R], what the block sees; gathered
 // [group][chunk][tap from first_tap on][R][L]; weights, a panel of some chunks, widened; sums
-// [P / C x panel][group][R][C]; edge [R][C], a result that is not wholly within the output.
+// [P / C x panel][group][R][C]; tile [R][C], a group's sums meanwhile.
 template <class T>
 struct Block {
   static constexpr bool widens = !std::is_same_v<T, Word<T>>;
 
   const DirectConv3d& args;
-  int64_t image, taps, active, chunks, most;
+  int64_t image, taps, active, chunks, short_chunks, most;
   int64_t first, count, groups, first_tap, block_taps;
   int64_t skipped[max_groups];
   Aligned<const T*> pixels;
   Aligned<Word<T>> gathered, weights;
-  Aligned<float> sums, edge;
+  Aligned<float> sums, tile;
   Aligned<T> zeros;
 
   explicit Block(const DirectConv3d& args)
@@ -151,12 +155,13 @@ struct Block {
         taps(args.all_taps()),
         active(taps - zero_taps((args.frames - 1) * args.stride[0])),
         chunks(chunks_of_pass(args.chunks(), active)),
+        short_chunks(std::max<int64_t>(1, short_depth / L / active)),
         most(most_groups(chunks * active * L)),
         pixels(active * most * R),
         gathered(most * R * chunks * active * L),
         weights(widens ? chunks * active * L * P : 1),
         sums(chunks < args.chunks() ? most * R * args.panels() * P : 1),
-        edge(R * C),
+        tile(R * C),
         zeros(args.chunks() * L) {
     std::fill_n(static_cast<T*>(zeros), args.chunks() * L, T{});
   }
@@ -265,28 +270,32 @@ struct Block {
         const int64_t rows = count - n * R;
         float* sum = panel_sums + (column * groups + n * C) * R;
         T* result = static_cast<T*>(args.out) + (first + n * R) * args.outputs + channel;
-        const auto product = [&](const float* offset, auto* to, int64_t to_step) {
-          multiply<T>(
-              gathered + n * own_chunks * v_step + skipped[n] * R * L, v_step,
-              u + skipped[n] * L * P + column * Packed<T>::group, u_step, own_chunks,
-              block_taps - skipped[n], first_chunk > 0 ? sum : nullptr, offset, to, to_step);
-        };
-        if (!last) {
-          product(nullptr, sum, C);
-        } else if (rows >= R && channels >= C) {
-          product(bias, result, args.outputs);
-        } else {
-          product(nullptr, static_cast<float*>(edge), C);
-          store_edge(bias, result, std::min(rows, R), std::min(channels, C));
+        const bool whole = rows >= R && channels >= C;
+        for (int64_t chunk = 0; chunk < own_chunks; chunk += short_chunks) {
+          const bool begins = first_chunk + chunk == 0, ends = chunk + short_chunks >= own_chunks;
+          const float* before = begins ? nullptr : chunk ? static_cast<float*>(tile) : sum;
+          const auto product = [&](const float* offset, auto* to, int64_t to_step) {
+            multiply<T>(
+                gathered + (n * own_chunks + chunk) * v_step + skipped[n] * R * L, v_step,
+                u + chunk * u_step + skipped[n] * L * P + column * Packed<T>::group, u_step,
+                std::min(short_chunks, own_chunks - chunk), block_taps - skipped[n], before, offset,
+                to, to_step);
+          };
+          if (ends && last && whole) {
+            product(bias, result, args.outputs);
+          } else {
+            product(nullptr, ends && !last ? sum : static_cast<float*>(tile), C);
+          }
         }
+        if (last && !whole) store_tile(bias, result, std::min(rows, R), std::min(channels, C));
       }
     }
   }
 
-  void store_edge(const float* bias, T* to, int64_t rows, int64_t channels) const {
+  void store_tile(const float* bias, T* to, int64_t rows, int64_t channels) const {
     const auto store_vector = [&](int64_t row, int64_t k, auto... left) {
       const Vec offset = bias ? Vec::load(bias + k, left...) : Vec::zero();
-      (Vec::load(edge + row * C + k) + offset).store(to + row * args.outputs + k, left...);
+      (Vec::load(tile + row * C + k) + offset).store(to + row * args.outputs + k, left...);
     };
     for (int64_t row = 0; row < rows; ++row) {
       int64_t k = 0;
