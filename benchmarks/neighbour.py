@@ -88,7 +88,7 @@ def main() -> None:
     if args.child:
         print(work())
         return
-    here = cpus().usable
+    here, here_now = cpus().usable, machine()
     watch = CpuWatch()
     time.sleep(1)
     before = watch.read()
@@ -106,7 +106,7 @@ def main() -> None:
         print(f"{name:28s} {np.median(own):7.2f} s  {ratio:5.2f} x all threads, alone")
     if args.output:
         others = before.others if before else None
-        write_json(args.output, {"machine": machine(), "others": others, "seconds": seconds})
+        write_json(args.output, {"machine": here_now, "others": others, "seconds": seconds})
 
 
 if __name__ == "__main__":

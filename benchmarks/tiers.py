@@ -149,10 +149,11 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure_tier(tiers[0], DTYPES[args.dtype], args.op or op_names())))
         return
+    here_now = machine()
     found = [run_tier(tier, args) for tier in tiers]
     print(table(found))
     if args.output:
-        write_json(args.output, {"machine": machine(), "dtype": args.dtype, "tiers": found})
+        write_json(args.output, {"machine": here_now, "dtype": args.dtype, "tiers": found})
 
 
 if __name__ == "__main__":
