@@ -24,8 +24,8 @@ CUTLASS := .venv/.installed-cutlass
 TRITON36 := .venv-triton36
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 
-.PHONY: help install install-dev demo build cuda cutlass test test-slow test-gpu sanitize
-.PHONY: inspect-baseline inspect-baseline-36 lint format soak fuzz clean gpu-report
+.PHONY: help install install-dev demo train-demo build cuda cutlass test test-slow test-gpu sanitize
+.PHONY: inspect-baseline inspect-baseline-36 lint format docs soak fuzz clean gpu-report
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,8 +42,12 @@ cutlass: $(CUTLASS) ## the same with CUTLASS's FP8 products: a few minutes more
 	@$(BIN)/python setup.py -q build_cuda
 
 demo: $(BUILT) ## make a talking video from the bundled portrait and speech: out/demo.mp4
-	$(BIN)/livetalk generate --preset tiny --portrait examples/portrait.png --crop centre \
-		--audio examples/speech.wav --output out/demo.mp4
+	$(BIN)/livetalk generate --preset tiny --output out/demo.mp4
+	@echo "Open out/demo.mp4 in a player or a browser."
+
+# In stages of at most 40 minutes; what is done is left out, what was begun goes on.
+train-demo: $(BUILT) ## train the demo's weights from nothing into out/train-demo; see ARGS=--help
+	$(BIN)/python benchmarks/train_demo.py $(ARGS)
 
 # One process a core with one thread each: most tests are too small for more.
 test: lint $(BUILT) ## all checks and tests but the long soak
@@ -62,6 +66,9 @@ lint: $(INSTALLED_DEV) ## ruff and mypy
 format: $(INSTALLED_DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(BUILT) $(INSTALLED_DEV) ## build the documentation: out/docs/index.html
+	$(BIN)/mkdocs build --strict
 
 test-gpu: $(BUILT) $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
 	$(BIN)/pytest -m gpu
@@ -122,7 +129,7 @@ $(INSTALLED): $(PINS) pyproject.toml setup.py
 	@touch $@ $(BUILT)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev]' \
+	@$(BIN)/python -m pip install --constraint $(PINS) --no-build-isolation --editable '.[dev,docs]' \
 		| $(PROGRESS)
 	@touch $@
 

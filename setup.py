@@ -378,7 +378,11 @@ setup(
         *(f"livetalk_model.{name}" for name in find_packages("model")),
     ],
     package_dir={"livetalk_model": "model"},
-    package_data={"": ["py.typed", "*.schema.json"], "livetalk_kernels": ["_C.reason"]},
+    package_data={
+        "": ["py.typed", "*.schema.json"],
+        "livetalk_kernels": ["_C.reason"],
+        "livetalk_model": ["samples/*", "demo/*", "demo/audio_encoder/*"],
+    },
     ext_modules=[Extension("livetalk_kernels._C", sources=[])],
     cmdclass={"build_ext": BuildExtensions, "build_cpu": BuildCpu, "build_cuda": BuildCuda},
 )

@@ -92,9 +92,7 @@ def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: tor
     Raises:
         UserError: A backend that was named cannot run.
     """
-    config = preset.dit
-    dims = {"D": config.dim, "H": config.num_heads, "d": config.head_dim}
-    return bind_ops(backend, device=device, dtype=dtype, **dims)
+    return bind_ops(backend, device=device, dtype=dtype, **preset.dit.dims)
 
 
 def make_dit(
@@ -132,7 +130,8 @@ def make_vae(
     Raises:
         UserError: A backend that was named cannot run.
     """
-    ops = bind_ops(backend, device=device, dtype=dtype, H=1, d=4 * preset.vae.dim)
+    sizes = {"H": 1, "d": 4 * preset.vae.dim}
+    ops = bind_ops(backend, device=device, dtype=dtype, main=preset.dit.dims, **sizes)
     with torch.device("meta"):
         vae = VAE(preset.vae, ops, reuse=reuse)
     fill(vae, dtype=dtype, device=device)

@@ -22,6 +22,7 @@ import psutil
 
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
+from livetalk_model.bundled import SPEECH
 from livetalk_model.config import get_preset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def first_frame(packages: Path, preset: str) -> dict[str, float]:
         command = [
             *(sys.executable, "-c", MAIN.format(str(packages)), "generate", "--preset", preset),
             *("--device", "cpu", "--portrait", str(EXAMPLES / "portrait.png"), "--crop", "centre"),
-            *("--audio", str(EXAMPLES / "speech.wav"), "--output", f"{folder}/x.npy"),
+            *("--audio", str(SPEECH), "--output", f"{folder}/x.npy"),
         ]
         begin = time.perf_counter()
         quiet = subprocess.DEVNULL

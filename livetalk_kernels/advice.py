@@ -49,8 +49,8 @@ def suppositions(installed: Libraries = INSTALLED) -> dict[str, str]:
     library = FOLDER / "_C_cuda.so"
     if library.is_file() and not torch.cuda.is_available():
         found["cuda kernels"] = "built"
-        if extension_cutlass.OPERATOR.encode() in library.read_bytes():
-            found["cutlass kernels"] = "built"
+        with_cutlass = extension_cutlass.OPERATOR.encode() in library.read_bytes()
+        found["cutlass kernels"] = "built" if with_cutlass else ""
     return found
 
 

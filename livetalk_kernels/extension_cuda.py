@@ -24,8 +24,8 @@ from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtyp
 if TYPE_CHECKING:
     from .spec import Case
 
-MEND = "build it with `make cuda` (needs nvcc)"
-REBUILD = "build it here again with `make cuda` (needs nvcc)"
+MEND = "run `make cuda` (needs nvcc)"
+REBUILD = "run `make cuda` here again (needs nvcc)"
 PACK_BYTES = 16
 LANES, PACKS = 32, 4  # at most, of one pixel in pixel_norm.cu
 MIN_CAPABILITY = (8, 0)

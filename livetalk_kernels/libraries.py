@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch.nn.attention
 
 from .machine import version
+from .reasons import TORCH
 
 Found: TypeAlias = tuple[str, str]
 """Version, empty where it cannot be used; and why not, empty where it can."""
@@ -38,7 +39,7 @@ class Libraries:
         if name not in self.supposed:
             return library.find()
         found = self.supposed[name]
-        return found, "" if found else f"there is no {name}; {library.install}"
+        return found, "" if found else f"needs {name}; {library.install}"
 
     def flash_implementation(self) -> str | None:
         """What torch's flash attention was exchanged for in this process; None: nothing."""
@@ -157,7 +158,6 @@ def _compiled(missing: str | None) -> Found:
     return ("built", "") if missing is None else ("", missing)
 
 
-TORCH = "install a torch for CUDA"
 TRITON = "pip install triton"
 FLASH_ATTN = "pip install 'livetalk[flash-attn]'"
 FLASH_ATTN_3 = "pip install 'flash-attn-3' from PyTorch's package index"

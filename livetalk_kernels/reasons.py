@@ -10,6 +10,7 @@ from .precision import dtype_name
 if TYPE_CHECKING:
     from .spec import Case
 
+TORCH = "install a torch for CUDA"
 ADA, HOPPER = (8, 9), (9, 0)
 """Compute capabilities: of L40S and RTX 4090, the first with FP8; of H100, H200, H800 and H20."""
 
@@ -31,7 +32,9 @@ def cuda_reason() -> str | None:
     """None where torch sees an NVIDIA GPU, else why it does not."""
     if torch.cuda.is_available():
         return None
-    return "there is no CUDA device, or this torch is not built for CUDA"
+    if torch.version.cuda is None:
+        return f"this torch is not built for CUDA; {TORCH}"
+    return "there is no CUDA device"
 
 
 def gpu_reason(case: "Case") -> str | None:

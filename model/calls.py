@@ -33,6 +33,8 @@ def model_calls(
     device: torch.device,
     dtype: torch.dtype,
     fp8: bool,
+    fuse_bias: bool = False,
+    m_major_scales: bool = False,
     steps: int = 4,
 ) -> list[Call]:
     """Record a chunk on the meta device, on which nothing is calculated.
@@ -46,6 +48,8 @@ def model_calls(
         device: Where the cases are to lie.
         dtype: Of DiT and VAE.
         fp8: Linear layers of the DiT's blocks in FP8.
+        fuse_bias: The VAE's residual blocks add their biases in other passes.
+        m_major_scales: FP8 scales of 1x128 blocks lie with neighbouring tokens side by side.
         steps: Denoising steps of a chunk.
 
     Returns:
@@ -58,8 +62,8 @@ def model_calls(
 
     ops = _recording(note)
     with META:
-        dit = DiT(preset.dit, ops, fp8=fp8)
-        vae = VAE(preset.vae, ops)
+        dit = DiT(preset.dit, ops, fp8=fp8, m_major_scales=m_major_scales)
+        vae = VAE(preset.vae, ops, fuse_bias=fuse_bias)
     for module in (dit, vae):
         _cast(module, dtype)
     vae.prepare()

@@ -3,20 +3,24 @@
 ``DIR/config.json``, ``DIR/diffusion_pytorch_model*.safetensors`` (DiT, sharded or not),
 ``DIR/Wan2.1_VAE.pth``, ``DIR/models_t5_umt5-xxl-enc-bf16.pth`` with its tokenizer in
 ``DIR/google/umt5-xxl``, ``DIR/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth``. The audio
-encoder is a folder of its own.
+encoder is a folder of its own; a model of our own training brings it as ``DIR/audio_encoder``, and
+its VAE may be a safetensors file.
 """
 
 import dataclasses
 from pathlib import Path
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.inputs import check_folder, find
+from livetalk_kernels.inputs import check_folder, find, is_folder
 
 from .config import DiTConfig, VAEConfig, read_config
+from .own import OwnModel
 from .tensor_files import TensorFiles, open_weights
 
 DIT_CONFIG = "config.json"
 VAE_FILE = "Wan2.1_VAE.pth"
+SAFE_VAE_FILE = "Wan2.1_VAE.safetensors"
+AUDIO_FOLDER = "audio_encoder"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 IMAGE_ENCODER_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -49,7 +53,25 @@ class CheckpointFolder:
     @property
     def vae(self) -> Path:
         """The VAE's weights."""
+        safe = self.path / SAFE_VAE_FILE
+        if find(safe).kind != "missing" and find(self.path / VAE_FILE).kind == "missing":
+            return safe
         return self._require(VAE_FILE, "download it")
+
+    @property
+    def audio_encoder(self) -> Path | None:
+        """The folder of the audio encoder that belongs to it; None where it brings none."""
+        folder = self.path / AUDIO_FOLDER
+        return folder if is_folder(folder) else None
+
+    @property
+    def own(self) -> OwnModel | None:
+        """What a model of our own training says of its use; None of a published one.
+
+        Raises:
+            UserError: See `OwnModel.read`.
+        """
+        return OwnModel.read(self.path / DIT_CONFIG)
 
     @property
     def text_encoder(self) -> Path:

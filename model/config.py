@@ -35,6 +35,7 @@ MOTION_LATENTS = 2  # repeat the end of the chunk before
 CHUNK_FRAMES = 1 + (LATENT_FRAMES - 1) * FRAMES_PER_LATENT
 MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
 NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
+MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 
 # Switches of the published model class. Only this combination was ever trained and published;
 # any other changes the arithmetic, so it is refused rather than ignored.
@@ -210,6 +211,11 @@ class DiTConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.dim // self.num_heads
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes that its ops are bound with: width, heads, channels of a head."""
+        return {"D": self.dim, "H": self.num_heads, "d": self.head_dim}
 
     @property
     def audio_features(self) -> int:
@@ -391,6 +397,7 @@ class Preset:
         audio: Audio encoder.
         size: Default picture size (height, width) in pixels.
         note: One line for people.
+        bundled: Trained weights come with the package; those of the others are random.
     """
 
     name: str
@@ -399,6 +406,7 @@ class Preset:
     audio: AudioEncoderConfig
     size: tuple[int, int]
     note: str
+    bundled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
@@ -419,53 +427,51 @@ _PRESETS = (
     Preset(
         name="14b",
         dit=DiTConfig(),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(768, 448),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(768, 448),
         note="the published model, 18.9 B parameters",
     ),
     Preset(
         name="small",
         dit=DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(768, 448),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(768, 448),
         note="a 12-head model for one small GPU",
     ),
     Preset(
         name="mid",
         dit=DiTConfig(dim=512, ffn_dim=1408, num_heads=4, num_layers=8),
-        vae=VAEConfig(),
-        audio=AudioEncoderConfig(),
-        size=(128, 128),
+        vae=VAEConfig(), audio=AudioEncoderConfig(), size=(128, 128),
         note="the published VAE with a small transformer, for measurements on a CPU",
     ),
     Preset(
         name="tiny",
         dit=DiTConfig(
-            dim=256,
-            ffn_dim=704,
-            num_heads=4,
-            num_layers=4,
-            audio_layers=4,
-            audio_dim=128,
-            intermediate_dim=64,
-            output_dim=128,
+            dim=256, ffn_dim=704, num_heads=4, num_layers=4, audio_layers=4, audio_dim=128,
+            intermediate_dim=64, output_dim=128,
         ),
         vae=VAEConfig(dim=8),
         audio=AudioEncoderConfig(
-            layers=4,
-            width=128,
-            heads=4,
-            ffn_dim=256,
-            conv_dim=(32,) * 7,
-            pos_conv_kernel=16,
+            layers=4, width=128, heads=4, ffn_dim=256, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
         size=(64, 64),
         note="made for real time on two CPU cores",
     ),
-)
+    Preset(
+        name="demo",
+        dit=DiTConfig(  # zeros take the place of text and image: one short row of each will do
+            dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
+            intermediate_dim=64, output_dim=96, text_len=1, text_dim=16, image_len=1, image_dim=16,
+        ),
+        vae=VAEConfig(dim=8),
+        audio=AudioEncoderConfig(
+            layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
+            pos_conv_groups=8,
+        ),
+        size=(96, 96),
+        note="what 'livetalk train' makes on a CPU",
+        bundled=True,
+    ),
+)  # fmt: skip
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 

@@ -19,6 +19,7 @@ from livetalk_kernels.precision import dtype_name
 from .checkpoint import (
     DIT_CONFIG,
     IMAGE_ENCODER_FILE,
+    SAFE_VAE_FILE,
     TEXT_ENCODER_FILE,
     TOKENIZER_FOLDER,
     VAE_FILE,
@@ -31,11 +32,12 @@ from .dit import DiT
 from .encoders.audio import wav2vec2_on_meta
 from .encoders.image import split_tensors, vision_on_meta
 from .encoders.text import check_tokenizer, umt5_on_meta
+from .own import OwnModel
 from .tensor_files import TensorFiles, TensorSpec, open_weights
 from .vae import VAE
 from .weights import ROUNDED, check_module
 
-Status = Literal["found", "missing", "broken", "not given"]
+Status = Literal["found", "missing", "broken", "not given", "not needed"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
@@ -47,7 +49,8 @@ class Component:
     Attributes:
         name: Part of the model.
         needed_for: The command that needs it.
-        status: ``found`` means that its headers are whole and fit the model.
+        status: ``found`` means that its headers are whole and fit the model, ``not needed`` that
+            the model was trained without that part.
         files: Its files that are there.
         bytes: Their size together.
         tensors: Number of tensors.
@@ -99,7 +102,7 @@ def inspect_checkpoint(
 
     Args:
         folder: The checkpoint.
-        audio_encoder: Folder of wav2vec2; without it that part is not checked.
+        audio_encoder: Folder of wav2vec2; without it the checkpoint's own is checked, if any.
 
     Returns:
         The report; problems of the weights are rows in it.
@@ -107,21 +110,23 @@ def inspect_checkpoint(
     Raises:
         UserError: One of the folders does not exist.
     """
-    path = CheckpointFolder(folder).path
-    encoder = None
+    checkpoint = CheckpointFolder(folder)
+    path, encoder = checkpoint.path, checkpoint.audio_encoder
     if audio_encoder is not None:
         encoder = check_folder(audio_encoder, "give the folder of wav2vec2")
     audio, audio_config = _inspect_audio_encoder(encoder)
     dit, dit_config = _inspect_dit(path, audio_config)
+    own, dit = _inspect_own(checkpoint, dit)
     width, tokens, text_width = (
         (dit_config.image_dim, dit_config.image_len, dit_config.text_dim)
         if dit_config
         else (None, None, None)
     )
-    return CheckpointReport(
+    vae = path / (SAFE_VAE_FILE if is_file(path / SAFE_VAE_FILE) else VAE_FILE)
+    report = CheckpointReport(
         components=(
             dit,
-            _inspect("VAE", "generate", path / VAE_FILE, _check_vae),
+            _inspect("VAE", "generate", vae, _check_vae),
             audio,
             _inspect(
                 "text encoder",
@@ -136,6 +141,31 @@ def inspect_checkpoint(
                 path / IMAGE_ENCODER_FILE,
                 lambda files: _check_image(files, tokens, width),
             ),
+        )
+    )
+    return report if own is None else _without_encoders(report, own)
+
+
+def _inspect_own(checkpoint: CheckpointFolder, dit: Component) -> tuple[OwnModel | None, Component]:
+    """What a model of our own training says of its use, and the row of the DiT with its faults."""
+    if dit.status != "found":
+        return None, dit
+    try:
+        return checkpoint.own, dit
+    except UserError as error:
+        return None, dataclasses.replace(dit, status="broken", problem=str(error))
+
+
+def _without_encoders(report: CheckpointReport, own: OwnModel) -> CheckpointReport:
+    """The same where encoders that the model has not are not missed."""
+    spared = {"text encoder", "tokenizer"} if own.prompt_zeros else set()
+    spared |= {"image encoder"} if own.image_zeros else set()
+    return CheckpointReport(
+        components=tuple(
+            dataclasses.replace(row, status="not needed", problem="")
+            if row.name in spared and row.status == "missing"
+            else row
+            for row in report.components
         )
     )
 

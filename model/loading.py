@@ -1,4 +1,4 @@
-"""Load a model: from a published checkpoint, or a preset with random weights."""
+"""Load a model: from a checkpoint, or a preset with random or bundled weights."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,10 +14,12 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.ops import Ops
 
+from .bundled import bundled_weights
 from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
 from .encoders.audio import AudioEncoder
+from .own import OwnModel
 from .pipeline import LoadTimes, Pipeline
 from .preparation import Preparer
 from .quantize import PRECISIONS
@@ -49,10 +51,11 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size. ``tiny`` if
-            neither a preset nor a checkpoint is given.
+        preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size; ``demo``:
+            the trained ones that come with the package. ``tiny`` if neither a preset nor a
+            checkpoint is given.
         checkpoint: Folder of the published DiT and VAE (and T5 and CLIP, to prepare avatars).
-        audio_encoder: Folder of wav2vec2; needed with ``checkpoint``.
+        audio_encoder: Folder of wav2vec2; needed with a ``checkpoint`` that brings none.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU where there is one.
         dtype: ``fp32``, ``bf16``, or ``auto``: bf16 on a GPU, else fp32.
         precision: ``exact``: linear layers in ``dtype``; ``fp8``: those of the transformer's blocks
@@ -126,6 +129,7 @@ class ModelSource:
     Attributes:
         preset: Name of the preset; for a checkpoint, the one whose picture size it has.
         folder: The checkpoint; None for random weights.
+        own: What a checkpoint of our own training says of its use.
         audio_encoder: Folder of wav2vec2.
         device: Where it runs.
         dtype: Of DiT and VAE.
@@ -141,6 +145,7 @@ class ModelSource:
 
     preset: str
     folder: CheckpointFolder | None
+    own: OwnModel | None = None
     audio_encoder: Path | None
     device: torch.device
     dtype: torch.dtype
@@ -199,10 +204,18 @@ class ModelSource:
             )
         where = resolve_device(device)
         default = DEFAULT_PRESET if checkpoint is None else _PUBLISHED_PRESET
+        name = get_preset(preset or default).name
+        if checkpoint is None:
+            checkpoint = bundled_weights(name)
+        folder = None if checkpoint is None else CheckpointFolder(checkpoint)
+        encoder = None if audio_encoder is None else Path(audio_encoder)
+        if encoder is None and folder is not None:
+            encoder = folder.audio_encoder
         return cls(
-            preset=get_preset(preset or default).name,
-            folder=None if checkpoint is None else CheckpointFolder(checkpoint),
-            audio_encoder=None if audio_encoder is None else Path(audio_encoder),
+            preset=name,
+            folder=folder,
+            own=None if folder is None else folder.own,
+            audio_encoder=encoder,
             device=where,
             dtype=resolve_dtype(dtype, where),
             precision=precision,
@@ -222,7 +235,7 @@ class ModelSource:
         """Check that there is an audio encoder, which generating needs.
 
         Raises:
-            UserError: A checkpoint without ``--audio-encoder``.
+            UserError: A checkpoint that brings none, without ``--audio-encoder``.
         """
         if self.folder is not None and self.audio_encoder is None:
             raise UserError(
@@ -244,8 +257,8 @@ class ModelSource:
             dit = self._build_dit(config)
             with open_weights(folder.dit) as files:
                 check_module(dit, files, key_map=dit.key_map())
-        channels = 4 * preset.vae.dim  # of the attention in the middle
-        ops = self._bind(H=1, d=channels)
+        channels = 4 * preset.vae.dim  # of the one wide head of the attention in the middle
+        ops = self._bind({"H": 1, "d": channels}, main=config.dims)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
             vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
@@ -255,9 +268,10 @@ class ModelSource:
             config=config,
             vae=vae,
             ops=ops,
-            size=preset.size,
+            size=preset.size if self.own is None else self.own.size,
             checkpoint=folder,
             rounded=rounded,
+            own=self.own,
             load_seconds=time.perf_counter() - begin,
         )
 
@@ -309,7 +323,7 @@ class ModelSource:
         return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
 
     def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
-        ops = self._bind(D=config.dim, H=config.num_heads, d=config.head_dim)
+        ops = self._bind(config.dims)
         parallel = None
         if team is not None:
             parallel = team.sequence(config, ops, self.device, self.dtype)
@@ -323,9 +337,14 @@ class ModelSource:
                 parallel=parallel,
             )
 
-    def _bind(self, **dims: int) -> Ops:
+    def _bind(self, dims: Mapping[str, int], *, main: Mapping[str, int] | None = None) -> Ops:
         ops = bind_ops(
-            self.backend, device=self.device, dtype=self.dtype, differentiable=False, **dims
+            self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            differentiable=False,
+            main=main,
+            **dims,
         )
         return ops if self.wrap is None else self.wrap(ops)
 

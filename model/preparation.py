@@ -18,10 +18,11 @@ from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar, before_grey
 from .checkpoint import CheckpointFolder
-from .config import DiTConfig
+from .config import MAX_SIDE, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .media.image import Crop, Portrait, load_portrait, parse_crop
+from .own import OwnModel
 from .random_weights import RANDOM_SEED
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
@@ -32,8 +33,7 @@ DEFAULT_PROMPT = (
 )
 RANDOM_NOTE = "random weights"
 
-MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
-
+_STRANGE_DB = 3.0  # below the worst of the data
 # Avatars do not depend on the audio encoder, and `prepare` does not know it.
 _AUDIO_FIELDS = ("audio_layers", "audio_dim")
 
@@ -62,14 +62,18 @@ class Preparer:
         checkpoint: CheckpointFolder | None,
         load_seconds: float,
         rounded: bool = False,
+        own: OwnModel | None = None,
     ) -> None:
-        """Put loaded parts together; without a checkpoint the encoders are random."""
+        """Put loaded parts together; without a checkpoint the encoders are random.
+
+        Zeros take the place of encoders that the model says it has not (``own``).
+        """
         self.rounded = rounded
         self.config, self.vae, self.size = config, vae, size
         self.load_seconds = load_seconds
         self.ops = ops
         self.random = checkpoint is None
-        self._checkpoint = checkpoint
+        self._checkpoint, self._own = checkpoint, own
         weight = vae.get_parameter("conv1.weight").detach()
         self._device, self._dtype = weight.device, weight.dtype
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
@@ -97,7 +101,7 @@ class Preparer:
         Args:
             portrait: Picture file, PIL image (which is not turned) or `Portrait`; it is scaled to
                 cover ``size`` and cropped.
-            prompt: What is to be seen.
+            prompt: What is to be seen; a model without a text encoder takes none.
             size: Height and width in pixels, multiples of 16; by default the model's.
             crop: What is kept of the portrait: ``"top"``, ``"centre"`` or (x, y, width, height) in
                 its pixels; by default the centre, with a warning where that loses much.
@@ -138,15 +142,36 @@ class Preparer:
                 notes.append(note)
         guard.raise_if_bad()
         self.check_embeddings(context, features)
+        warnings += self._strangeness(video, condition)
+        if self._wordless and prompt != DEFAULT_PROMPT:
+            warnings += ("the model was trained without prompts; this one changes nothing",)
         return Avatar(
             context=context.cpu(),
             clip_fea=features.cpu(),
             condition=condition.cpu(),
             portrait=pixels,
             model=self.fingerprint,
-            prompt="" if prompt_embeds is not None else prompt,
+            prompt="" if prompt_embeds is not None or self._wordless else prompt,
             note=", ".join(sorted({note for note in notes if note})),
             warnings=warnings,
+        )
+
+    @property
+    def _wordless(self) -> bool:
+        """Zeros take the place of a prompt."""
+        return self._own is not None and self._own.prompt_zeros > 0
+
+    def _strangeness(self, video: Tensor, condition: Tensor) -> tuple[str, ...]:
+        """A warning where a portrait is unlike those that the model was trained on."""
+        usual = None if self._own is None else self._own.portrait_db
+        if usual is None:
+            return ()
+        found = portrait_db(self.vae, video, condition[None])
+        if found >= usual - _STRANGE_DB:
+            return ()
+        return (
+            f"the portrait is unlike those that this model was trained on ({found:.0f} dB through "
+            f"its VAE, theirs {usual:.0f} or more): expect a blurred or changed face",
         )
 
     def _encode_condition(self, video: Tensor) -> Tensor:
@@ -158,6 +183,8 @@ class Preparer:
         if self._checkpoint is None:
             encoder = RandomTextEncoder(width=config.text_dim, seed=RANDOM_SEED)
             return encoder.encode(prompt)[: config.text_len], RANDOM_NOTE
+        if self._own is not None and self._own.prompt_zeros:
+            return torch.zeros(self._own.prompt_zeros, config.text_dim), ""
         folder = self._checkpoint
         text_encoder = TextEncoder.from_checkpoint(
             folder.text_encoder,
@@ -171,6 +198,8 @@ class Preparer:
         if self._checkpoint is None:
             random = RandomImageEncoder(width=self.config.image_dim, seed=RANDOM_SEED)
             return random.encode(image.cpu()), RANDOM_NOTE
+        if self._own is not None and self._own.image_zeros:
+            return torch.zeros(1, self.config.image_len, self.config.image_dim), ""
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         encoder = ImageEncoder.from_checkpoint(
             self._checkpoint.image_encoder, device=self._device, dtype=dtype
@@ -233,6 +262,20 @@ class Preparer:
             context_name=f"{name}: context",
             features_name=f"{name}: clip_fea",
         )
+
+
+@torch.inference_mode()
+def portrait_db(vae: VAE, picture_BCTHW: Tensor, condition_BCTHW: Tensor) -> float:
+    """PSNR in dB at which a VAE gives a portrait back.
+
+    Args:
+        vae: The VAE.
+        picture_BCTHW: [1, 3, 1, H, W] in -1..1.
+        condition_BCTHW: [1, 16, 9, h, w] its latents, `Avatar.condition`.
+    """
+    back = vae.decode(condition_BCTHW[:, :, :1].to(picture_BCTHW.dtype))
+    error = ((back - picture_BCTHW).float() / 2).square().mean()
+    return float(-10 * torch.log10(error.clamp_min(1e-20)))
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -32,6 +33,7 @@ PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 ENVIRONMENT = "livetalk_kernels.environment"  # the one reader of environment variables
 MEASURING = ("livetalk_kernels.bench", "livetalk_kernels.testing")  # these may wait for the GPU
 
+LARGEST_FILE, LARGEST_DEMO = 1 << 20, 12_000_000  # bytes; CONTRIBUTING says why
 MAX_LINES = {".py": 500, ".cpp": 800, ".cu": 800, ".cuh": 800, ".h": 800}
 MAX_LINES_OF = {
     "README.md": 220,
@@ -252,6 +254,17 @@ def test_files_stay_small() -> None:
     assert not wrong, wrong
 
 
+def test_tracked_files_are_small() -> None:
+    """The repository is cloned by everyone; the demo's weights are the one exception."""
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    files = [REPOSITORY / name for name in listed.stdout.split("\0") if name]
+    sizes = {file.relative_to(REPOSITORY): file.stat().st_size for file in files if file.is_file()}
+    demo = {name: sizes.pop(name) for name in list(sizes) if name.is_relative_to("model/demo")}
+    assert not [f"{name}: {size}" for name, size in sizes.items() if size > LARGEST_FILE]
+    assert sum(demo.values()) <= LARGEST_DEMO
+
+
 def test_folders_with_code_are_packages() -> None:
     """setup.py finds packages by their ``__init__.py``: without one a folder is not installed."""
     folders = {file.parent for file in modules().values()}
@@ -273,7 +286,8 @@ def test_no_paths_of_a_machine_and_no_registry() -> None:
 
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["docs"]
     names = {re.split(r"[<>=!;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins if "==" in pin}

@@ -1,4 +1,4 @@
-"""``livetalk backends``: which kernel backends can run here or on another GPU, and why not."""
+"""``livetalk backends``: list the backends that run here or on another GPU."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ VERSION = 2  # of the JSON
 
 @dataclass(frozen=True)
 class _Answer:
-    """What is said about a device: the choices, what can run, what more libraries would change."""
+    """Holds the answer for one device: choices, support, and what more libraries would change."""
 
     device: torch.device
     dtype: torch.dtype
@@ -53,14 +53,16 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "backends",
-        "List every op's backends: the one that 'auto' takes, which runs unless --backend or "
-        "LIVETALK_BACKEND says otherwise, those that can run, and why the others cannot. With "
-        "--gpu: on a GPU that is not here, given what is installed here, and what installing more "
-        "would change.",
+        "List every op's backends: the one that 'auto' picks (and that runs unless --backend or "
+        "LIVETALK_BACKEND says otherwise), those that can run, and why the others cannot. With "
+        "--gpu, answer for a GPU that this machine does not have, using the libraries installed "
+        "here, and show what installing more of them would change.",
         EXAMPLE,
     )
     add_device_options(parser)
-    parser.add_argument("--gpu", metavar="NAME", help=f"a GPU that is not here: {', '.join(GPUS)}")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help=f"a GPU to answer for instead: {', '.join(GPUS)}"
+    )
     add_config_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Raises:
-        UserError: The device is not here, the GPU is unknown, or the tuning file is no good.
+        UserError: The device is absent, the GPU is unknown, or the tuning file is invalid.
     """
     if args.gpu is None:
         device, gpu, supposed = use_device(args.device), None, {}
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         config = KernelConfig()
         for option, value in {"device": args.device, "config": args.config}.items():
             if value not in (None, "auto"):
-                raise UserError(f"--{option} {value}: is of this machine; leave it or --gpu out")
+                raise UserError(f"--{option} {value}: applies to this machine; drop it or --gpu")
     dtype = resolve_dtype(args.dtype, device)
     libraries = INSTALLED.supposing(supposed)
     choices = choose(config, device=device, dtype=dtype, gpu=gpu, libraries=libraries)
@@ -132,7 +134,7 @@ def _as_json(answer: _Answer) -> dict[str, Any]:
 
 
 def _print(answer: _Answer) -> None:
-    """A row an op; each reason once, below, with a number where it counts."""
+    """Print a row per op; reasons are numbered and listed once, below."""
     out, choices, table = console(), answer.choices, answer.table
     reasons: dict[str, int] = {}
     where = answer.device.type if answer.gpu is None else answer.gpu.title
@@ -142,24 +144,25 @@ def _print(answer: _Answer) -> None:
     shown.add_column("op", no_wrap=True)
     shown.add_column("auto", no_wrap=True, style="green")
     shown.add_column("also run")
-    shown.add_column("cannot run, and why: see below")
+    shown.add_column("cannot run (reasons below)")
     for op, backends in table.items():
         runs, cannot = [], []
         for name, reason in backends.items():
             mark = "~" if load_backend(op, name).approximate else ""
             if reason is not None:
-                cannot.append(f"{name}{mark} {reasons.setdefault(reason, len(reasons) + 1)}")
+                number = reasons.setdefault(reason, len(reasons) + 1)
+                cannot.append(escape(f"{name}{mark}[{number}]"))  # no space: never torn apart
             elif name != choices[op].name:
                 runs.append(name + mark)
-        shown.add_row(op, choices[op].name, " ".join(runs), ", ".join(cannot))
+        shown.add_row(op, choices[op].name, " ".join(runs), " ".join(cannot))
     out.print(shown)
     notes = Table.grid(padding=(0, 2))
     notes.add_column(justify="right", no_wrap=True)
     notes.add_column(overflow="fold")  # in few columns no command is cut off
     for reason, number in reasons.items():
-        notes.add_row(str(number), escape(reason))
+        notes.add_row(escape(f"[{number}]"), escape(reason))
     if any(load_backend(op, name).approximate for op, names in table.items() for name in names):
-        notes.add_row("~", "approximate: runs where it is named")
+        notes.add_row("~", "approximate: runs only if named")
     out.print(notes)
     lines = [
         f"[yellow]{op}[/]: {choice.name}: {escape(choice.caution)}"
@@ -172,10 +175,13 @@ def _print(answer: _Answer) -> None:
         if choice.reason.startswith("auto; tuned")
     ]
     if answer.supposed:
-        versions = ", ".join(f"{name} {version}" for name, version in answer.supposed.items())
-        lines.append(f"Supposed, as this machine does not say: {escape(versions)}")
+        versions = ", ".join(
+            f"{name} {version}" if version else f"no {name}"
+            for name, version in answer.supposed.items()
+        )
+        lines.append(f"Assumed, since this machine cannot tell: {escape(versions)}")
     lines += [
-        f"With {change.library}: {change.op} would take [green]{change.then}[/] instead of "
+        f"With {change.library}: {change.op} would use [green]{change.then}[/] instead of "
         f"{change.now} ({escape(change.install)})"
         for change in answer.changes
     ]

@@ -1,4 +1,4 @@
-"""``livetalk bench``: every backend of an op side by side, checked first, against its floor."""
+"""``livetalk bench``: check and time an op's backends side by side, against its floor."""
 
 import argparse
 import contextlib
@@ -39,46 +39,45 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "bench",
-        "Time every backend of an op that can run here, in turns, beside PyTorch eager and "
-        "torch.compile of the plain formula. Results are checked first; a backend whose results "
-        "are wrong is red and not timed (exit code 1). The floor is what the op's least bytes "
-        "and operations take at the bandwidth and matrix rate measured in the same rounds. It ends "
-        "in one score: the geometric mean, over the models' sizes, of the best rival's time over "
-        "ours. Ours is the fastest of our own exact kernels (cpu, cuda, cutlass, triton), a rival "
-        "any other exact backend: eager, torch.compile, libraries. 'bench comm' starts "
-        "several ranks and times what they send each other, against their links.",
+        "Time every backend of an op that can run here, interleaved, next to PyTorch eager and "
+        "torch.compile of the plain formula. Results are checked first; a backend with wrong "
+        "results is marked red and not timed (exit code 1). The floor is the time that the op's "
+        "minimum bytes and operations take at the bandwidth and matrix rate measured in the same "
+        "rounds. The last line is a score: the geometric mean, over the models' sizes, of the best "
+        "rival's time over ours. Ours is the fastest of our own exact kernels (cpu, cuda, cutlass, "
+        "triton); a rival is any other exact backend: eager, torch.compile, libraries. 'bench "
+        "comm' starts several ranks and times their messages against their links.",
         EXAMPLE,
     )
     parser.add_argument(
-        "ops", nargs="+", metavar="OP", help="ops, or 'all'; see 'backends'; or 'comm'"
+        "ops", nargs="+", metavar="OP", help="ops (see 'backends'), 'all', or 'comm'"
     )
-    what = parser.add_argument_group("what is timed")
+    what = parser.add_argument_group("what to time")
     what.add_argument(
         "--backend",
         action="append",
         default=[],
         metavar="NAME",
-        help="only this one beside the baselines; may be repeated",
+        help="only this one and the baselines; may be repeated",
     )
     what.add_argument(
         "--case",
         action="append",
         default=[],
         metavar="NAME",
-        help="a case of the op, or 'model': all of the models' sizes; may be repeated (default: "
-        "the models' sizes, on a CPU those of 'mid' and of one rank of eight)",
+        help="a case of the op, or 'model' for all of the models' sizes; may be repeated (default: "
+        "the models' sizes; on a CPU those of 'mid' and of one rank of eight)",
     )
     what.add_argument(
         "--shape",
         action="append",
         default=[],
         metavar="L=N,...",
-        help="sizes in place of the case's own; L=1,2,3 and L=from:to:by make a sweep; may be "
-        "repeated",
+        help="override the case's sizes; L=1,2,3 or L=from:to:by sweeps; may be repeated",
     )
     common.add_device_options(what)
-    what.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    how = parser.add_argument_group("how it is timed")
+    what.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    how = parser.add_argument_group("how to time it")
     how.add_argument(
         "--threads", type=numbers.THREADS, metavar="N", help="CPU threads (default: torch's)"
     )
@@ -88,11 +87,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--seconds",
         type=numbers.SECONDS,
         metavar="S",
-        help="time for the rounds of a case, however few they are (default: 3, and 5 rounds or "
-        "more)",
+        help="time for the rounds of a case, however few that makes (default: 3, with at least 5 "
+        "rounds)",
     )
     how.add_argument(
-        "--hot", action="store_true", help="leave the inputs in the cache (default: cold)"
+        "--hot", action="store_true", help="keep the inputs in the cache (default: cold)"
     )
     tools = how.add_mutually_exclusive_group()
     for tool, name in zip(TOOLS, ("Nsight Compute", "Nsight Systems"), strict=True):
@@ -101,7 +100,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
             dest="tool",
             action="store_const",
             const=tool,
-            help=f"mark each backend's calls for {name} and print its command; times nothing",
+            help=f"mark each backend's calls for {name} and print its command line; time nothing",
         )
     bench_comm.add_options(parser)
     output = parser.add_argument_group("output")
@@ -109,21 +108,21 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--csv",
         type=Path,
         metavar="FILE",
-        help="write a line per backend; " + common.REPLACED,
+        help="write one line per backend; " + common.REPLACED,
     )
     output.add_argument(
         "--json",
         nargs="?",
         const=STDOUT,
         metavar="FILE",
-        help="print JSON instead of tables; with FILE (.json): write it beside them, as --csv",
+        help="print JSON instead of tables; with FILE (.json), write it in addition to them",
     )
     parser.set_defaults(run=run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be timed, and what will not.
+    """Lists what will be timed, and what will not.
 
     Attributes:
         cases: The cases.
@@ -135,13 +134,13 @@ class Plan:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the options, then time case after case; or what ranks send each other.
+    """Check the options, then time each case, or the messages of several ranks.
 
     Returns:
         0; 1 if a backend is red or no case could be timed; 130 after Ctrl-C.
 
     Raises:
-        UserError: An op, case, backend, size or file is no good.
+        UserError: An op, case, backend, size or file is invalid.
     """
     from ..loading import resolve_dtype, use_device
 
@@ -162,9 +161,9 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
     from livetalk_kernels.bench.runner import Settings
 
     if args.tool and device.type != "cuda":
-        raise UserError(f"--{args.tool}: profiles a GPU, not {device.type}; use --device cuda")
+        raise UserError(f"--{args.tool}: profiles GPUs, not {device.type}; use --device cuda")
     given: dict[str, Any] = {}
-    if args.seconds is not None:  # what the user says is kept to, however few rounds that makes
+    if args.seconds is not None:  # the user's limit holds, however few rounds it allows
         given = {"seconds": args.seconds, "least": 1}
     return Settings(
         backends=tuple(args.backend),
@@ -190,7 +189,7 @@ def _plan(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
     known = op_names()
     for op in args.ops:
         if op not in (*known, ALL):
-            raise UserError(f"{op}: there is no such op; ops are {', '.join(known)}, or {ALL}")
+            raise UserError(f"{op}: unknown op; choose from {', '.join(known)}, or {ALL}")
     ops = known if ALL in args.ops else list(dict.fromkeys(args.ops))
     check_names(ops, args.case, device)
     _check_backends(ops, args.backend)
@@ -219,11 +218,13 @@ def _check_backends(ops: list[str], names: list[str]) -> None:
     known = list(dict.fromkeys(name for op in ops for name in backend_names(op)))
     for name in names:
         if name not in known:
-            raise UserError(f"--backend {name}: none of the ops has it; choose {', '.join(known)}")
+            raise UserError(
+                f"--backend {name}: none of these ops has it; choose from {', '.join(known)}"
+            )
 
 
 def _check_named(cases: "list[Case]", names: list[str]) -> None:
-    """Refuse a named backend that can run none of the cases."""
+    """Reject a named backend that can run none of the cases."""
     from livetalk_kernels.registry import backend_names, load_backend
 
     for name in names:
@@ -259,26 +260,26 @@ def _bench(
         },
     }
     results: list[Result] = []
-    told: set[str] = set()
+    shown: set[str] = set()
     named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
     complete = False
     with Interrupts() as interrupts:
         with common.kept_until_failure() as kept, progress_line() as say:
             limits = Limits(device)
             for index, case in enumerate(plan.cases, 1):
-                tell = functools.partial(say, f"[{index}/{len(plan.cases)}] {case.op} {case.name}")
-                tell("measuring the machine")
+                show = functools.partial(say, f"[{index}/{len(plan.cases)}] {case.op} {case.name}")
+                show("measuring the machine")
                 probes, rough = limits.of(case)
                 reason = None if named else too_long(case, rough)
                 if reason is None:
                     try:
-                        results.append(bench_case(case, settings, probes, rough, tell))
+                        results.append(bench_case(case, settings, probes, rough, show))
                     except torch.OutOfMemoryError:  # the other cases may fit
                         reason = "out of memory"
                 if reason is not None:
                     plan.skipped.append((case.op, case.name, reason))
                 elif args.json != STDOUT:
-                    print_result(results[-1], told)
+                    print_result(results[-1], shown)
             complete = True
         interrupts.hold()
         if results or kept.error is None:
@@ -299,7 +300,7 @@ def _finish(
     *,
     complete: bool,
 ) -> None:
-    """Print what concerns all cases, and write the files."""
+    """Print the summary of all cases, and write the files."""
     from livetalk_kernels.bench.report import as_csv, geometric_means
     from livetalk_kernels.bench.score import Score
     from livetalk_kernels.outputs import write_json, write_text
@@ -320,7 +321,7 @@ def _finish(
     else:
         print_end(report, results, score)
 
-    with contextlib.ExitStack() as files:  # one that fails does not keep the other back
+    with contextlib.ExitStack() as files:  # a failure of one must not lose the other
         if args.csv is not None:
             files.callback(_write, write_text, args.csv, as_csv(results))
         if args.json not in (None, STDOUT):
@@ -335,7 +336,7 @@ def _write(write: Callable[[Path, Any], None], path: Path, value: object) -> Non
 def _capture(
     args: argparse.Namespace, device: "torch.device", plan: Plan, settings: "Settings"
 ) -> int:
-    """Call the backends in marked ranges, for the profiler that runs this."""
+    """Call the backends in marked ranges, for the profiler around this process."""
     from livetalk_kernels.bench.capture import capture_case, command_line
     from livetalk_kernels.bench.report import RED, TIMED
     from livetalk_kernels.bench.roofline import Limits
@@ -344,9 +345,9 @@ def _capture(
     red, limits = False, Limits(device)
     with progress_line() as say:
         for case in plan.cases:
-            tell = functools.partial(say, f"{case.op} {case.name}")
+            show = functools.partial(say, f"{case.op} {case.name}")
             _, rough = limits.of(case)
-            rows = capture_case(case, settings, rough, args.tool, tell)
+            rows = capture_case(case, settings, rough, args.tool, show)
             red |= any(row.state == RED for row in rows)
             for row in rows:
                 state = "marked" if row.state == TIMED else f"{row.state}: {row.note}"

@@ -1,4 +1,4 @@
-"""``livetalk bench comm``: what ranks send each other, timed against what their links can carry."""
+"""``livetalk bench comm``: time the messages between ranks against their links' capacity."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import data_size
 
 from . import common, numbers
 from .progress import progress_line
@@ -33,8 +34,8 @@ OF_OPS = ("backend", "case", "shape", "no_compile", "threads", "hot", "tool", "c
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what only ``comm`` takes."""
-    group = parser.add_argument_group("comm: what ranks send each other")
+    """Add the options of ``comm`` alone."""
+    group = parser.add_argument_group("comm: messages between ranks")
     group.add_argument(
         "--nproc",
         type=numbers.RANKS,
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preset",
         metavar="NAME",
-        help="model whose messages are sent (default: 14b, on a CPU mid)",
+        help="model whose messages are sent (default: 14b; on a CPU mid)",
     )
     group.add_argument(
         "--size",
@@ -57,19 +58,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_with_ops(args: argparse.Namespace) -> None:
-    """Options of ``comm`` that were given to ops.
+    """Reject options of ``comm`` that were given with ops.
 
     Raises:
         UserError: There is one.
     """
     for option in OWN:
         if getattr(args, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')}: goes with 'bench {NAME}', not with ops")
+            raise UserError(f"--{option.replace('_', '-')}: belongs to 'bench {NAME}', not to ops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Who sends what.
+    """Describes the ranks and their messages.
 
     Attributes:
         preset: The model.
@@ -86,7 +87,7 @@ class Setup:
     grid: "Grid"
 
     def sizes(self) -> "Sizes":
-        """What determines the sizes of messages."""
+        """Collect what determines the sizes of messages."""
         from livetalk_kernels.bench.comm_patterns import Sizes
 
         from ..config import CHUNK_FRAMES, LATENT_FRAMES
@@ -122,7 +123,7 @@ class Setup:
 
 
 def latent_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a picture's latents."""
+    """Compute rows and columns of a picture's latents."""
     from ..vae import SPATIAL
 
     return size[0] // SPATIAL, size[1] // SPATIAL
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         0; 1 if not every byte arrived, or a rank failed.
 
     Raises:
-        UserError: An option or a file is no good, or there is nobody to talk to.
+        UserError: An option or a file is invalid, or there is only one rank.
     """
     from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.launch import launch
@@ -164,14 +165,14 @@ def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | Non
     from ..preparation import check_size
 
     if args.ops != [NAME]:
-        raise UserError(f"{NAME}: is no op; run 'livetalk bench {NAME}' alone")
+        raise UserError(f"{NAME}: is not an op; run 'livetalk bench {NAME}' by itself")
     for option in OF_OPS:
         if getattr(args, option):
             name = args.tool if option == "tool" else option.replace("_", "-")
-            raise UserError(f"--{name}: goes with ops, not with {NAME}")
+            raise UserError(f"--{name}: belongs to ops, not to {NAME}")
     world = _world(args.nproc, device, ranks)
     if args.json not in (None, STDOUT):
-        # Ranks that were started from here are told nothing twice.
+        # Ranks started from here do not repeat the warnings.
         (common.check_file if ranks is None else check_output)(Path(args.json), (".json",))
     preset = get_preset(args.preset or PRESETS[device.type])
     size = check_size(args.size or preset.size)
@@ -198,15 +199,13 @@ def _world(nproc: int | None, device: "torch.device", ranks: "Ranks | None") -> 
 
     world = ranks.world if ranks else nproc or 1
     if nproc is not None and nproc != world:
-        raise UserError(f"--nproc {nproc}: torchrun has started {world} ranks; leave it out")
+        raise UserError(f"--nproc {nproc}: torchrun has started {world} ranks; drop it")
     if world < 2:
-        raise UserError(
-            f"{NAME}: one rank has nobody to talk to; start more with --nproc N, or by torchrun"
-        )
+        raise UserError(f"{NAME}: needs at least two ranks; start them with --nproc N or torchrun")
     if device.type == "cuda":
         count, local = torch.cuda.device_count(), ranks.local_world if ranks else world
         if str(device) != "cuda":
-            raise UserError(f"--device {device}: each rank takes a GPU of its own; use cuda")
+            raise UserError(f"--device {device}: every rank needs its own GPU; use cuda")
         if count < local:
             raise UserError(
                 f"{NAME}: {local} ranks on a machine with {common.plural(count, 'GPU')}; use fewer "
@@ -282,7 +281,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> None:
-    """A table, 80 columns wide, of the best rows of the link and all others."""
+    """Print a table of the link's best rows and all others, 80 columns wide."""
     from rich import box
     from rich.table import Table
 
@@ -317,7 +316,7 @@ def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> Non
                 _rate(row.bandwidth / 1e9),
                 "-" if share is None else f"{share:.0%}",
             ]
-        size = common.human_bytes(pattern.bytes)
+        size = data_size(pattern.bytes)
         table.add_row(pattern.name, str(len(pattern.messages)), size, *cells)
         if row is link.both_ways:
             table.add_section()
@@ -326,9 +325,9 @@ def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> Non
         if row.note:
             out.print(f"[red]red[/]: {common.escape(f'{row.pattern.name}: {row.note}')}")
     out.print(
-        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s are theirs, "
-        "at p50. p50 and p95: of the slowest rank. link: pairs of neighbours, all at once, at the "
-        "best of several sizes, and what the others reach of it."
+        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s: their rate "
+        "at p50. p50, p95: of the slowest rank. link: all pairs of neighbours at once, "
+        "at the best of several sizes; for the other rows, the share of that rate."
     )
     if link.nominal is not None:
         out.print(f"NVLink, nominal: {number(link.nominal / 1e9)} GB/s one way")
@@ -342,5 +341,5 @@ def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> Non
 
 
 def _rate(value: float) -> str:
-    """GB/s in a few digits."""
+    """Format GB/s in a few digits."""
     return f"{value:.3f}" if value < 10 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""What ``livetalk bench`` prints for people: a table per case, 80 columns wide, and the means."""
+"""Tables of ``livetalk bench``: one per case, 80 columns wide, and the means."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from livetalk_kernels.bench.cuda_timer import LAUNCHES
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row, auto_verdict
 from livetalk_kernels.bench.score import Score
 from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.units import number, percent, prefixed, seconds, time_unit
 
-from ..profile.words import percent, short
 from .common import console, escape, plural
 
 
 def plain_table(title: str | None = None) -> Table:
-    """A table with a line under its head alone; columns are the caller's."""
+    """Make a table with a rule under its header; the caller adds columns."""
     return Table(
         title=title,
         title_justify="left",
@@ -27,20 +27,20 @@ def plain_table(title: str | None = None) -> Table:
     )
 
 
-def print_result(result: Result, told: set[str]) -> None:
-    """Print a case's table; why a backend is left out is said once, ``told`` remembers it."""
+def print_result(result: Result, shown: set[str]) -> None:
+    """Print a case's table; ``shown`` keeps each reason for a skipped backend from repeating."""
     out = console()
     out.print(_table(result))
     for row in result.rows:
         note = f"{row.backend}: {row.note}"
         if row.state == RED:
             out.print(f"[red]red[/]: {escape(note)}")
-        elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in told:
-            told.add(f"{result.case.op} {note}")
+        elif row.state == LEFT_OUT and f"{result.case.op} {note}" not in shown:
+            shown.add(f"{result.case.op} {note}")
             out.print(f"[yellow]left out[/]: {escape(note)}")
     launched = [row.backend for row in result.rows if row.timing == LAUNCHES]
     if launched:
-        out.print(f"[yellow]timed with its launches[/]: {', '.join(launched)}; not to be captured")
+        out.print(f"[yellow]timed including launches[/]: {', '.join(launched)}; cannot be captured")
     if (clocks := remark(*result.clocks)) is not None:
         out.print(f"[yellow]clocks[/]: {escape(clocks)}")
     out.print()
@@ -53,7 +53,7 @@ def _table(result: Result) -> Table:
     if result.roofline.bound(cost) == "memory":
         why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
     else:
-        why = f"{cost.flops / 1e9:.4g} GFLOP at {short(result.roofline.rate)}FLOP/s"
+        why = f"{cost.flops / 1e9:.4g} GFLOP at {prefixed(result.roofline.rate)}FLOP/s"
     table = Table(
         title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
         f"floor {seconds(result.floor)}: {why}",
@@ -81,7 +81,7 @@ def _cells(result: Result, row: Row) -> list[str]:
         _span(row.time.p20, row.time.p80),
         "-" if row.trial_spread is None else percent(row.trial_spread).replace(" ", ""),
         number(rates["gb_per_s"]),
-        short(1e12 * rates["tflop_per_s"]).strip(),
+        prefixed(1e12 * rates["tflop_per_s"]).strip(),
         percent(rates["of_floor"]).replace(" ", ""),
         _times(row.vs_eager),
         _times(row.vs_compile),
@@ -89,7 +89,7 @@ def _cells(result: Result, row: Row) -> list[str]:
 
 
 def print_end(report: dict[str, Any], results: list[Result], score: Score | None) -> None:
-    """Print what concerns all cases: those skipped, means over cases, and the machine."""
+    """Print the summary: skipped cases, means over cases, the machine, and the score."""
     out = console()
     for entry in report["skipped"]:
         what = f"{entry['op']} {entry['case']}".rstrip()
@@ -106,9 +106,9 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
         out.print(escape(verdict), highlight=False)
     if results:
         out.print(
-            "* is what auto picks. trials: distance of the fastest and slowest of three medians. "
-            "% floor: the floor's time as a share of p50. x: how many times faster, median of the "
-            "rounds' ratios."
+            "*: picked by auto. trials: spread between the fastest and slowest of three medians. "
+            "% floor: the floor's time as a share of p50. x: speed-up, median of the rounds' "
+            "ratios."
         )
     gpu = where["gpu"]
     device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
@@ -120,28 +120,10 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
         out.print(f"[bold]{escape(str(score))}[/]", highlight=False)
 
 
-def seconds(value: float) -> str:
-    """A time with its unit."""
-    factor, unit = _unit(value)
-    return f"{number(value * factor)} {unit}"
-
-
 def _span(low: float, high: float) -> str:
-    """Both in the unit of the median, which is near."""
-    factor, _ = _unit((low + high) / 2)
+    """Format a range in the unit of the median."""
+    factor, _ = time_unit((low + high) / 2)
     return f"{number(low * factor)}-{number(high * factor)}"
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _unit(value: float) -> tuple[float, str]:
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if value * factor < 1000:
-            return factor, unit
-    return 1.0, "s"
 
 
 def _times(value: float | None) -> str:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 COLUMNS = 80
 MOST_NAMES = 5  # in a warning
-REPLACED = "an existing file is replaced; through a link, the file it points to"
-"""How every output deals with what is there, for the options' help."""
+REPLACED = "replaces an existing file; through a link, the file it points to"
+"""How every output treats an existing file, for the options' help."""
 MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
 Subparsers = Any  # argparse's own type is private
@@ -68,13 +68,13 @@ def add_checkpoint_options(parser: argparse._ActionsContainer) -> None:
 
 def _add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--checkpoint", metavar="DIR", help="folder of the published DiT, VAE, T5 and CLIP"
+        "--checkpoint", metavar="DIR", help="published DiT, VAE, T5 and CLIP, or a training run"
     )
 
 
 def _add_audio_encoder_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--audio-encoder", metavar="DIR", help="folder of wav2vec2; goes with --checkpoint"
+        "--audio-encoder", metavar="DIR", help="folder of wav2vec2 (default: the checkpoint's own)"
     )
 
 
@@ -90,7 +90,7 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
         parser,
         ("auto", "fp32", "bf16"),
         default="auto",
-        help="of DiT and VAE, also as float32, bfloat16; auto: bf16 on a GPU, fp32 on a CPU "
+        help="dtype of DiT and VAE (or float32, bfloat16); auto: bf16 on a GPU, fp32 on a CPU "
         "(default)",
     )
 
@@ -110,13 +110,13 @@ def add_dtype_option(
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = True) -> None:
-    """Add all options that say which model runs, and how; ``model_source`` reads them."""
+    """Add the options that select a model and how it runs; ``model_source`` reads them."""
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: that size with random weights (default: tiny)",
+        help="demo: trained; 14b, small, mid, tiny: random weights of that size (default: tiny)",
     )
     _add_checkpoint_option(which)
     if audio_encoder:
@@ -132,8 +132,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
         group.add_argument(
             "--m-major-scales",
             action="store_true",
-            help="with fp8, scales of blocks lie as matrix products read them; saves copies on a "
-            "GPU, where it is untested; the same frames",
+            help="with fp8, store block scales in the layout that matrix products read; saves "
+            "copies on a GPU, where it is untested; frames are unchanged",
         )
         group.add_argument(
             "--cuda-graphs",
@@ -151,24 +151,24 @@ def add_model_options(parser: argparse.ArgumentParser, *, audio_encoder: bool = 
     group.add_argument(
         "--no-reuse",
         action="store_true",
-        help="compute constants again and again, as the published code does (for comparison)",
+        help="recompute constants in every step, as the published code does (for comparison)",
     )
     group.add_argument(
         "--fuse-bias",
         action="store_true",
-        help="the VAE adds biases in the pass of a norm or residual; saves passes on a GPU, where "
-        "it is untested; the same frames",
+        help="fuse the VAE's biases into the following norm or residual; saves passes on a GPU, "
+        "where it is untested; frames are unchanged",
     )
 
 
 def add_avatar_options(parser: argparse.ArgumentParser) -> None:
-    """Add all options that say how an avatar is made; ``avatar_source`` reads them."""
+    """Add the options that describe an avatar; ``avatar_source`` reads them."""
     group = parser.add_argument_group("avatar")
     text = group.add_mutually_exclusive_group()
     text.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="what is to be seen (default: a person who talks to the camera)",
+        help="what the video shows (default: a person talking to the camera)",
     )
     text.add_argument(
         "--prompt-embeds",
@@ -189,12 +189,12 @@ def add_avatar_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--crop",
         metavar="PART",
-        help="what is kept of the picture: top, centre (default), or x,y,w,h in its pixels",
+        help="part of the picture to keep: top, centre (default), or x,y,w,h in its pixels",
     )
 
 
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
-    """Add all options that say how frames are made; ``stream_options`` reads them."""
+    """Add the options of the sampler and the frames; ``stream_options`` reads them."""
     group = parser.add_argument_group("stream")
     rate = "frames per second, as 24, 29.97 or 30000/1001 (default: 25, as trained)"
     colours = "0 (off) to 1: keep the portrait's colours (default: 1)"
@@ -215,8 +215,8 @@ def add_config_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="what 'livetalk tune' wrote: backends where --backend names none (default: "
-        "LIVETALK_CONFIG)",
+        help="file written by 'livetalk tune': backends for ops that --backend does not name "
+        "(default: LIVETALK_CONFIG)",
     )
 
 
@@ -229,7 +229,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read ``HxW``: height and width in pixels.
 
     Raises:
-        argparse.ArgumentTypeError: The text is of another form.
+        argparse.ArgumentTypeError: The text has another form.
     """
     height, cross, width = text.lower().partition("x")
     digits = cross and height.isdecimal() and width.isdecimal()
@@ -242,7 +242,7 @@ def parse_fps(text: str) -> "Fraction":
     """Read frames per second.
 
     Raises:
-        argparse.ArgumentTypeError: It is no frame rate.
+        argparse.ArgumentTypeError: It is not a frame rate.
     """
     from ..media.frame_rate import frame_rate
 
@@ -292,7 +292,7 @@ def stream_options(args: argparse.Namespace) -> "StreamOptions":
 def check_file(
     path: Path, suffixes: Collection[str] = (), *, inputs: Iterable[Path | None] = ()
 ) -> None:
-    """Check, before any work is done, that an output can be written; name what is left of it.
+    """Check, before any work is done, that an output can be written; warn about old partial files.
 
     Args:
         path: The output.
@@ -310,7 +310,7 @@ def check_file(
         names = ", ".join(map(str, left[:MOST_NAMES])) + (", ..." if left[MOST_NAMES:] else "")
         print(
             f"warning: {names}: left by {plural(len(left), 'run')} killed more than a day ago; "
-            "keep what you need under another name, and remove the rest",
+            "rename what you need and delete the rest",
             file=sys.stderr,
         )
 
@@ -326,10 +326,10 @@ def check_output(args: argparse.Namespace, suffixes: Collection[str]) -> None:
 
 
 class Kept:
-    """What ended the block of `kept_until_failure`.
+    """Holds the error that ended a block of `kept_until_failure`.
 
     Attributes:
-        error: The error, to be raised once what was found is written; None after Ctrl-C too.
+        error: The error, to be raised once the results are written; also None after Ctrl-C.
     """
 
     error: Exception | None = None
@@ -337,10 +337,10 @@ class Kept:
 
 @contextlib.contextmanager
 def kept_until_failure() -> Iterator[Kept]:
-    """Measure one thing after another, where Ctrl-C and an error cost only what comes after.
+    """Run a series of measurements so that Ctrl-C or an error keeps the earlier results.
 
     Yields:
-        What to look at after the block, which raises nothing.
+        The outcome, to be checked after the block; the block itself raises nothing.
     """
     kept = Kept()
     try:
@@ -352,16 +352,16 @@ def kept_until_failure() -> Iterator[Kept]:
 
 
 def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
-    """Read what the avatar is made of, before the model is loaded.
+    """Read the avatar's inputs before the model is loaded.
 
     Args:
         args: With ``portrait`` or ``avatar``, and the options of ``add_avatar_options``.
 
     Returns:
-        Function that gives the avatar once there is a model, and prints its warnings.
+        Function that makes the avatar once a model is loaded, and prints its warnings.
 
     Raises:
-        UserError: A file or the size is no good, or options do not go together.
+        UserError: A file or the size is invalid, or options conflict.
     """
     from ..avatar import Avatar, load_embedding
     from ..media.image import load_portrait, parse_crop
@@ -371,7 +371,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
         for option in ("prompt", "prompt_embeds", "image_embeds", "size", "crop"):
             if getattr(args, option) is not None:
                 name = option.replace("_", "-")
-                raise UserError(f"--{name}: goes with --portrait; the avatar file says it already")
+                raise UserError(f"--{name}: needs --portrait; an avatar file fixes it already")
         avatar = Avatar.load(args.avatar)
 
         def checked(preparer: "Preparer") -> Avatar:
@@ -409,7 +409,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Console for tables, 80 columns wide where the output is not a terminal."""
+    """Open a console for tables, 80 columns wide unless the output is a terminal."""
     from rich.console import Console
 
     # Names are no emoji, even with colons around them.
@@ -417,7 +417,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def escape(text: object) -> str:
-    """What a user or a file named, for a rich console: in one line, and no markup."""
+    """Escape a name from a user or a file for a rich console: one line, no markup."""
     from rich.markup import escape
 
     return escape(one_line(str(text)))
@@ -436,7 +436,7 @@ def warn(warnings: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads for a while."""
+    """Set torch's number of threads for the duration of a block; None leaves it alone."""
     import torch
 
     before = torch.get_num_threads()
@@ -450,10 +450,10 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def usable_threads() -> Iterator[None]:
-    """Keep torch for a while from starting more threads than the CPU quota can run at once.
+    """Limit torch's threads to the CPU quota for the duration of a block.
 
-    It knows of cores and affinity, not of quotas. What the user has set (``OMP_NUM_THREADS``, a
-    command's ``--threads``) stays.
+    Torch itself knows cores and affinity, but no quotas. The user's own choice
+    (``OMP_NUM_THREADS``, a command's ``--threads``) stays.
     """
     from livetalk_kernels.machine import cpus
 
@@ -471,29 +471,11 @@ def usable_threads() -> Iterator[None]:
 
 
 def print_json(value: object) -> None:
-    """Print a value for machines."""
+    """Print a value as JSON."""
     json.dump(value, sys.stdout, indent=2, allow_nan=False)
     print()
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:
-    """A number with its noun: ``1 chunk``, ``2 chunks``, and an irregular plural where given."""
+    """Format a count with its noun: ``1 chunk``, ``2 chunks``; ``nouns`` is an irregular plural."""
     return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
-
-
-def human_bytes(count: int) -> str:
-    """Bytes for people, in decimal units: ``37.8 GB``."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def human_count(count: int) -> str:
-    """A number for people: ``18.9 B``."""
-    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return str(count)

@@ -1,4 +1,4 @@
-"""``livetalk diff``: how far two configurations of one model are apart, and where."""
+"""``livetalk diff``: measure where and how far two configurations of a model differ."""
 
 import argparse
 from dataclasses import replace
@@ -17,6 +17,7 @@ EXAMPLE = """\
 livetalk diff --preset mid --a precision=fp8 --b precision=exact
 livetalk diff --preset tiny --a backend=cpu,dtype=bf16 --b backend=reference \\
     --chunks 5 --plot diff.png --output diff.json"""
+PRESET = "tiny"
 WORST = 12
 
 
@@ -26,21 +27,21 @@ def add_parser(subparsers: common.Subparsers) -> None:
         subparsers,
         "diff",
         "Compare two configurations of one model: the error of every layer on equal inputs, of "
-        "every step, of the VAE, and of the video. A configuration is a list of KEY=VALUE with "
-        "commas: precision (exact, fp8), dtype (auto, fp32, bf16), reuse (yes, no), backend, or "
-        "OP=BACKEND.",
+        "every step, of the VAE, and of the video. A configuration is a comma-separated list of "
+        "KEY=VALUE: precision (exact, fp8), dtype (auto, fp32, bf16), reuse (yes, no), backend, "
+        "or OP=BACKEND.",
         EXAMPLE,
     )
-    for side, meaning in (("a", "the configuration in question"), ("b", "what it is held against")):
+    for side, meaning in (("a", "the configuration to judge"), ("b", "the baseline")):
         parser.add_argument(
             f"--{side}",
             default="",
             metavar="CONFIG",
-            help=f"{meaning} (default: the defaults; one of both has to differ from them)",
+            help=f"{meaning} (default: the defaults; the two must differ)",
         )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--preset", metavar="NAME", help="14b, small, mid or tiny: random weights (default: tiny)"
+        "--preset", metavar="NAME", help="see 'livetalk generate --help' (default: tiny)"
     )
     which.add_argument("--checkpoint", metavar="DIR", help="folder of the published DiT and VAE")
     parser.add_argument("--audio-encoder", metavar="DIR", help="folder of wav2vec2")
@@ -64,7 +65,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
         help="write the report as JSON; " + common.REPLACED,
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw it: .png or .svg; as with --output"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw a plot: .png or .svg; existing files as with --output",
     )
     common.add_json_option(parser)
     parser.set_defaults(run=run)
@@ -107,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_difference(args: argparse.Namespace, sides: "list[Configuration]") -> None:
-    """Refuse two equal configurations: their difference is nothing, after minutes of work.
+    """Reject two equal configurations, before minutes of work that find no difference.
 
     Raises:
         UserError: They are equal.
@@ -119,7 +123,7 @@ def _require_difference(args: argparse.Namespace, sides: "list[Configuration]") 
     if a == b:
         texts = " and ".join(side.text for side in sides)
         raise UserError(
-            f"--a and --b: both are the same configuration ({texts}); say what differs, for "
+            f"--a and --b: the same configuration twice ({texts}); make them differ, for "
             "example --a dtype=bf16 --b dtype=fp32"
         )
 
@@ -128,7 +132,7 @@ def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
     from ..loading import load_pipeline
 
     return load_pipeline(
-        preset=args.preset,
+        preset=args.preset or (None if args.checkpoint else PRESET),
         checkpoint=args.checkpoint,
         audio_encoder=args.audio_encoder,
         device=args.device,
@@ -140,13 +144,13 @@ def _load(args: argparse.Namespace, side: "Configuration") -> "Pipeline":
 
 
 def _avatar(args: argparse.Namespace, pipeline: "Pipeline") -> Any:
-    """The given avatar, or one of a smooth picture."""
+    """Load the given avatar, or make one of a smooth picture."""
     from ..avatar import Avatar
     from ..media.synthetic import picture
 
     if args.avatar is not None:
         if args.size is not None:
-            raise UserError("--size: the avatar file says it already")
+            raise UserError("--size: the avatar file fixes it already")
         return Avatar.load(args.avatar)
     size = args.size or pipeline.preparer.size
     return pipeline.prepare(picture(size), size=size)
@@ -174,7 +178,7 @@ def _report(
     return {
         "a": describe(sides[0], pipelines[0]),
         "b": describe(sides[1], pipelines[1]),
-        "model": Path(args.checkpoint).name if args.checkpoint else args.preset or "tiny",
+        "model": Path(args.checkpoint).name if args.checkpoint else args.preset or PRESET,
         "random_weights": pipelines[0].random,
         "size": list(size),
         "denoising_steps": args.steps,
@@ -193,7 +197,7 @@ def _print(report: dict[str, Any], difference: "Difference") -> None:
         f"against {common.escape(report['b']['config'])}",
         soft_wrap=True,
     )
-    table = Table(title="Layers that lose most, on equal inputs", title_justify="left")
+    table = Table(title="Layers with the largest errors, on equal inputs", title_justify="left")
     table.add_column("layer", no_wrap=True)
     for column in ("calls", "relative L2", "largest / RMS"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""``livetalk doctor``: what this machine offers, whether a checkpoint is complete, its memory."""
+"""``livetalk doctor``: report on this machine, a checkpoint, and the memory a model takes."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
+from livetalk_kernels.units import big_count, data_size
 
 from ..environment import Library, environment, libraries
 from ..inspection import CheckpointReport, inspect_checkpoint
@@ -24,8 +25,6 @@ from .common import (
     check_file,
     console,
     escape,
-    human_bytes,
-    human_count,
     plural,
     print_json,
 )
@@ -35,7 +34,13 @@ EXAMPLE = """\
 livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
     --audio-encoder chinese-wav2vec2-base
 livetalk doctor --memory --preset 14b --precision fp8 --size 768x448"""
-_COLOURS = {"found": "green", "missing": "yellow", "broken": "red", "not given": "yellow"}
+_COLOURS = {
+    "found": "green",
+    "missing": "yellow",
+    "broken": "red",
+    "not given": "yellow",
+    "not needed": "green",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "doctor",
         "Show what this machine offers and whether a checkpoint is complete, or how much memory a "
-        "model takes. Exit code 0: nothing is amiss, 1: something is missing or broken.",
+        "model takes. Exit code 0: all is well, 1: something is missing or broken.",
         EXAMPLE,
     )
     add_checkpoint_options(parser)
@@ -52,10 +57,10 @@ def add_parser(subparsers: Subparsers) -> None:
     manifest.add_argument(
         "--write-manifest",
         metavar="FILE",
-        help=f"write the SHA-256 of every file of the folders, FILE excepted; {REPLACED}",
+        help=f"write the SHA-256 of every file in the folders, except FILE itself; {REPLACED}",
     )
     manifest.add_argument(
-        "--verify-manifest", metavar="FILE", help="compare the folders with such a file"
+        "--verify-manifest", metavar="FILE", help="compare the folders with a manifest"
     )
     add_json_option(parser)
     add_memory_options(parser)
@@ -66,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0 if nothing is amiss, else 1.
+        0 if all is well, else 1.
 
     Raises:
         UserError: A folder or the manifest cannot be read.
@@ -74,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
     check_memory_options(args)
     if args.memory:
         if args.write_manifest or args.verify_manifest:
-            raise UserError("--memory: does not go with a manifest; run the command twice")
+            raise UserError("--memory: cannot be combined with a manifest; run the command twice")
         return run_memory(args)
     facts, optional = environment(), libraries()
     report = None
     if args.checkpoint:
         report = inspect_checkpoint(args.checkpoint, args.audio_encoder)
     elif args.audio_encoder:
-        raise UserError(f"--audio-encoder {args.audio_encoder}: goes with --checkpoint DIR")
+        raise UserError(f"--audio-encoder {args.audio_encoder}: needs --checkpoint DIR")
     results = _manifest(args)
     amiss = {name: result for name, result in results.items() if result not in ("ok", "written")}
     if args.json:
@@ -103,7 +108,7 @@ def _manifest(args: argparse.Namespace) -> dict[str, str]:
     folders = {"checkpoint": args.checkpoint, "audio-encoder": args.audio_encoder}
     roots = {label: Path(folder) for label, folder in folders.items() if folder}
     if not roots:
-        raise UserError(f"{path}: a manifest is of a folder; give it with --checkpoint DIR")
+        raise UserError(f"{path}: a manifest describes a folder; add --checkpoint DIR")
     if args.write_manifest:
         check_file(path)
     files = manifest_files(roots, without=path)
@@ -181,8 +186,8 @@ def _print_report(report: CheckpointReport) -> None:
             f"[{_COLOURS[row.status]}]{row.status}[/]",
             ", ".join(row.dtypes),
             str(row.tensors) if row.tensors else "",
-            human_count(row.parameters) if row.parameters else "",
-            human_bytes(row.bytes) if row.bytes else "",
+            big_count(row.parameters) if row.parameters else "",
+            data_size(row.bytes) if row.bytes else "",
         )
     out.print(table)
     for row in report.components:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
 
-from . import common, numbers, ranks
+from . import common, numbers, ranks, samples
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
@@ -45,11 +45,14 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "are finished are kept.",
         EXAMPLE,
     )
-    who = parser.add_mutually_exclusive_group(required=True)
+    who = parser.add_mutually_exclusive_group()
     who.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
-    who.add_argument("--portrait", type=Path, metavar="FILE", help="a picture")
+    samples.add_portrait_option(who)
     parser.add_argument(
-        "--audio", type=Path, required=True, metavar="FILE", help="speech: any sound or video file"
+        "--audio",
+        type=Path,
+        metavar="FILE",
+        help="speech: any sound or video file (default, of a preset: a bundled one)",
     )
     parser.add_argument(
         "--track",
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Start ranks where several are asked for; be one of them, or the only one."""
     from livetalk_kernels.outputs import part_pattern
 
+    samples.fill_in(args)
     code = ranks.run_ranks(args, left=_left(part_pattern(args.output)))
     if code is not None:
         return code

@@ -1,4 +1,4 @@
-"""Ctrl-C that stops a run cleanly: at once, after a write, or when the run looks for it."""
+"""Stop a run cleanly on Ctrl-C: at once, after a write, or when the run polls for it."""
 
 import os
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from . import common
 class _Signals:
     """Catches SIGINT, SIGTERM and SIGHUP in the main thread while the object is entered.
 
-    The second one ends the process at once, with exit code 130, wherever it is. A signal that was
-    ignored before (``nohup``, a job in the background) stays ignored.
+    A second one ends the process immediately, with exit code 130. A signal that was ignored before
+    (``nohup``, a background job) stays ignored.
 
     Attributes:
-        left: Told at the second signal: which file is left, in which state.
+        left: Printed at the second signal: which file is left, in which state.
     """
 
     def __init__(self, left: str = "", *, told: str = "") -> None:
-        """Nothing is caught until the object is entered; ``told`` is said at the first signal."""
+        """Catch nothing until entered; ``told`` is printed at the first signal."""
         self.left, self._told = left, told
-        self._heard = 0
+        self._count_seen = 0
         self._before: Before = {}
 
     def __enter__(self) -> Self:
@@ -38,18 +38,18 @@ class _Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         give_back(self._before)
         self._thread.__exit__(kind, error, trace)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, at any signal."""
+        """Handle a signal, in the main thread."""
         raise NotImplementedError
 
     def _count(self) -> None:
-        """In a thread of its own, also while the main thread is blocked in C++."""
-        self._heard += 1
-        if self._heard > 1:
+        """Count a signal, in a separate thread, even while the main thread is blocked in C++."""
+        self._count_seen += 1
+        if self._count_seen > 1:
             say(f"killed{self.left and '; '}{self.left}")
             os._exit(common.INTERRUPTED)
         if self._told:
@@ -70,11 +70,11 @@ class Interrupts(_Signals):
         self._held = self._waiting = self._raised = False
 
     def hold(self) -> None:
-        """From here on a signal waits."""
+        """Postpone signals from here on."""
         self._held = True
 
     def release(self) -> None:
-        """No longer wait; raise KeyboardInterrupt if a signal came meanwhile."""
+        """Stop postponing; raise KeyboardInterrupt if a signal came meanwhile."""
         self._held = False
         if self._waiting and not self._raised:
             self._raised = True
@@ -91,7 +91,7 @@ class Interrupts(_Signals):
 
 
 class Wish(_Signals):
-    """Hears the first signal as a wish to stop, which the run looks for.
+    """Turns the first signal into a request to stop, which the run polls for.
 
     Inside a `Watchdog` its ``patience`` says how long the run may take.
     """
@@ -100,14 +100,14 @@ class Wish(_Signals):
         """See the base class.
 
         Args:
-            stopping: Told at the first signal.
-            left: Told at the second: what is left, in which state.
+            stopping: Printed at the first signal.
+            left: Printed at the second: what is left, in which state.
         """
         super().__init__(left, told=stopping)
         self._asked = False
 
     def __call__(self) -> bool:
-        """Whether the run is to stop."""
+        """Tell whether the run should stop."""
         return self._asked
 
     def _caught(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The latency report of a run: one dictionary, as a table for people or JSON for machines."""
+"""The latency report of a run: one dictionary, printed as tables or as JSON."""
 
 import resource
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from livetalk_kernels.neighbours import CpuShares
 from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.units import data_size, seconds
 
 from ..pipeline import Pipeline
 from ..stream.session import Session
@@ -33,14 +34,14 @@ def latency_report(
     avatar_seconds: float,
     cpu: CpuShares | None,
 ) -> dict[str, Any]:
-    """Everything that was measured, with the settings it was measured under; times in seconds.
+    """Collect all measurements and the settings they were taken under; times in seconds.
 
     Args:
         pipeline: The model.
         session: The stream, at its end.
         size: Height and width of its frames.
         avatar_seconds: How long making the avatar took, text and image encoder included.
-        cpu: Who kept the CPUs busy during the stream; None where nobody knows.
+        cpu: Which programs kept the CPUs busy during the stream; None if unknown.
     """
     stats = session.stats
     load = {**vars(pipeline.load_times), "avatar": avatar_seconds}
@@ -91,7 +92,7 @@ def latency_report(
 
 
 def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
-    """Print the report as two tables that fit 80 columns: stages, and the whole."""
+    """Print the report as two tables that fit 80 columns: stages, and totals."""
     console.print(_stage_table(report))
     settings, chunks = report["settings"], report["chunks"]
     table = Table(title=_title(settings), title_justify="left", expand=False)
@@ -110,27 +111,27 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
         f"{report['wall']:.1f} s for {report['frames'] / stats.fps:.1f} s of video",
     )
     table.add_row(
-        "underrun", _seconds(report["underrun"]), f"a player at {stats.fps:g} FPS stands still"
+        "underrun", _seconds(report["underrun"]), f"stalls of a player at {stats.fps:g} FPS"
     )
     if (cpu := report["cpu"]) is not None:
         busy = f"{cpu['own']:.1f} of {cpu['usable']}"
         switches = plural(cpu["switches"], "involuntary switch", "involuntary switches")
         table.add_row("busy CPUs", busy, f"other programs {cpu['others']:.1f}, {switches}")
     memory = report["peak_memory"]
-    gpu = "" if memory["gpu"] is None else f"GPU {_gib(memory['gpu'])}"
-    table.add_row("peak memory", _gib(memory["host"]), gpu)
+    gpu = "" if memory["gpu"] is None else f"GPU {data_size(memory['gpu'])}"
+    table.add_row("peak memory", data_size(memory["host"]), gpu)
     console.print(table)
     if cpu is not None and cpu["crowded"]:
         console.print(f"[yellow]{cpu['crowded']}[/]")
 
 
 def _stage_table(report: dict[str, Any]) -> Table:
-    """A row a stage: up to the first frame, and on average in a chunk."""
+    """Make a row per stage: time before the first frame, and average time per chunk."""
     first, mean = report["startup"]["stages"], report["chunks"]["stages"]
     table = Table(title="Stages", title_justify="left", expand=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("start-up", justify="right", no_wrap=True)
-    table.add_column("a chunk", justify="right", no_wrap=True)
+    table.add_column("per chunk", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("what it does", overflow="fold")
     total = sum(seconds for name, seconds in mean.items() if not name.endswith(BESIDE))
@@ -144,7 +145,7 @@ def _stage_table(report: dict[str, Any]) -> Table:
 
 
 def _place(name: str) -> int:
-    """Where a stage stands in the table; unknown ones are last."""
+    """Give a stage's position in the table; unknown ones come last."""
     known = list(STAGES)
     plain = name.removesuffix(BESIDE)
     return known.index(plain) if plain in known else len(known)
@@ -182,11 +183,7 @@ def _split(parts: dict[str, float]) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    return seconds(value)
 
 
 def _peak_host_bytes() -> int:

@@ -1,4 +1,4 @@
-"""The ``livetalk`` command: finds the subcommand, runs it, turns errors into exit codes.
+"""The ``livetalk`` command: find the subcommand, run it, turn errors into exit codes.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -19,23 +19,23 @@ from livetalk_kernels.lines import one_line
 from .common import INTERRUPTED, usable_threads
 from .streams import ReaderGoneError, Streams
 
-# Subcommand -> its line in the help. Each is the module of that name beside this one, with
+# Subcommand -> its line in the help. Each is the module of that name in this folder, with
 # add_parser(subparsers), which sets run(args) -> exit code as a default; only the chosen one is
 # imported.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "prepare": "portrait and prompt -> avatar file",
         "generate": "avatar or portrait, and speech -> talking video",
-        "dataset": "made-up or real talking faces -> clips to train with",
-        "train": "clips -> a small model of one's own, part after part",
+        "dataset": "drawn or real talking faces -> clips to train on",
+        "train": "clips -> a small model of your own, part by part",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
-        "plan": "what a number of GPUs would give: time, memory, the best split",
-        "diff": "how far two configurations of a model are apart, layer by layer",
-        "doctor": "what this machine offers, and whether a checkpoint is complete",
-        "backends": "which kernel backends can run here, and why not",
-        "bench": "an op's backends side by side, checked and timed",
+        "plan": "forecast time and memory on GPUs, and pick the split",
+        "diff": "compare two configurations of a model, layer by layer",
+        "doctor": "check this machine and whether a checkpoint is complete",
+        "backends": "list kernel backends that can run here, and why others cannot",
+        "bench": "check and time an op's backends side by side",
         "tune": "find the fastest backends on this machine, for --config",
-        "inspect": "what the compilers made of the GPU kernels, without a GPU",
+        "inspect": "what the GPU kernels compile to; needs no GPU",
     }
 )
 EXAMPLE = """\
@@ -48,12 +48,12 @@ example:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which knows what may have been meant."""
+    """An argument parser whose errors are one line and suggest what was probably meant."""
 
     _given: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but refuse what is unknown here, where the options are known."""
+        """Parse like argparse, but reject unknown words here, where the options are known."""
         self._given = args
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -61,12 +61,12 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and leave with exit code 2."""
+        """Print the message and exit with code 2."""
         hint = f"; did you mean {nearest}?" if (nearest := self._meant()) else ""
         self.exit(2, one_line(f"error: {message}{hint}; see '{self.prog} --help'") + "\n")
 
     def _meant(self) -> str | None:
-        """The option or command nearest to the first word that is none."""
+        """Find the option or command closest to the first unknown word."""
         options = list(self._option_string_actions)
         words = [word.partition("=")[0] for word in self._given]
         for word in words:
@@ -80,10 +80,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Prints the version; it is looked up only then."""
+    """Prints the version, which is looked up only on demand."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        """Print and leave."""
+        """Print and exit."""
         from importlib.metadata import version
 
         print(f"livetalk {version('livetalk')}")
@@ -91,7 +91,7 @@ class Version(argparse.Action):
 
 
 class _OneLine(logging.Formatter):
-    """Formats a record as a line."""
+    """Formats a record as one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(record.getMessage())
@@ -131,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Run a command line, and say what went wrong; the exit code."""
-    args = _parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
+    """Run a command line, report errors, and return the exit code."""
+    args = make_parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.environment import Ranks  # slow: imports torch
     from livetalk_kernels.runtime.signals import ended_like_ctrl_c
 
     try:
-        # Of several ranks the watchdog looks after the signals.
+        # With several ranks the watchdog handles the signals.
         signals = ended_like_ctrl_c() if Ranks.from_environ() is None else nullcontext()
         with signals, usable_threads():
             code: int = args.run(args)
@@ -146,7 +146,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _fail(2, f"error: {error}")
     except NumericsError as error:
         return _fail(1, f"error: {error}")
-    except CommError as error:  # the watchdog has said more, if it knows
+    except CommError as error:  # the watchdog has printed details, if it knows any
         return _fail(1, f"error: another rank was lost: {error}")
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
@@ -155,13 +155,13 @@ def _run(arguments: Sequence[str]) -> int:
             less = "use a smaller --size or --preset, or --dtype bf16"
             return _fail(1, f"error: out of memory; {less}")
         if isinstance(error, FileNotFoundError) and "usable temporary" in str(error):
-            place = "set TMPDIR to a folder that can be written"
-            return _fail(1, f"error: no folder for temporary files can be written; {place}")
+            place = "set TMPDIR to a writable folder"
+            return _fail(1, f"error: no writable folder for temporary files; {place}")
         raise
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether that is what it says; torch has no class for it on a CPU and in parts of CUDA."""
+    """Tell whether an error means that; torch has no class for it on a CPU and in parts of CUDA."""
     from torch import OutOfMemoryError
 
     signs = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
@@ -170,10 +170,15 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
+def make_parser(arguments: Sequence[str]) -> Parser:
+    """Build the parser of a command line; only the command that it names has its options.
+
+    Args:
+        arguments: The command line, without the program's name.
+    """
     parser = Parser(
         prog="livetalk",
-        description="Portrait and speech in, talking video out.",
+        description="Kernels, runtime and measuring tools for a streaming talking-avatar model.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

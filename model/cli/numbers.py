@@ -1,4 +1,4 @@
-"""Numbers on the command line: whole or not, and from where to where."""
+"""Numbers on the command line: their kinds and ranges."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ MAX_RANKS = 1024
 MAX_TRACKS = 10_000  # of a file
 MAX_STEPS = 1000  # of the sampler
 MAX_CHUNKS = 100_000  # more than a day of video
-MIN_PAIRS = 10  # tell noise from a change
+MIN_PAIRS = 10  # to separate noise from a change
 MAX_ROUNDS = 1_000_000
 MAX_SECONDS = 1e6  # eleven days
 _SHOWN = 40  # characters of what was given, in the error
@@ -17,7 +17,7 @@ _SHOWN = 40  # characters of what was given, in the error
 
 @dataclass(frozen=True)
 class Number:
-    """A ``type`` of argparse: reads a number, and refuses what is none or out of range.
+    """A ``type`` of argparse: reads a number, and rejects anything else or out of range.
 
     Attributes:
         kind: ``int`` or ``float``.
@@ -33,7 +33,7 @@ class Number:
         """Read a number.
 
         Raises:
-            argparse.ArgumentTypeError: It is none, not finite, or out of range.
+            argparse.ArgumentTypeError: It is not a number, not finite, or out of range.
         """
         try:
             value = self.kind(text) if len(text) <= _SHOWN else math.nan
@@ -44,18 +44,18 @@ class Number:
         return value
 
     def __str__(self) -> str:
-        """What is accepted, in words."""
+        """Describe what is accepted."""
         words = "a whole number" if self.kind is int else "a number"
         return f"{words} from {_shown(self.low)} to {_shown(self.high)}"
 
 
 def whole(low: int, high: int) -> Number:
-    """Whole numbers in a range, both ends included, for ``add_argument(type=...)``."""
+    """Accept whole numbers in a range, ends included, for ``add_argument(type=...)``."""
     return Number(int, low, high)
 
 
 def number(low: float, high: float) -> Number:
-    """Finite numbers in a range, both ends included, for ``add_argument(type=...)``."""
+    """Accept finite numbers in a range, ends included, for ``add_argument(type=...)``."""
     return Number(float, low, high)
 
 

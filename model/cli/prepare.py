@@ -1,10 +1,12 @@
-"""``livetalk prepare``: portrait and prompt in, avatar file out."""
+"""``livetalk prepare``: turn a portrait and a prompt into an avatar file."""
 
 import argparse
 import time
 from pathlib import Path
 
-from . import common
+from livetalk_kernels.units import data_size
+
+from . import common, samples
 
 EXAMPLE = """\
 livetalk prepare --portrait me.png --output me.avatar \\
@@ -19,11 +21,12 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "prepare",
-        "Make an avatar file: the prompt's embedding, the portrait's features and latents. "
-        "Generating from it needs neither T5 nor CLIP and starts at once.",
+        "Make an avatar file from a portrait and a prompt: the prompt's embedding and the "
+        "portrait's features and latents. Generating from it needs neither T5 nor CLIP and starts "
+        "immediately.",
         EXAMPLE,
     )
-    parser.add_argument("--portrait", type=Path, required=True, metavar="FILE", help="a picture")
+    samples.add_portrait_option(parser, required=True)
     parser.add_argument(
         "--output",
         type=Path,
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     height, width = avatar.size
     common.console().print(
-        f"wrote {common.escape(args.output)}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
+        f"wrote {common.escape(args.output)}: {height}x{width}, {data_size(result['bytes'])}, "
         f"model {avatar.model}{', ' + avatar.note if avatar.note else ''} "
         f"(load {result['load_seconds']:.1f} s, encode {result['encode_seconds']:.1f} s)",
         soft_wrap=True,

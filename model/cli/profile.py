@@ -1,4 +1,4 @@
-"""``livetalk profile``: where the milliseconds of a stream go, with evidence."""
+"""``livetalk profile``: measure where the milliseconds of a stream go."""
 
 import argparse
 import json
@@ -33,10 +33,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "profile",
-        "Run a stream of made-up speech and say where its time goes: stages and their parts on the "
-        "critical path, what runs beside it, what every op reached, memory, telemetry. Writes "
-        "report.json, report.md, a trace for ui.perfetto.dev and plots. With --compare: what "
-        "changed between two commands or two such folders, and whether it is noise.",
+        "Run a stream of synthetic speech and report where its time goes: stages and their parts "
+        "on the critical path, concurrent work, the throughput of every op, memory, telemetry. "
+        "Writes report.json, report.md, a trace for ui.perfetto.dev and plots. With --compare, "
+        "report what changed between two commands or two such folders, and whether it is noise.",
         EXAMPLE,
     )
     parser.add_argument(
@@ -51,32 +51,32 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=numbers.CHUNKS,
         default=2,
         metavar="N",
-        help="chunks before them (default: 2)",
+        help="chunks to run before measuring (default: 2)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help=f"folder to write (default: {FOLDER}); of each file in it: {common.REPLACED}",
+        help=f"folder to write (default: {FOLDER}); {common.REPLACED}",
     )
     parser.add_argument("--avatar", type=Path, metavar="FILE", help="made by 'livetalk prepare'")
     parser.add_argument(
         "--size", type=common.parse_size, metavar="HxW", help="picture size (default: the model's)"
     )
     parser.add_argument(
-        "--no-video", action="store_true", help="drop the frames instead of encoding them"
+        "--no-video", action="store_true", help="discard the frames instead of encoding them"
     )
     parser.add_argument(
         "--no-ops", action="store_true", help="record stages only, not the ops within them"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="run the transformer by torch.compile"
+        "--compile", action="store_true", help="run the transformer with torch.compile"
     )
     for tool, name in TOOLS.items():
         parser.add_argument(
             f"--{tool}",
             action="store_true",
-            help=f"run under {name}, which sees the measured chunks alone; times then say little",
+            help=f"run under {name}, for the measured chunks only; times are then distorted",
         )
     common.add_json_option(parser)
     compare = parser.add_argument_group("comparison")
@@ -84,15 +84,15 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="two folders, or two commands, which take turns: options of this one in quotes, with "
-        "a blank or 'profile' in front; exit code 1: the folders are of two machines",
+        help="two folders, or two commands, run alternately: options of this command in quotes, "
+        "preceded by a blank or 'profile'; exit code 1: the folders are from two machines",
     )
     compare.add_argument(
         "--pairs",
         type=numbers.PAIRS,
         default=20,
         metavar="N",
-        help="pairs of chunks; up to four times as many where times are noisy (default: 20)",
+        help="pairs of chunks; up to four times as many if times are noisy (default: 20)",
     )
     common.add_model_options(parser)
     common.add_stream_options(parser)
@@ -104,7 +104,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, or profile, perhaps as one of several ranks."""
+    """Compare, or profile, possibly as one of several ranks."""
     if args.compare is not None:
         from . import profile_compare
 
@@ -126,10 +126,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checked(args: argparse.Namespace) -> "Length":
-    """What can be checked before anything is loaded.
+    """Check all that can be checked before anything is loaded.
 
     Raises:
-        UserError: Options are out of range or do not go together.
+        UserError: Options are out of range or conflict.
     """
     from ..preparation import check_size
     from ..profile.run import Length
@@ -138,7 +138,7 @@ def _checked(args: argparse.Namespace) -> "Length":
     if args.size is not None:
         check_size(args.size)
     if args.avatar is not None and args.size is not None:
-        raise UserError("--size: the avatar file says it already")
+        raise UserError("--size: the avatar file fixes it already")
     if args.compile and args.cuda_graphs:
         raise UserError("--compile and --cuda-graphs: give one of them, not both")
     if args.compile and args.no_reuse and args.precision == "fp8":
@@ -153,7 +153,7 @@ def _checked(args: argparse.Namespace) -> "Length":
 
 
 def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
-    """Be one of the ranks, or the only one; exit code."""
+    """Run as one of the ranks, or the only one; return the exit code."""
     from livetalk_kernels.machine import machine
     from livetalk_kernels.outputs import json_bytes
 
@@ -183,7 +183,9 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
                 profiler.pace(avatar, args.size, pacer)
             return 0
         report, trace = profiler.lead(avatar, args.size, facts)
-    report = json.loads(json_bytes(report))  # a name in another encoding looks alike everywhere
+    report = json.loads(
+        json_bytes(report)
+    )  # so a name in another encoding looks the same everywhere
     _write(args.output, report, trace)
     if args.json:
         common.print_json(report)
@@ -195,14 +197,14 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
 
 
 def _silent(head: str, text: str) -> None:
-    """Rank 0 says it."""
+    """Print nothing: rank 0 does."""
 
 
 def _avatar(args: argparse.Namespace) -> "Avatar | None":
-    """The avatar given.
+    """Load the avatar, if one was given.
 
     Raises:
-        UserError: Its file is no good.
+        UserError: Its file is invalid.
     """
     from ..avatar import Avatar
 
@@ -221,10 +223,10 @@ def _follow(
 
 
 def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
-    """Write all files; what a former run left there goes first.
+    """Write all files, after removing those of an earlier run.
 
-    The report is written before the pictures, so that whatever they fail of costs no measurement,
-    and again with their names.
+    The report is written before the plots, so that a failure to draw costs no measurement, and
+    again with their names.
     """
     from livetalk_kernels.outputs import write_text
 

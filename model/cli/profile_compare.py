@@ -1,4 +1,4 @@
-"""``livetalk profile --compare A B``: what changed between two profiles, and is it noise?"""
+"""``livetalk profile --compare A B``: find what changed, and whether it is noise."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import ms, percent_change
 
 from . import common, ranks
 from .progress import progress_line
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
     from ..profile.compare import Comparison, Row
 
 JSON, TEXT = "compare.json", "compare.md"
-MANY = 4  # changes of one kind, from which on they are counted, not listed
-MAX_CHANGED = 20  # lines of what differs; the rest is in the JSON
+MANY = 4  # changes of one kind; this many or more are counted, not listed
+MAX_CHANGED = 20  # lines of differences; the rest is in the JSON
 OURS = ("--compare", "--pairs", "--paced", "--nsys", "--ncu", "--captured")
-OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # what may stand beside A and B
+OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # may appear outside A and B
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare two folders, or two commands by turns; report.
+    """Compare two folders, or two commands run alternately, and report.
 
     Returns:
-        0; 1 if a command failed, or if the folders are of two machines: nothing is concluded then.
+        0; 1 if a command failed, or if the folders are from two machines, which proves nothing.
 
     Raises:
-        UserError: A or B is no good.
+        UserError: A or B is invalid.
     """
     from livetalk_kernels.machine import machine
 
@@ -41,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     for word in args.argv:
         option = word.split("=")[0]
-        beside = any(own.startswith(option) for own in OUTSIDE)
-        if option.startswith("--") and word not in args.compare and not beside:
+        outside = any(own.startswith(option) for own in OUTSIDE)
+        if option.startswith("--") and word not in args.compare and not outside:
             raise UserError(
-                f"{option}: stands outside the two commands of --compare; put it into both"
+                f"{option}: is outside the two commands of --compare; put it inside both"
             )
     if args.output is not None:
         for name in (JSON, TEXT):
@@ -56,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
     elif folders != [None, None]:
         raise UserError(
             f"--compare {args.compare[0]} {args.compare[1]}: one is a folder and one a command; "
-            "give two of a kind"
+            "give two folders or two commands"
         )
     else:
         try:
             comparison = _commands(args)
         except WorkerError as error:
-            for line in f"error: {error}".splitlines():  # with the last words of the command
+            for line in f"error: {error}".splitlines():  # with the end of the command's output
                 common.note(line)
             return 1
     report = {"command": ["livetalk", *args.argv], "machine": machine(), **comparison.as_json()}
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _folder(text: str, side: str) -> Path | None:
-    """The folder that a side names; None: it is a command.
+    """Find the folder that a side names; None if it is a command.
 
     Raises:
         UserError: It is neither.
@@ -102,7 +103,7 @@ def _folder(text: str, side: str) -> Path | None:
 
 
 def _words(text: str, side: str) -> list[str]:
-    """The options in a command; ``livetalk profile`` in front may be left out.
+    """Split a command into options; a leading ``livetalk profile`` is optional.
 
     Raises:
         UserError: Quotes do not match, or an option cannot be compared.
@@ -110,22 +111,22 @@ def _words(text: str, side: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"--compare: {side} is {text!r}: {error}; mend the quotes") from None
+        raise UserError(f"--compare: {side} is {text!r}: {error}; fix the quotes") from None
     for word in ("livetalk", "profile"):
         if words and words[0] == word:
             del words[0]
     for word in words:
         option = word.split("=")[0]
         if option.startswith("--") and any(own.startswith(option) for own in OURS):
-            raise UserError(f"--compare: {side} has {word}, which is not for the two compared")
+            raise UserError(f"--compare: {side} has {word}, which cannot be used inside --compare")
     return words
 
 
 def _commands(args: argparse.Namespace) -> "Comparison":
-    """Start both, let them take turns.
+    """Start both and let them alternate.
 
     Raises:
-        UserError: Options are no good.
+        UserError: Options are invalid.
         WorkerError: One of them has failed.
     """
     from ..profile.compare import MOST, compare_workers
@@ -142,7 +143,7 @@ def _commands(args: argparse.Namespace) -> "Comparison":
         for side, text in (("A", a), ("B", b)):
             own = Path(folder, side)
             own.mkdir()
-            # A video is encoded beside the chunks: one's would be in the other's time. The first
+            # A video is encoded concurrently: one side's would count in the other's time. The first
             # chunk is not counted.
             chunks = str(MOST * args.pairs + 1)
             words = [*_words(text, side), "--no-video", "--chunks", chunks, "--paced"]
@@ -163,34 +164,27 @@ COLUMNS = ("", "A p50", "B p50", "change (interval)", "verdict")
 
 
 def _cells(row: "Row") -> tuple[str, ...]:
-    """A row of the table."""
+    """Format a row of the table."""
     change = "" if row.change is None else f"{_percent(row.change.ratio)} ({_interval(row.change)})"
     return (row.name, _seconds(row.a), _seconds(row.b), change, row.verdict)
 
 
 def _seconds(value: float | None) -> str:
-    from ..profile.words import ms
-
     return "" if value is None else ms(value)
 
 
 def _percent(ratio: float) -> str:
-    """A ratio as a change in per cent, with its sign: ``+9.8 %``."""
-    return f"{_signed(ratio)} %"
+    """Format a ratio as a signed change in per cent: ``+9.8 %``."""
+    return f"{percent_change(ratio)} %"
 
 
 def _interval(change: "Change") -> str:
-    """The ends of an interval in per cent: ``+7.1 to +12.6``."""
-    return f"{_signed(change.low)} to {_signed(change.high)}"
-
-
-def _signed(ratio: float) -> str:
-    value = 100 * (ratio - 1)
-    return f"{value:+.0f}" if abs(value) >= 99.5 else f"{value:+.1f}"
+    """Format an interval in per cent: ``+7.1 to +12.6``."""
+    return f"{percent_change(change.low)} to {percent_change(change.high)}"
 
 
 def _circumstances(comparison: "Comparison") -> list[str]:
-    """What is to be known before any number is read: other hardware, versions or threads."""
+    """List what the reader must know first: other hardware, versions or threads."""
 
     def listed(entries: list[dict[str, Any]]) -> str:
         return ", ".join(f"{e['what']} {_value(e['a'])} -> {_value(e['b'])}" for e in entries)
@@ -198,51 +192,51 @@ def _circumstances(comparison: "Comparison") -> list[str]:
     lines = []
     if comparison.elsewhere:
         lines.append(
-            f"ANOTHER MACHINE: B was measured on other hardware than A: "
-            f"{listed(comparison.elsewhere)}. The times say nothing about the program alone."
+            f"DIFFERENT MACHINES: B was measured on other hardware than A: "
+            f"{listed(comparison.elsewhere)}. The times do not isolate the program."
         )
     if comparison.otherwise:
         lines.append(
-            f"OTHER SURROUNDINGS: {listed(comparison.otherwise)}. That alone changes times."
+            f"DIFFERENT ENVIRONMENT: {listed(comparison.otherwise)}. This alone can change times."
         )
     return lines
 
 
 def _sentences(comparison: "Comparison") -> list[str]:
-    """The answer, and what it rests on."""
+    """State the verdict and its statistics."""
     change, rows = comparison.change, comparison.rows
     level = f"{100 * change.level:.4g} %"
     changes = f"{_percent(change.ratio)} ({level} interval: {_interval(change)})"
     if comparison.elsewhere:
         lines = [f"From A's machine to B's a chunk's time changes by {changes}."]
     elif change.verdict == "no change":
-        lines = [f"No change of a chunk's time is seen: {changes} may be noise."]
+        lines = [f"No change in a chunk's time detected: {changes} may be noise."]
     else:
         lines = [f"B is {change.verdict}: a chunk's time changes by {changes}."]
     count = f"{change.count} pairs" if comparison.interleaved else f"{change.count} chunks each"
     lines.append(
         f"With {count} and this noise, a slowdown of {_percent(1 + change.detectable)} or more "
-        f"would be found 19 times in 20. Up to {100 * change.tolerance:.0f} % nothing is called a "
-        "change."
+        f"would be detected 19 times in 20. Up to {100 * change.tolerance:.0f} % is not "
+        "called a change."
     )
     if len(rows) > 1:
         levels = {f"{100 * row.change.level:.4g} %" for row in rows[1:] if row.change is not None}
         stages = ", ".join(sorted(levels))
         lines.append(
-            f"Intervals hold with {level} for the chunk"
+            f"Confidence of the intervals: {level} for the chunk"
             + (f", {stages} for each stage." if stages else ".")
         )
     if not comparison.interleaved:
         lines.append(
             "NOT INTERLEAVED: the two ran at different times. A shared machine drifts by 5 to "
-            "20 % within minutes, which cannot be told from a change here. To be sure, compare "
-            "the commands: they take turns."
+            "20 % within minutes, which this comparison cannot distinguish from a real change. "
+            "Compare the commands instead: they run alternately."
         )
     return lines
 
 
 def _changed(comparison: "Comparison") -> list[str]:
-    """What differs, a line each."""
+    """List the differences, one line each."""
     alike: dict[tuple[str, str], list[str]] = {}  # what changed alike, such as all ops' backends
     for entry in comparison.changed:
         group = entry["what"].rpartition(".")[0]
@@ -287,7 +281,7 @@ def _print(comparison: "Comparison") -> None:
 
 
 def _markdown(report: dict[str, Any], comparison: "Comparison") -> str:
-    """The same as a file."""
+    """Format the comparison as Markdown."""
     where = report["machine"]
     lines = ["# Two profiles compared", ""]
     lines += [f"{line}\n" for line in _circumstances(comparison)]

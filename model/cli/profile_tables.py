@@ -1,4 +1,4 @@
-"""A profile for people: tables that fit 80 columns."""
+"""Tables of a profile that fit 80 columns."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,18 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..profile.words import ABOVE, above, hardware_line, ms, op_time, settings_line
-from .common import console, escape, human_bytes, plural
+from livetalk_kernels.units import data_size, ms
+
+from ..profile.words import ABOVE, above, hardware_line, op_time, settings_line
+from .common import console, escape, plural
 
 LEAST_SHARE = 0.001
 MOST_OPS = 12
-MUCH = 0.02  # of the time, for recording itself
+MUCH = 0.02  # share of the time spent on recording itself
 
 
 def print_profile(report: dict[str, Any], folder: Path) -> None:
-    """Print the report in brief; all of it is in the folder."""
+    """Print a summary; the folder has the full report."""
     out = console()
     out.print(f"[bold]Profile:[/] {escape(settings_line(report))}")
     out.print(escape(hardware_line(report)))
@@ -29,7 +31,7 @@ def print_profile(report: dict[str, Any], folder: Path) -> None:
             out.print(ABOVE)
     out.print(f"wrote {escape(folder)}: {', '.join(report['files'])}", soft_wrap=True)
     if not report["complete"]:
-        out.print("Stopped early: the report is of the chunks that were done.")
+        out.print("Stopped early: the report covers the chunks that were finished.")
 
 
 def _print_headline(report: dict[str, Any]) -> None:
@@ -52,7 +54,7 @@ def _print_headline(report: dict[str, Any]) -> None:
     kinds = {"weights": memory["weights"]["total"]} | {
         name: memory[name] for name in ("caches", "activations", "peak")
     }
-    known = [f"{name} {human_bytes(size)}" for name, size in kinds.items() if size is not None]
+    known = [f"{name} {data_size(size)}" for name, size in kinds.items() if size is not None]
     out.print(f"memory: {', '.join(known)}")
     tracing = report["tracing"]
     out.print(
@@ -69,7 +71,7 @@ def _table(name: str, *columns: str) -> Table:
 
 
 def _stages(report: dict[str, Any]) -> Table:
-    table = _table("Critical path, ms of a chunk", "stage", "p50", "p95", "p99", "share")
+    table = _table("Critical path, ms per chunk", "stage", "p50", "p95", "p99", "share")
     for row in report["summary"]["stages"]:
         if row["share"] < LEAST_SHARE:
             continue
@@ -81,14 +83,14 @@ def _stages(report: dict[str, Any]) -> Table:
 
 
 def _beside(report: dict[str, Any]) -> Table:
-    table = _table("Beside it, ms of a chunk", "lane: what", "p50", "p95", "p99")
+    table = _table("Concurrently, ms per chunk", "lane: work", "p50", "p95", "p99")
     for row in report["summary"]["beside"]:
         table.add_row(escape(row["name"]), *(f"{row[p] * 1e3:.1f}" for p in ("p50", "p95", "p99")))
     return table
 
 
 def _ops(report: dict[str, Any]) -> Table:
-    name = f"The {MOST_OPS} most expensive ops of {len(report['ops'])}, by time in a chunk"
+    name = f"The {MOST_OPS} most expensive ops of {len(report['ops'])}, by time per chunk"
     table = _table(name, "op, in stage", "backend", "calls", "ms", "GFLOP/s", "GB/s", "of floor")
     for row in report["ops"][:MOST_OPS]:
         dims = " ".join(f"{letter}={size}" for letter, size in row["dims"].items() if size != 1)

@@ -1,6 +1,6 @@
-"""``livetalk profile --nsys`` and ``--ncu``: the same command, under a profiler of NVIDIA's.
+"""``livetalk profile --nsys`` and ``--ncu``: rerun the command under one of NVIDIA's profilers.
 
-The tool sees the measured chunks alone, with the stages and ops as NVTX ranges. Untested on a GPU.
+The tool sees only the measured chunks, with stages and ops as NVTX ranges. Untested on a GPU.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
 
 
 def run_under(tool: str, args: argparse.Namespace) -> int:
-    """Run this command again under the tool, which writes into the output folder.
+    """Rerun this command under the tool, which writes into the output folder.
 
     Args:
         tool: ``nsys`` or ``ncu``.
@@ -54,27 +54,27 @@ def run_under(tool: str, args: argparse.Namespace) -> int:
 
     if tool == "ncu" and args.nproc not in (None, 1):
         raise UserError(
-            "--ncu: runs kernels again one by one, which ranks that wait for each other cannot; "
-            "use --nproc 1, or --nsys"
+            "--ncu: replays kernels one at a time, which would deadlock several ranks; use "
+            "--nproc 1, or --nsys"
         )
     if resolve_device(args.device).type != "cuda":
-        raise UserError(f"--{tool}: sees NVIDIA GPUs only; leave it out on a CPU")
+        raise UserError(f"--{tool}: supports NVIDIA GPUs only; drop it on a CPU")
     program = shutil.which(tool)
     if program is None:
         raise UserError(
-            f"--{tool}: there is no {tool} on the PATH; it comes with the CUDA toolkit "
+            f"--{tool}: {tool} is not on the PATH; it comes with the CUDA toolkit "
             f"({'nsight-systems' if tool == 'nsys' else 'nsight-compute'})"
         )
     command = command_line(program, tool, args.output, args.argv)
     args.output.mkdir(parents=True, exist_ok=True)
     try:
         return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:  # the tool and the command under it have heard it too
+    except KeyboardInterrupt:  # the tool and its command have received it too
         return 130
 
 
 def command_line(program: str, tool: str, folder: Path, arguments: list[str]) -> list[str]:
-    """The line that runs ``livetalk`` with these arguments under the tool."""
+    """Build the command line that runs ``livetalk`` with these arguments under the tool."""
     before, name = ARGUMENTS[tool]
     own = [word for word in arguments if word != f"--{tool}"]
     return [program, *before, str(folder / name), sys.executable, *PROGRAM, *own, "--captured"]

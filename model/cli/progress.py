@@ -1,4 +1,4 @@
-"""How far a command is, while it runs: a bar or a line on a terminal, else a line now and then."""
+"""Progress of a command: a bar or a changing line on a terminal, else a line now and then."""
 
 import sys
 import time
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from livetalk_kernels.lines import one_line
+from livetalk_kernels.units import duration
 
 from . import common
 
@@ -24,7 +25,7 @@ LINE_SECONDS = 10.0
 def progress(
     seconds: float | None, session: "Session", *, line_seconds: float = LINE_SECONDS
 ) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how far a stream is, and its real-time factor.
+    """Show a stream's progress and real-time factor on stderr.
 
     Args:
         seconds: Length of the sound, if known.
@@ -86,7 +87,7 @@ def _lines(session: "Session", line_seconds: float) -> Callable[[int], None]:
 
 
 def _factor(session: "Session") -> float:
-    """Seconds of video made per second."""
+    """Compute seconds of video made per second."""
     return session.stats.frames / session.stats.fps / session.stats.elapsed
 
 
@@ -94,11 +95,11 @@ def _factor(session: "Session") -> float:
 def counted(
     total: int, noun: str, *, line_seconds: float = LINE_SECONDS
 ) -> Iterator[Callable[[], None]]:
-    """Show on stderr how many of so many are done, and the time that the rest will take.
+    """Show on stderr how many items are done, and the time left.
 
     Args:
-        total: How many there are to do.
-        noun: What they are, one of them.
+        total: Number of items.
+        noun: What an item is, in the singular.
         line_seconds: Time between two lines where stderr is no terminal.
 
     Yields:
@@ -132,7 +133,7 @@ def counted(
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[str, str], None]]:
-    """What is going on, on stderr: a line that changes on a terminal, else a line per case."""
+    """Show the current activity on stderr: a changing line on a terminal, else a line per case."""
     out = common.console(stderr=True)
     if out.is_interactive:
         with status_line(out) as say:
@@ -150,7 +151,7 @@ def progress_line() -> Iterator[Callable[[str, str], None]]:
 
 @contextmanager
 def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
-    """A line that changes, on a terminal."""
+    """Show a changing line on a terminal."""
     from rich.text import Text
 
     letters = out.encoding.startswith("utf")
@@ -162,10 +163,10 @@ def status_line(out: "Console") -> Iterator[Callable[[str], None]]:
 def training_progress(
     *, line_seconds: float = LINE_SECONDS
 ) -> Iterator[Callable[["Trained"], None]]:
-    """Show on stderr how far a training is, and the time that is left.
+    """Show a training's progress and the time left on stderr.
 
     Args:
-        line_seconds: Time between two lines where stderr is no terminal; the last update has one.
+        line_seconds: Time between lines where stderr is no terminal; the last update always prints.
 
     Yields:
         Function to call after every update.
@@ -187,19 +188,11 @@ def training_progress(
 
 
 def training_line(progress: "Trained") -> str:
-    """One line about a training: updates, time, losses."""
+    """Format a line about a training: updates, time, losses."""
     losses = ", ".join(
         f"{name} {value:.4g}" for name, value in progress.numbers.items() if name.endswith("loss")
     )
     return (
         f"update {progress.step} of {progress.steps}, {progress.seconds:.2f} s, "
-        f"{_duration(progress.left)} left; {losses}"
+        f"{duration(progress.left)} left; {losses}"
     )
-
-
-def _duration(seconds: float) -> str:
-    """Time in the two units that matter: ``3 h 20 min``, ``12 min``, ``40 s``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min"

@@ -1,4 +1,4 @@
-"""A command on several ranks: start them, be one of them, and watch over them."""
+"""Run a command on several ranks: start them, join them, watch them."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..stream.team import Split, Team
 
 PROGRAM = ("-m", f"{__package__}.main")
-CPU_PATIENCE = 20.0  # how many times slower than a GPU a CPU may be before it counts as hung
+CPU_PATIENCE = 20.0  # deadlines on a CPU are this many times those on a GPU
 
 # Stage of a stream -> phase of the watchdog, whose deadline it has.
 PHASES: Mapping[str, str] = MappingProxyType(
@@ -44,35 +44,35 @@ PHASES: Mapping[str, str] = MappingProxyType(
 
 
 def add_rank_options(parser: argparse.ArgumentParser) -> None:
-    """Add all options that say how many ranks run, and how they share the work."""
+    """Add the options for the number of ranks and how they share the work."""
     group = parser.add_argument_group("ranks")
     group.add_argument(
         "--nproc",
         type=numbers.RANKS,
         metavar="N",
-        help="ranks to start on this machine, a GPU each; for several machines use torchrun",
+        help="ranks to start on this machine, one GPU each; for several machines use torchrun",
     )
     add_split_options(group)
     group.add_argument(
         "--fp8-exchange",
         action="store_true",
-        help="queries, keys and values travel between ranks in FP8, an approximation",
+        help="send queries, keys and values between ranks in FP8, an approximation",
     )
     group.add_argument(
         "--halo-overlap",
         action="store_true",
-        help="convolve slices of the picture while their halos are under way",
+        help="convolve slices of the picture while their halos are in transit",
     )
     group.add_argument(
-        "--xfuser", action="store_true", help="self-attention by xfuser, where it is installed"
+        "--xfuser", action="store_true", help="use xfuser's self-attention, if installed"
     )
     group.add_argument(
         "--deadline",
         action="append",
         default=[],
         metavar="PHASE=S",
-        help="seconds after which a rank counts as hung in a phase (load, prepare, denoise, "
-        "decode, write, ...); may be repeated",
+        help="seconds after which a rank in a phase (load, prepare, denoise, decode, write, ...) "
+        "counts as hung; may be repeated",
     )
 
 
@@ -88,10 +88,12 @@ def add_split_options(group: argparse._ActionsContainer) -> None:
         "--ring",
         type=numbers.RANKS,
         metavar="R",
-        help="blocks of tokens (default: U x R = ranks, U large)",
+        help="blocks of tokens (default: U x R = ranks, with U as large as possible)",
     )
     group.add_argument(
-        "--vae-grid", metavar="RxC", help="rows x columns of slices of the picture, a rank each"
+        "--vae-grid",
+        metavar="RxC",
+        help="rows x columns into which the picture is sliced, one rank each",
     )
 
 
@@ -100,10 +102,10 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
 
     Args:
         args: With the options of `add_rank_options`, and ``argv``.
-        left: What a second Ctrl-C leaves behind, for the user.
+        left: Printed at a second Ctrl-C: what it leaves behind.
 
     Returns:
-        Exit code of the run; None if this process itself is to do the work.
+        Exit code of the run; None if this process is to do the work itself.
 
     Raises:
         UserError: ``--nproc`` makes no sense here.
@@ -115,15 +117,15 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
     if ranks is not None:
         if nproc not in (None, ranks.local_world):
             raise UserError(
-                f"--nproc {nproc}: torchrun has started {ranks.local_world} on this machine; "
-                "leave --nproc out"
+                f"--nproc {nproc}: torchrun has started {ranks.local_world} ranks on this machine; "
+                "drop --nproc"
             )
         return None
     if nproc in (None, 1):
         return None
     from livetalk_kernels.runtime.launch import launch
 
-    _split(args)  # what is no good is told once, and not by every rank
+    _split(args)  # reject bad options once, not on every rank
     _deadlines(args, cpu=True)
     _place(args.device, nproc, 0)
     return launch([*PROGRAM, *args.argv], nproc=nproc, left=left)
@@ -131,7 +133,7 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
 
 @contextmanager
 def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | None]]":
-    """Be one of the ranks, or the only one.
+    """Join the ranks, or run as the only one.
 
     ``args.device`` becomes this rank's own.
 
@@ -193,7 +195,7 @@ def _deadlines(args: argparse.Namespace, *, cpu: bool) -> "Deadlines":
 
 
 def _ranks_per_node(ranks: "Ranks", control: "Communicator") -> int:
-    """The most neighbours that never cross nodes, whatever the nodes' sizes; equal on all ranks."""
+    """Compute the largest group size that never crosses nodes; equal on all ranks."""
     import torch
 
     own = torch.tensor([ranks.local_world])
@@ -201,7 +203,7 @@ def _ranks_per_node(ranks: "Ranks", control: "Communicator") -> int:
 
 
 def _place(device: str, ranks: int, rank: int) -> str:
-    """The device of one of this machine's ranks.
+    """Choose the device of one of this machine's ranks.
 
     Raises:
         UserError: There are too few GPUs, or one was named for all.
@@ -213,11 +215,11 @@ def _place(device: str, ranks: int, rank: int) -> str:
     if not device.startswith("cuda"):
         return device
     if device != "cuda":
-        raise UserError(f"--device {device}: every rank needs a GPU of its own; use --device cuda")
+        raise UserError(f"--device {device}: every rank needs its own GPU; use --device cuda")
     count = torch.cuda.device_count()
     if ranks > count:
         raise UserError(
-            f"--nproc {ranks}: there are {count} GPUs here, and every rank needs one; "
+            f"--nproc {ranks}: every rank needs a GPU, and this machine has {count}; "
             "use fewer ranks, or --device cpu"
         )
     return f"cuda:{rank}"

@@ -1,5 +1,6 @@
-"""Standard output and error, whatever they are: closed, full, without a reader, of few letters."""
+"""Standard output and error that survive being closed, full, unread or of a limited encoding."""
 
+import codecs
 import errno
 import io
 import os
@@ -8,23 +9,38 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
 
+_PLAIN = "livetalk.plain"
+_LETTERS = {"µ": "u", "–": "-"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a letter in its place where there is one, so that tables keep their width."""
+    if isinstance(error, UnicodeEncodeError):
+        letter = error.object[error.start]
+        if letter in _LETTERS:
+            return _LETTERS[letter], error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_PLAIN, _plain)
+
 
 class ReaderGoneError(Exception):
-    """Nobody reads our output any longer; no `OSError`, which libraries would handle."""
+    """The reader of our output is gone; not an `OSError`, which libraries would handle."""
 
 
 class Output(io.TextIOBase):
-    """A stream that loses what it cannot write, and remembers why.
+    """A stream that drops what it cannot write, and remembers why.
 
-    A command goes on: what it makes is complete, and its exit code counts. Only if the reader of a
-    pipe is gone, as with ``| head``, there is no use in going on.
+    The command continues: its files will be complete, and its exit code counts. Only when the
+    reader of a pipe is gone, as with ``| head``, continuing is useless.
 
     Attributes:
-        failure: Why something was lost; None: nothing was.
+        failure: Why output was lost; None if none was.
     """
 
     def __init__(self, stream: TextIO | None, *, needs_reader: bool = False) -> None:
-        """Write to ``stream``; None is a stream that was closed before the program began.
+        """Write to ``stream``; None is one that was closed before the program began.
 
         Args:
             stream: Python's own stream.
@@ -33,10 +49,10 @@ class Output(io.TextIOBase):
         self._stream, self._needs_reader = stream, needs_reader
         self.failure: OSError | None = None
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_PLAIN)
 
     def write(self, text: str) -> int:
-        """Write, or lose, a text."""
+        """Write a text, or drop it."""
         if self._stream is None:
             if text:
                 self._lose(OSError(errno.EBADF, os.strerror(errno.EBADF)))
@@ -48,7 +64,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is buffered."""
         if self._stream is not None and self.failure is None:
             try:
                 self._stream.flush()
@@ -58,20 +74,20 @@ class Output(io.TextIOBase):
     def _lose(self, error: OSError) -> None:
         self.failure = error
         if self._stream is not None:
-            # What is waiting in Python's buffers would fail again when it flushes them at exit.
+            # Python would fail again when it flushes its buffers at exit.
             with suppress(OSError), open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), self._stream.fileno())
         if self._needs_reader and isinstance(error, BrokenPipeError):
             raise ReaderGoneError from None
 
     def fileno(self) -> int:
-        """Descriptor of the stream."""
+        """Return the stream's descriptor."""
         if self._stream is None:
             raise io.UnsupportedOperation("the stream is closed")
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Tell whether it is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def writable(self) -> bool:
@@ -80,23 +96,23 @@ class Output(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Encoding of the stream."""
+        """Return the stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
 
 class Streams:
-    """Puts `Output` in the place of ``sys.stdout`` and ``sys.stderr`` for a while.
+    """Replaces ``sys.stdout`` and ``sys.stderr`` by `Output` for the duration of a block.
 
     Attributes:
         out: Standard output.
     """
 
     def __enter__(self) -> Self:
-        """Replace both; keep descriptors 0 to 2 from the files that are to be opened."""
+        """Replace both; keep descriptors 0 to 2 away from files opened later."""
         self._before = sys.stdout, sys.stderr
         self.out = Output(sys.stdout, needs_reader=True)
         sys.stdout, sys.stderr = self.out, Output(sys.stderr)
-        # Otherwise a video may get number 2, and what a library prints there gets into it.
+        # Otherwise a video might get descriptor 2, and libraries would print into it.
         while (opened := os.open(os.devnull, os.O_RDONLY)) <= 2:
             os.set_inheritable(opened, True)
         os.close(opened)
@@ -108,12 +124,12 @@ class Streams:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put Python's own streams back."""
+        """Restore Python's own streams."""
         sys.stderr.flush()
         sys.stdout, sys.stderr = self._before
 
     def exit_code(self, code: int) -> int:
-        """Say what of the output was lost; the exit code, which is 1 then instead of 0."""
+        """Report lost output; return the exit code, which is then 1 instead of 0."""
         with suppress(ReaderGoneError):
             self.out.flush()
         if self.out.failure is None:
@@ -121,7 +137,7 @@ class Streams:
         if not isinstance(self.out.failure, BrokenPipeError):
             reason = self.out.failure.strerror
             print(
-                f"error: standard output cannot be written ({reason}); send it elsewhere",
+                f"error: cannot write to standard output ({reason}); redirect it elsewhere",
                 file=sys.stderr,
             )
         return code or 1

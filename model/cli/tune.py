@@ -1,4 +1,4 @@
-"""``livetalk tune``: find the fastest backend of every op on this machine, and write it down."""
+"""``livetalk tune``: find the fastest backend of every op on this machine, and save the choice."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import seconds
 
 from . import common, numbers
 from .progress import progress_line
@@ -32,44 +33,54 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "tune",
-        "Time the backends of every op and shape in turns and write the fastest to a file, which "
-        "--config and LIVETALK_CONFIG read. Results are checked first: a backend whose results "
-        "are wrong is not timed. The file holds for this hardware, driver and version; elsewhere "
-        "it is noticed as stale. What it has for other machines stays in it.",
+        "Time the backends of every op and shape, interleaved, and write the fastest to a file for "
+        "--config and LIVETALK_CONFIG. Results are checked first: a backend with wrong results is "
+        "not timed. The file applies to this hardware, driver and version; elsewhere it is "
+        "reported as stale. Its entries for other machines are kept.",
         EXAMPLE,
     )
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops, or 'all' (default)")
-    what = parser.add_argument_group("what is timed")
+    what = parser.add_argument_group("what to time")
     what.add_argument(
         "--preset",
         metavar="NAME",
-        help="14b, small, mid or tiny: the shapes that this model calls (default: the cases of "
+        help="14b, small, mid, tiny or demo: use the shapes of this model (default: the cases of "
         "'bench')",
     )
     what.add_argument(
         "--size",
         type=common.parse_size,
         metavar="HxW",
-        help="picture size; goes with --preset (default: the preset's)",
+        help="picture size, with --preset (default: the preset's)",
     )
     what.add_argument(
         "--precision",
         choices=("exact", "fp8"),
         help="of the preset's linear layers (default: exact)",
     )
+    what.add_argument(
+        "--fuse-bias",
+        action="store_true",
+        help="the preset's VAE adds biases in the pass of a norm or residual, as with 'generate'",
+    )
+    what.add_argument(
+        "--m-major-scales",
+        action="store_true",
+        help="with fp8, scales of blocks lie as matrix products read them, as with 'generate'",
+    )
     common.add_device_options(what)
     what.add_argument(
         "--approximate",
         action="store_true",
-        help="let backends take part that are not exact; 'auto' then picks them by this file",
+        help="include approximate backends; 'auto' then picks them where this file says so",
     )
-    how = parser.add_argument_group("how it is timed")
+    how = parser.add_argument_group("how to time it")
     how.add_argument(
         "--budget",
         type=numbers.number(1e-9, numbers.MAX_SECONDS),
         default=DEFAULT_BUDGET,
         metavar="SECONDS",
-        help="for all shapes together, the most frequent first; what does not fit is left out "
+        help="for all shapes together, most frequent first; the rest is skipped "
         f"(default: {DEFAULT_BUDGET:g})",
     )
     how.add_argument(
@@ -81,7 +92,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         default=DEFAULT_FILE,
         metavar="FILE",
-        help=f"a .json file; one that exists, also behind a link, is updated (default: "
+        help=f"a .json file; an existing one, also behind a link, is updated (default: "
         f"{DEFAULT_FILE})",
     )
     common.add_json_option(output)
@@ -95,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         0; 1 if nothing could be timed; 130 after Ctrl-C, which keeps what was found.
 
     Raises:
-        UserError: An option or the file is no good.
+        UserError: An option or the file is invalid.
     """
     from livetalk_kernels.bench.tune import Tuner
     from livetalk_kernels.heap import keep_freed_memory
@@ -114,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     calls = _calls(args, device, dtype)
     if not calls:
         what = f"--preset {args.preset}" if args.preset else f"--dtype {args.dtype}"
-        raise UserError(f"{' '.join(args.ops)}: {what} has no call of it; name other ops, or none")
+        raise UserError(f"{' '.join(args.ops)}: {what} never calls it; name other ops, or none")
     outcomes: list[Outcome] = []
     interrupted = True
     with common.torch_threads(args.threads), Interrupts() as interrupts:
@@ -135,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             _print(entry, outcomes)
         if entry.choices:
             write_json(path, before.updated(entry).as_json())
-            common.note(f"wrote {path}; use it by --config or LIVETALK_CONFIG")
+            common.note(f"wrote {path}; use it with --config or LIVETALK_CONFIG")
     if kept.error is not None:
         raise kept.error
     if interrupted:
@@ -152,15 +163,18 @@ def _check(args: argparse.Namespace) -> None:
     known = op_names()
     for op in args.ops:
         if op not in (*known, ALL):
-            raise UserError(f"{op}: there is no such op; ops are {', '.join(known)}, or {ALL}")
-    for option in ("size", "precision"):
-        if getattr(args, option) is not None and args.preset is None:
-            raise UserError(f"--{option}: is that of a model; goes with --preset")
+            raise UserError(f"{op}: unknown op; choose from {', '.join(known)}, or {ALL}")
+    for option in ("size", "precision", "fuse_bias", "m_major_scales"):
+        if getattr(args, option) not in (None, False) and args.preset is None:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name}: describes a model; needs --preset")
+    if args.m_major_scales and args.precision != "fp8":
+        raise UserError("--m-major-scales: only FP8 has scales; use --precision fp8 as well")
     common.check_file(args.output, (".json",))
 
 
 def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> "list[Call]":
-    """What is to be measured: the model's calls, or the ops' own cases."""
+    """List what to measure: the model's calls, or the ops' own cases."""
     from livetalk_kernels.bench.cases import select_cases
     from livetalk_kernels.bench.tune import Call
     from livetalk_kernels.registry import load_op, op_names
@@ -179,8 +193,15 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
 
     preset = get_preset(args.preset)
     size = check_size(args.size or preset.size)
-    fp8 = args.precision == "fp8"
-    calls = model_calls(preset, size=size, device=device, dtype=dtype, fp8=fp8)
+    calls = model_calls(
+        preset,
+        size=size,
+        device=device,
+        dtype=dtype,
+        fp8=args.precision == "fp8",
+        fuse_bias=args.fuse_bias,
+        m_major_scales=args.m_major_scales,
+    )
     return [call for call in calls if call.case.op in ops]
 
 
@@ -238,7 +259,7 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
             choice.op if choice.op != previous else "",
             " ".join(f"{letter}={size}" for letter, size in choice.dims.items()),
             choice.backend + (" ~" if inexact else ""),
-            _seconds(best),
+            seconds(best),
             f"{others[0] / best:.1f}x" if others else "-",
         )
         previous = choice.op
@@ -256,10 +277,3 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     for reason, places in skipped.items():
         more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
         out.print(f"[yellow]left out[/]: {common.escape(f'{places[0]}{more}: {reason}')}")
-
-
-def _seconds(value: float) -> str:
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if value * factor < 1000:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value:.3g} s"

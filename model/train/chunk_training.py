@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import new_file
 
-from ..checkpoint import VAE_FILE, CheckpointFolder, read_vae_config
+from ..checkpoint import AUDIO_FOLDER, DIT_CONFIG, VAE_FILE, CheckpointFolder, read_vae_config
 from ..config import DiTConfig
 from ..dit import DiT
 from ..encoders.audio import AudioEncoder
+from ..own import OwnModel
 from ..sampler import timesteps
 from ..vae import VAE
 from ..weights import load_module, open_weights, random_module
+from .audio_export import AUDIO_CONFIG, AUDIO_WEIGHTS
 from .clips import Clips
 from .cost import SAMPLER_STEPS
 from .demo import DEMO, training_ops
 from .distill import Course
 from .draws import Draws
 from .export import DIT_FILE, export_network
-from .features import FeatureData
+from .features import PROMPT_ROWS, FeatureData
 from .flow import SHIFT
 from .network import Conditions, Network
 from .rollout import roll_out, take_step
@@ -35,8 +36,7 @@ from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_f
 from .training import About, Training, averaged, start_state, truth_above
 
 VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE = "vae", "audio_encoder", "teacher"
-CONSTANTS = "prompt.safetensors", "image.safetensors"
-"""What stands for a prompt's and a picture's features, from which nothing is learnt."""
+_PORTRAITS = 8  # clips whose portraits say what the model is used to
 
 
 def teacher_training(run: Run, clips: Clips, about: About) -> Training:
@@ -54,7 +54,7 @@ def teacher_training(run: Run, clips: Clips, about: About) -> Training:
     schedule = timesteps(SAMPLER_STEPS, SHIFT)
     task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
     data = FeatureData(clips, run, vae, encoder, config)
-    return _training(run, task, state, TEACHER, data, vae, about)
+    return _training(run, task, state, TEACHER, data, vae, clips, about)
 
 
 def distill_training(run: Run, clips: Clips, about: About) -> Training:
@@ -78,7 +78,7 @@ def distill_training(run: Run, clips: Clips, about: About) -> Training:
     chunks = run.distillation.chunks
     data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
     task = DistillTask(course=course, hand_over=through_frames(vae))
-    return _training(run, task, state, STUDENT, data, vae, about)
+    return _training(run, task, state, STUDENT, data, vae, clips, about)
 
 
 def _training(
@@ -88,6 +88,7 @@ def _training(
     made: str,
     data: FeatureData,
     vae: VAE,
+    clips: Clips,
     about: About,
 ) -> Training:
     """The training of a network of which chunks are seen on the way."""
@@ -118,22 +119,30 @@ def _training(
         network = state.networks[made]
         assert isinstance(network, Network)
         average = state.averages[made].weights if made in state.averages else None
-        export_network(network, folder, weights=average)
-        _leave_beside(folder, Path(_source(about, VAE_SOURCE)), network.dit.config)
-        return [folder / name for name in (DIT_FILE, VAE_FILE, *CONSTANTS)]
+        own = OwnModel(
+            size=clips.index.size,
+            prompt_zeros=PROMPT_ROWS,
+            image_zeros=True,
+            portrait_db=data.portrait_db(_PORTRAITS),
+        )
+        beside = _leave_beside(folder, about)  # first: a config.json says that all is there
+        export_network(network, folder, own=own, weights=average)
+        return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
 
     return Training(task=task, state=state, data=data, sample=sample, finish=finish)
 
 
-def _leave_beside(folder: Path, source: Path, config: DiTConfig) -> None:
-    """What 'livetalk generate' needs besides: the VAE, and constants for prompt and picture."""
-    with new_file(folder / VAE_FILE) as file, CheckpointFolder(source).vae.open("rb") as vae:
-        shutil.copyfileobj(vae, file)
-    text = {"context": torch.zeros(1, config.text_dim)}
-    image = {"clip_fea": torch.zeros(1, config.image_len, config.image_dim)}
-    for name, tensors in zip(CONSTANTS, (text, image), strict=True):
-        with new_file(folder / name) as file:
-            file.write(save(tensors))
+def _leave_beside(folder: Path, about: About) -> Sequence[Path]:
+    """Copy what 'livetalk generate' needs besides, VAE and audio encoder; the files."""
+    vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
+    copies = {
+        folder / VAE_FILE: CheckpointFolder(vae).vae,
+        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, AUDIO_WEIGHTS)},
+    }
+    for target, source in copies.items():
+        with new_file(target) as file, source.open("rb") as there:
+            shutil.copyfileobj(there, file)
+    return list(copies)
 
 
 def _frozen(about: About) -> tuple[VAE, AudioEncoder]:

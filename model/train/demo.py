@@ -1,4 +1,4 @@
-"""The model that two CPU cores train: its shape, and the settings that its trainings begin with."""
+"""The model that two CPU cores train, and the settings that its trainings begin with."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from torch import nn
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.ops import Ops
 
-from ..config import AudioEncoderConfig, DiTConfig, Preset, VAEConfig
+from ..config import AudioEncoderConfig, VAEConfig, get_preset
 from ..encoders.wav2vec2 import Wav2Vec2
 from ..vae import VAE
 from ..weights import random_module
@@ -18,20 +18,7 @@ from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
-DEMO = Preset(
-    name="demo",
-    dit=DiTConfig(
-        dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
-        intermediate_dim=64, output_dim=96,
-    ),
-    vae=VAEConfig(dim=8),
-    audio=AudioEncoderConfig(
-        layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
-        pos_conv_groups=8,
-    ),
-    size=(96, 96),
-    note="what 'livetalk train' makes on a CPU",
-)  # fmt: skip
+DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
         "vae": {"steps": 2000, "batch": 2, "learning_rate": 2e-3, "average": 0.99},

@@ -12,6 +12,7 @@ from livetalk_kernels.outputs import new_file, write_json
 
 from ..checkpoint import DIT_CONFIG, VAE_FILE
 from ..config import FIXED_SWITCHES
+from ..own import OwnModel
 from ..safetensors_file import TensorSpec, write_safetensors
 from ..vae import VAE
 from .network import Network
@@ -24,6 +25,7 @@ def export_network(
     network: Network,
     folder: Path,
     *,
+    own: OwnModel | None = None,
     weights: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     leads: bool = True,
@@ -33,6 +35,7 @@ def export_network(
     Args:
         network: The network; with shared-out parameters all ranks call this.
         folder: Where to; files of these names are replaced.
+        own: What the model says of its use; None leaves ``config.json`` as published ones are.
         weights: Name -> tensor in place of the network's own, `Average.weights`.
         dtype: Of the file; by default the parameters'.
         leads: Whether this rank writes.
@@ -61,7 +64,8 @@ def export_network(
         return
     with new_file(folder / DIT_FILE) as file:
         write_safetensors(file, entries, {"format": "pt"})
-    write_json(folder / DIT_CONFIG, {**FIXED_SWITCHES, **dataclasses.asdict(dit.config)})
+    said = {} if own is None else own.entry()
+    write_json(folder / DIT_CONFIG, {**FIXED_SWITCHES, **dataclasses.asdict(dit.config), **said})
 
 
 def export_vae(vae: VAE, folder: Path) -> None:

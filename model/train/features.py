@@ -15,6 +15,7 @@ from livetalk_kernels.errors import UserError
 from ..avatar import before_grey
 from ..config import CHUNK_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
 from ..encoders.audio import AudioEncoder, AudioStream
+from ..preparation import portrait_db
 from ..stream.chunk import from_uint8
 from ..vae import VAE
 from .clips import Clips
@@ -22,6 +23,9 @@ from .draws import Draws
 from .mouth import FPS, HOP
 from .settings import Run
 from .windows import frames_of_chunks
+
+PROMPT_ROWS = 1
+"""Rows of zeros in place of a prompt: nothing is learnt from text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +117,17 @@ class FeatureData:
         row = self._features(self._usable[0])
         return self._batch([row]) | {"latents": row.latents[:1], "windows": row.windows[:1]}
 
+    def portrait_db(self, clips: int) -> float:
+        """At which PSNR in dB the VAE gives portraits back: the worst of some clips' ones."""
+        rows = [self._features(clip) for clip in self._usable[:clips]]
+        return min(portrait_db(self._vae, row.picture[None], row.portrait[None]) for row in rows)
+
     def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
         """What all chunks of a clip have."""
         return {
             "portrait": torch.stack([row.portrait for row in rows]),
             "picture": torch.stack([row.picture for row in rows]),
-            "text": torch.zeros(len(rows), 1, self._config.text_dim),
+            "text": torch.zeros(len(rows), PROMPT_ROWS, self._config.text_dim),
             "image": torch.zeros(len(rows), self._config.image_len, self._config.image_dim),
         }
 

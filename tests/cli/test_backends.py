@@ -68,8 +68,11 @@ def test_gpus_without_code_say_so(capsys):
     ("arguments", "said"),
     [
         (["--gpu", "h900"], "error: --gpu h900: unknown; choose one of a100, h100"),
-        (["--gpu", "h100", "--device", "cpu"], "error: --device cpu: is of this machine"),
-        (["--gpu", "h100", "--config", "t.json"], "error: --config t.json: is of this machine"),
+        (["--gpu", "h100", "--device", "cpu"], "error: --device cpu: applies to this machine"),
+        (
+            ["--gpu", "h100", "--config", "t.json"],
+            "error: --config t.json: applies to this",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_gpu(arguments, said, capsys):

@@ -78,7 +78,7 @@ def test_under_plain_torchrun() -> None:
         (["--nproc", 2, "--case", "model"], ["--case", "ops"]),
         (["--nproc", 2, "--no-compile"], ["--no-compile", "ops"]),
         (["--nproc", 2, "--nsys"], ["--nsys", "ops"]),
-        (["add_norm", "--nproc", 2], ["comm", "alone"]),
+        (["add_norm", "--nproc", 2], ["comm", "by itself"]),
     ],
 )
 def test_refused(arguments, words, capsys) -> None:

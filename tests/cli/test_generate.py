@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from cli_tools import FAST, RATE, generate, probe, refused, write_wav
+from cli_tools import FAST, RATE, generate, prepare, probe, refused, write_wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -130,8 +130,7 @@ def test_a_timeline_that_cannot_be_written_is_refused_at_once(portrait, speech, 
 
 def test_avatar_file_gives_the_same_video(portrait, speech, out):
     avatar = out / "me.avatar"
-    assert main(["prepare", "--portrait", str(portrait), "--size", "32x48", "--output",
-                 str(avatar), "--device", "cpu"]) == 0  # fmt: skip
+    assert prepare("--portrait", portrait, "--output", avatar) == 0
     direct, later = out / "direct.npy", out / "later.npy"
     assert generate("--portrait", portrait, "--audio", speech, "--output", direct, *FAST) == 0
     assert generate("--avatar", avatar, "--audio", speech, "--output", later, "--steps", 1) == 0
@@ -260,8 +259,7 @@ def test_numbers_with_nouns():
 def test_a_prompt_of_30000_words(portrait, speech, out):
     """The text encoder reads its first 512 tokens."""
     prompt, avatar = "a wörd " * 15000, out / "me.avatar"
-    assert main(["prepare", "--portrait", str(portrait), "--size", "32x48", "--device", "cpu",
-                 "--prompt", prompt, "--output", str(avatar)]) == 0  # fmt: skip
+    assert prepare("--portrait", portrait, "--prompt", prompt, "--output", avatar) == 0
     assert len(load_file(avatar)["context"]) == 512
     video = out / "x.npy"
     assert generate("--avatar", avatar, "--audio", speech, "--output", video, "--steps", 1) == 0
@@ -292,10 +290,20 @@ def test_bad_picture(kind, portrait, speech, out, tmp_path, capsys):
      ("--backend", "nosuch"), ("--backend", "add_norm=nosuch"), ("--backend", "nosuch=reference")],
 )  # fmt: skip
 def test_bad_options(option, value, portrait, speech, out, capsys):
-    code = main(["generate", "--portrait", str(portrait), "--audio", str(speech), "--output",
-                 str(out / "x.mp4"), option, value])  # fmt: skip
+    files = "--portrait", portrait, "--audio", speech, "--output", out / "x.mp4"
+    code = generate(*files, option, value)
     refused(capsys, code, value if "=" not in value else "nosuch")
     assert not list(out.iterdir())
+
+
+def test_a_preset_has_samples_and_a_checkpoint_has_none(golden_checkpoint, speech, out, capsys):
+    video = out / "x.npy"
+    assert generate("--audio", speech, "--output", video, *FAST) == 0
+    assert "note: no --portrait given, this is the bundled dora.png" in capsys.readouterr().err
+    assert np.load(video).shape == (38, 32, 48, 3)
+    real = ["generate", "--checkpoint", str(golden_checkpoint("tiny_a")), "--output", str(video)]
+    refused(capsys, main(real), "--portrait or --avatar: missing")
+    refused(capsys, main([*real, "--portrait", "ada"]), "--audio: missing")
 
 
 def test_unreadable_options_exit_with_2(capsys):

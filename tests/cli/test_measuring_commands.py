@@ -163,9 +163,9 @@ def test_two_machines_are_said_before_any_number(tmp_path, capsys, facts, named)
     assert run("profile", "--compare", a, b, "--output", out) == 1
     shown = " ".join(capsys.readouterr().out.split())
     text = (out / "compare.md").read_text()
-    assert shown.startswith("ANOTHER MACHINE: ") and named in shown
+    assert shown.startswith("DIFFERENT MACHINES: ") and named in shown
     assert "B is" not in shown and "B is" not in text
-    assert text.index("ANOTHER MACHINE") < text.index("- A:")
+    assert text.index("DIFFERENT MACHINES") < text.index("- A:")
     report = json.loads((out / "compare.json").read_text())
     assert report["verdict"] == "another machine"
     (first, *_) = report["other_machine"]
@@ -180,8 +180,8 @@ def test_other_versions_and_threads_are_said_first(tmp_path, capsys, facts, name
     a, b = profiled(tmp_path / "a", 0.2), profiled(tmp_path / "b", 0.1, **facts)
     assert run("profile", "--compare", a, b) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "B is faster" in shown and "ANOTHER MACHINE" not in shown
-    assert shown.startswith(f"OTHER SURROUNDINGS: {named}" if named else "A: ")
+    assert "B is faster" in shown and "DIFFERENT MACHINES" not in shown
+    assert shown.startswith(f"DIFFERENT ENVIRONMENT: {named}" if named else "A: ")
 
 
 def test_a_name_in_latin_1_leaves_the_trace_valid(tmp_path):

@@ -182,7 +182,9 @@ def test_no_folder_for_temporary_files_is_one_line(act, capsys, monkeypatch) -> 
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/1"])
     assert act(lambda: tempfile.mkdtemp()) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: no folder for temporary files") and error.count("\n") == 1
+    assert (
+        error.startswith("error: no writable folder for temporary files") and error.count("\n") == 1
+    )
 
 
 # Standard output that takes nothing
@@ -238,7 +240,7 @@ def test_output_that_cannot_be_written_is_one_line(
         except SystemExit as stop:
             code = stop.code
     reason = REASONS[kind]
-    said = f"error: standard output cannot be written ({reason}); send it elsewhere\n"
+    said = f"error: cannot write to standard output ({reason}); redirect it elsewhere\n"
     assert (code, capfd.readouterr().err) == (1, said if reason else "")
 
 
@@ -336,7 +338,9 @@ def test_the_video_is_whole(kind, json: list[str], portrait, speech, out: Path, 
     assert [file.name for file in out.iterdir()] == ["a.npy"]
     assert (out / "a.npy").stat().st_size == 128 + 38 * 32 * 48 * 3
     lines = capfd.readouterr().err.splitlines()  # on a slow machine with the progress
-    assert sum(line.startswith("error: standard output") for line in lines) == (kind != "pipe")
+    assert sum(line.startswith("error: cannot write to standard output") for line in lines) == (
+        kind != "pipe"
+    )
     assert not [line for line in lines if "Traceback" in line]
 
 
@@ -427,4 +431,4 @@ def test_a_crop_beyond_the_picture_or_of_an_avatar(portrait, speech, out: Path, 
         assert main.main([*command, crop, "--portrait", str(portrait)]) == 2
         assert says in capsys.readouterr().err
     assert main.main([*command, "top", "--avatar", "x.avatar"]) == 2
-    assert "--crop: goes with --portrait" in capsys.readouterr().err
+    assert "--crop: needs --portrait" in capsys.readouterr().err

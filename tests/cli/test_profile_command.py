@@ -56,8 +56,8 @@ def test_json_is_the_report(out, capsys):
         (["--avatar", "a.avatar", "--size", "32x48"], "--size"),
         (["--compile", "--cuda-graphs"], "--compile and --cuda-graphs"),
         (["--nsys", "--ncu"], "--nsys and --ncu"),
-        (["--nsys"], "--nsys: sees NVIDIA GPUs only"),
-        (["--ncu", "--nproc", "2"], "--ncu: runs kernels again one by one"),
+        (["--nsys"], "--nsys: supports NVIDIA GPUs only"),
+        (["--ncu", "--nproc", "2"], "--ncu: replays kernels one at a time"),
         (["--avatar", "missing.avatar"], "missing.avatar"),
         (["--checkpoint", "nowhere"], "nowhere"),
     ],
@@ -145,7 +145,7 @@ def test_a_missing_tool_is_told(out, capsys, monkeypatch):
     monkeypatch.setattr("livetalk_model.loading.resolve_device", lambda name: torch.device("cuda"))
     monkeypatch.setenv("PATH", str(out))
     code = profile("--nsys", "--output", out / "new")
-    refused(capsys, code, "there is no nsys on the PATH", "CUDA toolkit")
+    refused(capsys, code, "nsys is not on the PATH", "CUDA toolkit")
 
 
 def test_its_help_names_the_comparison_and_hides_what_is_not_for_people(capsys):

@@ -150,12 +150,12 @@ def test_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ("--preset tiny", "--preset bad", (), "command B: --preset bad: unknown"),
         ("--preset bad", "", (), "command A: --preset bad: unknown"),
         ("here", "", (), "A is 'here', neither a folder nor options"),
-        ("", "--x '", (), "No closing quotation; mend the quotes"),
-        ("", "--compare a b", (), "B has --compare, which is not for"),
-        ("profile --nsys", "", (), "A has --nsys, which is not for"),
-        ("--preset tiny", "--seed 3", ("--no-reuse",), "--no-reuse: stands outside the two"),
-        ("--preset tiny", "--seed 3", ("--warmup=3",), "--warmup: stands outside the two"),
-        ("", " --paced=x", (), "B has --paced=x, which is not for"),
+        ("", "--x '", (), "No closing quotation; fix the quotes"),
+        ("", "--compare a b", (), "B has --compare, which cannot"),
+        ("profile --nsys", "", (), "A has --nsys, which cannot"),
+        ("--preset tiny", "--seed 3", ("--no-reuse",), "--no-reuse: is outside the two"),
+        ("--preset tiny", "--seed 3", ("--warmup=3",), "--warmup: is outside the two"),
+        ("", " --paced=x", (), "B has --paced=x, which cannot"),
     ],
 )
 def test_bad_input_is_named(

@@ -25,6 +25,7 @@ from livetalk_model.encoders.text import load_tokenizer
 from livetalk_model.manifest import read_manifest
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.image import load_portrait
+from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import Observed, read_recorded
 from livetalk_model.profile.compare import read_report
 from livetalk_model.tensor_files import open_weights
@@ -72,6 +73,7 @@ def loaders() -> dict[str, Loader]:
             seeds={"config.json": (SPECS / "tiny_a.config.json").read_bytes()},
             is_json=True,
         ),
+        "own config": Loader(read=OwnModel.read, seeds={"config.json": _own()}, is_json=True),
         "audio config": Loader(
             read=AudioEncoderConfig.from_json,
             seeds={"config.json": (SPECS / "w2v_small.config.json").read_bytes()},
@@ -96,6 +98,12 @@ def loaders() -> dict[str, Loader]:
             is_json=True,
         ),
     }
+
+
+def _own() -> bytes:
+    config = json.loads((SPECS / "tiny_a.config.json").read_bytes())
+    own = OwnModel(size=(96, 96), prompt_zeros=1, image_zeros=True)
+    return json.dumps({**config, **own.entry()}).encode()
 
 
 def _pictures() -> dict[str, bytes]:

@@ -1,9 +1,7 @@
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from livetalk_kernels.ops import chunk_attention as chunk_contract
 from livetalk_kernels.registry import all_backend_names, backend_names, load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
-from livetalk_kernels.testing.numerics import check_backend
-from livetalk_model.cli.main import main
+from livetalk_model.loading import ModelSource
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DropIn = Callable[[str, str], None]
@@ -200,21 +197,6 @@ def test_a_dropped_in_backend_shows_up_everywhere(drop_in: DropIn) -> None:
     assert {"empty", "one"} <= tested
 
 
-def test_the_recipe_of_contributing_is_a_whole_backend(drop_in: DropIn) -> None:
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    recipe = re.search(r"`livetalk_kernels/ops/(\S+\.py)`.*?```python\n(.*?)```", text, re.DOTALL)
-    assert recipe and len([line for line in recipe[2].splitlines() if line.strip()]) <= 10
-    drop_in(recipe[1], recipe[2])
-    tested = [case for case, name in runnable_cases([CPU]) if name == "plain"]
-    assert {case.dtype for case in tested} == {torch.float32} and len(tested) > 3
-    for case in tested:
-        ok, reason = check_backend(case, "plain")
-        assert ok, reason
-    ops = bind_ops(KernelConfig.parse(["add_norm=plain"]), device=CPU, dtype=torch.float32)
-    assert ops.chosen["add_norm"] == "plain"
-    assert main(["backends", "--device", "cpu"]) == 0
-
-
 def test_a_dropped_in_op_shows_up_everywhere(drop_in: DropIn) -> None:
     drop_in("double/__init__.py", TOY_OP)
     drop_in("double/reference.py", TOY_OP_REFERENCE)
@@ -232,3 +214,35 @@ def test_a_size_is_not_negative() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, livetalk_kernels as k; k.UserError; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_named_backend_is_refused_only_where_it_matters(drop_in: DropIn) -> None:
+    """A name is meant for the transformer; what cannot run the VAE's sizes leaves it to auto."""
+    drop_in("add_norm/toy.py", TOY)
+    narrow, wide = ({"D": width} for width in (64, 96))
+    for choice in ("toy", "add_norm=toy"):
+        config = KernelConfig.parse([choice])
+        both = {"device": "cpu", "dtype": torch.float32}
+        assert bind_ops(config, **both, main=wide, **narrow).chosen["add_norm"] == "toy"
+        left = bind_ops(config, **both, main=narrow, **wide).choices["add_norm"]
+        assert left.name == bind_ops(**both).chosen["add_norm"]
+        assert left.reason.startswith("not toy here: toy takes 64 channels at most; pip")
+        with pytest.raises(UserError, match="add_norm=toy: cannot run: toy takes 64 channels"):
+            bind_ops(config, **both, main=wide, **wide)
+
+
+def test_the_vae_takes_what_it_can_beside_a_named_attention(drop_in: DropIn) -> None:
+    """The transformer of ``tiny`` has four heads of 64 channels, its VAE one of 32."""
+    drop_in(
+        "chunk_attention/toy.py",
+        "from .reference import run\n\n\ndef supports(case):\n"
+        "    return 'toy needs 64 channels' if case.dims.get('d', 64) < 64 else None\n",
+    )
+    source = ModelSource.find(
+        preset="tiny", checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32",
+        backend=KernelConfig.parse(["chunk_attention=toy"]), reuse=True,
+    )  # fmt: skip
+    pipeline = source.load_pipeline(source.load_preparer())
+    chosen = {part: ops.choices["chunk_attention"] for part, ops in pipeline.ops.items()}
+    assert chosen["dit"].name == "toy" and chosen["vae"].name == "cpu"
+    assert "toy needs 64 channels" in chosen["vae"].reason

@@ -47,6 +47,7 @@ from livetalk_model.encoders.text import load_tokenizer
 from livetalk_model.manifest import read_manifest
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.image import load_portrait
+from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import read_recorded
 from livetalk_model.profile.compare import read_report
 from livetalk_model.tensor_files import open_weights
@@ -71,6 +72,7 @@ Reader = Callable[[Path], object]
 JSON: dict[str, tuple[str, Reader]] = {
     "DiT": ("config.json", DiTConfig.from_json),
     "wav2vec2": ("config.json", AudioEncoderConfig.from_json),
+    "own model": ("config.json", OwnModel.read),
     "index": ("x.safetensors.index.json", open_weights),
     "--config": ("t.json", Tuning.load),
     "LIVETALK_CONFIG": ("t.json", lambda path: find_tuning(None, {"LIVETALK_CONFIG": str(path)})),
@@ -322,7 +324,7 @@ def test_a_byte_order_mark_is_no_fault(name, tmp_path):
     file, reader = JSON[name]
     path, said = tmp_path / file, []
     for mark in (b"", b"\xef\xbb\xbf"):
-        path.write_bytes(mark + b'{"num_layers": 0, "hidden_size": 0}')
+        path.write_bytes(mark + b'{"num_layers": 0, "hidden_size": 0, "livetalk": 0}')
         said.append(refused(reader, path))
     assert said[0] == said[1] and "JSON" not in said[0]
 

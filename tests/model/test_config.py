@@ -110,7 +110,7 @@ def test_wav2vec2_config(golden_checkpoint, tmp_path):
 
 
 def test_presets_are_those_of_the_design():
-    assert list(PRESETS) == ["14b", "small", "mid", "tiny"]
+    assert list(PRESETS) == ["14b", "small", "mid", "tiny", "demo"]
     assert get_preset("14b").dit == DiTConfig()
     small, mid, tiny = (get_preset(name) for name in ("small", "mid", "tiny"))
     assert (small.dit.dim, small.dit.num_heads, small.dit.num_layers) == (1536, 12, 30)
@@ -133,7 +133,7 @@ def test_presets_are_those_of_the_design():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(UserError, match="14b, small, mid, tiny"):
+    with pytest.raises(UserError, match="14b, small, mid, tiny, demo"):
         get_preset("huge")
     with pytest.raises(UserError, match="audio"):
         dataclasses.replace(get_preset("tiny"), audio=AudioEncoderConfig())

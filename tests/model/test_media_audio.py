@@ -11,12 +11,12 @@ import pytest
 from media_tools import read_audio, write_sound, write_wav
 
 from livetalk_kernels.errors import UserError
+from livetalk_model.bundled import SPEECH
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.resample import Resampler
 from livetalk_model.media.sound_decoder import SoundDecoder
 from livetalk_model.media.wav_header import declared_wav_samples
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
 
 
@@ -295,7 +295,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bundled_speech() -> None:
-    clip = read_audio(EXAMPLES / "speech.wav")
+    clip = read_audio(SPEECH)
     assert (clip.source_rate, clip.channels, clip.warnings) == (16000, 1, ())
     assert 6 < clip.seconds < 7
     assert 0.5 < np.abs(clip.samples).max() < 0.99

@@ -444,7 +444,7 @@ def test_words_for_a_crop() -> None:
 
 
 def test_the_library_crops_and_says_so(tmp_path: Path) -> None:
-    preparer = load_preparer(device="cpu")
+    preparer = load_preparer(preset="tiny", device="cpu")
     path = save(rows(64, 128), tmp_path / "a.png")
     avatar = preparer.prepare(path, size=(32, 32))
     assert avatar.warnings == (

@@ -50,8 +50,9 @@ def test_both_stages_learn_one_clip(made, tmp_path):
     losses = go(run, training, tmp_path, "teacher")
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4]), losses
     folder = tmp_path / "teacher"
-    files = {file.name for file in training.finish(folder)}
-    assert files == {path.name for path in folder.iterdir()} - {"config.json"}
+    files = training.finish(folder)
+    assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
+    assert CheckpointFolder(folder).own.size == (32, 32)
     assert CheckpointFolder(folder).dit_config(2, 96).dim == 192
     assert training.sample().shape == (64, 8 * 32, 3)
 

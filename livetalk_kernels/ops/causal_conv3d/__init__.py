@@ -105,6 +105,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         ("history", (1, 16, 16, 2, 4, 9, 7, 3, 3), {"padding": (1, 1, 1, 1)}),
         ("channels_last", (1, 16, 24, 2, 4, 9, 7, 3, 3), same),
         ("wide", (1, 72, 80, 2, 2, 72, 4, 3, 3), same),
+        ("wide_no_bias", (1, 72, 48, 2, 2, 72, 4, 3, 3), same | {"bias": False}),
         ("one_frame", (1, 96, 96, 2, 1, 72, 3, 3, 3), same),
         ("few_in", (1, 3, 16, 2, 4, 8, 6, 3, 3), same),
         ("few_out", (1, 16, 3, 2, 4, 8, 6, 3, 3), same),
@@ -160,7 +161,9 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     history = random_tensor(case, generator, d["B"], d["I"], d["t"], d["H"], d["W"])
     taps = (d["O"], d["I"], d["kt"], d["k"], d["k"])
     weight = random_tensor(case, generator, *taps, scale=fan_in**-0.5)
-    bias = random_tensor(case, generator, d["O"], scale=0.2)
+    bias = None
+    if case.options.get("bias", True):
+        bias = random_tensor(case, generator, d["O"], scale=0.2)
     if case.options.get("channels_last", False):
         x, history, weight = (
             tensor.contiguous(memory_format=torch.channels_last_3d)
@@ -184,7 +187,8 @@ def cost(case: Case) -> Cost:
     taps = (frames * d["kt"] - skipped) * d["k"] ** 2
     pixels_in = d["B"] * (d["t"] + d["T"]) * d["H"] * d["W"]
     pixels_out = d["B"] * frames * rows * columns
-    weights = prod((d["O"], d["I"], d["kt"], d["k"], d["k"])) + d["O"]
+    weights = prod((d["O"], d["I"], d["kt"], d["k"], d["k"]))
+    weights += d["O"] * case.options.get("bias", True)
     elements = pixels_in * d["I"] + pixels_out * d["O"] + weights
     return Cost(
         flops=2 * d["B"] * rows * columns * taps * d["I"] * d["O"],
@@ -192,13 +196,16 @@ def cost(case: Case) -> Cost:
     )
 
 
-def read(x: Tensor, history: Tensor | None, weight: Tensor, bias: Any, **options: Any) -> Sizes:
+def read(
+    x: Tensor, history: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any
+) -> Sizes:
     """Read the case that a call is: its dims and options."""
     B, I, T, H, W = x.shape  # noqa: E741
     O, _, kt, k, _ = weight.shape  # noqa: E741
     stored = 0 if history is None else history.shape[2]
     dims = {"B": B, "I": I, "O": O, "t": stored, "T": T, "H": H, "W": W, "kt": kt, "k": k}
     options = {name: value for name, value in options.items() if name != "packed"}
+    options |= {"bias": False} if bias is None else {}
     return dims, options | format_option(x)
 
 

@@ -1,0 +1,214 @@
+"""Train the model of the preset ``demo`` from nothing: clips, four trainings, packed weights.
+
+    python benchmarks/train_demo.py --output out/train-demo
+
+Every stage is a `livetalk` command in a process of its own. What is done is left out, what was
+begun goes on, and a stage that takes longer than ``--minutes`` is stopped and goes on in another
+process, or, with ``--once``, in the next call. ``stages.jsonl`` says how long each took, after what
+was estimated. ``--estimate`` stops after the estimate.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import is_file
+from livetalk_kernels.machine import machine
+from livetalk_kernels.units import duration
+from livetalk_model.checkpoint import VAE_FILE
+from livetalk_model.train.audio_export import AUDIO_WEIGHTS
+from livetalk_model.train.clips import INDEX, read_index
+from livetalk_model.train.demo import DEMO, SETTINGS, Kind
+from livetalk_model.train.estimate import DATASET, Recipe, estimate
+from livetalk_model.train.export import DIT_FILE
+from livetalk_model.train.packing import SUMS
+from livetalk_model.train.settings import RESOLVED, Run
+from livetalk_model.train.training import ABOUT
+from livetalk_model.train.voices import INSTALL, PROGRAM, find_program
+
+LIVETALK = (sys.executable, "-m", "livetalk_model")
+PACK = Path(__file__).with_name("pack_demo.py")
+CLIPS, SECONDS = 256, 6.0
+MINUTES = 40.0
+RECORD = "stages.jsonl"
+MADE: dict[Kind, str] = {
+    "vae": VAE_FILE, "audio": AUDIO_WEIGHTS, "teacher": DIT_FILE, "distill": DIT_FILE,
+}  # fmt: skip
+"""What a training writes when it has reached its end."""
+PACKED = "demo"
+LEFT = 130  # exit code of a stage that was stopped, and goes on later
+
+
+class Stages:
+    """The stages in their order, in one folder."""
+
+    def __init__(self, folder: Path, clips: int, seconds: float, runs: dict[Kind, Run]) -> None:
+        """Settings of all of them."""
+        self.folder, self.clips, self.seconds, self.runs = folder, clips, seconds, runs
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All stages."""
+        return (DATASET, *MADE, PACKED)
+
+    def done(self, name: str) -> bool:
+        """Whether a stage has reached its end.
+
+        Raises:
+            UserError: It was begun with other settings.
+        """
+        if name == DATASET:
+            index = self.folder / DATASET / INDEX
+            return is_file(index) and read_index(index).complete
+        if name == PACKED:
+            return is_file(self.folder / PACKED / SUMS)
+        kind = self._kind(name)
+        settings = self.folder / name / RESOLVED
+        if is_file(settings) and Run.read(settings) != self.runs[kind]:
+            raise UserError(
+                f"{settings}: was begun with other settings than these; give another --output"
+            )
+        return is_file(self.folder / name / MADE[kind])
+
+    def command(self, name: str) -> Sequence[str]:
+        """What begins a stage, or goes on with it."""
+        target = str(self.folder / name)
+        if name == DATASET:
+            size = "x".join(map(str, DEMO.size))
+            options = ("--synthetic", str(self.clips), "--seconds", str(self.seconds))
+            return (*LIVETALK, "dataset", *options, "--size", size, "--output", target)
+        if name == PACKED:
+            return (sys.executable, str(PACK), str(self.folder / "distill"), "--output", target)
+        kind = self._kind(name)
+        train = (*LIVETALK, "train", kind, "--output", target)
+        if is_file(self.folder / name / RESOLVED):
+            return (*train, "--resume")
+        settings = self.folder / f"{name}.toml"
+        self.runs[kind].write(settings)
+        sources = {"data": DATASET}
+        if kind in ("teacher", "distill"):
+            sources |= {"vae": "vae", "audio-encoder": "audio"}
+        if kind == "distill":
+            sources |= {"teacher": "teacher"}
+        folders = ((f"--{option}", str(self.folder / path)) for option, path in sources.items())
+        return (*train, "--config", str(settings), *(word for pair in folders for word in pair))
+
+    def carry_out(self, name: str, minutes: float) -> tuple[int, float]:
+        """Let a stage run; its exit code and seconds. One that takes too long saves and stops."""
+        if is_file(self.folder / name / ABOUT) and not is_file(self.folder / name / RESOLVED):
+            shutil.rmtree(self.folder / name)  # it was killed before its first update
+        begin = time.monotonic()
+        with subprocess.Popen(self.command(name)) as process:
+            try:
+                code = process.wait(60 * minutes)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                code = process.wait()
+            except KeyboardInterrupt:  # the stage hears it too
+                process.wait()
+                raise
+        return code, time.monotonic() - begin
+
+    def _kind(self, name: str) -> Kind:
+        (kind,) = (kind for kind in MADE if kind == name)
+        return kind
+
+
+def run_all(stages: Stages, minutes: float, *, once: bool, estimated: dict[str, float]) -> int:
+    """Run what is left; the exit code."""
+    for name in stages.names:
+        if stages.done(name):
+            print(f"{name}: done before", flush=True)
+            continue
+        while True:
+            print(f"{name}: {duration(estimated.get(name, 0.0))} estimated", flush=True)
+            code, seconds = stages.carry_out(name, minutes)
+            done = code == 0
+            entry = {"stage": name, "seconds": seconds, "done": done, "machine": machine()}
+            record(stages.folder / RECORD, entry | {"estimated": estimated.get(name)})
+            print(f"{name}: {duration(seconds)}{'' if done else ', goes on later'}", flush=True)
+            if code not in (0, LEFT):
+                return code
+            if once:
+                return 0
+            if done:
+                break
+    print(f"{stages.folder / PACKED} has the weights; they come into the package as model/demo")
+    return 0
+
+
+def record(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def recorded(path: Path) -> Iterator[dict[str, Any]]:
+    """All lines."""
+    if path.is_file():
+        yield from map(json.loads, path.read_text("utf-8").splitlines())
+
+
+def say(name: str, seconds: float) -> None:
+    """A line of the estimate."""
+    print(f"{name:10} {duration(seconds):>8}", flush=True)
+
+
+def main() -> int:
+    """Estimate, run, record; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("out/train-demo"), metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of a stage at a time")
+    parser.add_argument("--once", action="store_true", help="one stage, or part of one")
+    parser.add_argument("--estimate", action="store_true", help="say how long it will take")
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a clip")
+    parser.add_argument("--steps", type=int, help="updates of every training, for a trial")
+    args = parser.parse_args()
+    program = find_program()
+    if program is None:
+        print(f"error: {PROGRAM}: not installed; {INSTALL}", file=sys.stderr)
+        return 2
+    given = {} if args.steps is None else {"steps": args.steps}
+    runs = {kind: Run(**{**SETTINGS[kind], **given}) for kind in MADE}
+    stages = Stages(args.output, args.clips, args.seconds, runs)
+    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        known = [entry for entry in recorded(args.output / RECORD) if "estimate" in entry]
+        if known and not args.estimate:
+            found = known[-1]["estimate"]
+        else:
+            recipe = Recipe(
+                clips=args.clips, size=DEMO.size, seconds=args.seconds, program=program, runs=runs
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                print("timing updates of each stage, to estimate them all", flush=True)
+                found = dict(estimate(recipe, Path(folder), tell=say))
+            record(args.output / RECORD, {"estimate": found, "machine": machine()})
+        print(
+            f"{'together':10} {duration(sum(found.values())):>8}, estimated by updates timed here"
+        )
+        if args.estimate:
+            return 0
+        return run_all(stages, args.minutes, once=args.once, estimated=found)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return LEFT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The bundled portraits and speech, where the command line names none of the user's own."""
+
+import argparse
+from pathlib import Path
+
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import find
+
+from . import common
+
+PORTRAIT = "dora"
+"""A face that training has never seen."""
+
+
+def add_portrait_option(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
+    """Add ``--portrait``; a command that does not require it calls `fill_in`."""
+    default = "" if required else f" (default, of a preset: {PORTRAIT})"
+    parser.add_argument(
+        "--portrait",
+        type=portrait,
+        required=required,
+        metavar="FILE",
+        help=f"a picture, or a bundled drawing: ada, ben, carl or dora{default}",
+    )
+
+
+def portrait(text: str) -> Path:
+    """Read ``--portrait``: a picture, or the name of a bundled one where there is no such file."""
+    from ..bundled import bundled_portraits
+
+    path = Path(text)
+    return bundled_portraits().get(text, path) if find(path).kind == "missing" else path
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Let a preset talk with a bundled portrait and speech where none is given.
+
+    Raises:
+        UserError: A checkpoint was named, and its portrait or speech was not.
+    """
+    from ..bundled import SPEECH
+
+    for option, value in (
+        ("portrait", None if args.avatar is not None else portrait(PORTRAIT)),
+        ("audio", SPEECH),
+    ):
+        if getattr(args, option) is not None or value is None:
+            continue
+        if args.checkpoint is not None:
+            what = "--portrait or --avatar" if option == "portrait" else "--audio"
+            raise UserError(f"{what}: missing; name a file")
+        common.note(f"note: no --{option} given, this is the bundled {value.name}")
+        setattr(args, option, value)

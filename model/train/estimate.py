@@ -1,0 +1,118 @@
+"""How long a whole recipe will take here: some updates of each training, timed on two clips.
+
+What an update costs depends on its number (the VAE sees crops first, whole chunks later), but not
+on what has been learnt, so random networks and a few numbers from all parts of a run will do.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from livetalk_kernels.runtime.comm import LocalCommunicator
+
+from .clips import Clips, ClipWriter, Index
+from .demo import Kind
+from .features import FeatureData
+from .loop import update
+from .settings import Run
+from .synthetic import TRUTH, make_clip
+from .training import About, Training
+from .trainings import make_training
+
+DATASET = "dataset"
+_CLIPS = 2
+PLACES = 9
+"""In a run: three in each third, which the VAE's curriculum has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is made one after the other.
+
+    Attributes:
+        clips: How many.
+        size: Their (H, W).
+        seconds: Of each.
+        program: espeak-ng's path; None for made-up speech.
+        runs: Settings of each training.
+    """
+
+    clips: int
+    size: tuple[int, int]
+    seconds: float
+    program: str | None
+    runs: Mapping[Kind, Run]
+
+
+def estimate(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    places: int = PLACES,
+    tell: Callable[[str, float], None] = lambda stage, seconds: None,
+) -> Mapping[str, float]:
+    """Time pieces of all stages.
+
+    Args:
+        recipe: The stages.
+        folder: For clips and untrained weights; an empty one.
+        places: Updates of a training that are timed.
+        tell: Told of each stage and its seconds, once they are known.
+
+    Returns:
+        Stage -> seconds; their order is that of the recipe.
+
+    Raises:
+        UserError: The clips do not serve a training.
+    """
+    begin = time.perf_counter()
+    clips = _make_clips(recipe, folder / "clips")
+    found = {DATASET: (time.perf_counter() - begin) / _CLIPS * recipe.clips}
+    tell(DATASET, found[DATASET])
+    paths: dict[Kind, Path] = {kind: folder / kind for kind in get_args(Kind)}
+    sources = {"vae": paths["vae"], "audio_encoder": paths["audio"], "teacher": paths["teacher"]}
+    for kind, path in paths.items():
+        about = About(
+            kind=kind, data=str(clips.folder), sources={k: str(v) for k, v in sources.items()}
+        )
+        training = make_training(about, recipe.runs[kind], clips)
+        features = _features(training) * recipe.clips  # first: updates keep what they see
+        found[kind] = features + _updates(training, recipe.runs[kind], places)
+        tell(kind, found[kind])
+        training.finish(path)
+    return found
+
+
+def _make_clips(recipe: Recipe, folder: Path) -> Clips:
+    writer = ClipWriter(folder, Index(size=recipe.size, truth=TRUTH))
+    for number in range(_CLIPS):
+        clip = make_clip(
+            seed=0, split="train", index=number, seconds=recipe.seconds, size=recipe.size,
+            program=recipe.program,
+        )  # fmt: skip
+        writer.enter(writer.store(f"{number:06d}.safetensors", clip))
+    writer.write_index(complete=True)
+    return Clips(folder)
+
+
+def _features(training: Training) -> float:
+    """Seconds that a clip takes before the first update that sees it."""
+    if not isinstance(training.data, FeatureData):
+        return 0.0
+    begin = time.perf_counter()
+    training.data.first_chunk()
+    return time.perf_counter() - begin
+
+
+def _updates(training: Training, run: Run, places: int) -> float:
+    """Seconds of all updates, by those at some places of the run."""
+    state, seconds = training.state, list[float]()
+    steps = [(2 * place + 1) * run.steps // (2 * places) for place in range(places)]
+    for step in (steps[0], *steps):  # the first one computes features and warms up
+        state.step = step
+        begin = time.perf_counter()
+        update(run, training.task, state, training.data, LocalCommunicator())
+        seconds.append(time.perf_counter() - begin)
+    return sum(seconds[1:]) / places * run.steps
