@@ -123,11 +123,22 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         ),
         ("time_down", (1, 16, 16, 1, 4, 4, 5, 3, 1), last | {"stride": (2, 1, 1)}),
     ]
-    large = [
+    large: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
         ("mid_full", (1, 96, 96, 2, 4, 128, 128, 3, 3), same),
         ("mid_half", (1, 192, 192, 2, 4, 64, 64, 3, 3), same),
         ("mid_quarter", (1, 384, 384, 2, 2, 32, 32, 3, 3), same),
         ("mid_latent", (1, 384, 384, 2, 1, 16, 16, 3, 3), same),
+        ("mid_first", (1, 192, 192, 0, 1, 64, 64, 3, 3), same | {"zero_frames": 2}),
+        ("mid_up", (1, 384, 768, 0, 4, 32, 32, 1, 2), same),
+        ("mid_time_up", (1, 384, 768, 2, 2, 32, 32, 3, 1), last),
+        (
+            "mid_down",
+            (1, 96, 96, 0, 4, 128, 128, 1, 3),
+            last | {"padding": (0, 1, 0, 1), "stride": (1, 2, 2)},
+        ),
+        ("mid_shortcut", (1, 96, 192, 0, 4, 64, 64, 1, 1), last),
+        ("mid_to_latent", (1, 384, 32, 1, 1, 16, 16, 3, 3), same | {"zero_frames": 1}),
+        ("mid_to_rgb", (1, 96, 3, 2, 4, 128, 128, 3, 3), same),
         ("14b_full", (1, 96, 96, 2, 4, 768, 448, 3, 3), same),
         ("14b_half", (1, 192, 192, 2, 4, 384, 224, 3, 3), same),
     ]
