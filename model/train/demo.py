@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.extension import product_dtype
 from livetalk_kernels.ops import Ops
 
 from ..config import AudioEncoderConfig, DiTConfig, Preset, VAEConfig
@@ -23,8 +24,10 @@ DEMO = Preset(
     dit=DiTConfig(
         dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
         intermediate_dim=64, output_dim=96,
+        # it has no text and no picture features: one constant row of each
+        text_len=1, text_dim=16, image_len=1, image_dim=16,
     ),
-    vae=VAEConfig(dim=8),
+    vae=VAEConfig(dim=12),
     audio=AudioEncoderConfig(
         layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
         pos_conv_groups=8,
@@ -34,7 +37,10 @@ DEMO = Preset(
 )  # fmt: skip
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
-        "vae": {"steps": 2000, "batch": 2, "learning_rate": 2e-3, "average": 0.99},
+        "vae": {
+            "steps": 3000, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
+            "warm_up": 0.05, "cool_down": 0.8, "average": 0.99,
+        },
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
         "teacher": {
             "steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99,
@@ -52,6 +58,11 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
 def training_ops() -> Ops:
     """Ops with gradients, on the CPU."""
     return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+
+
+def training_dtype() -> torch.dtype:
+    """What training multiplies in: bf16 where this processor does that, else float32."""
+    return product_dtype(torch.device("cpu"), torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:

@@ -56,7 +56,8 @@ def test_the_teacher_sees_clean_motion_and_dropped_conditions() -> None:
     clean, given, seen = draw(2, *SHAPE), random_conditions(2), []
     drawn = Lesson(
         noise=draw(2, *SHAPE, seed=1), time=torch.tensor([0.5, 0.9]), known=torch.tensor([1, 2]),
-        no_text=torch.tensor([True, False]), no_audio=torch.tensor([False, False]),
+        motion_time=torch.zeros(2), no_text=torch.tensor([True, False]),
+        no_audio=torch.tensor([False, False]),
     )  # fmt: skip
 
     def exact(x: Tensor, timestep: Tensor, given) -> Tensor:
