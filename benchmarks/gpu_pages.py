@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from livetalk_kernels.units import data_size
+
 TIMED, LEFT_OUT = "timed", "left out"
 PUBLISHED = "published"
-GIB = 1 << 30
 CELL = 160  # characters of a note
 
 Result = Mapping[str, Any]
@@ -109,7 +110,7 @@ def machine_section(facts: Result) -> list[str]:
         ("nvcc", facts["nvcc"]),
     ]
     for index, gpu in enumerate(facts.get("devices") or []):
-        text = f"{gpu['name']}, {gpu['memory_bytes'] / GIB:.0f} GiB, {gpu['multiprocessors']} SMs"
+        text = f"{gpu['name']}, {data_size(gpu['memory_bytes'])}, {gpu['multiprocessors']} SMs"
         rows.append((f"GPU {index}", f"{text}, reaches {gpu['peers'] or 'no other'}"))
     lines = table(("", ""), rows)
     packages = facts["packages"]
@@ -315,7 +316,7 @@ def chunk_section(result: Result) -> list[str]:
             "",
         ]
     memory = result.get("max_memory_bytes")
-    return lines + ([f"Most memory: {memory / GIB:.1f} GiB.", ""] if memory else [])
+    return lines + ([f"Most memory: {data_size(memory)}.", ""] if memory else [])
 
 
 def scaling_section(result: Result) -> list[str]:

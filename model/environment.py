@@ -12,8 +12,8 @@ import torch
 from livetalk_kernels import extension, extension_cuda, extension_cutlass
 from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
 from livetalk_kernels.neighbours import CpuShares, CpuWatch
+from livetalk_kernels.units import data_size
 
-_GIB = 1 << 30
 _MOMENT = 0.3  # seconds: what others do is an average
 
 
@@ -91,10 +91,10 @@ def others_line(found: CpuShares) -> str:
 
 def memory_line(found: Memory) -> str:
     """Memory of the machine, the limit where there is one, and what is available."""
-    total = f"{found.total / _GIB:.1f} GiB"
+    total = data_size(found.total)
     if found.limit is not None:
-        total = f"{found.limit / _GIB:.1f} GiB limit of a {total} machine"
-    return f"{total}, {found.available / _GIB:.1f} GiB available"
+        total = f"{data_size(found.limit)} limit of a {total} machine"
+    return f"{total}, {data_size(found.available)} available"
 
 
 def libraries() -> tuple[Library, ...]:
@@ -132,7 +132,6 @@ def _gpus() -> dict[str, str]:
     if not found:
         return {"GPU": f"none: {reason}"}
     return {
-        f"GPU {index}": f"{gpu['name']}, {gpu['memory_bytes'] / _GIB:.0f} GiB, "
-        f"driver {gpu['driver']}"
+        f"GPU {index}": f"{gpu['name']}, {data_size(gpu['memory_bytes'])}, driver {gpu['driver']}"
         for index, gpu in enumerate(found)
     }

@@ -11,6 +11,7 @@ import numpy as np
 from livetalk_kernels.bench.compare import ALARM, MIN_SAMPLES, Change, unpaired
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import REPORT_BYTES, read_json
+from livetalk_kernels.units import ms, percent_change
 
 HARDWARE = ("cpu", "cores", "cpu_quota", "memory_bytes", "threads", "gpu")  # what times depend on
 GPU = ("name", "count")  # of a GPU; its clock and temperature pass
@@ -178,23 +179,18 @@ def hardware(machine: Mapping[str, Any]) -> dict[str, Any]:
 def sentence(entry: Comparison) -> str:
     """A benchmark in a line."""
     if entry.change is None or entry.relative is None or entry.before is None:
-        return f"{entry.name}: {_ms(entry.now)}, not in the baseline"
-    change, relative = entry.change, entry.relative
+        return f"{entry.name}: {ms(entry.now)}, not in the baseline"
     head = "REGRESSION " if entry.verdict == "slower" else ""
     return (
-        f"{head}{entry.name}: {entry.verdict}, {_ms(entry.before)} -> {_ms(entry.now)}: "
-        f"{_percent(change.ratio)} % ({_percent(change.low)} to {_percent(change.high)}), "
-        f"relative to the probe {_percent(relative.ratio)} % ({_percent(relative.low)} to "
-        f"{_percent(relative.high)})"
+        f"{head}{entry.name}: {entry.verdict}, {ms(entry.before)} -> {ms(entry.now)}: "
+        f"{_interval(entry.change)}, relative to the probe {_interval(entry.relative)}"
     )
 
 
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.4g} ms"
+def _interval(change: Change) -> str:
+    """A change with its interval: ``+9.8 % (+7.1 to +12.6)``."""
+    ends = f"{percent_change(change.low)} to {percent_change(change.high)}"
+    return f"{percent_change(change.ratio)} % ({ends})"
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..machine import last_level_cache, memory
 from ..registry import load_backend, load_op
 from ..spec import Case, as_tuple
+from ..units import data_size
 from .roofline import Roofline, probe_bytes
 from .timer import COLD_CACHES
 
@@ -190,9 +191,9 @@ def too_large(case: Case, *, hot: bool = False) -> str | None:
         need += 3 * probe_bytes()
         if not hot and need <= free < need + COLD_CACHES * last_level_cache():
             return (
-                f"cold caches take {COLD_CACHES * last_level_cache() / 2**30:.1f} GiB more than "
-                f"the {free / 2**30:.1f} GiB that are free; --hot does without"
+                f"cold caches take {data_size(COLD_CACHES * last_level_cache())} more than "
+                f"the {data_size(free)} that are free; --hot does without"
             )
     if need <= free:
         return None
-    return f"needs about {need / 2**30:.1f} GiB with its checks; {free / 2**30:.1f} GiB are free"
+    return f"needs about {data_size(need)} with its checks; {data_size(free)} are free"

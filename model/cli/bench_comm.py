@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import data_size
 
 from . import common, numbers
 from .progress import progress_line
@@ -317,7 +318,7 @@ def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> Non
                 _rate(row.bandwidth / 1e9),
                 "-" if share is None else f"{share:.0%}",
             ]
-        size = common.human_bytes(pattern.bytes)
+        size = data_size(pattern.bytes)
         table.add_row(pattern.name, str(len(pattern.messages)), size, *cells)
         if row is link.both_ways:
             table.add_section()

@@ -10,8 +10,8 @@ from livetalk_kernels.bench.cuda_timer import LAUNCHES
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row, auto_verdict
 from livetalk_kernels.bench.score import Score
 from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.units import number, percent, prefixed, seconds, time_unit
 
-from ..profile.words import percent, short
 from .common import console, escape, plural
 
 
@@ -53,7 +53,7 @@ def _table(result: Result) -> Table:
     if result.roofline.bound(cost) == "memory":
         why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
     else:
-        why = f"{cost.flops / 1e9:.4g} GFLOP at {short(result.roofline.rate)}FLOP/s"
+        why = f"{cost.flops / 1e9:.4g} GFLOP at {prefixed(result.roofline.rate)}FLOP/s"
     table = Table(
         title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
         f"floor {seconds(result.floor)}: {why}",
@@ -81,7 +81,7 @@ def _cells(result: Result, row: Row) -> list[str]:
         _span(row.time.p20, row.time.p80),
         "-" if row.trial_spread is None else percent(row.trial_spread).replace(" ", ""),
         number(rates["gb_per_s"]),
-        short(1e12 * rates["tflop_per_s"]).strip(),
+        prefixed(1e12 * rates["tflop_per_s"]).strip(),
         percent(rates["of_floor"]).replace(" ", ""),
         _times(row.vs_eager),
         _times(row.vs_compile),
@@ -120,28 +120,10 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
         out.print(f"[bold]{escape(str(score))}[/]", highlight=False)
 
 
-def seconds(value: float) -> str:
-    """A time with its unit."""
-    factor, unit = _unit(value)
-    return f"{number(value * factor)} {unit}"
-
-
 def _span(low: float, high: float) -> str:
     """Both in the unit of the median, which is near."""
-    factor, _ = _unit((low + high) / 2)
+    factor, _ = time_unit((low + high) / 2)
     return f"{number(low * factor)}-{number(high * factor)}"
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _unit(value: float) -> tuple[float, str]:
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if value * factor < 1000:
-            return factor, unit
-    return 1.0, "s"
 
 
 def _times(value: float | None) -> str:

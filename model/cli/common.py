@@ -479,21 +479,3 @@ def print_json(value: object) -> None:
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """A number with its noun: ``1 chunk``, ``2 chunks``, and an irregular plural where given."""
     return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
-
-
-def human_bytes(count: int) -> str:
-    """Bytes for people, in decimal units: ``37.8 GB``."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def human_count(count: int) -> str:
-    """A number for people: ``18.9 B``."""
-    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return str(count)

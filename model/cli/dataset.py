@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import data_size
 
 from . import common, numbers
 from .progress import counted
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     common.console().print(
         f"{common.escape(args.output)}: {common.plural(result['clips'], 'clip')}, "
         f"{result['frames'] / FPS:.0f} s, {size[0]}x{size[1]}, "
-        f"{common.human_bytes(result['bytes'])} "
+        f"{data_size(result['bytes'])} "
         f"({result['made']} made in {result['seconds']:.0f} s)",
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
+from livetalk_kernels.units import big_count, data_size
 
 from ..environment import Library, environment, libraries
 from ..inspection import CheckpointReport, inspect_checkpoint
@@ -24,8 +25,6 @@ from .common import (
     check_file,
     console,
     escape,
-    human_bytes,
-    human_count,
     plural,
     print_json,
 )
@@ -181,8 +180,8 @@ def _print_report(report: CheckpointReport) -> None:
             f"[{_COLOURS[row.status]}]{row.status}[/]",
             ", ".join(row.dtypes),
             str(row.tensors) if row.tensors else "",
-            human_count(row.parameters) if row.parameters else "",
-            human_bytes(row.bytes) if row.bytes else "",
+            big_count(row.parameters) if row.parameters else "",
+            data_size(row.bytes) if row.bytes else "",
         )
     out.print(table)
     for row in report.components:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from livetalk_kernels.neighbours import CpuShares
 from livetalk_kernels.precision import dtype_name
+from livetalk_kernels.units import data_size, seconds
 
 from ..pipeline import Pipeline
 from ..stream.session import Session
@@ -117,8 +118,8 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
         switches = plural(cpu["switches"], "involuntary switch", "involuntary switches")
         table.add_row("busy CPUs", busy, f"other programs {cpu['others']:.1f}, {switches}")
     memory = report["peak_memory"]
-    gpu = "" if memory["gpu"] is None else f"GPU {_gib(memory['gpu'])}"
-    table.add_row("peak memory", _gib(memory["host"]), gpu)
+    gpu = "" if memory["gpu"] is None else f"GPU {data_size(memory['gpu'])}"
+    table.add_row("peak memory", data_size(memory["host"]), gpu)
     console.print(table)
     if cpu is not None and cpu["crowded"]:
         console.print(f"[yellow]{cpu['crowded']}[/]")
@@ -182,11 +183,7 @@ def _split(parts: dict[str, float]) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    return seconds(value)
 
 
 def _peak_host_bytes() -> int:

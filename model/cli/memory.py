@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import data_size
 
 from .common import add_dtype_option, console, escape, parse_size, print_json
 from .numbers import RANKS
@@ -201,9 +202,9 @@ def _require_memory(need: int) -> None:
 
     here = memory()
     if need > here.available:
-        limit = f" of a limit of {_bytes(here.limit)}" if here.limit is not None else ""
+        limit = f" of a limit of {data_size(here.limit)}" if here.limit is not None else ""
         raise UserError(
-            f"--measure: takes about {_bytes(need)}, and {_bytes(here.available)}{limit} are "
+            f"--measure: takes about {data_size(need)}, and {data_size(here.available)}{limit} are "
             "available; use a smaller --preset or --size, or leave --measure out"
         )
 
@@ -304,12 +305,7 @@ def _add_sum(
 
 
 def _add_row(table: "Table", name: str, predicted: int, measured: int | None = None) -> None:
-    row = [name, _bytes(predicted)]
+    row = [name, data_size(predicted)]
     if measured is not None:
-        row += [_bytes(measured), f"{100 * (predicted / measured - 1):+.1f} %"]
+        row += [data_size(measured), f"{100 * (predicted / measured - 1):+.1f} %"]
     table.add_row(*row)
-
-
-def _bytes(count: int) -> str:
-    """Bytes for people, in decimal units."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
+from livetalk_kernels.units import data_size
 
 from . import common, numbers
 
@@ -393,7 +394,7 @@ def _print_plans(title: str, plans: "list[Plan]") -> None:
         part, share = found.bottleneck
         memory = "-"
         if plan.memory is not None:
-            memory = common.human_bytes(plan.memory.total)
+            memory = data_size(plan.memory.total)
         table.add_row(
             f"{mesh.ulysses} x {mesh.ring}",
             str(plan.layout.grid),
@@ -413,7 +414,7 @@ def _print_plans(title: str, plans: "list[Plan]") -> None:
         notes.append("*: an approximation.")
     capacity = plans[0].capacity
     if capacity is not None and not all(plan.fits for plan in plans):
-        notes.append(f"!: does not fit {common.human_bytes(round(capacity))}.")
+        notes.append(f"!: does not fit {data_size(round(capacity))}.")
     if plans[0].memory is None:
         notes.append("-: memory of this split is not predicted.")
     out.print(" ".join(notes) + "\n")
@@ -489,7 +490,6 @@ def _amount(name: str, value: float) -> str:
 
 
 def _print_rates(machine: "CpuMachine", count: int, hardware: str) -> None:
-
     rates = machine.rates
     common.console().print(
         f"What this rests on: 6 rates fitted to {common.plural(count, 'report')} of "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import get_gpu
+from livetalk_kernels.units import big_count, data_size
 
 from . import common
 
@@ -61,7 +62,7 @@ def plan_training(args: argparse.Namespace) -> int:
             }
         )  # fmt: skip
         return 0
-    title = f"Training {preset.name} ({common.human_count(count)} parameters) at "
+    title = f"Training {preset.name} ({big_count(count)} parameters) at "
     _print(f"{title}{size[0]}x{size[1]}, {gpus} x {gpu.title}", rows, capacity)
     for run in timed:
         common.console().print(
@@ -97,12 +98,12 @@ def _print(title: str, rows: "Sequence[tuple[str, Cost]]", capacity: float) -> N
     for name in ("states", "work", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for optimizer, row in rows:
-        memory = common.human_bytes(round(row.memory))
+        memory = data_size(round(row.memory))
         table.add_row(
             f"{row.stage.name}, {row.stage.updates} x {row.stage.batch}",
             WORDS[optimizer],
-            common.human_bytes(round(row.states)),
-            common.human_bytes(round(row.work)),
+            data_size(round(row.states)),
+            data_size(round(row.work)),
             memory if row.memory <= capacity else f"[red]{memory} ![/]",
             f"{row.seconds / 3600:.1f} h",
         )
@@ -113,5 +114,5 @@ def _print(title: str, rows: "Sequence[tuple[str, Cost]]", capacity: float) -> N
         "fifth time."
     )
     if any(row.memory > capacity for _, row in rows):
-        notes += f" !: does not fit {common.human_bytes(round(capacity))}."
+        notes += f" !: does not fit {data_size(round(capacity))}."
     out.print(notes)

@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+from livetalk_kernels.units import data_size
+
 from . import common
 
 EXAMPLE = """\
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     height, width = avatar.size
     common.console().print(
-        f"wrote {common.escape(args.output)}: {height}x{width}, {result['bytes'] / 2**20:.1f} MiB, "
+        f"wrote {common.escape(args.output)}: {height}x{width}, {data_size(result['bytes'])}, "
         f"model {avatar.model}{', ' + avatar.note if avatar.note else ''} "
         f"(load {result['load_seconds']:.1f} s, encode {result['encode_seconds']:.1f} s)",
         soft_wrap=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import ms, percent_change
 
 from . import common, ranks
 from .progress import progress_line
@@ -169,24 +170,17 @@ def _cells(row: "Row") -> tuple[str, ...]:
 
 
 def _seconds(value: float | None) -> str:
-    from ..profile.words import ms
-
     return "" if value is None else ms(value)
 
 
 def _percent(ratio: float) -> str:
     """A ratio as a change in per cent, with its sign: ``+9.8 %``."""
-    return f"{_signed(ratio)} %"
+    return f"{percent_change(ratio)} %"
 
 
 def _interval(change: "Change") -> str:
     """The ends of an interval in per cent: ``+7.1 to +12.6``."""
-    return f"{_signed(change.low)} to {_signed(change.high)}"
-
-
-def _signed(ratio: float) -> str:
-    value = 100 * (ratio - 1)
-    return f"{value:+.0f}" if abs(value) >= 99.5 else f"{value:+.1f}"
+    return f"{percent_change(change.low)} to {percent_change(change.high)}"
 
 
 def _circumstances(comparison: "Comparison") -> list[str]:

@@ -6,8 +6,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..profile.words import ABOVE, above, hardware_line, ms, op_time, settings_line
-from .common import console, escape, human_bytes, plural
+from livetalk_kernels.units import data_size, ms
+
+from ..profile.words import ABOVE, above, hardware_line, op_time, settings_line
+from .common import console, escape, plural
 
 LEAST_SHARE = 0.001
 MOST_OPS = 12
@@ -52,7 +54,7 @@ def _print_headline(report: dict[str, Any]) -> None:
     kinds = {"weights": memory["weights"]["total"]} | {
         name: memory[name] for name in ("caches", "activations", "peak")
     }
-    known = [f"{name} {human_bytes(size)}" for name, size in kinds.items() if size is not None]
+    known = [f"{name} {data_size(size)}" for name, size in kinds.items() if size is not None]
     out.print(f"memory: {', '.join(known)}")
     tracing = report["tracing"]
     out.print(

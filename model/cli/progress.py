@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from livetalk_kernels.lines import one_line
+from livetalk_kernels.units import duration
 
 from . import common
 
@@ -193,13 +194,5 @@ def training_line(progress: "Trained") -> str:
     )
     return (
         f"update {progress.step} of {progress.steps}, {progress.seconds:.2f} s, "
-        f"{_duration(progress.left)} left; {losses}"
+        f"{duration(progress.left)} left; {losses}"
     )
-
-
-def _duration(seconds: float) -> str:
-    """Time in the two units that matter: ``3 h 20 min``, ``12 min``, ``40 s``."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min"

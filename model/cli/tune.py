@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.units import seconds
 
 from . import common, numbers
 from .progress import progress_line
@@ -238,7 +239,7 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
             choice.op if choice.op != previous else "",
             " ".join(f"{letter}={size}" for letter, size in choice.dims.items()),
             choice.backend + (" ~" if inexact else ""),
-            _seconds(best),
+            seconds(best),
             f"{others[0] / best:.1f}x" if others else "-",
         )
         previous = choice.op
@@ -256,10 +257,3 @@ def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
     for reason, places in skipped.items():
         more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
         out.print(f"[yellow]left out[/]: {common.escape(f'{places[0]}{more}: {reason}')}")
-
-
-def _seconds(value: float) -> str:
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if value * factor < 1000:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value:.3g} s"

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from livetalk_kernels.bench.telemetry import THROTTLED, throttle_reasons
+from livetalk_kernels.units import data_size, ms, percent
 
 from ..config import NEW_FRAMES
 from ..stream.stats import STAGES
-from .words import ABOVE, above, amount, hardware_line, ms, op_name, op_time, percent, settings_line
+from .words import ABOVE, above, hardware_line, op_name, op_time, settings_line
 
 Json = Mapping[str, Any]
 
@@ -175,7 +176,7 @@ def _memory(memory: Json) -> str:
         **{kind: memory[kind] for kind in ("caches", "activations", "peak", "resident")},
     }
     rows = [
-        (kind, *("" if size is None else amount(size) for size in (is_, foreseen.get(kind))))
+        (kind, *("" if size is None else data_size(size) for size in (is_, foreseen.get(kind))))
         for kind, is_ in measured.items()
     ]
     return (
@@ -195,12 +196,12 @@ def _ranks(ranks: Sequence[Json]) -> str:
             *_percentiles(rank["chunk"]),
             _pairs(
                 {
-                    kind: f"{amount(sent['bytes'])} in {sent['messages']:g}"
+                    kind: f"{data_size(sent['bytes'])} in {sent['messages']:g}"
                     for kind, sent in rank["traffic"].items()
                 },
                 separator=" ",
             ),
-            "" if rank["peak_memory"] is None else amount(rank["peak_memory"]),
+            "" if rank["peak_memory"] is None else data_size(rank["peak_memory"]),
         )
         for rank in ranks
     ]
@@ -301,7 +302,7 @@ def _pairs(values: Mapping[str, Any], separator: str = "=") -> str:
 
 def _quantity(value: float, unit: str) -> str:
     if unit == "B":
-        return amount(value)
+        return data_size(value)
     return f"{_three(value / 1e9)} GB/s" if unit == "B/s" else f"{_three(value)} {unit}"
 
 

@@ -9,9 +9,10 @@ from statistics import median
 from typing import Any
 
 from livetalk_kernels.runtime.timeline import MAIN
+from livetalk_kernels.units import ms, percent
 
 from ..stream.stats import CHUNK
-from .words import UNATTRIBUTED, ms, percent
+from .words import UNATTRIBUTED
 
 Json = Mapping[str, Any]
 Span = tuple[str, str, float, float]
@@ -164,7 +165,7 @@ def telemetry_panels(
         return found
     samples, period = telemetry["samples"], telemetry["period"]
     for column, unit in telemetry["units"].items():
-        scale, shown = {"B": (2.0**-30, "GiB"), "B/s": (1e-9, "GB/s")}.get(unit, (1.0, unit))
+        scale, shown = {"B": (1e-9, "GB"), "B/s": (1e-9, "GB/s")}.get(unit, (1.0, unit))
         points = [
             (t, value * scale)
             for t, value in zip(samples["t"], samples[column], strict=True)

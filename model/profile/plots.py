@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from livetalk_kernels.outputs import new_file
+from livetalk_kernels.units import ms, percent, prefixed
 
 from ..config import NEW_FRAMES
 from .plot_data import (
@@ -32,12 +33,9 @@ from .plot_data import (
 from .words import (
     UNATTRIBUTED,
     hardware_line,
-    ms,
     op_name,
     op_time,
-    percent,
     settings_line,
-    short,
 )
 
 Json = Mapping[str, Any]
@@ -202,9 +200,9 @@ def _roofs(axes: Axes, limits: Mapping[str, Json], intensities: Sequence[float])
         ridge, colour = limit["rate"] / limit["bandwidth"], _ROOFS[index % len(_ROOFS)]
         values = [min(limit["rate"], x * limit["bandwidth"]) for x in (low, ridge, high)]
         axes.plot([low, ridge, high], values, color=colour, linewidth=1.3)
-        label = f"{dtype}: {short(limit['rate'])}FLOP/s "
+        label = f"{dtype}: {prefixed(limit['rate'])}FLOP/s "
         axes.text(high, 1.06 * limit["rate"], label, ha="right", color=colour, fontsize=8)
-        bandwidths.setdefault(f"{short(limit['bandwidth'])}B/s", limit["bandwidth"])
+        bandwidths.setdefault(f"{prefixed(limit['bandwidth'])}B/s", limit["bandwidth"])
     for label, bandwidth in bandwidths.items():
         place = 1.1 * low, 1.1 * low * bandwidth
         style: dict[str, Any] = {"textcoords": "offset points", "va": "top", "fontsize": 8}

@@ -1,6 +1,5 @@
 """A report in words: the lines above its tables and pictures, and numbers with their units."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,33 +50,6 @@ def hardware_line(report: Json) -> str:
         parts.append(("1 thread" if threads == 1 else f"{threads} threads") + each)
     commit = where["commit"] or "unknown"
     return ", ".join([*parts, f"torch {where['torch']}", f"commit {commit}", where["date"]])
-
-
-def ms(seconds: float) -> str:
-    """Milliseconds, three digits or whole ones: ``14,717 ms``."""
-    value = seconds * 1e3
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
-
-
-def percent(share: float) -> str:
-    """A share of 1 in per cent: ``61 %``, ``0.7 %``."""
-    return f"{100 * share:.0f} %" if abs(share) >= 0.0995 else f"{100 * share:.2g} %"
-
-
-def short(value: float) -> str:
-    """Three digits and a decimal prefix, to be followed by a unit: ``140 G``."""
-    value = float(f"{value:.3g}")  # 999.6 is 1 k
-    power = min(5, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
-    return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
-
-
-def amount(size: float) -> str:
-    """Bytes in binary units: ``1.50 GiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
 
 
 def op_name(op: Json, *, options: bool = True) -> str:

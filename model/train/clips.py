@@ -23,6 +23,7 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import Range, build, check_folder, find, read_json
 from livetalk_kernels.outputs import new_file, output_error, write_json
+from livetalk_kernels.units import data_size
 
 from ..safetensors_file import SafetensorsFile, TensorSpec
 from .mouth import HOP
@@ -273,7 +274,7 @@ def check_room(folder: Path, needed: int) -> None:
         raise output_error(folder, error) from None
     if needed > free:
         raise UserError(
-            f"{folder}: the clips take {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free there; "
+            f"{folder}: the clips take {data_size(needed)}, {data_size(free)} are free there; "
             "choose fewer or shorter clips, or another folder"
         )
 

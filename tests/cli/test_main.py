@@ -223,13 +223,3 @@ def test_sizes_are_height_first(text, size):
 def test_sizes_of_another_form(text):
     with pytest.raises(common.argparse.ArgumentTypeError, match="HxW"):
         common.parse_size(text)
-
-
-def test_numbers_for_people():
-    assert [common.human_bytes(n) for n in (0, 999, 37_800_000_000, 2 * 10**12)] == [
-        "0 B",
-        "999 B",
-        "37.8 GB",
-        "2.0 TB",
-    ]
-    assert [common.human_count(n) for n in (7, 1500, 18_882_046_784)] == ["7", "1.5 k", "18.9 B"]

@@ -239,7 +239,7 @@ def test_doctor_shows_quota_and_limit(fake, monkeypatch, capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["environment"]
     assert found["CPU quota"] == f"0.5 of {os.cpu_count()} CPUs: 1 thread"
-    assert found["memory"] == "0.7 GiB limit of a 24.0 GiB machine, 0.6 GiB available"
+    assert found["memory"] == "734.0 MB limit of a 25.8 GB machine, 629.1 MB available"
 
 
 @pytest.mark.parametrize(("own", "threads"), [(None, 1), ("2", 2)], ids=["quota", "user"])
@@ -266,7 +266,7 @@ def test_bench_skips_what_the_limit_does_not_hold(fake, monkeypatch):
     for module in (cases_module, roofline_module):
         monkeypatch.setattr(module, "memory", partial(memory, limited(fake)))
         monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 20)
-    assert "0.6 GiB are free" in str(too_large(large))
+    assert "629.1 MB are free" in str(too_large(large))
     assert too_large(small) is None
     monkeypatch.setattr(cases_module, "last_level_cache", lambda: 480 << 20)
     assert "--hot does without" in str(too_large(small))

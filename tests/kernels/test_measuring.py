@@ -18,7 +18,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import json_bytes, write_json
 from livetalk_kernels.runtime.timeline import Timeline
 from livetalk_kernels.testing.trace import trace_problems
-from livetalk_model.profile.words import short
+from livetalk_kernels.units import prefixed
 
 CPU = torch.device("cpu")
 SLOW_FLUSH = 0.02  # seconds; a large cache takes longer
@@ -173,4 +173,4 @@ def test_json_has_no_nan(tmp_path):
     ],
 )
 def test_rates_have_three_digits_and_their_prefix(value, text):
-    assert short(value) == text
+    assert prefixed(value) == text
