@@ -38,13 +38,14 @@ DEMO = Preset(
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
         "vae": {
-            "steps": 3000, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
+            "steps": 4500, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
             "warm_up": 0.05, "cool_down": 0.8, "average": 0.99,
         },
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
         "teacher": {
-            "steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99,
-            "teaching": Teaching(anchored=0.6),
+            "steps": 1600, "batch": 8, "optimizer": "muon", "learning_rate": 2e-3,
+            "warm_up": 0.05, "cool_down": 0.9, "average": 0.99,
+            "teaching": Teaching(anchored=0.6, noised_motion=0.5, mouth=True),
         },
         "distill": {
             "steps": 200, "batch": 4, "learning_rate": 1e-4, "critic_rate": 1e-4, "average": 0.9,

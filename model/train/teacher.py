@@ -83,7 +83,13 @@ def draw_lesson(
     )
 
 
-def teacher_loss(flow: Flow, clean_BCTHW: Tensor, given: Conditions, lesson: Lesson) -> Tensor:
+def teacher_loss(
+    flow: Flow,
+    clean_BCTHW: Tensor,
+    given: Conditions,
+    lesson: Lesson,
+    weight: Tensor | None = None,
+) -> Tensor:
     """``mean_N |v(x_t, t, c) - (noise - clean)|^2`` over what is not motion; a scalar.
 
     Args:
@@ -91,6 +97,7 @@ def teacher_loss(flow: Flow, clean_BCTHW: Tensor, given: Conditions, lesson: Les
         clean_BCTHW: Latents of whole chunks.
         given: Their conditions.
         lesson: What is drawn for them, on their device.
+        weight: [B, 1, T, H, W]: what each place counts; by default all the same.
     """
     free = free_positions(lesson.known, clean_BCTHW.shape[2])
     noised, motion = (
@@ -98,4 +105,4 @@ def teacher_loss(flow: Flow, clean_BCTHW: Tensor, given: Conditions, lesson: Les
     )
     x = torch.where(free, noised, motion)
     seen = given.drop(text=lesson.no_text, audio=lesson.no_audio)
-    return flow_loss(flow(x, 1000 * lesson.time, seen), clean_BCTHW, lesson.noise, free)
+    return flow_loss(flow(x, 1000 * lesson.time, seen), clean_BCTHW, lesson.noise, free, weight)

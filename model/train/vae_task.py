@@ -3,11 +3,13 @@
 It begins as a code by principal components. Residual blocks of the smaller pictures join first:
 they cost least. Windows are long from the start, since a VAE that saw short videos alone drifts in
 colour, but pieces of pictures, the smaller the longer they are: many small updates teach more than
-few large ones. Whole pictures, whose edges and attention no piece shows, come at last, when the
-encoder, which costs as much as the decoder, has learnt enough.
+few large ones. Whole pictures, whose edges and attention no piece shows, come at last. The encoder
+rests before the blocks of the largest pictures join: it costs nearly as much as the decoder, which
+has more to learn.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from .picture_losses import mouth_weight, vae_loss
 from .saving import State
 from .settings import Run
 from .training import Training, averaged, start_state, truth_above
+from .update import Average, learning
 from .vae_start import start_from_pictures
 from .whole_vae import NO_BLOCKS, round_trip
 from .windows import WindowReader, Windows
@@ -34,10 +37,12 @@ from .windows import WindowReader, Windows
 VAE_TURN = "vae"
 SHORT, MIDDLE, LONG = 9, 17, CHUNK_FRAMES
 """Frames of a window."""
-BLOCKS = ((0.15, NO_BLOCKS), (0.40, 4), (0.65, 2), (1.0, 1))
+BLOCKS = ((0.10, NO_BLOCKS), (0.27, 4), (0.43, 2), (1.0, 1))
 """Share of the updates until which residual blocks are `round_trip`'s."""
-LATE = 0.8
-"""Share of the updates from which pictures are whole and the encoder rests."""
+CODER = 0.43
+"""Share of the updates in which the encoder learns."""
+LATE = 0.75
+"""Share of the updates from which pictures are whole."""
 PICTURES = 160
 """Of the principal components."""
 GREY = 0.125
@@ -87,6 +92,11 @@ class VaeTask:
 
     steps: int
 
+    @property
+    def rest(self) -> int:
+        """Number of the first update in which the encoder does not learn."""
+        return math.ceil(CODER * self.steps)
+
     def blocks(self, step: int) -> int:
         """Which residual blocks take part in an update; see `round_trip`."""
         return next(blocks for share, blocks in BLOCKS if step < share * self.steps or share == 1)
@@ -101,11 +111,13 @@ class VaeTask:
         """`vae_loss`, and the mean difference of a colour in 0..255."""
         vae = state.networks[turn]
         assert isinstance(vae, VAE)
+        if at.step == self.rest and at.micro == 0 and turn in state.averages:
+            settle_encoder(vae, state.averages[turn])
         made = round_trip(
             vae,
             batch["video"],
             blocks=self.blocks(at.step),
-            coder_learns=at.step < LATE * self.steps,
+            coder_learns=at.step < self.rest,
         )
         loss = vae_loss(made, batch["video"], batch["weight"])
         off = (made.detach() - batch["video"]).abs().mean()
@@ -162,6 +174,14 @@ class VaeData:
             torch.where(grey.view(-1, 1, 1, 1, 1), there, video),
             weight.masked_fill(grey.view(-1, 1, 1, 1), 1.0),
         )
+
+
+@torch.no_grad()
+def settle_encoder(vae: VAE, average: Average) -> None:
+    """Let the encoder be its average, which wavers less, for the decoder to learn what it says."""
+    for name, parameter in learning(vae):
+        if name.startswith(("encoder.", "conv1.")):
+            parameter.copy_(average.weights[name])
 
 
 def _pictures(clips: Clips, run: Run) -> Tensor:

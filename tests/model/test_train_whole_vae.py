@@ -10,7 +10,7 @@ from livetalk_model.train.demo import new_vae
 from livetalk_model.train.identity import Identity
 from livetalk_model.train.painter import Painter, Pose
 from livetalk_model.train.vae_start import components, start_from_pictures
-from livetalk_model.train.whole_vae import NO_BLOCKS, round_trip
+from livetalk_model.train.whole_vae import NO_BLOCKS, encode_whole, round_trip
 from livetalk_model.vae import VAE
 
 
@@ -34,6 +34,13 @@ def test_pictures_and_gradients_are_those_of_a_stream(frames):
     made = round_trip(vae, video, dtype=torch.float32)
     assert (made - streamed).norm() < 1e-5 * streamed.norm()
     assert far(gradients(vae, made), gradients(vae, streamed)) < 1e-3
+
+
+def test_latents_are_those_of_a_stream():
+    vae, video = small_vae(), draw(1, 3, 9, 32, 32).clamp(-1, 1)
+    wanted = vae.encode(video)
+    spread = (wanted - wanted.mean(dim=(0, 2, 3, 4), keepdim=True)).norm()
+    assert (encode_whole(vae, video) - wanted).norm() < 0.05 * spread
 
 
 def test_gradients_in_bf16_are_of_memory_that_was_written():
