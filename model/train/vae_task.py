@@ -25,7 +25,7 @@ from .demo import new_vae
 from .draws import Draws
 from .export import export_vae
 from .loop import At
-from .picture_losses import mouth_weight, vae_loss
+from .picture_losses import CONTRAST, contrast_loss, mouth_weight, vae_loss
 from .saving import State
 from .settings import Run
 from .training import Training, averaged, start_state, truth_above
@@ -42,7 +42,7 @@ BLOCKS = ((0.10, NO_BLOCKS), (0.27, 4), (0.43, 2), (1.0, 1))
 CODER = 0.43
 """Share of the updates in which the encoder learns."""
 LATE = 0.75
-"""Share of the updates from which pictures are whole."""
+"""Share of the updates from which pictures are whole, and shall be as sharp as they were."""
 PICTURES = 160
 """Of the principal components."""
 GREY = 0.125
@@ -119,7 +119,10 @@ class VaeTask:
             blocks=self.blocks(at.step),
             coder_learns=at.step < self.rest,
         )
-        loss = vae_loss(made, batch["video"], batch["weight"])
+        pictures = made, batch["video"], batch["weight"]
+        loss = vae_loss(*pictures)
+        if at.step >= LATE * self.steps:
+            loss = loss + CONTRAST * contrast_loss(*pictures)
         off = (made.detach() - batch["video"]).abs().mean()
         return loss, {"levels": 127.5 * float(off)}
 

@@ -11,7 +11,7 @@ from train_samples import small_vae
 from livetalk_model.train import vae_task
 from livetalk_model.train.clips import Clips
 from livetalk_model.train.loop import At, train
-from livetalk_model.train.picture_losses import MOUTH, mouth_weight, vae_loss
+from livetalk_model.train.picture_losses import MOUTH, contrast_loss, mouth_weight, vae_loss
 from livetalk_model.train.saving import State, last_checkpoint, load
 from livetalk_model.train.settings import Run
 from livetalk_model.train.vae_task import (
@@ -46,6 +46,16 @@ def test_pieces_come_first_and_long_windows_are_many_later_on(tmp_path):
     assert set(shapes[late:]) == {(SHORT, 64, 80), (MIDDLE, 64, 80), (LONG, 64, 80)}
     assert sum(shape[0] == LONG for shape in shapes[late:]) > 0.4 * (run.steps - late)
     assert piece_size((96, 96), LONG) == (48, 48) and piece_size((16, 256), LONG) == (16, 128)
+
+
+def test_contrast_is_missed_where_pictures_are_soft():
+    """Not where they are as sharp, at another place."""
+    stripes = (torch.arange(32) // 2 % 2 * 2.0 - 1).expand(1, 3, 2, 16, 32)
+    soft, weight = 0.5 * stripes, torch.ones(1, 2, 16, 32)
+    assert contrast_loss(stripes, stripes, weight) == 0
+    missed = contrast_loss(soft, stripes, weight)
+    assert missed > 0.5 and contrast_loss(soft, stripes, 3 * weight) == pytest.approx(3 * missed)
+    assert contrast_loss(stripes.roll(1, dims=4), stripes, weight) < 0.2 * missed
 
 
 def test_small_pictures_are_learnt_first_and_the_encoder_rests_later_on(clips):
