@@ -461,7 +461,7 @@ _PRESETS = (
             dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
             intermediate_dim=64, output_dim=96, text_len=1, text_dim=16, image_len=1, image_dim=16,
         ),
-        vae=VAEConfig(dim=8),
+        vae=VAEConfig(dim=12),
         audio=AudioEncoderConfig(
             layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
