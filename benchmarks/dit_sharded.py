@@ -27,7 +27,7 @@ from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import LATENT_FRAMES, Preset, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 BOUND = 1e-5
 TIMEOUT = 3600.0

@@ -20,10 +20,10 @@ from livetalk_model.config import (
 from livetalk_model.dit import AudioContext, DiT
 from livetalk_model.layers import ContextKV, NormRope
 from livetalk_model.quantize import Fp8Linear
-from livetalk_model.random_weights import RANDOM_SEED
 from livetalk_model.sampler import timesteps
 from livetalk_model.vae import SPATIAL, VAE
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
+from livetalk_model.weights.random_weights import RANDOM_SEED
 
 STEPS, SHIFT = 4, 5.0
 PROMPT_ROWS = 60  # of text: a sentence or two

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from livetalk_kernels import UserError, extension
+from livetalk_kernels import UserError
+from livetalk_kernels.backends import cpu
 from livetalk_kernels.bench.baseline import EAGER
 from livetalk_kernels.bench.cases import select_cases
 from livetalk_kernels.bench.report import AUTO_SLACK
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    idle = extension.idle_isas() if extension.missing() is None else dict(LIBRARIES)
+    idle = cpu.idle_isas() if cpu.missing() is None else dict(LIBRARIES)
     here = [tier for tier in LIBRARIES if tier not in idle]
     parser.add_argument("--tier", action="append", choices=here, help="default: all")
     parser.add_argument("--op", action="append", default=[], choices=op_names(), metavar="OP")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .backends.libraries import INSTALLED, Libraries
 from .errors import UserError
 from .gpus import Gpu
-from .libraries import INSTALLED, Libraries
 from .registry import (
     Backend,
     backend_names,

@@ -15,7 +15,7 @@ A backend is a file ``ops/<op>/<backend>.py`` with
   given it reads none of the weight's numbers. On the meta device it gives the size alone;
 * optionally ``workspace(case) -> int``: bytes that a call allocates besides its results, at the
   most and at the time when it has those;
-* for Triton kernels ``launches``, see ``triton_launch``.
+* for Triton kernels ``launches``, see ``backends.triton_launch``.
 
 The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose
 name starts with an underscore are no backends.

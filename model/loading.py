@@ -15,7 +15,6 @@ from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.ops import Ops
 
 from .bundled import bundled_weights
-from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
 from .encoders.audio import AudioEncoder
@@ -23,10 +22,11 @@ from .own import OwnModel
 from .pipeline import LoadTimes, Pipeline
 from .preparation import Preparer
 from .quantize import PRECISIONS
-from .random_weights import RANDOM_SEED
 from .stream.team import Team
 from .vae import VAE
-from .weights import Slot, check_module, load_module, open_weights, random_module
+from .weights.checkpoint import CheckpointFolder
+from .weights.fill import Slot, check_module, load_module, open_weights, random_module
+from .weights.random_weights import RANDOM_SEED
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_PRESET = "tiny"

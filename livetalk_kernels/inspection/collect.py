@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ..backends.reasons import HOPPER
 from ..errors import UserError
 from ..gpus import Gpu
 from ..machine import commit
 from ..precision import dtype_name
-from ..reasons import HOPPER
 from ..registry import op_names
 from . import cuda_kernels, triton_kernels
 from .compile import ptxas_path, target_of

@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.reasons import HOPPER
+from ..backends.triton_launch import Launch
 from ..inputs import build, read_json
-from ..reasons import HOPPER
-from ..triton_launch import Launch
 
 _NOTE = "livetalk_inspect.json"  # in Triton's cache, beside the kernel: ptxas' log, seconds
 _DOT = re.compile(r"\btt\.dot\b.*: tensor<(?:\d+x)*(\w+)> \*")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ..backends.reasons import HOPPER
 from ..gpus import SHARED_MEMORY
-from ..reasons import HOPPER
 
 REGISTERS = 65536  # of an SM, 32 bits each
 QUADRANTS = 4  # of an SM; a warp lives in one, with a fourth of the registers

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..backends.reasons import HOPPER
 from ..gpus import SHARED_MEMORY
 from ..inputs import Count
-from ..reasons import HOPPER
 from .occupancy import PROCESSORS, warps_per_sm
 from .sass import WIDE, Code
 

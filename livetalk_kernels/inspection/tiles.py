@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import torch
 
 from ..advice import NEWEST
+from ..backends.libraries import LIBRARIES, Libraries
 from ..errors import UserError
 from ..gpus import Gpu
-from ..libraries import LIBRARIES, Libraries
 from ..ops.fp8_gemm import triton as gemm
 from ..registry import load_backend, load_op
 from ..spec import Case

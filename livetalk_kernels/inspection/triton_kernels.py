@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..backends.reasons import HOPPER
+from ..backends.triton_launch import INSTALL, Launch, interpreted
 from ..errors import UserError
 from ..gpus import Gpu
 from ..outputs import new_file, write_text
-from ..reasons import HOPPER
 from ..registry import OPS_PACKAGE, backend_names, load_backend, load_op
 from ..spec import Case, as_tuple
-from ..triton_launch import INSTALL, Launch, interpreted
 from . import ptxas
 from .compile import CompileError, Source, compile_source, specialise
 from .report import Kernel

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.advice import Change, changes, choose, suppositions
+from livetalk_kernels.backends.libraries import INSTALLED
 from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import Choice, support_table
 from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
-from livetalk_kernels.libraries import INSTALLED
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.registry import load_backend
 

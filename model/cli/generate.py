@@ -13,8 +13,8 @@ from . import common, numbers, ranks, samples
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
     from livetalk_kernels.runtime.timeline import Timeline
-    from livetalk_kernels.runtime.watchdog import Watchdog
 
     from ..media.audio import AudioReader
     from ..media.writer import BackgroundWriter

@@ -135,7 +135,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run a command line, report errors, and return the exit code."""
     args = make_parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.environment import Ranks  # slow: imports torch
-    from livetalk_kernels.runtime.signals import ended_like_ctrl_c
+    from livetalk_kernels.runtime.ranks.signals import ended_like_ctrl_c
 
     try:
         # With several ranks the watchdog handles the signals.

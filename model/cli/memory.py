@@ -111,10 +111,10 @@ def run_memory(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> "Model":
     """What the options ask for, without looking at this machine."""
-    from ..checkpoint import CheckpointFolder
     from ..config import AudioEncoderConfig, get_preset
     from ..dry_run.memory import Model
     from ..loading import DTYPES
+    from ..weights.checkpoint import CheckpointFolder
 
     if args.preset and args.checkpoint:
         raise UserError("--preset and --checkpoint: give one of them, not both")

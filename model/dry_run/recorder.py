@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from livetalk_kernels.backends.cpu import product_dtype
 from livetalk_kernels.bench.calls import case_of
 from livetalk_kernels.dispatch import Choice
-from livetalk_kernels.extension import product_dtype
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.registry import OPS_PACKAGE, load_backend, load_op, op_names
 from livetalk_kernels.runtime.comm import Traffic

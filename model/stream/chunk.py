@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.runtime.host_ring import HostRing, Transfer
+from livetalk_kernels.runtime.host_copies import HostRing, Transfer
 from livetalk_kernels.runtime.lanes import Lane
 
 from ..avatar import Avatar

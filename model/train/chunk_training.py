@@ -11,14 +11,20 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import new_file
 
-from ..checkpoint import AUDIO_FOLDER, DIT_CONFIG, VAE_FILE, CheckpointFolder, read_vae_config
 from ..config import DiTConfig
 from ..dit import DiT
 from ..encoders.audio import AudioEncoder
 from ..own import OwnModel
 from ..sampler import timesteps
 from ..vae import VAE
-from ..weights import load_module, open_weights, random_module
+from ..weights.checkpoint import (
+    AUDIO_FOLDER,
+    DIT_CONFIG,
+    VAE_FILE,
+    CheckpointFolder,
+    read_vae_config,
+)
+from ..weights.fill import load_module, open_weights, random_module
 from .audio_export import AUDIO_CONFIG, AUDIO_WEIGHTS
 from .clips import Clips
 from .cost import SAMPLER_STEPS

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_kernels.extension import product_dtype
+from livetalk_kernels.backends.cpu import product_dtype
 from livetalk_kernels.ops import Ops
 
 from ..config import AudioEncoderConfig, VAEConfig, get_preset
 from ..encoders.wav2vec2 import Wav2Vec2
 from ..vae import VAE
-from ..weights import random_module
+from ..weights.fill import random_module
 from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]

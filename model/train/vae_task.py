@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import VAE_FILE
 from ..config import CHUNK_FRAMES
 from ..vae import VAE
+from ..weights.checkpoint import VAE_FILE
 from .clips import Clips
 from .demo import new_vae
 from .draws import Draws

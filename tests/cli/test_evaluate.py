@@ -11,7 +11,6 @@ import torch
 from cli_tools import refused
 from PIL import Image
 
-from livetalk_model.checkpoint import AUDIO_FOLDER
 from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
 from livetalk_model.evaluate.report import GROUPS, SCHEMA
@@ -22,7 +21,8 @@ from livetalk_model.train.demo import DEMO, new_audio_network, new_vae, training
 from livetalk_model.train.export import export_network, export_vae
 from livetalk_model.train.network import Network
 from livetalk_model.train.synthetic import TRUTH, make_clip
-from livetalk_model.weights import random_module
+from livetalk_model.weights.checkpoint import AUDIO_FOLDER
+from livetalk_model.weights.fill import random_module
 
 SIZE = (32, 32)
 

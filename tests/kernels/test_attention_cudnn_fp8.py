@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from livetalk_kernels.backends.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.gpus import GPUS
-from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import cudnn_fp8
 from livetalk_kernels.registry import load_backend, load_op
@@ -336,7 +336,9 @@ def test_reasons() -> None:
 
 def test_the_package_is_asked_for(cudnn: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions are the distribution's; what is not there, or broken, says what installs it."""
-    monkeypatch.setattr("livetalk_kernels.libraries.version", lambda name: {NAME: "1.32.0"}[name])
+    monkeypatch.setattr(
+        "livetalk_kernels.backends.libraries.version", lambda name: {NAME: "1.32.0"}[name]
+    )
     assert INSTALLED.find("cudnn-frontend") == ("1.32.0", "")
     monkeypatch.setitem(sys.modules, "cudnn", None)
     text = str(INSTALLED.problem("cudnn-frontend"))

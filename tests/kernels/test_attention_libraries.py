@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import _registry
 
+from livetalk_kernels.backends.libraries import INSTALLED, LIBRARIES, Libraries
+from livetalk_kernels.backends.reasons import cuda_reason
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import GPUS
-from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import _sdpa
 from livetalk_kernels.ops.chunk_attention._library import as_fp8
-from livetalk_kernels.reasons import cuda_reason
 from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from livetalk_kernels import UserError
+from livetalk_kernels.backends.reasons import cuda_reason
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.ops.fp8_gemm import fp8_gemm, scaled_mm
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import fp8_gemm_gelu_quant
 from livetalk_kernels.ops.quantize import dequantize, quantize
-from livetalk_kernels.reasons import cuda_reason
 from livetalk_kernels.registry import load_backend
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import calc_diff, guarded

@@ -10,14 +10,14 @@ import torch
 
 from livetalk_kernels import KernelConfig, advice
 from livetalk_kernels.advice import changes, choose
+from livetalk_kernels.backends.libraries import LIBRARIES, Libraries, release
+from livetalk_kernels.backends.reasons import cuda_reason
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.gpus import GPUS
-from livetalk_kernels.libraries import LIBRARIES, Libraries, release
 from livetalk_kernels.ops import _attention_launch
 from livetalk_kernels.ops.chunk_attention import triton_fp8
 from livetalk_kernels.ops.context_attention import triton as context_triton
 from livetalk_kernels.ops.fp8_gemm import triton as gemm_triton
-from livetalk_kernels.reasons import cuda_reason
 from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case, OpSpec
 

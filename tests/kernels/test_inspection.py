@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from livetalk_kernels.backends.triton_launch import Launch
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.inputs import build
@@ -27,7 +28,6 @@ from livetalk_kernels.inspection.occupancy import (
 )
 from livetalk_kernels.inspection.report import Kernel, Report, as_json, faults
 from livetalk_kernels.registry import backend_names, op_names
-from livetalk_kernels.triton_launch import Launch
 from livetalk_model.cli import inspect
 from livetalk_model.cli.main import main
 

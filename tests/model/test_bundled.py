@@ -8,11 +8,11 @@ from livetalk_kernels.errors import UserError
 from livetalk_model import bundled
 from livetalk_model.bundled import SPEECH, bundled_portraits, bundled_weights
 from livetalk_model.cli.samples import PORTRAIT, portrait
-from livetalk_model.manifest import verify_manifest
 from livetalk_model.train.cast import PERSONS
 from livetalk_model.train.identity import Identity
 from livetalk_model.train.packing import MOST_BYTES, SUMS
 from livetalk_model.train.painter import Painter, Pose
+from livetalk_model.weights.manifest import verify_manifest
 
 NUMBERS = {"ada": 27, "ben": 1, "carl": 34, "dora": 404}
 

@@ -16,7 +16,7 @@ from livetalk_kernels.testing.memory import peak_bytes
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 TINY = get_preset("tiny").dit
 # Forty heads of 16 channels; what is not shared out is small, so that the tests are quick.

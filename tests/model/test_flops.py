@@ -7,7 +7,7 @@ from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
 from livetalk_model.dry_run.work import dit_flops
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 
 def test_published_counts(facts):

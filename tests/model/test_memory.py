@@ -12,7 +12,7 @@ from livetalk_model.dry_run.memory import Model, predict
 from livetalk_model.loading import DTYPES, load_pipeline
 from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.vae import VAE
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
 KINDS = [

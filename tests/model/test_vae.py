@@ -24,7 +24,7 @@ from livetalk_model.vae_layers import (
     interleave_frames,
     interleave_pixels,
 )
-from livetalk_model.weights import load_module, open_weights, random_module
+from livetalk_model.weights.fill import load_module, open_weights, random_module
 
 FP32 = torch.float32
 Golden = Callable[[str], dict[str, Tensor]]

@@ -17,7 +17,7 @@ from livetalk_model.config import VAEConfig
 from livetalk_model.dry_run.record import DECODE, ENCODE, NEXT, SECOND, WARM, record_vae
 from livetalk_model.dry_run.work import slice_messages
 from livetalk_model.vae import VAE, DecoderCache
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 BOUND = 1e-5
 SIZE = (96, 160)  # 12 x 20 latents

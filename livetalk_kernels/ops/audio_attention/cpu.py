@@ -1,6 +1,6 @@
 """``audio_attention`` compiled; see ``csrc/cpu/attention.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from ...spec import Case
 from .._attention import packed_keys
 from . import empty_outputs

@@ -22,9 +22,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ...extension import DTYPES, missing, supports
+from ...backends.cpu import DTYPES, missing, supports
+from ...backends.operators import register_python
 from ...spec import Case
-from ...torch_ops import register_python
 from . import empty_outputs, library
 
 __all__ = ["pack", "run", "supports", "workspace"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...extension import product_dtype
+from ...backends.cpu import product_dtype
 from ...precision import HALF_DTYPES
 from ...spec import Case
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends.reasons import capability_reason, device_reason, dtype_reason
 from ...precision import FP8, FP8_MAX, HALF_DTYPES, math_dtype
-from ...reasons import capability_reason, device_reason, dtype_reason
 from ...spec import Case
 
 ALIGNMENT = 8  # 16-bit elements: the kernels read 16 bytes at a time

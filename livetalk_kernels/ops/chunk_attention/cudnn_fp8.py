@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends.reasons import HOPPER, capability_reason
 from ...dispatch import pick
 from ...precision import FP8
-from ...reasons import HOPPER, capability_reason
 from ...spec import Case
 from ._library import as_fp8, gpu_supports, neutral
 

@@ -7,7 +7,7 @@ import importlib
 
 from torch import Tensor
 
-from ...reasons import hopper_reason
+from ...backends.reasons import hopper_reason
 from ...spec import Case
 from ._library import flash_attention, gpu_supports
 

@@ -20,9 +20,9 @@ order of the keys in v as in FlashAttention-3, arXiv 2407.08608.
 import torch
 from torch import Tensor
 
+from ...backends.triton_launch import Launch, interpreted, register, supports_tma
 from ...precision import FP8, FP8_BLOCK
 from ...spec import Case
-from ...triton_launch import Launch, interpreted, register, supports_tma
 from .._attention_launch import LOG2_E, strides
 from . import empty_outputs, triton
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from ...precision import FP8_BLOCK
 from ...spec import Case
 from ..quantize import count_blocks

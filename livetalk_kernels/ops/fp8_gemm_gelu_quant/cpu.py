@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from ...precision import FP8_BLOCK
 from ..fp8_gemm.cpu import workspace
 from ..quantize import count_blocks, laid_out

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .precision import dtype_name
+from ..precision import dtype_name
 
 if TYPE_CHECKING:
-    from .spec import Case
+    from ..spec import Case
 
 TORCH = "install a torch for CUDA"
 ADA, HOPPER = (8, 9), (9, 0)

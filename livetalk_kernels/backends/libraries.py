@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import torch.nn.attention
 
-from .machine import version
+from ..machine import version
 from .reasons import TORCH
 
 Found: TypeAlias = tuple[str, str]
@@ -143,15 +143,15 @@ def _nvcc() -> str | None:
 
 
 def _cuda_kernels() -> Found:
-    from . import extension_cuda
+    from . import cuda
 
-    return _compiled(extension_cuda.missing())
+    return _compiled(cuda.missing())
 
 
 def _cutlass_kernels() -> Found:
-    from . import extension_cutlass
+    from . import cutlass
 
-    return _compiled(extension_cutlass.missing())
+    return _compiled(cutlass.missing())
 
 
 def _compiled(missing: str | None) -> Found:
@@ -166,7 +166,7 @@ JIT_CACHE = "pip install flashinfer-jit-cache, or install the CUDA toolkit"
 CUDNN_FRONTEND = "pip install 'livetalk[cudnn]'"
 QUACK = "pip install 'livetalk[quack]'"
 _NEW = "install a newer one"
-_EPILOGUES = f"{__package__}.ops.fp8_gemm._quack"
+_EPILOGUES = f"{__package__.rpartition('.')[0]}.ops.fp8_gemm._quack"
 
 LIBRARIES: Mapping[str, Library] = MappingProxyType(
     {

@@ -25,9 +25,9 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from ..environment import Ranks
-from ..errors import CommError, NumericsError, UserError
-from .beat import Beat, Board, Deadlines, Verdict, first_beat, process_state
+from ...environment import Ranks
+from ...errors import CommError, NumericsError, UserError
+from .heartbeat import Beat, Board, Deadlines, Verdict, first_beat, process_state
 from .signals import Before, SignalThread, catch, leave_quickly, say
 
 INTERVAL = 0.5
@@ -46,6 +46,9 @@ _LEAVE = 10.0  # seconds that a main thread has to leave after an error of its o
 INTERRUPTED = 130
 _BAD_INPUT = 2
 _DEAD, _STOPPED = "ZXx", "Tt"
+_RUNTIME = __package__.rpartition(".")[0]
+# On a GPU it is where frames reach the host that other ranks are waited for.
+_TALKING = "torch.distributed", f"{_RUNTIME}.comm", f"{_RUNTIME}.host_copies"
 
 
 class Watchdog:
@@ -322,9 +325,7 @@ class Watchdog:
         frame = sys._current_frames().get(thread)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
-            # On a GPU it is where frames reach the host that other ranks are waited for.
-            ours = (f"{__package__}.comm", f"{__package__}.host_ring")
-            if name.startswith(("torch.distributed", *ours)):
+            if name.startswith(_TALKING):
                 return True
             frame = frame.f_back
         return False

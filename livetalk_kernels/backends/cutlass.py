@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import extension_cuda, torch_ops
+from . import cuda, operators
 from .reasons import device_reason, dtype_reason, gpu_reason, hopper_reason
 
 if TYPE_CHECKING:
-    from .spec import Case
+    from ..spec import Case
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
 OPERATOR = "fp8_gemm_cutlass"  # that tells whether the library has them
@@ -22,16 +22,16 @@ TMA_VALUES = 16  # FP8 values in the 16 bytes that rows are multiples of
 
 def missing() -> str | None:
     """None once the kernels are loaded, else why they cannot be."""
-    reason = extension_cuda.missing()
+    reason = cuda.missing()
     if reason is None and not hasattr(torch.ops.livetalk, OPERATOR):
         return f"the CUDA kernels were built without CUTLASS; {MEND}"
     return reason
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    """Take an op's operator of this library; see `operators.compiled`."""
     missing()
-    return torch_ops.compiled(f"{op}_cutlass", fake)
+    return operators.compiled(f"{op}_cutlass", fake)
 
 
 def supports_linear(case: "Case", multiple: int) -> str | None:

@@ -21,7 +21,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_folder, check_input, find, is_folder, open_input
 from livetalk_kernels.lines import list_keys
 
-from .config import read_config
+from ..config import read_config
 from .safetensors_file import FP8_DTYPES, MAPPING, SafetensorsFile, TensorSpec
 
 # Names that diffusers, transformers and torch give to weights in a folder, best first.

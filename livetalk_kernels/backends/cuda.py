@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import torch_ops
-from .extension import FOLDER, load_library
+from . import operators
+from .cpu import FOLDER, load_library
 from .reasons import HOPPER, capability_reason, cuda_reason, device_reason, dtype_reason
 
 if TYPE_CHECKING:
-    from .spec import Case
+    from ..spec import Case
 
 MEND = "run `make cuda` (needs nvcc)"
 REBUILD = "run `make cuda` here again (needs nvcc)"
@@ -98,9 +98,9 @@ def _version(number: int) -> str:
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    """Take an op's operator of this library; see `operators.compiled`."""
     missing()
-    return torch_ops.compiled(f"{op}_cuda", fake)
+    return operators.compiled(f"{op}_cuda", fake)
 
 
 def supports_rows(case: "Case", letter: str) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spec import Case, as_tuple
+from .operators import register_python
 from .reasons import (
     ADA,
     HOPPER,
@@ -22,8 +24,6 @@ from .reasons import (
     dtype_reason,
     shared_memory_reason,
 )
-from .spec import Case, as_tuple
-from .torch_ops import register_python
 
 INSTALL = "pip install triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

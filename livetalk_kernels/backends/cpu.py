@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import torch_ops
+from . import operators
 from .reasons import device_reason, dtype_reason
 
 if TYPE_CHECKING:
-    from .spec import Case
+    from ..spec import Case
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent.parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 """Instruction sets with kernels of their own, each with all of those before it."""
@@ -73,9 +73,9 @@ def supports(case: "Case") -> str | None:
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `torch_ops.compiled`."""
+    """Take an op's operator of this library; see `operators.compiled`."""
     missing()
-    return torch_ops.compiled(f"{op}_cpu", fake)
+    return operators.compiled(f"{op}_cpu", fake)
 
 
 def isa() -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch.distributed import Store, TCPStore
 
-from ..environment import Ranks
-from ..errors import UserError
-from ..machine import boot_id
+from ...environment import Ranks
+from ...errors import UserError
+from ...machine import boot_id
 
 CONNECT = timedelta(seconds=60)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from ..environment import omp_threads
-from ..machine import cpus, physical_cores
+from ...environment import omp_threads
+from ...machine import cpus, physical_cores
 from .signals import Before, Echo, catch, give_back, leave_quickly, say
 
 GRACE = 10.0

@@ -13,8 +13,8 @@ from pathlib import Path
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_folder, find, is_folder
 
-from .config import DiTConfig, VAEConfig, read_config
-from .own import OwnModel
+from ..config import DiTConfig, VAEConfig, read_config
+from ..own import OwnModel
 from .tensor_files import TensorFiles, open_weights
 
 DIT_CONFIG = "config.json"

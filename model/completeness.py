@@ -16,7 +16,14 @@ from livetalk_kernels.inputs import check_folder, find, is_file, is_folder
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.precision import dtype_name
 
-from .checkpoint import (
+from .config import AudioEncoderConfig, DiTConfig
+from .dit import DiT
+from .encoders.audio import wav2vec2_on_meta
+from .encoders.image import split_tensors, vision_on_meta
+from .encoders.text import check_tokenizer, umt5_on_meta
+from .own import OwnModel
+from .vae import VAE
+from .weights.checkpoint import (
     DIT_CONFIG,
     IMAGE_ENCODER_FILE,
     SAFE_VAE_FILE,
@@ -27,15 +34,8 @@ from .checkpoint import (
     read_dit_config,
     read_vae_config,
 )
-from .config import AudioEncoderConfig, DiTConfig
-from .dit import DiT
-from .encoders.audio import wav2vec2_on_meta
-from .encoders.image import split_tensors, vision_on_meta
-from .encoders.text import check_tokenizer, umt5_on_meta
-from .own import OwnModel
-from .tensor_files import TensorFiles, TensorSpec, open_weights
-from .vae import VAE
-from .weights import ROUNDED, check_module
+from .weights.fill import ROUNDED, check_module
+from .weights.tensor_files import TensorFiles, TensorSpec, open_weights
 
 Status = Literal["found", "missing", "broken", "not given", "not needed"]
 
