@@ -16,7 +16,7 @@ of that name, which stays in the build folder, stands in for it while linking.
 The CUDA runtime is linked statically, as NVIDIA's own libraries do it: its symbols stay hidden, it
 shares the device's primary context, and so streams and memory, with whatever runtime torch brings,
 and one binary serves a torch for CUDA 12 and one for CUDA 13. What it asks for is a driver of the
-toolkit's major version; ``livetalk_kernels/extension_cuda.py`` checks that.
+toolkit's major version; ``livetalk_kernels/backends/cuda.py`` checks that.
 """
 
 import os
@@ -42,7 +42,7 @@ CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 # GCC takes its own AVX-512 intrinsics for uninitialised.
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # Machine code for Hopper and for 8.x, and portable code that a driver as new as the toolkit
-# translates for newer GPUs; extension_cuda.py knows which GPU takes which.
+# translates for newer GPUs; backends/cuda.py knows which GPU takes which.
 GENCODE = [
     "-gencode=arch=compute_90a,code=sm_90a",
     "-gencode=arch=compute_80,code=[sm_80,compute_80]",

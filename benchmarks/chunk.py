@@ -25,12 +25,11 @@ from livetalk_kernels import KernelConfig
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_text
 from livetalk_model import load_pipeline
-from livetalk_model.flops import dit_flops
+from livetalk_model.dry_run.work import dit_flops, vae_flops
 from livetalk_model.loading import DTYPES
 from livetalk_model.media.synthetic import speech
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream.session import Session
-from livetalk_model.vae_cost import decode_flops, encode_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +101,12 @@ def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> d
     """FLOPs of a steady chunk, per stage group."""
     latent = (9, size[0] // 8, size[1] // 8)
     config, reuse = pipeline.dit.config, pipeline.reuse
-    keys = min(rows + 1, config.text_len) if reuse else None
-    flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=keys)
-    height, width = size
-    shape = {"height": height, "width": width, "reuse": reuse}
-    warmed = 2 if reuse else 0
-    vae = pipeline.vae.config
+    flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=rows if reuse else None)
+    vae = vae_flops(pipeline.vae.config, size, reuse=reuse)
     return {
         "dit": flops.total(steps, reuse=reuse),
-        "decode": decode_flops(vae, latents=9 - warmed, warmed=warmed, **shape),
-        "encode": encode_flops(vae, frames=5, **shape),
+        "decode": vae["warm decoder"] + vae["decode"],
+        "encode": vae["encode"],
     }
 
 

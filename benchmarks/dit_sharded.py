@@ -27,7 +27,7 @@ from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import LATENT_FRAMES, Preset, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 BOUND = 1e-5
 TIMEOUT = 3600.0
@@ -65,8 +65,7 @@ def measure(comm: Communicator, preset_name: str, rounds: int) -> dict[str, Any]
     """Every mesh of this world against one rank: relative difference, bytes, seconds."""
     preset = get_preset(preset_name)
     config = preset.dit
-    dims = {"D": config.dim, "H": config.num_heads, "d": config.head_dim}
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, **dims)
+    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, **config.dims)
     alone = prepared_step(preset, SequenceParallel.alone(ops))
     expected = alone()
     steps: dict[str, partial[Tensor]] = {}

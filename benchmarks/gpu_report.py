@@ -40,7 +40,7 @@ from gpu_run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
 from gpu_telemetry import Telemetry, find_nvml
 
 from livetalk_kernels.outputs import new_file, write_text
-from livetalk_kernels.runtime.signals import catch
+from livetalk_kernels.runtime.ranks.signals import catch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "livetalk/gpu-report/1"

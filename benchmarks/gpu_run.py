@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from livetalk_kernels.runtime.signals import catch, give_back
+from livetalk_kernels.runtime.ranks.signals import catch, give_back
 
 LOOK = 0.2  # seconds between two looks at the family
 GRACE = 5.0  # seconds that a part has to end after SIGINT, and write what it has

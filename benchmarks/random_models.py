@@ -20,10 +20,10 @@ from livetalk_model.config import (
 from livetalk_model.dit import AudioContext, DiT
 from livetalk_model.layers import ContextKV, NormRope
 from livetalk_model.quantize import Fp8Linear
-from livetalk_model.random_weights import RANDOM_SEED
 from livetalk_model.sampler import timesteps
 from livetalk_model.vae import SPATIAL, VAE
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
+from livetalk_model.weights.random_weights import RANDOM_SEED
 
 STEPS, SHIFT = 4, 5.0
 PROMPT_ROWS = 60  # of text: a sentence or two
@@ -92,9 +92,7 @@ def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: tor
     Raises:
         UserError: A backend that was named cannot run.
     """
-    config = preset.dit
-    dims = {"D": config.dim, "H": config.num_heads, "d": config.head_dim}
-    return bind_ops(backend, device=device, dtype=dtype, **dims)
+    return bind_ops(backend, device=device, dtype=dtype, **preset.dit.dims)
 
 
 def make_dit(
@@ -132,7 +130,8 @@ def make_vae(
     Raises:
         UserError: A backend that was named cannot run.
     """
-    ops = bind_ops(backend, device=device, dtype=dtype, H=1, d=4 * preset.vae.dim)
+    sizes = {"H": 1, "d": 4 * preset.vae.dim}
+    ops = bind_ops(backend, device=device, dtype=dtype, main=preset.dit.dims, **sizes)
     with torch.device("meta"):
         vae = VAE(preset.vae, ops, reuse=reuse)
     fill(vae, dtype=dtype, device=device)

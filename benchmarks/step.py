@@ -67,7 +67,7 @@ from livetalk_kernels.runtime.cuda_graph import CudaEngine
 from livetalk_kernels.spec import Case
 from livetalk_model.config import Preset
 from livetalk_model.dit import DiT
-from livetalk_model.flops import dit_flops
+from livetalk_model.dry_run.work import dit_flops
 from livetalk_model.layers import Block
 from livetalk_model.stream.graphs import GraphedStep
 
@@ -103,7 +103,7 @@ class Work:
         grid = tuple(n // p for n, p in zip(latent_size(preset), config.patch_size, strict=True))
         frames, rows, columns = grid
         tokens = frames * rows * columns
-        total = dit_flops(config, (frames, rows, columns), text_rows=PROMPT_ROWS + 1).step
+        total = dit_flops(config, (frames, rows, columns), text_rows=PROMPT_ROWS).step
         layers, dim = config.num_layers, config.dim
         linears = 2 * layers * tokens * (8 * dim**2 + 2 * dim * config.ffn_dim)
         attention = 4 * layers * tokens**2 * dim

@@ -38,21 +38,21 @@ from livetalk_kernels.bench.timer import Summary
 from livetalk_kernels.environment import Ranks
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
-from livetalk_kernels.runtime.beat import Deadlines
 from livetalk_kernels.runtime.process_group import joined
-from livetalk_kernels.runtime.watchdog import Watchdog
+from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
+from livetalk_kernels.runtime.ranks.watchdog import Watchdog
 from livetalk_model.avatar import Avatar
 from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
-from livetalk_model.random_weights import RANDOM_SEED
 from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.stream.follower import follow
 from livetalk_model.stream.graphs import StreamCalls
 from livetalk_model.stream.session import Session
 from livetalk_model.stream.team import Team
 from livetalk_model.vae import VAE
+from livetalk_model.weights.random_weights import RANDOM_SEED
 
 SCHEMA = "livetalk/stream/1"
 FPS = 25.0

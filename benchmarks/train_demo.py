@@ -24,7 +24,6 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
 from livetalk_kernels.machine import machine
 from livetalk_kernels.units import duration
-from livetalk_model.checkpoint import VAE_FILE
 from livetalk_model.train.audio_export import AUDIO_WEIGHTS
 from livetalk_model.train.clips import INDEX, read_index
 from livetalk_model.train.demo import DEMO, SETTINGS, Kind
@@ -34,6 +33,7 @@ from livetalk_model.train.packing import SUMS
 from livetalk_model.train.settings import RESOLVED, Run
 from livetalk_model.train.training import ABOUT
 from livetalk_model.train.voices import INSTALL, PROGRAM, find_program
+from livetalk_model.weights.checkpoint import VAE_FILE
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 PACK = Path(__file__).with_name("pack_demo.py")

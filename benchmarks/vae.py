@@ -41,10 +41,10 @@ from torch import Tensor
 from livetalk_kernels import KernelConfig
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.runtime.cuda_graph import CudaEngine
-from livetalk_model.config import LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENTS, Preset
+from livetalk_model.config import MOTION_FRAMES, MOTION_LATENTS, Preset
+from livetalk_model.dry_run.work import vae_flops
 from livetalk_model.stream.graphs import GraphedDecodeStep, GraphedEncoder
 from livetalk_model.vae import VAE, DecoderCache
-from livetalk_model.vae_cost import decode_flops, encode_flops
 
 SCHEMA = "livetalk/vae/1"
 COMPILE_SECONDS = 30.0
@@ -121,16 +121,11 @@ class Models:
 
     def flops(self) -> dict[str, int]:
         """Of our schedule, by what is timed."""
-        height, width = self.preset.size
-        config = self.preset.vae
-        count = partial(decode_flops, config, height=height, width=width, reuse=True)
-        warm = count(latents=0, warmed=WARM_LATENTS)
+        found = vae_flops(self.preset.vae, self.preset.size, reuse=True)
         return {
-            "decode step": count(latents=1, warmed=WARM_LATENTS) - warm,
-            "decode chunk": count(latents=LATENT_FRAMES - MOTION_LATENTS, warmed=MOTION_LATENTS),
-            "encode": encode_flops(
-                config, frames=MOTION_FRAMES, height=height, width=width, reuse=True
-            ),
+            "decode step": found["latent"],
+            "decode chunk": found["warm decoder"] + found["decode"],
+            "encode": found["encode"],
         }
 
 

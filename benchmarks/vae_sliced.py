@@ -29,7 +29,7 @@ from livetalk_kernels.runtime.mesh import Grid
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import VAEConfig, get_preset
 from livetalk_model.vae import SPATIAL, VAE, DecoderCache
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "model"))
 from crop_overlap import decode_tiles, encode_tiles  # type: ignore[import-not-found]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import extension_cutlass
+from .backends import cutlass
+from .backends.cpu import FOLDER
+from .backends.libraries import INSTALLED, LIBRARIES, Libraries
 from .config import KernelConfig
 from .dispatch import Choice, resolve
-from .extension import FOLDER
 from .gpus import Gpu
-from .libraries import INSTALLED, LIBRARIES, Libraries
 from .registry import op_names
 from .spec import Case
 
@@ -49,8 +49,8 @@ def suppositions(installed: Libraries = INSTALLED) -> dict[str, str]:
     library = FOLDER / "_C_cuda.so"
     if library.is_file() and not torch.cuda.is_available():
         found["cuda kernels"] = "built"
-        if extension_cutlass.OPERATOR.encode() in library.read_bytes():
-            found["cutlass kernels"] = "built"
+        with_cutlass = cutlass.OPERATOR.encode() in library.read_bytes()
+        found["cutlass kernels"] = "built" if with_cutlass else ""
     return found
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .backends.libraries import INSTALLED, Libraries
 from .errors import UserError
 from .gpus import Gpu
-from .libraries import INSTALLED, Libraries
 from .registry import (
     Backend,
     backend_names,
@@ -67,19 +67,29 @@ def support_table(
     return table
 
 
-def resolve(case: Case, config: "KernelConfig", *, differentiable: bool = False) -> Choice:
-    """Pick the backend for a case.
+def resolve(
+    case: Case, config: "KernelConfig", *, differentiable: bool = False, main: Case | None = None
+) -> Choice:
+    """Pick the backend for a case; arguments are as for `pick`.
 
     Args:
         case: What will be run; sizes that are not known yet may be absent.
         config: The user's choice.
         differentiable: Take only what autograd goes through.
+        main: The case that a named backend is meant for, where it is another one.
 
     Raises:
         UserError: The backend named for this op cannot run the case.
     """
     wanted, named = config.wanted(case.op)
-    return pick(case, wanted, named=named, tuning=config.tuning, differentiable=differentiable)
+    return pick(
+        case,
+        wanted,
+        named=named,
+        tuning=config.tuning,
+        differentiable=differentiable,
+        main=main,
+    )
 
 
 def pick(
@@ -89,6 +99,7 @@ def pick(
     named: bool,
     tuning: "Tuning | None" = None,
     differentiable: bool = False,
+    main: Case | None = None,
 ) -> Choice:
     """Pick a backend by name.
 
@@ -99,6 +110,8 @@ def pick(
             an op without it to ``auto``.
         tuning: What ``auto`` asks before the op's own preference.
         differentiable: Take only what autograd goes through.
+        main: The case that a named backend is meant for, where it is another one: a backend that
+            runs that, but not this, leaves this to ``auto``.
 
     Raises:
         UserError: The backend cannot run the case, or has no gradients where they are needed.
@@ -112,6 +125,10 @@ def pick(
         names = " or ".join(with_gradients(case)) or "no backend of this op"
         raise UserError(f"--backend {case.op}={wanted}: cannot train: {NO_GRADIENTS}; take {names}")
     reason = backend.supports(case)
+    if reason is not None and main is not None:
+        if (main_reason := backend.supports(main)) is None:
+            return _pick_auto(case, f"not {wanted} here: {reason}, so auto", tuning, differentiable)
+        reason = main_reason
     if reason is not None:
         raise UserError(
             f"--backend {case.op}={wanted}: cannot run: {reason}; "

@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
     """Hardware, limits, threads, versions, commit and date; call it before the run."""
     import torch
 
-    from . import extension
+    from .backends import cpu
 
     here = memory()
     return {
@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
         "memory_limit_bytes": here.limit,
         "cache_bytes": last_level_cache(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "kernels": extension.missing() or extension.isa(),
+        "kernels": cpu.missing() or cpu.isa(),
         "gpu": _gpu(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

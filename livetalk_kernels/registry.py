@@ -12,8 +12,10 @@ A backend is a file ``ops/<op>/<backend>.py`` with
   that it is slow with an old library; it is warned of when the backend is first called;
 * optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
   backend makes of a weight that stays as it is, so that not every call makes it. A call that is
-  given it reads none of the weight's numbers;
-* for Triton kernels ``launches``, see ``triton_launch``.
+  given it reads none of the weight's numbers. On the meta device it gives the size alone;
+* optionally ``workspace(case) -> int``: bytes that a call allocates besides its results, at the
+  most and at the time when it has those;
+* for Triton kernels ``launches``, see ``backends.triton_launch``.
 
 The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose
 name starts with an underscore are no backends.
@@ -50,6 +52,7 @@ class Backend:
         approximate: Its results are not exact; it must be named to be used.
         differentiable: Autograd goes through it.
         pack: What it makes of a constant weight; None where it makes nothing.
+        workspace: Bytes that a call allocates besides its results.
         launches: The Triton kernels that it launches; None where it has none.
     """
 
@@ -60,6 +63,7 @@ class Backend:
     approximate: bool
     differentiable: bool
     pack: Callable[[Tensor], Tensor | None]
+    workspace: Callable[[Case], int]
     launches: Callable[..., Any] | None
 
 
@@ -97,6 +101,7 @@ def load_backend(op: str, name: str) -> Backend:
         approximate=getattr(module, "APPROXIMATE", False),
         differentiable=getattr(module, "DIFFERENTIABLE", False),
         pack=getattr(module, "pack", lambda weight: None),
+        workspace=getattr(module, "workspace", lambda case: 0),
         launches=getattr(module, "launches", None),
     )
 

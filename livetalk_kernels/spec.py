@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from .backends.libraries import INSTALLED, Libraries
 from .gpus import Gpu
-from .libraries import INSTALLED, Libraries
 from .precision import dtype_name
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]

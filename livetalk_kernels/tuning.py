@@ -22,10 +22,10 @@ from typing import Annotated, Any, Self
 
 import torch
 
-from . import extension
+from .backends import cpu
+from .backends.libraries import INSTALLED
 from .errors import UserError
 from .inputs import Count, Range, build, read_json
-from .libraries import INSTALLED
 from .machine import cpu_name, gpu_entry, version
 from .precision import dtype_name
 from .registry import backend_names, op_names
@@ -286,7 +286,7 @@ def _key(device: torch.device, threads: int) -> TuningKey:
         versions |= {name: INSTALLED.find(name)[0] for name in ("cuda", "cudnn")}
         versions |= {name: version(name) or "" for name in GPU_DISTRIBUTIONS}
     else:
-        own = "none" if extension.missing() else extension.isa()
+        own = "none" if cpu.missing() else cpu.isa()
         name, instructions = cpu_name(), f"{own}, torch {torch.backends.cpu.get_cpu_capability()}"
         driver = ""
     return TuningKey(
@@ -302,7 +302,12 @@ def _key(device: torch.device, threads: int) -> TuningKey:
 @functools.cache
 def _digest() -> str:
     """Short digest of the ops' sources and of the compiled libraries."""
-    files = [*FOLDER.glob("*.py"), *FOLDER.glob("ops/**/*.py"), *FOLDER.glob("_C*.so")]
+    files = [
+        *FOLDER.glob("*.py"),
+        *FOLDER.glob("backends/*.py"),
+        *FOLDER.glob("ops/**/*.py"),
+        *FOLDER.glob("_C*.so"),
+    ]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(str(file.relative_to(FOLDER)).encode() + b"\0")

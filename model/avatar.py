@@ -19,7 +19,7 @@ from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
 
 from .config import CHUNK_FRAMES, LATENT_FRAMES
-from .safetensors_file import FLOATS, SafetensorsFile, TensorSpec
+from .weights.safetensors_file import FLOATS, SafetensorsFile, TensorSpec
 
 FORMAT = "livetalk-avatar-1"
 _TENSORS = ("context", "clip_fea", "condition", "portrait")

@@ -6,8 +6,8 @@ from pathlib import Path
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
 
-from .checkpoint import DIT_CONFIG
 from .config import get_preset
+from .weights.checkpoint import DIT_CONFIG
 
 _FOLDER = Path(__file__).resolve().parent
 _SAMPLES = _FOLDER / "samples"

@@ -73,6 +73,11 @@ def reference_stats(image: torch.Tensor) -> ColorStats:
     return ColorStats(mean=mean_CT[:, 0], std=std_CT[:, 0])
 
 
+def to_lab(signed_CTHW: torch.Tensor) -> torch.Tensor:
+    """L*, a*, b* of sRGB in [-1, 1], float32 [3, T, H, W]."""
+    return _lab(signed_CTHW)[0]
+
+
 def match_color(
     frames: torch.Tensor, reference: ColorStats, strength: float, *, halo: Whole = WHOLE
 ) -> torch.Tensor:

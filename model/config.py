@@ -213,6 +213,11 @@ class DiTConfig:
         return self.dim // self.num_heads
 
     @property
+    def dims(self) -> dict[str, int]:
+        """Sizes that its ops are bound with: width, heads, channels of a head."""
+        return {"D": self.dim, "H": self.num_heads, "d": self.head_dim}
+
+    @property
     def audio_features(self) -> int:
         """Audio numbers per video frame: layers times width of the audio encoder."""
         return self.audio_layers * self.audio_dim
@@ -448,8 +453,7 @@ _PRESETS = (
             layers=4, width=128, heads=4, ffn_dim=256, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
-        size=(64, 64),
-        note="made for real time on two CPU cores",
+        size=(64, 64), note="made for real time on two CPU cores",
     ),
     Preset(
         name="demo",
@@ -457,14 +461,12 @@ _PRESETS = (
             dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
             intermediate_dim=64, output_dim=96, text_len=1, text_dim=16, image_len=1, image_dim=16,
         ),
-        vae=VAEConfig(dim=8),
+        vae=VAEConfig(dim=12),
         audio=AudioEncoderConfig(
             layers=2, width=96, heads=4, ffn_dim=192, conv_dim=(32,) * 7, pos_conv_kernel=16,
             pos_conv_groups=8,
         ),
-        size=(96, 96),
-        note="what 'livetalk train' makes on a CPU",
-        bundled=True,
+        size=(96, 96), note="what 'livetalk train' makes on a CPU", bundled=True,
     ),
 )  # fmt: skip
 

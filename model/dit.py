@@ -45,7 +45,7 @@ from .linear import Linear, linear
 from .persons import REGIONS, region_weights
 from .published import PublishedRope
 from .rope import rope_table
-from .weights import Slot
+from .weights.fill import Slot
 
 # A product of one row rounds otherwise than one of several: with as many as a stream's schedule
 # has, a sample that is trained with gets the bits that a stream would.
@@ -110,7 +110,10 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 class DiT(nn.Module):
-    """The whole transformer. Build it on the meta device and fill it with `weights.load_module`."""
+    """The whole transformer.
+
+    Build it on the meta device, and fill it with `weights.fill.load_module`.
+    """
 
     def __init__(
         self,

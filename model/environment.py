@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from livetalk_kernels import extension, extension_cuda, extension_cutlass
+from livetalk_kernels.backends import cpu, cuda, cutlass
 from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
 from livetalk_kernels.neighbours import CpuShares, CpuWatch
 from livetalk_kernels.units import data_size
@@ -60,9 +60,9 @@ def environment() -> dict[str, str]:
         "CPU": f"{cpu_name()}, {physical_cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "CPU quota": quota_line(here),
         "other programs": "unknown" if others is None else others_line(others),
-        "CPU kernels": extension.missing() or kernels_line(extension.isa(), extension.idle_isas()),
-        "CUDA kernels": extension_cuda.missing() or "compiled",
-        "CUTLASS kernels": extension_cutlass.missing() or "compiled",
+        "CPU kernels": cpu.missing() or kernels_line(cpu.isa(), cpu.idle_isas()),
+        "CUDA kernels": cuda.missing() or "compiled",
+        "CUTLASS kernels": cutlass.missing() or "compiled",
         "memory": memory_line(memory()),
     }
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livetalk_kernels.extension import product_dtype
+from livetalk_kernels.backends.cpu import product_dtype
 
 
 class Linear(nn.Linear):

@@ -15,7 +15,6 @@ from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.ops import Ops
 
 from .bundled import bundled_weights
-from .checkpoint import CheckpointFolder
 from .config import DiTConfig, get_preset, short_dtype
 from .dit import DiT
 from .encoders.audio import AudioEncoder
@@ -23,10 +22,11 @@ from .own import OwnModel
 from .pipeline import LoadTimes, Pipeline
 from .preparation import Preparer
 from .quantize import PRECISIONS
-from .random_weights import RANDOM_SEED
 from .stream.team import Team
 from .vae import VAE
-from .weights import Slot, check_module, load_module, open_weights, random_module
+from .weights.checkpoint import CheckpointFolder
+from .weights.fill import Slot, check_module, load_module, open_weights, random_module
+from .weights.random_weights import RANDOM_SEED
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_PRESET = "demo"
@@ -256,8 +256,8 @@ class ModelSource:
             dit = self._build_dit(config)
             with open_weights(folder.dit) as files:
                 check_module(dit, files, key_map=dit.key_map())
-        channels = 4 * preset.vae.dim  # of the attention in the middle
-        ops = self._bind(H=1, d=channels)
+        channels = 4 * preset.vae.dim  # of the one wide head of the attention in the middle
+        ops = self._bind({"H": 1, "d": channels}, main=config.dims)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
             vae = VAE(shape, ops, reuse=self.reuse, fuse_bias=self.fuse_bias)
@@ -322,7 +322,7 @@ class ModelSource:
         return AudioEncoder.random(config, seed=RANDOM_SEED, device=self.device)
 
     def _build_dit(self, config: DiTConfig, team: Team | None = None) -> DiT:
-        ops = self._bind(D=config.dim, H=config.num_heads, d=config.head_dim)
+        ops = self._bind(config.dims)
         parallel = None
         if team is not None:
             parallel = team.sequence(config, ops, self.device, self.dtype)
@@ -336,9 +336,14 @@ class ModelSource:
                 parallel=parallel,
             )
 
-    def _bind(self, **dims: int) -> Ops:
+    def _bind(self, dims: Mapping[str, int], *, main: Mapping[str, int] | None = None) -> Ops:
         ops = bind_ops(
-            self.backend, device=self.device, dtype=self.dtype, differentiable=False, **dims
+            self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            differentiable=False,
+            main=main,
+            **dims,
         )
         return ops if self.wrap is None else self.wrap(ops)
 

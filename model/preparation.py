@@ -17,16 +17,16 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar, before_grey
-from .checkpoint import CheckpointFolder
 from .config import MAX_SIDE, DiTConfig
 from .encoders.image import ImageEncoder, RandomImageEncoder
 from .encoders.text import RandomTextEncoder, TextEncoder
 from .media.image import Crop, Portrait, load_portrait, parse_crop
 from .own import OwnModel
-from .random_weights import RANDOM_SEED
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
 from .vae import VAE
+from .weights.checkpoint import CheckpointFolder
+from .weights.random_weights import RANDOM_SEED
 
 DEFAULT_PROMPT = (
     "A person is talking to the camera. The head moves gently, the background is still."

@@ -16,7 +16,6 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.halo import WHOLE, Whole
 
 from .config import VAEConfig
-from .packed_weight import is_shape_only
 from .vae_layers import (
     AttentionBlock,
     CausalConv,
@@ -26,6 +25,7 @@ from .vae_layers import (
     StreamCache,
     Upsample,
 )
+from .weights.packed_weight import is_shape_only
 
 SPATIAL = 8  # pixels per latent, rows and columns
 TEMPORAL = 4  # frames per latent, but for the first

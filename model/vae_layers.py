@@ -25,7 +25,7 @@ from livetalk_kernels.runtime.halo import WHOLE, Whole
 from livetalk_kernels.runtime.slices import Padding
 
 from .linear import linear
-from .packed_weight import is_shape_only, pack_weight
+from .weights.packed_weight import is_shape_only, pack_weight
 
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 

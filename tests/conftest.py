@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from livetalk_kernels import extension
+from livetalk_kernels.backends import cpu
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
@@ -48,10 +48,10 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGHUP, hang_up)
 
 
-@pytest.fixture(params=extension.ISAS)
+@pytest.fixture(params=cpu.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this CPU has, in turn the one in use."""
-    assert extension.missing() is None
+    assert cpu.missing() is None
     try:
         torch.ops.livetalk.use_isa(request.param)
     except RuntimeError as error:

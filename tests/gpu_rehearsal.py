@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from livetalk_kernels.bench import comm, cuda_timer, roofline
 from livetalk_kernels.registry import load_op
-from livetalk_kernels.runtime import launch
+from livetalk_kernels.runtime.ranks import launch
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing import fake_nvml
 from livetalk_kernels.testing.fake_cuda import FakeCuda

@@ -2,7 +2,6 @@
 // when they run.
 #include "cpu/causal_conv3d.h"
 
-#include <numeric>
 #include <string>
 
 #include "bindings/cpu.h"
@@ -10,8 +9,7 @@
 namespace livetalk {
 namespace {
 
-constexpr int64_t block_pixels = 192;    // of the direct kernel
-constexpr int64_t least_pixels = 64;     // of a block that there is for a thread to work on
+constexpr int64_t least_pixels = 64;  // that a thread of the direct kernel has to work on
 
 int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -79,16 +77,11 @@ bool prefers_winograd(const CausalConv3d& args) {
 
 void run_direct(const CausalConv3d& conv) {
   const int64_t threads = torch::stable::get_num_threads(), pixels = conv.pixels();
-  DirectConv3d args{conv, parts_of(pixels, block_pixels), 1};
-  if (args.blocks < threads) {
-    args.blocks = std::max(args.blocks, std::min(threads, pixels / least_pixels));
-  }
-  if (args.blocks < 4 * threads) {
-    args.parts = std::min(args.panels(), threads / std::gcd(threads, args.blocks));
-  }
-  const int64_t units = args.blocks * args.parts;
-  const int64_t unit = parts_of(pixels, units) * conv.all_taps() * conv.inputs;
-  parallel_rows(conv3d_direct_kernel(), args, units, unit);
+  const int64_t parts = parts_of(threads * least_pixels, pixels);
+  const DirectConv3d args{conv, std::min(parts, conv.panels())};
+  parallel_rows(
+      conv3d_direct_kernel(), args, args.parts * pixels,
+      conv.all_taps() * conv.inputs * parts_of(conv.panels(), args.parts));
 }
 
 // Gives [B, T', H', W', O] of x's dtype. `method` is winograd, direct, or best for the one that

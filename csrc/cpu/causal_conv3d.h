@@ -45,9 +45,9 @@ struct CausalConv3d {
   int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }
 };
 
-// The direct kernel's work: blocks of output pixels, each cut into parts of its panels.
+// The direct kernel's work: output pixels, as often as there are parts that the panels are cut into.
 struct DirectConv3d : CausalConv3d {
-  int64_t blocks, parts;
+  int64_t parts;
 };
 
 struct PackConv3d {
@@ -70,7 +70,7 @@ struct PackConv3d {
 
 // Panels [begin, end) of outputs.
 LIVETALK_KERNEL(pack_conv3d, const PackConv3d& args, int64_t begin, int64_t end)
-// Parts [begin, end) of blocks x parts.
+// Pixels [begin, end) of parts x pixels.
 LIVETALK_KERNEL(conv3d_direct, const DirectConv3d& args, int64_t begin, int64_t end)
 // Tiles [begin, end) of batch x pairs x tile rows x tile columns.
 LIVETALK_KERNEL(conv3d_winograd, const CausalConv3d& args, int64_t begin, int64_t end)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..extension import product_dtype
+from ..backends.cpu import product_dtype
 from ..machine import last_level_cache, memory
 from ..precision import FP8
 from ..registry import load_op

@@ -6,20 +6,21 @@ from pathlib import Path
 from ..errors import UserError
 from ..inputs import build, is_folder, read_json
 from ..outputs import write_json
-from .report import Kernel, Report, as_json
+from .report import TARGET, Kernel, Report, as_json
 from .sass import TENSOR_CORES
 
 SHARE_SLACK = 0.05  # scalars that are loaded one way or another
 
 
 def baseline_file(path: Path, report: Report) -> Path:
-    """The file that is meant: in a folder, the one of this Triton's version."""
+    """The file that is meant: in a folder, the one of this Triton's version, and of the target."""
     if not is_folder(path):
         return path
     version = report.versions.get("triton")
     if version is None:
         raise UserError(f"{path}: name the file; without Triton it has no version to go by")
-    return path / f"inspect_triton{'.'.join(version.split('.')[:2])}.json"
+    of_gpu = "" if report.target == TARGET else f"_{report.target}"
+    return path / f"inspect_triton{'.'.join(version.split('.')[:2])}{of_gpu}.json"
 
 
 def save(report: Report, path: Path) -> Path:
@@ -33,7 +34,7 @@ def load(path: Path, report: Report) -> Report:
     """Read the report that a new one is to be compared with; ``path`` is the file or its folder.
 
     Raises:
-        UserError: There is none, or it is of another dtype.
+        UserError: There is none, or it is of another dtype or for another GPU.
     """
     file = baseline_file(path, report)
     make = "make it with `livetalk inspect --save`"
@@ -46,6 +47,8 @@ def load(path: Path, report: Report) -> Report:
         ) from None
     if before.dtype != report.dtype:
         raise UserError(f"{file}: is of {before.dtype:.40}; compare with --dtype of it")
+    if before.target != report.target:
+        raise UserError(f"{file}: is for {before.target:.40}; compare with the --gpu of it")
     return before
 
 
@@ -79,20 +82,26 @@ def _worse(old: Kernel, new: Kernel) -> Iterator[str]:
         yield f"spills {sum(new.spills or ())} bytes, {sum(old.spills or ())} before"
     if after.local > before.local:
         yield f"{after.local} accesses of local memory, {before.local} before"
+    for what, was, now in (
+        ("barriers of all warps in a step of main loops", before.barriers, after.barriers),
+        ("loads of a last block that nothing hides", before.exposed, after.exposed),
+    ):
+        if now > was:
+            yield f"{now} {what}, {was} before"
     for name in TENSOR_CORES:
         if name in before.tensor_cores and name not in after.tensor_cores:
             yield f"no {name} any more"
     if before.tma and not after.tma:
         yield "no TMA any more"
-    for what, widest, now in (
+    for what, widest, width in (
         ("loads", before.widest_load, after.widest_load),
         ("stores", before.widest_store, after.widest_store),
     ):
-        if _bits(now) < min(_bits(widest), 128):
-            yield f"{what} {now} bits at most, {widest} before"
-    was, share = before.wide_share, after.wide_share
-    if was is not None and share is not None and share < was - SHARE_SLACK:
-        yield f"{share:.0%} of the bytes in 128-bit accesses, {was:.0%} before"
+        if _bits(width) < min(_bits(widest), 128):
+            yield f"{what} {width} bits at most, {widest} before"
+    wide, share = before.wide_share, after.wide_share
+    if wide is not None and share is not None and share < wide - SHARE_SLACK:
+        yield f"{share:.0%} of the bytes in 128-bit accesses, {wide:.0%} before"
     if old.warps is not None and new.warps is not None and new.warps < old.warps:
         yield f"{new.warps} warps per SM, {old.warps} before"
     known = {_number(text) for text in old.warnings}

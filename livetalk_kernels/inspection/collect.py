@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from ..backends.reasons import HOPPER
 from ..errors import UserError
+from ..gpus import Gpu
 from ..machine import commit
 from ..precision import dtype_name
 from ..registry import op_names
 from . import cuda_kernels, triton_kernels
-from .compile import ptxas_path
+from .compile import ptxas_path, target_of
 from .report import Kernel, Report
 from .tools import tool_version
 
@@ -28,6 +30,7 @@ def collect(
     dtype: torch.dtype,
     backends: Sequence[str] = BACKENDS,
     quick: bool = False,
+    gpu: Gpu | None = None,
     keep: Path | None = None,
     progress: Progress = lambda line: None,
 ) -> Report:
@@ -38,6 +41,7 @@ def collect(
         dtype: Dtype of the activations that Triton kernels are compiled for.
         backends: Of ``BACKENDS``.
         quick: Compile each Triton kernel for one of its shapes only.
+        gpu: What they are compiled for, as far as they can run there; None: Hopper.
         keep: Folder for PTX and disassembly, made if need be.
         progress: Told what comes next.
 
@@ -52,17 +56,22 @@ def collect(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{keep}: cannot be made: {error.strerror}") from None
+    capability = HOPPER if gpu is None else gpu.capability
     kernels: list[Kernel] = []
     versions: dict[str, str] = {}
     notes: list[str] = []
     if triton_kernels.BACKEND in backends:
-        tasks = triton_kernels.tasks(ops, dtype, quick=quick)
+        tasks = triton_kernels.tasks(ops, dtype, quick=quick, gpu=gpu)
         versions["triton"] = importlib.metadata.version("triton")
-        versions["ptxas"] = tool_version(ptxas_path())
+        versions["ptxas"] = tool_version(ptxas_path(capability))
+        if gpu is not None:
+            notes += triton_kernels.refusals(ops, dtype, gpu)
         for number, task in enumerate(tasks, 1):
             progress(f"{number}/{len(tasks)} {task}")
             kernels.append(triton_kernels.inspect_task(task, keep))
-    if cuda_kernels.BACKEND in backends:
+    if cuda_kernels.BACKEND in backends and capability != HOPPER:
+        notes.append("cuda: left out; they are read for Hopper alone")
+    elif cuda_kernels.BACKEND in backends:
         kernels += _cuda(ops, keep, versions, notes, progress)
     return Report(
         dtype=dtype_name(dtype),
@@ -71,6 +80,7 @@ def collect(
         versions=versions,
         kernels=tuple(kernels),
         notes=tuple(notes),
+        target=target_of(capability),
     )
 
 

@@ -1,4 +1,4 @@
-"""Compile a Triton launch for Hopper without a GPU, as Triton's JIT would when it is launched."""
+"""Compile a Triton launch for a GPU that is not here, as Triton's JIT would at its launch."""
 
 import contextlib
 import io
@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.reasons import HOPPER
+from ..backends.triton_launch import Launch
 from ..inputs import build, read_json
-from ..triton_launch import Launch
 
-CAPABILITY = 90
 _NOTE = "livetalk_inspect.json"  # in Triton's cache, beside the kernel: ptxas' log, seconds
 _DOT = re.compile(r"\btt\.dot\b.*: tensor<(?:\d+x)*(\w+)> \*")
 
@@ -29,12 +29,14 @@ class Source:
         key: Equal for launches that share one compiled kernel.
         ast: Triton's ``ASTSource``.
         options: Options of Triton's compiler.
+        capability: Compute capability of the GPU.
     """
 
     name: str
     key: str
     ast: Any
     options: dict[str, Any]
+    capability: tuple[int, int]
 
     def pointers(self) -> tuple[str, ...]:
         """Dtypes of the arguments that are pointers, in Triton's names."""
@@ -85,16 +87,20 @@ class _Note:
     seconds: float
 
 
-def specialise(launch: Launch) -> Source:
+def specialise(launch: Launch, capability: tuple[int, int] = HOPPER) -> Source:
     """Find what the JIT would compile: which arguments are constants, divisible by 16, 64 bits.
 
     Its own code decides; a tensor on the ``meta`` device counts as aligned, as torch's memory is.
+
+    Args:
+        launch: The launch.
+        capability: Compute capability of the GPU.
     """
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
     kernel = launch.kernel
-    backend = make_backend(_target())
+    backend = make_backend(_target(capability))
     keywords = launch.compiler_options()
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, rest = bind(**launch.arguments, **keywords)
@@ -107,11 +113,12 @@ def specialise(launch: Launch) -> Source:
         key=repr((kernel.fn.__module__, name, signature, constants, attributes, keywords)),
         ast=ASTSource(kernel, signature, constants, attributes),
         options=dict(options.__dict__),
+        capability=capability,
     )
 
 
 def compile_source(source: Source) -> Compiled:
-    """Compile for Hopper; what is in Triton's cache is not compiled again.
+    """Compile for its GPU; what is in Triton's cache is not compiled again.
 
     Raises:
         CompileError: It does not compile.
@@ -122,11 +129,11 @@ def compile_source(source: Source) -> Compiled:
         raise CompileError(_reason(error)) from error
 
 
-def ptxas_path() -> str:
-    """Path of the ptxas that Triton takes for Hopper."""
+def ptxas_path(capability: tuple[int, int] = HOPPER) -> str:
+    """Path of the ptxas that Triton takes for a GPU."""
     from triton.backends.nvidia.compiler import get_ptxas
 
-    return str(get_ptxas(CAPABILITY).path)
+    return str(get_ptxas(_number(capability)).path)
 
 
 def _compile(source: Source) -> Compiled:
@@ -134,6 +141,7 @@ def _compile(source: Source) -> Compiled:
     from triton import knobs
     from triton.runtime.cache import get_cache_manager
 
+    target = _target(source.capability)
     log = io.StringIO()  # Triton prints there what ptxas says, and the whole PTX where it fails
     with (
         knobs.nvidia.scope(),
@@ -142,13 +150,13 @@ def _compile(source: Source) -> Compiled:
     ):
         knobs.nvidia.dump_ptxas_log = True
         start = time.monotonic()
-        kernel = triton.compile(source.ast, target=_target(), options=source.options)
+        kernel = triton.compile(source.ast, target=target, options=source.options)
         cache = get_cache_manager(kernel.hash)
         note = cache.get_file(_NOTE)
         if note is None and not log.getvalue():  # cached by a run that kept no log
             knobs.compilation.always_compile = True
             start = time.monotonic()
-            kernel = triton.compile(source.ast, target=_target(), options=source.options)
+            kernel = triton.compile(source.ast, target=target, options=source.options)
         if note is None:
             text = {"log": log.getvalue(), "seconds": round(time.monotonic() - start, 2)}
             note = cache.put(json.dumps(text), _NOTE, binary=False)
@@ -172,7 +180,16 @@ def _reason(error: BaseException) -> str:
     return " ".join((ptxas or lines)[0].split())
 
 
-def _target() -> Any:
+def target_of(capability: tuple[int, int]) -> str:
+    """What Triton compiles for: ``sm_89``, or ``sm_90a`` with what only that generation has."""
+    return f"sm_{_number(capability)}{'a' if capability >= HOPPER else ''}"
+
+
+def _number(capability: tuple[int, int]) -> int:
+    return 10 * capability[0] + capability[1]
+
+
+def _target(capability: tuple[int, int]) -> Any:
     from triton.backends.compiler import GPUTarget
 
-    return GPUTarget("cuda", CAPABILITY, 32)
+    return GPUTarget("cuda", _number(capability), 32)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..extension import FOLDER
+from ..backends.cpu import FOLDER
 from ..outputs import new_file, write_text
 from ..registry import op_names
 from . import ptxas

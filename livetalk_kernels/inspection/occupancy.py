@@ -1,41 +1,79 @@
-"""How many blocks of a kernel fit an SM of Hopper (compute capability 9.0).
+"""How many blocks of a kernel fit an SM, of Hopper (compute capability 9.0) or of another GPU.
 
 Source: CUDA Programming Guide, "Compute Capabilities" (table of technical specifications), and the
 allocation granularities of CUDA's occupancy calculator.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..backends.reasons import HOPPER
+from ..gpus import SHARED_MEMORY
+
 REGISTERS = 65536  # of an SM, 32 bits each
 QUADRANTS = 4  # of an SM; a warp lives in one, with a fourth of the registers
 REGISTER_STEP = 256  # a warp gets a multiple of it
 WARP = 32
-WARPS = 64
-BLOCKS = 32
-SHARED = 228 * 1024  # bytes of an SM
-SHARED_BLOCK = 227 * 1024  # bytes that a block may ask for
 SHARED_RESERVED = 1024  # bytes that the system takes of every block
 SHARED_STEP = 128
 
 
-def blocks_per_sm(threads: int, registers: int, shared: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """What an SM holds at a time.
+
+    Attributes:
+        warps: Warps.
+        blocks: Blocks.
+        shared: Bytes of shared memory.
+    """
+
+    warps: int
+    blocks: int
+    shared: int
+
+
+_LARGE = Processor(warps=64, blocks=32, shared=228 << 10)
+_SMALL = Processor(warps=48, blocks=24, shared=100 << 10)
+PROCESSORS: Mapping[tuple[int, int], Processor] = MappingProxyType(
+    {
+        (8, 0): Processor(warps=64, blocks=32, shared=164 << 10),
+        (8, 9): _SMALL,
+        HOPPER: _LARGE,
+        (10, 0): _LARGE,
+        (12, 0): _SMALL,
+    }
+)
+"""Compute capability -> its SM."""
+
+
+def blocks_per_sm(
+    threads: int, registers: int, shared: int, capability: tuple[int, int] = HOPPER
+) -> int:
     """Blocks that an SM holds at a time; 0 where not even one fits.
 
     Args:
         threads: Threads of a block.
         registers: Registers of a thread.
         shared: Bytes of static and dynamic shared memory of a block.
+        capability: Of the GPU, one of `PROCESSORS`.
     """
+    processor = PROCESSORS[capability]
     warps = _ceil(threads, WARP)
-    if shared > SHARED_BLOCK:
+    if shared > SHARED_MEMORY[capability]:
         return 0
-    by_shared = SHARED // (_ceil(shared + SHARED_RESERVED, SHARED_STEP) * SHARED_STEP)
+    by_shared = processor.shared // (_ceil(shared + SHARED_RESERVED, SHARED_STEP) * SHARED_STEP)
     per_warp = _ceil(max(registers, 1) * WARP, REGISTER_STEP) * REGISTER_STEP
     by_registers = QUADRANTS * (REGISTERS // QUADRANTS // per_warp) // warps
-    return min(BLOCKS, WARPS // warps, by_registers, by_shared)
+    return min(processor.blocks, processor.warps // warps, by_registers, by_shared)
 
 
-def warps_per_sm(threads: int, registers: int, shared: int) -> int:
-    """Warps that an SM holds at a time, of 64; arguments as for ``blocks_per_sm``."""
-    return blocks_per_sm(threads, registers, shared) * _ceil(threads, WARP)
+def warps_per_sm(
+    threads: int, registers: int, shared: int, capability: tuple[int, int] = HOPPER
+) -> int:
+    """Warps that an SM holds at a time; arguments as for ``blocks_per_sm``."""
+    return blocks_per_sm(threads, registers, shared, capability) * _ceil(threads, WARP)
 
 
 def _ceil(value: int, step: int) -> int:

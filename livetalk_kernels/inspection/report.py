@@ -4,15 +4,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..backends.reasons import HOPPER
+from ..gpus import SHARED_MEMORY
 from ..inputs import Count
-from .occupancy import SHARED_BLOCK, WARPS, warps_per_sm
+from .occupancy import PROCESSORS, warps_per_sm
 from .sass import WIDE, Code
 
 TARGET = "sm_90a"
-# Triton's name of a dot's operands -> the tensor-core instruction that Hopper has for them.
-INSTRUCTION = dict.fromkeys(("bf16", "f16"), "HGMMA") | dict.fromkeys(
-    ("f8E4M3FN", "f8E5M2"), "QGMMA"
-)
+# Generation -> the tensor-core instruction that it has for 16 bits, and for FP8.
+INSTRUCTIONS = {
+    8: ("HMMA", "QMMA"),
+    9: ("HGMMA", "QGMMA"),
+    10: ("UTCHMMA", "UTCQMMA"),
+    12: ("HMMA", "QMMA"),
+}
+# Triton's name of a dot's operands -> which of them.
+_OPERANDS = {"bf16": 0, "f16": 0, "f8E4M3FN": 1, "f8E5M2": 1}
 HALF_POINTERS, FP8_POINTERS = {"bf16", "fp16"}, {"fp8e4nv", "fp8e5"}
 
 
@@ -35,6 +42,7 @@ class Kernel:
         dots: Dtypes that it multiplies as matrices, in the names of Triton's IR.
         warnings: What ptxas warned of.
         seconds: Seconds to compile; None where it was not compiled here.
+        capability: Compute capability of the GPU that it is for.
     """
 
     op: str
@@ -51,6 +59,7 @@ class Kernel:
     dots: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float | None = None
+    capability: tuple[Count, Count] = HOPPER
 
     @property
     def shared(self) -> int:
@@ -59,10 +68,11 @@ class Kernel:
 
     @property
     def warps(self) -> int | None:
-        """Warps that an SM holds at a time, of 64; None where the size of a block is not known."""
+        """Warps that an SM holds at a time; None where the size of a block is not known."""
         if self.code is None or self.code.threads is None:
             return None
-        return warps_per_sm(self.code.threads, self.code.registers, self.shared)
+        threads, registers = self.code.threads, self.code.registers
+        return warps_per_sm(threads, registers, self.shared, self.capability)
 
     def __str__(self) -> str:
         """Op, kernel and first case."""
@@ -81,6 +91,7 @@ class Report:
         versions: Compiler -> its version.
         kernels: The kernels.
         notes: What is missing from the report, and why.
+        target: What they are compiled for.
     """
 
     dtype: str
@@ -89,6 +100,7 @@ class Report:
     versions: dict[str, str]
     kernels: tuple[Kernel, ...]
     notes: tuple[str, ...] = ()
+    target: str = TARGET
 
 
 def faults(kernel: Kernel) -> Iterator[str]:
@@ -101,25 +113,32 @@ def faults(kernel: Kernel) -> Iterator[str]:
     if kernel.warps == 0:
         yield (
             f"fits no SM: {code.registers} registers, {code.threads} threads, "
-            f"{kernel.shared} bytes of shared memory ({SHARED_BLOCK} at most)"
+            f"{kernel.shared} bytes of shared memory ({SHARED_MEMORY[kernel.capability]} at most)"
         )
     if spilled := sum(kernel.spills or ()):
         yield f"spills {spilled} bytes"
     elif code.local:
         yield f"{code.local} accesses of local memory"
     for dtype in kernel.dots:
-        wanted = INSTRUCTION.get(dtype)
-        if wanted and wanted not in code.tensor_cores:
+        kind = _OPERANDS.get(dtype)
+        if kind is None:
+            continue
+        wanted = INSTRUCTIONS[kernel.capability[0]][kind]
+        if wanted not in code.tensor_cores:
             yield f"multiplies {dtype} without {wanted}"
-    if code.widest_load not in (WIDE, "TMA", ""):
+    if not _is_wide(code.widest_load):
         yield f"loads {code.widest_load} bits at most"
     # What one wide load brings in 16 bits is 64 bits of FP8.
     narrowing = not (
         HALF_POINTERS.isdisjoint(kernel.pointers) or FP8_POINTERS.isdisjoint(kernel.pointers)
     )
-    if code.widest_store not in (WIDE, "TMA", "", "64" if narrowing else WIDE):
+    if not _is_wide(code.widest_store) and not (narrowing and code.widest_store == "64"):
         yield f"stores {code.widest_store} bits at most"
     yield from (f"compiler: {text}" for text in kernel.warnings)
+
+
+def _is_wide(widest: str) -> bool:
+    return not widest.isdecimal() or int(widest) >= WIDE
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -128,14 +147,14 @@ def as_json(report: Report) -> dict[str, Any]:
     for kernel in report.kernels:
         entry = asdict(kernel)
         if kernel.code is not None:
-            share = kernel.code.wide_share
+            share, most = kernel.code.wide_share, PROCESSORS[kernel.capability].warps
             entry["derived"] = {
                 "warps_per_sm": kernel.warps,
-                "occupancy": None if kernel.warps is None else kernel.warps / WARPS,
+                "occupancy": None if kernel.warps is None else kernel.warps / most,
                 "widest_load": kernel.code.widest_load,
                 "widest_store": kernel.code.widest_store,
                 "wide_share": None if share is None else round(share, 4),
             }
         entry["faults"] = list(faults(kernel))
         kernels.append(entry)
-    return {"target": TARGET, **asdict(report), "kernels": kernels}
+    return {**asdict(report), "kernels": kernels}

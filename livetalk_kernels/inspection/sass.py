@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..inputs import Count, Range
+from .loops import Instruction, find_main_loops
 from .occupancy import SHARED_RESERVED
 from .tools import find_tool, run_tool
 
-TENSOR_CORES = ("HGMMA", "QGMMA", "IGMMA", "BGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
+HOPPER_CORES = ("HGMMA", "QGMMA", "IGMMA", "BGMMA")
+BLACKWELL_CORES = ("UTCHMMA", "UTCQMMA", "UTCIMMA")
+TENSOR_CORES = (*HOPPER_CORES, "HMMA", "QMMA", "IMMA", "DMMA", *BLACKWELL_CORES)
 TMA_LOADS = ("UTMALDG", "UBLKCP")
 TMA_STORES = ("UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
-WIDE = "128"
-_BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16", "64": "64", "128": "128"}
+WIDE = 128  # bits of an access of a thread; Blackwell has wider ones as well
+_BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16"}
+_BITS |= {bits: bits for bits in ("64", "128", "256")}
 _WIDTHS = {"32", *_BITS.values()}
 _LOADS, _STORES, _COPIES, _LOCAL = ("LDG", "LD"), ("STG", "ST"), ("LDGSTS",), ("LDL", "STL")
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.MULTILINE)
 _INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)", re.MULTILINE
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?\w+)\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)\s*([^;]*)",
+    re.MULTILINE,
 )
 _RESOURCES = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\w+) SHARED:(\d+)")
 _INFO = re.compile(r"^\.nv\.info\.(\S+)\n(.*?)(?=^\.\S|\Z)", re.MULTILINE | re.DOTALL)
@@ -46,6 +51,8 @@ class Code:
         stores: The same for stores to global memory.
         copies: The same for asynchronous copies to shared memory (LDGSTS).
         local: Loads and stores of local memory, which spills and indexed arrays use.
+        barriers: Barriers of all warps of a block in each step of main loops (see `loops`).
+        exposed: Loads of a last block behind its main loop, where nothing hides them.
     """
 
     registers: Count
@@ -58,6 +65,8 @@ class Code:
     stores: dict[str, Count] = field(default_factory=dict)
     copies: dict[str, Count] = field(default_factory=dict)
     local: Count = 0
+    barriers: Count = 0
+    exposed: Count = 0
 
     def __post_init__(self) -> None:
         """Refuse widths that no access has."""
@@ -77,14 +86,15 @@ class Code:
 
     @property
     def wide_share(self) -> float | None:
-        """Bytes in accesses of 128 bits over bytes in all, as they stand in the code, loops once.
+        """Bytes in accesses of 128 bits or more over all bytes, as they stand in the code.
 
-        None where TMA alone touches global memory.
+        Loops count once. None where TMA alone touches global memory.
         """
         wide = total = 0
         for widths in (self.loads, self.stores, self.copies):
-            wide += widths.get(WIDE, 0) * int(WIDE)
-            total += sum(int(bits) * count for bits, count in widths.items())
+            moved = {int(bits): int(bits) * count for bits, count in widths.items()}
+            wide += sum(bytes_ for bits, bytes_ in moved.items() if bits >= WIDE)
+            total += sum(moved.values())
         return wide / total if total else None
 
 
@@ -132,20 +142,28 @@ def _threads(elf: str) -> Iterator[tuple[str, int]]:
             yield name, prod(int(size, 16) for size in match[1].split())
 
 
-def _instructions(sass: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def _instructions(sass: str) -> Iterator[tuple[str, list[Instruction]]]:
     parts = _FUNCTION.split(sass)
-    for name, body in zip(parts[1::2], parts[2::2], strict=True):
-        yield name, _INSTRUCTION.findall(body)
+    for function, body in zip(parts[1::2], parts[2::2], strict=True):
+        found = _INSTRUCTION.findall(body)
+        yield (
+            function,
+            [
+                Instruction(int(address, 16), predicate, name, suffixes, operands.strip())
+                for address, predicate, name, suffixes, operands in found
+            ],
+        )
 
 
-def _count(instructions: list[tuple[str, str]]) -> dict[str, Any]:
-    names = Counter(name for name, _ in instructions)
+def _count(instructions: list[Instruction]) -> dict[str, Any]:
+    names = Counter(one.name for one in instructions)
+    loops = find_main_loops(instructions, TENSOR_CORES)
 
     def named(wanted: tuple[str, ...]) -> dict[str, int]:
         return {name: names[name] for name in dict.fromkeys(wanted) if names[name]}
 
     def widths(wanted: tuple[str, ...]) -> dict[str, int]:
-        bits = Counter(_width(suffixes) for name, suffixes in instructions if name in wanted)
+        bits = Counter(_width(one.suffixes) for one in instructions if one.name in wanted)
         return dict(sorted(bits.items(), key=lambda item: -int(item[0])))
 
     return {
@@ -155,6 +173,8 @@ def _count(instructions: list[tuple[str, str]]) -> dict[str, Any]:
         "stores": widths(_STORES),
         "copies": widths(_COPIES),
         "local": sum(named(_LOCAL).values()),
+        "barriers": loops.barriers,
+        "exposed": loops.exposed,
     }
 
 

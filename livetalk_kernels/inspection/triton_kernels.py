@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..backends.reasons import HOPPER
+from ..backends.triton_launch import INSTALL, Launch, interpreted
 from ..errors import UserError
+from ..gpus import Gpu
 from ..outputs import new_file, write_text
 from ..registry import OPS_PACKAGE, backend_names, load_backend, load_op
-from ..spec import as_tuple
-from ..triton_launch import INSTALL, Launch, interpreted
+from ..spec import Case, as_tuple
 from . import ptxas
 from .compile import CompileError, Source, compile_source, specialise
 from .report import Kernel
@@ -37,13 +39,16 @@ class Task:
         return f"{self.op}/{self.source.name} ({self.cases[0]})" if self.source else self.op
 
 
-def tasks(ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False) -> list[Task]:
+def tasks(
+    ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False, gpu: Gpu | None = None
+) -> list[Task]:
     """Find what ops launch in their large cases; launches that share a kernel are one task.
 
     Args:
         ops: Names of ops; every backend of theirs that has ``launches`` is looked at.
         dtype: Dtype of the activations.
         quick: Each op's kernels only as its first case that has them launches them.
+        gpu: What they are compiled for; None: Hopper, whatever cannot run there.
 
     Raises:
         UserError: Triton is not installed, or interprets its kernels.
@@ -59,7 +64,7 @@ def tasks(ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False) -> lis
         for op in ops
         for name in backend_names(op)
         if load_backend(op, name).launches is not None
-        for task in _tasks_of_op(op, name, dtype)
+        for task in _tasks_of_op(op, name, dtype, gpu)
     ]
     if quick:
         names = [(task.op, task.source and task.source.name) for task in found]
@@ -67,24 +72,59 @@ def tasks(ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False) -> lis
     return found
 
 
-def launches_of_op(op: str, name: str, dtype: torch.dtype) -> Iterator[tuple[str, list[Launch]]]:
-    """Each large case's name, and what one of the op's Triton backends launches for it."""
+def refusals(ops: Sequence[str], dtype: torch.dtype, gpu: Gpu) -> Iterator[str]:
+    """What of the ops' Triton backends cannot run on a GPU: lines with the cases and the reason."""
+    for op in ops:
+        for name in backend_names(op):
+            backend = load_backend(op, name)
+            if backend.launches is None:
+                continue
+            reasons: dict[str, list[str]] = {}
+            for case in _large_cases(op, dtype):
+                reason = backend.supports(_on(case, gpu))
+                if reason is not None:
+                    reasons.setdefault(reason, []).append(case.name)
+            for reason, cases in reasons.items():
+                yield f"{op} by {name}: left out ({', '.join(cases)}): {reason}"
+
+
+def _large_cases(op: str, dtype: torch.dtype) -> list[Case]:
+    return [case for case in load_op(op).cases(torch.device("meta"), dtype) if case.large]
+
+
+def _on(case: Case, gpu: Gpu) -> Case:
+    return replace(case, device=torch.device("cuda"), gpu=gpu)
+
+
+def launches_of_op(
+    op: str, name: str, dtype: torch.dtype, gpu: Gpu | None = None
+) -> Iterator[tuple[str, list[Launch]]]:
+    """Each large case's name, and what one of the op's Triton backends launches for it.
+
+    Args:
+        op: Name of the op.
+        name: Name of the backend.
+        dtype: Dtype of the activations.
+        gpu: Cases that cannot run on it are left out.
+    """
     spec = load_op(op)
     contract = importlib.import_module(f"{OPS_PACKAGE}.{op}")
     backend = load_backend(op, name)
     assert backend.launches is not None
-    for case in spec.cases(torch.device("meta"), dtype):
-        if case.large:
+    for case in _large_cases(op, dtype):
+        if gpu is None or backend.supports(_on(case, gpu)) is None:
             arguments, keywords = spec.make_inputs(case, torch.Generator())
             outputs = as_tuple(contract.empty_outputs(*arguments, **keywords))
             yield case.name, backend.launches(outputs, *arguments, **keywords)
 
 
-def _tasks_of_op(op: str, name: str, dtype: torch.dtype) -> list[Task]:
+def _tasks_of_op(op: str, name: str, dtype: torch.dtype, gpu: Gpu | None) -> list[Task]:
+    capability = HOPPER if gpu is None else gpu.capability
     found: dict[str, Task] = {}
     try:
-        for case, launches in launches_of_op(op, name, dtype):
-            sources = {source.key: source for source in map(specialise, launches)}
+        for case, launches in launches_of_op(op, name, dtype, gpu):
+            specialised = (specialise(launch, capability) for launch in launches)
+            sources = {source.key: source for source in specialised}
             versions = Counter[str]()
             for key, source in sources.items():
                 versions[source.name] += 1
@@ -109,7 +149,13 @@ def inspect_task(task: Task, keep: Path | None = None) -> Kernel:
     """
     if task.source is None:
         return Kernel(op=task.op, backend=BACKEND, name="", error=task.error)
-    kernel = Kernel(op=task.op, backend=BACKEND, name=task.source.name, cases=tuple(task.cases))
+    kernel = Kernel(
+        op=task.op,
+        backend=BACKEND,
+        name=task.source.name,
+        cases=tuple(task.cases),
+        capability=task.source.capability,
+    )
     try:
         compiled = compile_source(task.source)
         with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ Folders in here are ops; files in an op's folder are its backends. Nothing is re
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,7 @@ def bind_ops(
     device: torch.device | str,
     dtype: torch.dtype,
     differentiable: bool = False,
+    main: Mapping[str, int] | None = None,
     **dims: int,
 ) -> Ops:
     """Pick a backend for every op, once, when a model is built.
@@ -70,6 +72,8 @@ def bind_ops(
         dtype: Dtype of its activations.
         differentiable: Take only backends that autograd goes through, to train with. Ops that
             have none, those of FP8, are left out.
+        main: Sizes of the model's main part, where these are of another: a named backend that can
+            run the main part alone leaves the other to ``auto``.
         **dims: Sizes that are known by now, by the ops' letters: ``D`` width, ``H`` heads,
             ``d`` channels of a head, ``L`` tokens.
 
@@ -81,7 +85,9 @@ def bind_ops(
     cases = {op: Case(op=op, device=device, dtype=dtype, dims=dims) for op in op_names()}
     if differentiable:
         cases = {op: case for op, case in cases.items() if with_gradients(case)}
+    mains = {} if main is None else {op: replace(case, dims=main) for op, case in cases.items()}
     choices = {
-        op: resolve(case, config, differentiable=differentiable) for op, case in cases.items()
+        op: resolve(case, config, differentiable=differentiable, main=mains.get(op))
+        for op, case in cases.items()
     }
     return Ops(choices, differentiable=differentiable)

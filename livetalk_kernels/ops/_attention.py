@@ -9,6 +9,8 @@ from torch.nn import functional
 from ..precision import HALF_DTYPES, math_dtype
 from ..spec import Case
 
+_PACKED = 32 << 20  # bytes; csrc/bindings/attention_cpu.cpp: units are packed together up to this
+_KEYS, _ROUND, _LANES = 192, 8, 16  # csrc/cpu/attention.h
 SCORES = 2**26  # scores that the plain formula holds at a time, so that long sequences fit
 
 
@@ -108,3 +110,20 @@ def sdpa_caution(case: Case) -> str | None:
     if active is None:
         return None
     return f"torch's flash attention is {active} here, by activate_flash_attention_impl"
+
+
+def packed_keys(units: int, channels: int, *contexts: int) -> int:
+    """Bytes of the fp32 keys and values that the compiled attention packs.
+
+    Args:
+        units: Heads times batch times frames with keys of their own.
+        channels: Of a head.
+        contexts: Keys of each softmax.
+    """
+    blocks, longest = 0, 0
+    for keys in contexts:
+        count = math.ceil(keys / _KEYS)
+        blocks += count
+        longest = max(longest, math.ceil(math.ceil(keys / max(1, count)) / _ROUND) * _ROUND)
+    unit = blocks * 8 * longest * math.ceil(channels / _LANES) * _LANES
+    return unit * min(units, max(1, _PACKED // max(1, unit)))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reasons import shared_memory_reason
+from ..backends.reasons import shared_memory_reason
+from ..backends.triton_launch import interpreted, split_width, supports_dot
 from ..spec import Case
-from ..triton_launch import interpreted, split_width, supports_dot
 from ._rows import power_of_two
 
 LOG2_E = 1 / math.log(2)

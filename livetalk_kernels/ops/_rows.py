@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..triton_launch import interpreted, split_width
+from ..backends.triton_launch import interpreted, split_width
 
 ACCESS = 32 * 16  # bytes that a warp moves at once, 16 a thread
 ACCESSES = 4  # of a thread that holds parts of several short rows

@@ -16,14 +16,11 @@ from ..ops import Ops
 from ..ops.quantize import dequantize
 from .comm import Communicator, LocalCommunicator
 from .mesh import Mesh, shares, starts
-from .ring import KIND as RING
 from .ring import ring_attention
-from .ulysses import KIND as ALL_TO_ALL
 from .ulysses import Ulysses
 
 GATHER, FIRST_ROWS, EXTREMES = "gather", "first_rows", "extremes"
 OVERLAP_HEADS = 4  # from so many heads a rank on, a GPU has work enough in half of them
-SCALE_BYTES = 4  # of a token and head in FP8
 
 Layout = Literal["token", "head"]  # of q and k, as `rms_norm_rope` gives them
 # q, k, v of this rank's rows, [1, L, H, d] each -> attention to all ranks' rows, the same shape.
@@ -229,58 +226,6 @@ class SequenceParallel:
         many = len(q_HLd) >= OVERLAP_HEADS * self.mesh.ulysses
         # NCCL wants one communicator at a time, and the ring has another than Ulysses.
         return 2 if q_HLd.is_cuda and many and self.mesh.ring == 1 else 1
-
-
-def volume(
-    mesh: Mesh,
-    rank: int,
-    *,
-    tokens: int,
-    heads: int,
-    head_dim: int,
-    itemsize: int,
-    layers: int,
-    outputs: int,
-    first_rows: int = 0,
-    regions: int = 0,
-    fp8: bool = False,
-) -> dict[str, int]:
-    """Bytes that a rank sends in one step of a model, by kind; see ``README.md``.
-
-    Args:
-        mesh: The ranks.
-        rank: Which of them.
-        tokens: Tokens of the whole sequence.
-        heads: Attention heads.
-        head_dim: Channels of a head.
-        itemsize: Bytes of an element of q, k and v.
-        layers: Self-attentions of a step.
-        outputs: Numbers (fp32) that a step gives per token.
-        first_rows: Tokens whose keys all ranks need, with two persons; else 0.
-        regions: Lines whose extremes all ranks need, with two persons; else 0.
-        fp8: q, k and v travel in FP8.
-
-    Returns:
-        Kind -> bytes, without the kinds of which nothing is sent.
-    """
-    sizes, others = shares(tokens, mesh.world), mesh.world - 1
-    blocks = [sum(sizes[first : first + mesh.ulysses]) for first in _block_starts(mesh)]
-    block, place = divmod(rank, mesh.ulysses)
-    own_rows, own_heads = sizes[rank], shares(heads, mesh.ulysses)[place]
-    row = head_dim * itemsize  # of one head
-    sent = head_dim + SCALE_BYTES if fp8 else row
-    foreign_rows = blocks[block] - own_rows
-    to_and_fro = 3 * own_rows * (heads - own_heads) * sent + foreign_rows * own_heads * row
-    passed_on = tokens - blocks[(block + 1) % mesh.ring]  # every block but the next rank's own
-    first = _first_sizes(starts(sizes), first_rows)[rank]
-    found = {
-        ALL_TO_ALL: layers * to_and_fro,
-        RING: layers * 2 * own_heads * passed_on * row if mesh.ring > 1 else 0,
-        FIRST_ROWS: layers * others * first * heads * row,
-        EXTREMES: layers * others * 2 * regions * 4,
-        GATHER: others * own_rows * outputs * 4,
-    }
-    return {kind: count for kind, count in found.items() if count}
 
 
 def _block_starts(mesh: Mesh) -> range:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import CommError
 from ..machine import cpus
-from .beat import first_beat, process_state
+from .ranks.heartbeat import first_beat, process_state
 
 CAPACITY = 2 << 20
 """Bytes of a ring."""

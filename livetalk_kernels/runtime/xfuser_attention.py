@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backends.reasons import device_reason, dtype_reason
 from ..precision import HALF_DTYPES
-from ..reasons import device_reason, dtype_reason
 from .mesh import Mesh
 
 INSTALL = "pip install 'livetalk[xfuser]'"

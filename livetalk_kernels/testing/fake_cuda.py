@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..triton_launch import Launch
+from ..backends.triton_launch import Launch
 from .fake_cuda_classes import Capture, CUDAGraph, Event, Generator, Stream, Work, graph, profile
 from .fake_kernels import KERNELS
 from .fake_nccl import FakeNccl

@@ -15,7 +15,7 @@ from typing import IO
 import psutil
 
 from ..environment import Ranks
-from ..runtime.beat import Beat, Board
+from ..runtime.ranks.heartbeat import Beat, Board
 
 LIMITS = {signal.SIGKILL: 5.0, signal.SIGSTOP: 20.0}
 """Seconds within which all processes have to be gone."""

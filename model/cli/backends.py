@@ -10,10 +10,10 @@ from rich.table import Table
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.advice import Change, changes, choose, suppositions
+from livetalk_kernels.backends.libraries import INSTALLED
 from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import Choice, support_table
 from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
-from livetalk_kernels.libraries import INSTALLED
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.registry import load_backend
 
@@ -150,16 +150,17 @@ def _print(answer: _Answer) -> None:
         for name, reason in backends.items():
             mark = "~" if load_backend(op, name).approximate else ""
             if reason is not None:
-                cannot.append(f"{name}{mark} {reasons.setdefault(reason, len(reasons) + 1)}")
+                number = reasons.setdefault(reason, len(reasons) + 1)
+                cannot.append(escape(f"{name}{mark}[{number}]"))  # no space: never torn apart
             elif name != choices[op].name:
                 runs.append(name + mark)
-        shown.add_row(op, choices[op].name, " ".join(runs), ", ".join(cannot))
+        shown.add_row(op, choices[op].name, " ".join(runs), " ".join(cannot))
     out.print(shown)
     notes = Table.grid(padding=(0, 2))
     notes.add_column(justify="right", no_wrap=True)
     notes.add_column(overflow="fold")  # in few columns no command is cut off
     for reason, number in reasons.items():
-        notes.add_row(str(number), escape(reason))
+        notes.add_row(escape(f"[{number}]"), escape(reason))
     if any(load_backend(op, name).approximate for op, names in table.items() for name in names):
         notes.add_row("~", "approximate: runs only if named")
     out.print(notes)
@@ -174,7 +175,10 @@ def _print(answer: _Answer) -> None:
         if choice.reason.startswith("auto; tuned")
     ]
     if answer.supposed:
-        versions = ", ".join(f"{name} {version}" for name, version in answer.supposed.items())
+        versions = ", ".join(
+            f"{name} {version}" if version else f"no {name}"
+            for name, version in answer.supposed.items()
+        )
         lines.append(f"Assumed, since this machine cannot tell: {escape(versions)}")
     lines += [
         f"With {change.library}: {change.op} would use [green]{change.then}[/] instead of "

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: An option or a file is invalid, or there is only one rank.
     """
     from livetalk_kernels.environment import Ranks
-    from livetalk_kernels.runtime.launch import launch
+    from livetalk_kernels.runtime.ranks.launch import launch
 
     from ..loading import use_device
 

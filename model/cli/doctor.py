@@ -13,9 +13,9 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
 from livetalk_kernels.units import big_count, data_size
 
+from ..completeness import CheckpointReport, inspect_checkpoint
 from ..environment import Library, environment, libraries
-from ..inspection import CheckpointReport, inspect_checkpoint
-from ..manifest import manifest_files, read_manifest, verify_manifest, write_manifest
+from ..weights.manifest import manifest_files, read_manifest, verify_manifest, write_manifest
 from .common import (
     REPLACED,
     Subparsers,

@@ -13,8 +13,8 @@ from . import common, numbers, ranks, samples
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
     from livetalk_kernels.runtime.timeline import Timeline
-    from livetalk_kernels.runtime.watchdog import Watchdog
 
     from ..media.audio import AudioReader
     from ..media.writer import BackgroundWriter
@@ -188,7 +188,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             cpu = watch.read() if team.size == 1 else None  # ranks are no neighbours
             memory = None
             if args.json:
-                from ..memory.report import memory_report
+                from ..dry_run.report import memory_report
 
                 memory = memory_report(source, pipeline, session, avatar)
             session.close(finish_chunk=outcome != common.INTERRUPTED)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from rich import box
 from rich.table import Table
 
+from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
 from livetalk_kernels.inspection.baseline import load, regressions, save
 from livetalk_kernels.inspection.collect import BACKENDS, collect
-from livetalk_kernels.inspection.report import TARGET, Kernel, Report, as_json, faults
+from livetalk_kernels.inspection.report import Kernel, Report, as_json, faults
+from livetalk_kernels.inspection.sass import Code
+from livetalk_kernels.inspection.tiles import INSTALL, OPS, Ranking, rank
 
 from .common import (
     REPLACED,
@@ -32,6 +36,7 @@ from .progress import status_line
 EXAMPLE = """\
 livetalk inspect chunk_attention add_norm
 livetalk inspect --backend triton --compare profiles/data
+livetalk inspect fp8_gemm --tiles h800
 """
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PLACE = "in a folder: its file inspect_triton<version>.json, for the installed Triton"
@@ -42,10 +47,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "inspect",
-        "Compile the Triton kernels for Hopper at the model's shapes, disassemble the CUDA "
-        "kernels, and report registers, shared memory, occupancy, spills, tensor-core and TMA "
-        "instructions, widths of global accesses and compiler warnings. Needs no GPU. The first "
-        "run takes minutes; later ones use Triton's cache.",
+        "Compile the Triton kernels for Hopper, or for another GPU, at the model's shapes, "
+        "disassemble the CUDA kernels, and report registers, shared memory, occupancy, spills, "
+        "tensor-core and TMA instructions, barriers, widths of global accesses and compiler "
+        "warnings. Needs no GPU. The first run takes minutes; later ones use Triton's cache.",
         EXAMPLE,
     )
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops to inspect (default: all)")
@@ -57,6 +62,11 @@ def add_parser(subparsers: Subparsers) -> None:
         DTYPES,
         default="bf16",
         help="of the activations, for the Triton kernels (default: bf16)",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help=f"compile for another GPU what can run there: {', '.join(GPUS)} (default: a Hopper)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="compile each Triton kernel for one shape only"
@@ -74,6 +84,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--sass", metavar="DIR", type=Path, help="keep PTX, cubins and disassembly in this folder"
     )
+    parser.add_argument(
+        "--tiles",
+        metavar="GPU",
+        help="also rank the tiles of the FP8 linears as nvMatmulHeuristics would on that GPU: "
+        f"{', '.join(GPUS)}; an order, no measurement; {INSTALL}, under a licence of NVIDIA",
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -86,12 +102,15 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.save is not None and not args.save.is_dir():
         check_file(args.save)
+    # First: whether the library is there is known before minutes of compiling.
+    tiles = None if args.tiles is None else rank(args.ops or OPS, get_gpu(args.tiles))
     with _progress() as progress:
         report = collect(
             args.ops,
             dtype=DTYPES[args.dtype],
             backends=BACKENDS if args.backend is None else (args.backend,),
             quick=args.quick,
+            gpu=None if args.gpu is None else get_gpu(args.gpu),
             keep=args.sass,
             progress=progress,
         )
@@ -99,9 +118,12 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         worse = regressions(load(args.compare, report), report)
     if args.json:
-        print_json(as_json(report) | {"regressions": worse})
+        ranked = {} if tiles is None else {"tiles": [asdict(one) for one in tiles]}
+        print_json(as_json(report) | {"regressions": worse} | ranked)
     else:
         _print(report)
+        if tiles:
+            _print_tiles(get_gpu(args.tiles), tiles)
     if args.save is not None:
         note(f"wrote {save(report, args.save)}")
     if worse:
@@ -125,12 +147,14 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _print(report: Report) -> None:
     out = console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    title = f"Kernels for {TARGET}, {report.dtype}" + (f"; {escape(versions)}" if versions else "")
+    title = f"Kernels for {report.target}, {report.dtype}" + (
+        f"; {escape(versions)}" if versions else ""
+    )
     out.print(f"[italic]{title}[/]")
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("kernel", "shape"):
         table.add_column(heading, overflow="fold")
-    for heading in ("regs", "smem", "warps", "MMA", "ld/st"):
+    for heading in ("regs", "smem", "warps", "MMA", "BAR", "ld/st"):
         table.add_column(heading, justify="right", no_wrap=True)
     order = sorted(report.kernels, key=lambda kernel: BACKENDS.index(kernel.backend))
     for backend, kernels in groupby(order, key=lambda kernel: kernel.backend):
@@ -139,8 +163,9 @@ def _print(report: Report) -> None:
             table.add_row(*_cells(list(group)))
     out.print(table)
     out.print(
-        "smem: KB per block. warps: per SM, of 64. MMA: tensor-core instructions in the code. "
-        "ld/st: bits of the widest global load and store, or TMA."
+        "smem: KB per block. warps: per SM. MMA: tensor-core instructions in the code. BAR: "
+        "CTA-wide barriers in each step of the main loops; +n: loads of a last block after them, "
+        "exposed. ld/st: bits of the widest global load and store, or TMA."
     )
     for line in report.notes:
         out.print(escape(line))
@@ -150,6 +175,20 @@ def _print(report: Report) -> None:
     out.print(f"{count}, {seconds:.0f} s to compile; {plural(len(found), 'fault')}.")
     for line in found:
         out.print(f"  {escape(line)}", style="yellow")
+
+
+def _print_tiles(gpu: Gpu, rankings: list[Ranking]) -> None:
+    out = console()
+    out.print(f"[italic]Tiles as nvMatmulHeuristics ranks them on {escape(gpu.title)}[/]")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("product", "M x N x K", "its first", "ours, and their places"):
+        table.add_column(heading, overflow="fold")
+    for one in rankings:
+        ours = (f"{name}: {place or 'no'}" for name, place in one.places.items())
+        sizes = " x ".join(map(str, one.sizes))
+        table.add_row(escape(one.case), sizes, "\n".join(one.best), "\n".join(ours) or "none runs")
+    out.print(table)
+    out.print("An order by a model of the GPU, nothing was measured; no: not among its tiles.")
 
 
 def _row(kernel: Kernel) -> tuple[str, ...]:
@@ -181,8 +220,14 @@ def _cells(kernels: list[Kernel]) -> list[str]:
         _range(round(kernel.shared / 1024) for kernel in kernels),
         _range(kernel.warps for kernel in kernels if kernel.warps is not None),
         "\n".join(f"{core} {count}" for core, count in counts.items()),
+        _range(code.barriers for code in codes if code.tensor_cores) + _exposed(codes),
         f"{load}/{store}",
     ]
+
+
+def _exposed(codes: list[Code]) -> str:
+    most = max(code.exposed for code in codes)
+    return f" +{most}" if most else ""
 
 
 def _range(values: Iterable[int]) -> str:

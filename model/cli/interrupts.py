@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-from livetalk_kernels.runtime.signals import Before, SignalThread, catch, give_back, say
+from livetalk_kernels.runtime.ranks.signals import Before, SignalThread, catch, give_back, say
 
 from . import common
 

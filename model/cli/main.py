@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "generate": "avatar or portrait, and speech -> talking video",
         "dataset": "drawn or real talking faces -> clips to train on",
         "train": "clips -> a small model of your own, part by part",
+        "evaluate": "how well a model talks, and whether its stream drifts",
         "profile": "where a stream's time goes, with traces, telemetry and plots",
         "plan": "forecast time and memory on GPUs, and pick the split",
         "diff": "compare two configurations of a model, layer by layer",
@@ -133,7 +134,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run a command line, report errors, and return the exit code."""
     args = make_parser(arguments).parse_args(arguments, argparse.Namespace(argv=arguments))
     from livetalk_kernels.environment import Ranks  # slow: imports torch
-    from livetalk_kernels.runtime.signals import ended_like_ctrl_c
+    from livetalk_kernels.runtime.ranks.signals import ended_like_ctrl_c
 
     try:
         # With several ranks the watchdog handles the signals.

@@ -16,8 +16,10 @@ from .numbers import RANKS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..memory import Model, Prediction, Split
-    from ..memory.measure import Measured
+    from livetalk_kernels.runtime.mesh import Mesh
+
+    from ..dry_run.measure import Measured
+    from ..dry_run.memory import Model, Prediction
 
 # Option -> what argparse calls it; all of them need --memory.
 _OPTIONS = {
@@ -88,7 +90,7 @@ def run_memory(args: argparse.Namespace) -> int:
     Raises:
         UserError: The choice is impossible, or a checkpoint cannot be read.
     """
-    from ..memory import predict
+    from ..dry_run.memory import predict
 
     measured = None
     if args.measure:
@@ -103,16 +105,16 @@ def run_memory(args: argparse.Namespace) -> int:
             value["difference"] = prediction.total / measured.total - 1
         print_json(value)
     else:
-        _print(_title(args, model), prediction, measured, ranks=model.split.ranks)
+        _print(_title(args, model), prediction, measured, ranks=model.mesh.world)
     return 0
 
 
 def _model(args: argparse.Namespace) -> "Model":
     """What the options ask for, without looking at this machine."""
-    from ..checkpoint import CheckpointFolder
     from ..config import AudioEncoderConfig, get_preset
+    from ..dry_run.memory import Model
     from ..loading import DTYPES
-    from ..memory import Model
+    from ..weights.checkpoint import CheckpointFolder
 
     if args.preset and args.checkpoint:
         raise UserError("--preset and --checkpoint: give one of them, not both")
@@ -136,16 +138,16 @@ def _model(args: argparse.Namespace) -> "Model":
         dtype=DTYPES[args.dtype or ("bf16" if device == "cuda" else "fp32")],
         fp8=args.precision == "fp8",
         fuse_bias=args.fuse_bias,
-        split=_split(args, dit.num_heads),
+        mesh=_split(args, dit.num_heads),
     )
 
 
-def _split(args: argparse.Namespace, heads: int) -> "Split":
+def _split(args: argparse.Namespace, heads: int) -> "Mesh":
     """The ranks asked for; what is not said is chosen so that as few as possible form the ring."""
-    from ..memory import Split
+    from livetalk_kernels.runtime.mesh import Mesh
 
     if args.ranks is None:
-        return Split(ulysses=args.ulysses or 1, ring=args.ring or 1)
+        return Mesh(ulysses=args.ulysses or 1, ring=args.ring or 1)
     ulysses = args.ulysses or (
         math.gcd(args.ranks, heads) if args.ring is None else args.ranks // args.ring
     )
@@ -154,15 +156,15 @@ def _split(args: argparse.Namespace, heads: int) -> "Split":
         raise UserError(
             f"--ranks {args.ranks}: is not ulysses {ulysses} x ring {ring}; leave one of them out"
         )
-    return Split(ulysses=ulysses, ring=ring)
+    return Mesh(ulysses=ulysses, ring=ring)
 
 
 def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from livetalk_kernels import KernelConfig
 
+    from ..dry_run.measure import measure
+    from ..dry_run.memory import describe, predict
     from ..loading import ModelSource
-    from ..memory import describe, predict
-    from ..memory.measure import measure
     from ..preparation import check_size
     from ..stream.chunk import StreamOptions
 
@@ -217,8 +219,8 @@ def _settings(model: "Model") -> dict[str, Any]:
         "fuse_bias": model.fuse_bias,
         "size": list(model.size),
         "steps": model.steps,
-        "ulysses": model.split.ulysses,
-        "ring": model.split.ring,
+        "ulysses": model.mesh.ulysses,
+        "ring": model.mesh.ring,
     }
 
 
@@ -231,8 +233,8 @@ def _title(args: argparse.Namespace, model: "Model") -> str:
     if model.fuse_bias:
         parts.append("fused biases")
     parts.append("GPU" if model.device == "cuda" else "CPU")
-    if model.split.ranks > 1:
-        parts.append(f"ulysses {model.split.ulysses} x ring {model.split.ring}, each rank")
+    if model.mesh.world > 1:
+        parts.append(f"ulysses {model.mesh.ulysses} x ring {model.mesh.ring}, each rank")
     return ", ".join(parts)
 
 
@@ -241,7 +243,7 @@ def _print(
 ) -> None:
     from rich.table import Table
 
-    from ..memory import ASSUMPTIONS
+    from ..dry_run.memory import ASSUMPTIONS
 
     table = Table()
     _add_columns(table, "what", measured)

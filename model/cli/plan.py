@@ -153,8 +153,8 @@ def _refuse(args: argparse.Namespace, names: Collection[str], option: str) -> No
 
 def _job(args: argparse.Namespace, itemsize: int) -> "Job":
     from ..config import get_preset
-    from ..plan.dit_work import Schedule
     from ..plan.forecast import Job
+    from ..plan.systems import Schedule
 
     return Job.of(
         get_preset(args.preset or DEFAULT_PRESETS.get(args.gpu.lower(), "14b")),

@@ -13,9 +13,9 @@ from . import numbers
 
 if TYPE_CHECKING:
     from livetalk_kernels.environment import Ranks
-    from livetalk_kernels.runtime.beat import Deadlines
     from livetalk_kernels.runtime.comm import Communicator
-    from livetalk_kernels.runtime.watchdog import Watchdog
+    from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
 
     from ..stream.team import Split, Team
 
@@ -123,7 +123,7 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
         return None
     if nproc in (None, 1):
         return None
-    from livetalk_kernels.runtime.launch import launch
+    from livetalk_kernels.runtime.ranks.launch import launch
 
     _split(args)  # reject bad options once, not on every rank
     _deadlines(args, cpu=True)
@@ -154,7 +154,7 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
         yield Team(split=split), None
         return
     from livetalk_kernels.runtime.process_group import joined
-    from livetalk_kernels.runtime.watchdog import Watchdog
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
 
     from ..loading import use_device
 
@@ -188,7 +188,7 @@ def _split(args: argparse.Namespace) -> "Split":
 
 
 def _deadlines(args: argparse.Namespace, *, cpu: bool) -> "Deadlines":
-    from livetalk_kernels.runtime.beat import Deadlines
+    from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
 
     usual = Deadlines().scaled(CPU_PATIENCE) if cpu else Deadlines()
     return usual.with_choices(args.deadline)

@@ -1,5 +1,6 @@
 """Standard output and error that survive being closed, full, unread or of a limited encoding."""
 
+import codecs
 import errno
 import io
 import os
@@ -7,6 +8,21 @@ import sys
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
+
+_PLAIN = "livetalk.plain"
+_LETTERS = {"µ": "u", "–": "-"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a letter in its place where there is one, so that tables keep their width."""
+    if isinstance(error, UnicodeEncodeError):
+        letter = error.object[error.start]
+        if letter in _LETTERS:
+            return _LETTERS[letter], error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_PLAIN, _plain)
 
 
 class ReaderGoneError(Exception):
@@ -33,7 +49,7 @@ class Output(io.TextIOBase):
         self._stream, self._needs_reader = stream, needs_reader
         self.failure: OSError | None = None
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_PLAIN)
 
     def write(self, text: str) -> int:
         """Write a text, or drop it."""

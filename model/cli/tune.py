@@ -58,6 +58,16 @@ def add_parser(subparsers: common.Subparsers) -> None:
         choices=("exact", "fp8"),
         help="of the preset's linear layers (default: exact)",
     )
+    what.add_argument(
+        "--fuse-bias",
+        action="store_true",
+        help="the preset's VAE adds biases in the pass of a norm or residual, as with 'generate'",
+    )
+    what.add_argument(
+        "--m-major-scales",
+        action="store_true",
+        help="with fp8, scales of blocks lie as matrix products read them, as with 'generate'",
+    )
     common.add_device_options(what)
     what.add_argument(
         "--approximate",
@@ -154,9 +164,12 @@ def _check(args: argparse.Namespace) -> None:
     for op in args.ops:
         if op not in (*known, ALL):
             raise UserError(f"{op}: unknown op; choose from {', '.join(known)}, or {ALL}")
-    for option in ("size", "precision"):
-        if getattr(args, option) is not None and args.preset is None:
-            raise UserError(f"--{option}: describes a model; needs --preset")
+    for option in ("size", "precision", "fuse_bias", "m_major_scales"):
+        if getattr(args, option) not in (None, False) and args.preset is None:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name}: describes a model; needs --preset")
+    if args.m_major_scales and args.precision != "fp8":
+        raise UserError("--m-major-scales: only FP8 has scales; use --precision fp8 as well")
     common.check_file(args.output, (".json",))
 
 
@@ -174,14 +187,21 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
             if dtype in load_op(op).dtypes
             for case in select_cases(op, device, dtype)
         ]
-    from ..calls import model_calls
     from ..config import get_preset
+    from ..dry_run.calls import model_calls
     from ..preparation import check_size
 
     preset = get_preset(args.preset)
     size = check_size(args.size or preset.size)
-    fp8 = args.precision == "fp8"
-    calls = model_calls(preset, size=size, device=device, dtype=dtype, fp8=fp8)
+    calls = model_calls(
+        preset,
+        size=size,
+        device=device,
+        dtype=dtype,
+        fp8=args.precision == "fp8",
+        fuse_bias=args.fuse_bias,
+        m_major_scales=args.m_major_scales,
+    )
     return [call for call in calls if call.case.op in ops]
 
 

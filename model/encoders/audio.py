@@ -21,7 +21,7 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.precision import full_fp32
 
 from ..config import AudioEncoderConfig, read_config
-from ..weights import Slot, TensorFiles, load_module, open_weights, random_module
+from ..weights.fill import Slot, TensorFiles, load_module, open_weights, random_module
 from .loudness import GATE_SECONDS, LoudnessMeter
 from .wav2vec2 import Wav2Vec2
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from livetalk_kernels.errors import UserError
 
-from ..tensor_files import TensorSpec
-from ..weights import Slot, TensorFiles, load_module, open_weights
+from ..weights.fill import Slot, TensorFiles, load_module, open_weights
+from ..weights.tensor_files import TensorSpec
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel

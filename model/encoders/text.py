@@ -17,7 +17,7 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_folder, check_input
 
-from ..weights import Slot, TensorFiles, load_module, open_weights
+from ..weights.fill import Slot, TensorFiles, load_module, open_weights
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel

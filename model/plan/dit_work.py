@@ -1,55 +1,27 @@
-"""Work of the transformer and the audio encoder on one rank.
+"""Work of the transformer and the audio encoder on one rank, from a dry run of one rank alone.
 
-The formulas follow `dit`, `layers` and the contracts of the ops; a test holds their products to
-what PyTorch counts. Rank 0 has the largest shares, so the others wait for it.
+A rank's share is that of the tokens, but for self-attention; rank 0 has the largest, so the others
+wait for it.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 
-from livetalk_kernels.gpus import BEST
+import torch
+
 from livetalk_kernels.runtime.mesh import Mesh, shares
 from livetalk_kernels.spec import ACTIVATIONS, ATTENTION, CROSS, LINEARS, NORMS
 
-from ..config import CHUNK_FRAMES, AudioEncoderConfig, DiTConfig
-from ..memory.dit import AUDIO_SECONDS
+from ..config import AudioEncoderConfig, DiTConfig
+from ..dry_run.record import AUDIO, AUDIO_KV, DENOISE, PREPARE, record_audio, record_transformer
+from ..dry_run.recorder import Call, Phase
+from .systems import Schedule, as_other_system
 from .work import ALL, Attention, Parts, Product, Work
 
-ROPE_BYTES = 36  # an element of q or k through complex128: bf16 -> fp64, times the table, -> bf16
-ROPE_FP64 = 7  # operations an element, conversions counted as one multiply-add each
-LAUNCHES = 19  # of a block: 8 products, 3 attentions, 6 norms, GELU, one copy
+DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes of a number
 FP32 = 4
-VIDEO_FPS = 25
-OUTPUT_PATCH = 4  # pixels of a latent in a token
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What a system does, and what it does again; the defaults are livetalk's.
-
-    Attributes:
-        once: Constants are made once: text and image K/V, audio K/V of a chunk, modulation, RoPE
-            tables, decoder state. Otherwise in every step, and on every rank all of them.
-        fused_rope: Norm and rotation are one kernel in fp32; otherwise the rotation runs in
-            complex128 outside the compiler.
-        attention: Kernel of self-attention, a key of `livetalk_kernels.gpus.Gpu.attention`.
-        overlap: Heads are exchanged in groups beside attention, and audio is encoded on a side
-            stream.
-        tiles: The VAE runs on overlapping tiles that are cropped; otherwise halos are exchanged.
-        pageable: Frames go to the host as fp32 through pageable memory.
-        audio: The model listens. Wan2.1 does not.
-        forwards: Of the model in a step; 2 with classifier-free guidance.
-        fuse_bias: The VAE's residual blocks add their biases in other passes.
-    """
-
-    once: bool = True
-    fused_rope: bool = True
-    attention: str = BEST
-    overlap: bool = True
-    tiles: bool = False
-    pageable: bool = False
-    audio: bool = True
-    forwards: int = 1
-    fuse_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +52,7 @@ class Share:
         )
 
 
+@cache
 def step_work(
     config: DiTConfig,
     grid: tuple[int, int, int],
@@ -88,173 +61,150 @@ def step_work(
     *,
     itemsize: int,
     fp8: bool = False,
-) -> dict[str, Work]:
+) -> Parts:
     """Work of one forward of the transformer.
 
+    Copies and casts outside ops, 0.1 % of a step, are left out.
+
     Args:
-        config: Shape of the model.
+        config: Shape of the transformer.
         grid: Tokens in frames, rows and columns.
         share: Of the rank.
         schedule: What is done.
         itemsize: Bytes of a number.
         fp8: The blocks' linear layers are in FP8.
     """
-    rows, dim, ffn, layers = share.tokens, config.dim, config.ffn_dim, config.num_layers
-    elements = rows * dim
-    product = _Products(rows=rows, itemsize=itemsize, fp8=fp8)
-    projections = (3 * dim, dim, dim, dim) if schedule.once else (dim,) * 6
-    if schedule.audio:
-        projections = (*projections, dim, dim)
-    linears = [product(columns, dim, layers) for columns in projections]
-    linears += [product(ffn, dim, layers), product(dim, ffn, layers)]
-    patch = OUTPUT_PATCH * config.out_dim
-    linears.append(Product(rows=rows, columns=dim, depth=patch, itemsize=itemsize))
-    linears.append(Product(rows=rows, columns=patch, depth=dim, itemsize=FP32))
-    heads = {"heads": config.num_heads, "width": config.head_dim, "itemsize": itemsize}
-    own = heads | {"heads": share.heads}
-    cross = [
-        Attention(queries=rows, keys=config.text_len, count=layers, **heads),
-        Attention(queries=rows, keys=config.image_len, count=layers, **heads),
-    ]
-    if schedule.audio:
-        cross.append(Attention(queries=rows, keys=config.context_tokens, count=layers, **heads))
-    seams = 4 if schedule.audio else 3
-    seam = elements * (3 * itemsize + 1 if fp8 else 4 * itemsize)
-    norms = layers * (seams * seam + elements * 6 * itemsize) + elements * 4 * itemsize
-    rotated = 0 if schedule.fused_rope else layers * 2 * elements
-    quantized = (seams - 1) * elements * (itemsize + 1) if fp8 else 0  # results of attention
-    gelu = 0 if fp8 else 2 * rows * ffn * itemsize  # in FP8 part of the product
+    phase = _phase(config, grid, DENOISE, itemsize=itemsize, fp8=fp8)
+    part = share.tokens / math.prod(grid)
+    linears = _products(phase, math.prod(grid), share.tokens)
     parts = {
         LINEARS: Work(products=tuple(linears)),
-        ATTENTION: Work(
-            attentions=(Attention(queries=share.block, keys=share.total, count=layers, **own),)
-        ),
-        CROSS: Work(attentions=tuple(cross)),
+        ATTENTION: Work(attentions=tuple(_self_attentions(phase, share))),
+        CROSS: Work(attentions=tuple(_cross_attentions(phase, share.tokens))),
         NORMS: Work(
-            bytes=float(norms + layers * quantized + rotated * ROPE_BYTES),
-            fp64=float(rotated * ROPE_FP64),
-            calls=layers * (LAUNCHES + (3 if fp8 else 0) + (0 if schedule.fused_rope else 8)),
+            bytes=part * sum(_bytes(call) * n for call, n in _of_kind(phase, NORMS)),
+            calls=phase.calls.total() + phase.launches,
         ),
-        ACTIVATIONS: Work(bytes=float(layers * gelu)),
+        ACTIVATIONS: Work(bytes=part * phase.activated),
     }
+    parts = as_other_system(parts, config, share.tokens, schedule, itemsize=itemsize, fp8=fp8)
     if not schedule.once:
-        again = avatar_work(config, itemsize=itemsize) + schedule_work(config)
+        parts[LINEARS] += session_work(config, grid, 0, itemsize=itemsize)
         if schedule.audio:
-            again += audio_work(config, frames=grid[0], itemsize=itemsize)
-        parts[LINEARS] += again
+            parts[LINEARS] += audio_work(config, grid, grid[0], itemsize=itemsize)
     return parts
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Products:
-    rows: int
-    itemsize: int
-    fp8: bool
+def session_work(
+    config: DiTConfig,
+    grid: tuple[int, int, int],
+    rows: int,
+    *,
+    itemsize: int,
+    fp8: bool = False,
+    steps: int = 1,
+) -> Work:
+    """What is done once a session.
 
-    def __call__(self, columns: int, depth: int, count: int) -> Product:
-        """``count`` linear layers of the blocks."""
-        return Product(
-            rows=self.rows,
-            columns=columns,
-            depth=depth,
-            count=count,
-            itemsize=self.itemsize,
-            fp8=self.fp8,
-        )
-
-
-def avatar_work(config: DiTConfig, *, itemsize: int) -> Work:
-    """Embedding of text and image, and their keys and values in all layers; whole on each rank."""
-    dim, text, image = config.dim, config.text_len, config.image_len
-    products = (
-        Product(rows=text, columns=dim, depth=config.text_dim, itemsize=itemsize),
-        Product(rows=text, columns=dim, depth=dim, itemsize=itemsize),
-        Product(rows=image, columns=config.image_dim, depth=config.image_dim, itemsize=itemsize),
-        Product(rows=image, columns=dim, depth=config.image_dim, itemsize=itemsize),
-        Product(rows=text, columns=dim, depth=dim, count=2 * config.num_layers, itemsize=itemsize),
-        Product(rows=image, columns=dim, depth=dim, count=2 * config.num_layers, itemsize=itemsize),
-    )
-    normed = 2 * (text + image) * dim * itemsize * config.num_layers
-    return Work(products=products, bytes=float(normed), calls=6.0 * config.num_layers)
-
-
-def condition_work(config: DiTConfig, rows: int, *, itemsize: int) -> Work:
-    """Patch embedding of the constant channels, of so many tokens."""
-    depth = OUTPUT_PATCH * (config.in_dim - config.out_dim)
-    return Work(
-        products=(Product(rows=rows, columns=config.dim, depth=depth, itemsize=itemsize),), calls=3
-    )
-
-
-def audio_work(config: DiTConfig, *, frames: int, itemsize: int) -> Work:
-    """Audio tokens, and their keys and values of so many latent frames in all layers."""
-    hidden, features = config.intermediate_dim, config.audio_features
-    all_frames = 1 + (CHUNK_FRAMES - 1) // config.vae_scale
-    entries = config.audio_window + config.vae_scale - 1
-    shapes = (
-        (1, hidden, config.audio_window * features),
-        (all_frames - 1, hidden, entries * features),
-        (all_frames, hidden, hidden),
-        (all_frames, config.context_tokens * config.output_dim, hidden),
-    )
-    products = [
-        Product(rows=rows, columns=columns, depth=depth, itemsize=itemsize)
-        for rows, columns, depth in shapes
-    ]
-    products.append(
-        Product(
-            rows=frames * config.context_tokens,
-            columns=2 * config.dim,
-            depth=config.output_dim,
-            count=config.num_layers,
-            itemsize=itemsize,
-        )
-    )
-    return Work(products=tuple(products), calls=10.0 + config.num_layers)
-
-
-def schedule_work(config: DiTConfig) -> Work:
-    """Time embedding and modulation of one step, in fp32."""
-    dim = config.dim
-    shapes = ((dim, config.freq_dim), (dim, dim), (6 * dim, dim))
+    Embedding of text and image with their keys and values in all layers, whole on each rank; the
+    schedule's modulations; and the patch embedding of the constant channels of ``rows`` tokens.
+    """
+    phase = _phase(config, grid, PREPARE, itemsize=itemsize, fp8=fp8)
+    products = _products(phase, math.prod(grid), rows)
+    normed = sum(_bytes(call) * count for call, count in _of_kind(phase, NORMS))
     return Work(
         products=tuple(
-            Product(rows=1, columns=columns, depth=depth, itemsize=FP32)
-            for columns, depth in shapes
+            replace(part, rows=steps) if part.rows == 1 else part for part in products if part.rows
         ),
-        calls=12,
+        bytes=float(normed),
+        calls=phase.calls.total() + phase.launches,
+    )
+
+
+def audio_work(
+    config: DiTConfig, grid: tuple[int, int, int], frames: int, *, itemsize: int
+) -> Work:
+    """Audio tokens of a chunk, and their keys and values of so many latent frames in all layers."""
+    phase = _phase(config, grid, AUDIO_KV, itemsize=itemsize)
+    tokens = config.context_tokens
+    return Work(
+        products=tuple(_products(phase, grid[0] * tokens, frames * tokens)),
+        calls=phase.calls.total() + phase.launches,
     )
 
 
 def audio_encoder_work(config: AudioEncoderConfig) -> Parts:
     """The encoder over its whole window of sound, in fp32."""
-    length, inputs = AUDIO_SECONDS * config.sample_rate, 1
-    products = []
-    for outputs, kernel, stride in zip(
-        config.conv_dim, config.conv_kernel, config.conv_stride, strict=True
-    ):
-        length = (length - kernel) // stride + 1
-        products.append(_fp32(length, outputs, inputs * kernel))
-        inputs = outputs
-    rows, width = VIDEO_FPS * AUDIO_SECONDS, config.width  # features come at the video's rate
-    group = width // config.pos_conv_groups
-    products += [
-        _fp32(rows, width, group * config.pos_conv_kernel),
-        _fp32(rows, width, inputs),
-        _fp32(rows, width, width, 4 * config.layers),
-        _fp32(rows, config.ffn_dim, width, 2 * config.layers),
-    ]
-    attention = Attention(
-        queries=rows,
-        keys=rows,
-        heads=config.heads,
-        width=width // config.heads,
-        count=config.layers,
-        itemsize=FP32,
-    )
-    calls = 16.0 * config.layers + 30
-    return {ALL: Work(products=tuple(products), attentions=(attention,), calls=calls)}
+    phase = record_audio(config, "cuda").phases[AUDIO]
+    return {ALL: Work(products=tuple(_products(phase, 0, 0)), calls=float(phase.launches))}
 
 
-def _fp32(rows: int, columns: int, depth: int, count: int = 1) -> Product:
-    return Product(rows=rows, columns=columns, depth=depth, count=count, itemsize=FP32)
+def _phase(
+    config: DiTConfig,
+    grid: tuple[int, int, int],
+    name: str,
+    *,
+    itemsize: int,
+    fp8: bool = False,
+) -> Phase:
+    found = record_transformer(config, grid, device="cuda", dtype=DTYPES[itemsize], fp8=fp8)
+    return found.phases[name]
+
+
+def _products(phase: Phase, whole: int, rows: int) -> Iterable[Product]:
+    """Products of a phase, those of ``whole`` rows with ``rows`` instead."""
+    found = []
+    for part, count in phase.products.items():
+        found.append(
+            Product(
+                rows=part.rows,
+                columns=part.columns,
+                depth=part.depth,
+                count=count,
+                itemsize=part.itemsize,
+            )
+        )
+    for call, count in _of_kind(phase, LINEARS):
+        m, n, k = (call.case.dims[letter] for letter in "MNK")
+        found.append(
+            Product(
+                rows=m, columns=n, depth=k, count=count, itemsize=call.case.dtype.itemsize, fp8=True
+            )
+        )
+    return [replace(part, rows=rows) if part.rows == whole else part for part in found]
+
+
+def _self_attentions(phase: Phase, share: Share) -> Iterable[Attention]:
+    for call, count in _of_kind(phase, ATTENTION):
+        yield Attention(
+            queries=share.block,
+            keys=share.total,
+            heads=share.heads,
+            width=call.case.dims["d"],
+            count=count,
+            itemsize=call.case.dtype.itemsize,
+        )
+
+
+def _cross_attentions(phase: Phase, rows: int) -> Iterable[Attention]:
+    """One for each softmax: of text, image or a frame's audio."""
+    for call, count in _of_kind(phase, CROSS):
+        dims = call.case.dims
+        for letter in "SI":
+            if letter in dims:
+                yield Attention(
+                    queries=rows,
+                    keys=dims[letter],
+                    heads=dims["H"],
+                    width=dims["d"],
+                    count=count,
+                    itemsize=call.case.dtype.itemsize,
+                )
+
+
+def _of_kind(phase: Phase, kind: str) -> Iterable[tuple[Call, int]]:
+    return ((call, count) for call, count in phase.calls.items() if call.kind == kind)
+
+
+def _bytes(call: Call) -> int:
+    return call.cost.bytes

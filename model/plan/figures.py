@@ -10,10 +10,11 @@ from livetalk_kernels.gpus import FA2, FA3
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 
 from ..config import get_preset
-from .dit_work import Schedule
-from .forecast import COLOUR, DECODE, ENCODE, Job, forecast, step_seconds, vae_seconds
+from ..dry_run.record import COLOUR, DECODE, ENCODE
+from .forecast import Job, forecast, step_seconds, vae_seconds
 from .layout import Layout
 from .machine import GpuMachine
+from .systems import Schedule
 
 STEP, CHUNK = "step", "chunk"
 SIZE = (768, 448)

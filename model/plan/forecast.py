@@ -4,10 +4,10 @@ Stages of the main lane come one after another. What runs on a side stream share
 free only while the main stream waits for messages or for launches; the rest of it is added.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from livetalk_kernels.runtime.sequence_parallel import volume
 from livetalk_kernels.runtime.slices import Slices
 from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 from livetalk_kernels.spec import ATTENTION, LINEARS
@@ -21,27 +21,32 @@ from ..config import (
     Preset,
     VAEConfig,
 )
+from ..dry_run.record import (
+    AUDIO,
+    AUDIO_KV,
+    DECODE,
+    DENOISE,
+    ENCODE,
+    TO_HOST,
+    WARM,
+)
+from ..dry_run.work import attention_messages
 from ..preparation import check_size
 from ..vae import COLORS, SPATIAL
-from ..vae_traffic import Traffic
 from .dit_work import (
-    OUTPUT_PATCH,
-    Schedule,
+    DTYPES,
     Share,
     audio_encoder_work,
     audio_work,
-    avatar_work,
-    condition_work,
-    schedule_work,
+    session_work,
     step_work,
 )
-from .layout import Layout, exchanged, head_groups, ring_seconds, vae_traffic
+from .layout import Layout, exchanged, head_groups, ring_seconds
 from .machine import Machine
-from .vae_work import DECODE, ENCODE, FIRST, WARM, colour_work, vae_stage
-from .work import ALL, GAPS, Attention, Parts, Work, join, total
+from .systems import Schedule
+from .vae_work import FIRST, colour_work, vae_stage, vae_work
+from .work import ALL, GAPS, Attention, Parts, Work, total
 
-DENOISE, AUDIO, AUDIO_KV = "denoise", "audio encoder", "audio K/V"
-COLOUR, TO_HOST = "colour", "to host"
 FPS = 25.0
 REAL_TIME = NEW_FRAMES / FPS  # seconds of video in a chunk
 DECODE_BORDER, ENCODE_BORDER = 2, 1  # latents that a published tile has at each inner side
@@ -242,15 +247,13 @@ def _exchanges(job: Job, layout: Layout, machine: Machine, share: Share, compute
     """What messages around self-attention, packing them, and the last gather add to a step."""
     config, mesh, schedule = job.dit, layout.mesh, job.schedule
     layers, width = config.num_layers, config.head_dim
-    sent = volume(
+    sent = attention_messages(
         mesh,
         0,
         tokens=job.tokens,
         heads=config.num_heads,
         head_dim=width,
-        itemsize=job.itemsize,
-        layers=1,
-        outputs=OUTPUT_PATCH * config.out_dim,
+        dtype=DTYPES[job.itemsize],
     )
     attend = computed / layers
     row = width * job.itemsize
@@ -296,7 +299,9 @@ def _exchanges(job: Job, layout: Layout, machine: Machine, share: Share, compute
         elapsed = exchanged(send, attends, give)
     passes = 10 if schedule.overlap else 16  # v made contiguous, pieces put in place, joined
     packed = machine.seconds(Work(bytes=float(passes * share.tokens * config.dim * job.itemsize)))
-    last = machine.transfer(sent["gather"], 1, layout.far_all)
+    outputs = config.out_dim * math.prod(config.patch_size)  # of a token, in fp32
+    gathered = (mesh.world - 1) * share.tokens * outputs * FP32
+    last = machine.transfer(gathered, 1, layout.far_all)
     return layers * (elapsed - attend + packed) + last
 
 
@@ -314,8 +319,7 @@ def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Second
     schedule = job.schedule
     rows, columns = vae_slice(job, layout, ENCODE_BORDER if name == ENCODE else DECODE_BORDER)
     keys = rows * columns if schedule.tiles else job.latent[0] * job.latent[1]
-    stage = vae_stage(job.vae, name, reuse=schedule.once, fuse_bias=schedule.fuse_bias)
-    parts = stage.work(rows, columns, keys=keys, itemsize=job.itemsize)
+    parts = _vae_work(job, name, (rows, columns), keys)
     if not parts:
         return {}
     found = _timed(job, machine, parts)
@@ -326,20 +330,34 @@ def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Second
         size = (layout.world - 1) * rows * columns * frames * job.itemsize
         found[COMMUNICATION] = machine.transfer(size, 1, layout.far_all)
         return found
-    traffic = vae_traffic(job.vae, layout.grid, job.latent, job.itemsize)
-    sent: Traffic = {DECODE: traffic.decode, WARM: traffic.warm, ENCODE: traffic.encode}[name]
+    stage = vae_stage(job.vae, name, reuse=True, itemsize=job.itemsize)
     slices = Slices(grid=layout.grid, size=job.latent)
+    everyone = (stage.messages(slices, rank, job.itemsize) for rank in range(layout.world))
+    sent = max(everyone, key=lambda messages: messages["halo"])
     found[COMMUNICATION] = machine.transfer(
-        sent.halo, stage.calls["convolutions"], layout.far_halo(slices)
-    ) + machine.transfer(sent.gather, stage.frames, layout.far_all)
+        sent["halo"], stage.convolutions, layout.far_halo(slices)
+    ) + machine.transfer(sent["gather"], stage.frames, layout.far_all)
     return found
+
+
+def _vae_work(job: Job, name: str, size: tuple[int, int], keys: int) -> Parts:
+    return vae_work(
+        job.vae,
+        name,
+        size,
+        keys=keys,
+        itemsize=job.itemsize,
+        reuse=job.schedule.once,
+        fuse_bias=job.schedule.fuse_bias,
+    )
 
 
 def _audio_kv(job: Job, layout: Layout, machine: Machine) -> Seconds:
     config, (frames, rows, columns) = job.dit, job.token_grid
     tokens = Share.of(layout.mesh, job.tokens, config.num_heads).tokens
     heard = frames if layout.world == 1 else min(frames, tokens // (rows * columns) + 2)
-    seconds = _plain(job, machine, {ALL: audio_work(config, frames=heard, itemsize=job.itemsize)})
+    work = audio_work(config, job.token_grid, heard, itemsize=job.itemsize)
+    seconds = _plain(job, machine, {ALL: work})
     windows = FP32 * CHUNK_FRAMES * config.audio_window * config.audio_features
     if layout.world > 1:
         seconds += machine.transfer((layout.world - 1) * windows, 1, layout.far_all)
@@ -352,7 +370,7 @@ def _frames(job: Job, layout: Layout, machine: Machine) -> dict[str, Seconds]:
     pixels = job.pixels if whole else -(-job.pixels // layout.world)
     extra = CHUNK_FRAMES / NEW_FRAMES if whole else 1  # the motion frames are not yet cut off
     found = {}
-    for name, parts in colour_work(pixels, itemsize=job.itemsize).items():
+    for name, parts in colour_work(job.vae, pixels, itemsize=job.itemsize).items():
         work = replace(parts[ALL], bytes=parts[ALL].bytes * extra)
         found[name] = {ALL: _plain(job, machine, {ALL: work})}
     frames = COLORS * NEW_FRAMES * job.pixels  # as bytes
@@ -367,14 +385,19 @@ def _frames(job: Job, layout: Layout, machine: Machine) -> dict[str, Seconds]:
 def _startup(job: Job, layout: Layout, machine: Machine, audio: float, step: float) -> float:
     """A session is prepared, the first chunk denoised, and its first latent decoded."""
     share = Share.of(layout.mesh, job.tokens, job.dit.num_heads)
-    prepare = join(
-        {LINEARS: avatar_work(job.dit, itemsize=job.itemsize)},
-        {LINEARS: condition_work(job.dit, share.tokens, itemsize=job.itemsize)},
-        {LINEARS: schedule_work(job.dit).times(job.steps)},
+    prepare = session_work(
+        job.dit,
+        job.token_grid,
+        share.tokens,
+        itemsize=job.itemsize,
+        fp8=job.fp8,
+        steps=job.steps,
     )
     first = sum(vae_seconds_first(job, layout, machine).values())
     if job.schedule.once:
-        first += sum(_audio_kv(job, layout, machine).values()) + _plain(job, machine, prepare)
+        first += sum(_audio_kv(job, layout, machine).values()) + _plain(
+            job, machine, {LINEARS: prepare}
+        )
     latents = job.latent_frames - 2
     frames = sum(sum(parts.values()) for parts in _frames(job, layout, machine).values())
     frames /= latents if job.schedule.once else 1
@@ -387,12 +410,7 @@ def vae_seconds_first(job: Job, layout: Layout, machine: Machine) -> Seconds:
         return vae_seconds(job, layout, machine, DECODE)
     rows, columns = vae_slice(job, layout, 0)
     keys = job.latent[0] * job.latent[1]
-    parts, warm = (
-        vae_stage(job.vae, name, reuse=True, fuse_bias=job.schedule.fuse_bias).work(
-            rows, columns, keys=keys, itemsize=job.itemsize
-        )
-        for name in (FIRST, WARM)
-    )
+    parts, warm = (_vae_work(job, name, (rows, columns), keys) for name in (FIRST, WARM))
     found = _timed(job, machine, parts)
     found[WARM] = _plain(job, machine, warm) / 2  # the portrait's latent, one of two
     if layout.world > 1:

@@ -2,20 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
 
-import torch
-
-from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.mesh import Grid, Mesh
 from livetalk_kernels.runtime.sequence_parallel import OVERLAP_HEADS
 from livetalk_kernels.runtime.slices import Slices
-
-from ..config import LATENT_FRAMES, MOTION_LATENTS, VAEConfig
-from ..vae import VAE
-from ..vae_traffic import Traffic, decode_traffic, encode_traffic, warm_traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,53 +120,3 @@ def ring_seconds(attend: float, pass_on: float, blocks: int) -> float:
         blocks: Blocks.
     """
     return attend + (blocks - 1) * max(attend, pass_on)
-
-
-class VaeTraffic(NamedTuple):
-    """Bytes that the busiest rank sends in a chunk, by stage.
-
-    Attributes:
-        decode: Of the new latents.
-        warm: Of the motion latents.
-        encode: Of the motion frames.
-    """
-
-    decode: Traffic
-    warm: Traffic
-    encode: Traffic
-
-
-@cache
-def vae_traffic(
-    config: VAEConfig, grid: Grid, latent: tuple[int, int], itemsize: int
-) -> VaeTraffic:
-    """What a sliced VAE sends in a chunk that is not the first."""
-    vae, slices = _vae(config), Slices(grid=grid, size=latent)
-    found = []
-    for rank in range(grid.world):
-        step = decode_traffic(vae, slices, rank, first=False, itemsize=itemsize)
-        warm = [
-            warm_traffic(vae, slices, rank, first=first, last=not first, itemsize=itemsize)
-            for first in (True, False)
-        ]
-        encode = [
-            encode_traffic(vae, slices, rank, first=first, itemsize=itemsize)
-            for first in (True, False)
-        ]
-        found.append(
-            VaeTraffic(_sum([step] * (LATENT_FRAMES - MOTION_LATENTS)), _sum(warm), _sum(encode))
-        )
-    return VaeTraffic(
-        *(max(stage, key=lambda traffic: traffic.halo) for stage in zip(*found, strict=True))
-    )
-
-
-def _sum(parts: Sequence[Traffic]) -> Traffic:
-    return Traffic(halo=sum(p.halo for p in parts), gather=sum(p.gather for p in parts))
-
-
-@cache
-def _vae(config: VAEConfig) -> VAE:
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for names and shapes only
-    with torch.device("meta"):
-        return VAE(config, ops)

@@ -14,7 +14,7 @@ from livetalk_kernels import KernelConfig, bind_ops
 
 from ..config import AudioEncoderConfig, DiTConfig, VAEConfig
 from ..dit import DiT
-from ..memory.dit import audio_encoder_bytes
+from ..dry_run.record import AUDIO, record_audio
 from ..vae import VAE
 
 FP32 = 4
@@ -40,7 +40,7 @@ def parameters(dit: DiTConfig, vae: VAEConfig, audio: AudioEncoderConfig) -> dic
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for shapes only
     with torch.device("meta"):
         transformer, codec = _count(DiT(dit, ops)), _count(VAE(vae, ops))
-    heard = audio_encoder_bytes(audio) // FP32
+    heard = record_audio(audio, "cpu").weights[AUDIO] // FP32
     unused = audio.width + audio.pos_conv_kernel  # training's mask, and magnitudes that are folded
     return {
         "DiT": Part(count=transformer, resident=transformer),

@@ -8,9 +8,18 @@ from types import MappingProxyType
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 
-from .forecast import AUDIO, AUDIO_KV, COLOUR, DENOISE, FPS, REAL_TIME, TO_HOST
+from ..dry_run.record import (
+    AUDIO,
+    AUDIO_KV,
+    COLOUR,
+    DECODE,
+    DENOISE,
+    ENCODE,
+    TO_HOST,
+    WARM,
+)
+from .forecast import FPS, REAL_TIME
 from .search import Plan
-from .vae_work import DECODE, ENCODE, WARM
 
 SUFFIXES = (".png", ".svg")
 WORLDS = (*range(1, 9), 10, 12, 14, 16)  # above 8 GPUs, two nodes with half of them each

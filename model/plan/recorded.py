@@ -21,11 +21,11 @@ from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 from livetalk_kernels.spec import ATTENTION, CONVOLUTIONS, CROSS, LINEARS, NORMS
 
 from ..config import PRESETS
-from .dit_work import Schedule
 from .fit import GOAL, NOISE, Prior, Vector, least_squares
 from .forecast import Job, forecast
 from .layout import Layout
 from .machine import CpuMachine, CpuRates, Machine
+from .systems import Schedule
 
 SCHEMA = "livetalk/profile/1"
 VERSIONED = ("livetalk/profile/", "livetalk/bench/", "livetalk/ops/")

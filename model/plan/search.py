@@ -4,20 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-import torch
-
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.mesh import Grid, Mesh, factor_pairs
 
-from ..memory import Model, Prediction, predict
-from ..memory import Split as MemorySplit
+from ..dry_run.memory import Model, Prediction, predict
+from .dit_work import DTYPES
 from .forecast import Forecast, Job, forecast
 from .layout import Layout
 from .machine import CpuMachine, GpuMachine
 
 NODE = 8  # GPUs of a usual server
 SHOWN = 5
-_DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +208,12 @@ def _memory(plan: Plan, device: str) -> Prediction | None:
             audio=job.encoder,
             size=job.size,
             device=device,
-            dtype=_DTYPES[job.itemsize],
+            dtype=DTYPES[job.itemsize],
             fp8=job.fp8,
             fuse_bias=job.schedule.fuse_bias,
             steps=job.steps,
-            split=MemorySplit(ulysses=mesh.ulysses, ring=mesh.ring),
+            mesh=mesh,
+            grid=plan.layout.grid,
         )
     )
 

@@ -18,10 +18,10 @@ from livetalk_kernels.bench.telemetry import Telemetry
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..avatar import Avatar
+from ..dry_run.measure import measure
+from ..dry_run.report import memory_report
 from ..loading import ModelSource
 from ..media.synthetic import picture
-from ..memory.measure import measure
-from ..memory.report import memory_report
 from ..pipeline import Pipeline
 from ..stream.chunk import Frames, StreamOptions
 from ..stream.session import Session

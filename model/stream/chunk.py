@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.runtime.host_ring import HostRing, Transfer
+from livetalk_kernels.runtime.host_copies import HostRing, Transfer
 from livetalk_kernels.runtime.lanes import Lane
 
 from ..avatar import Avatar
@@ -136,9 +136,19 @@ class ChunkGenerator:
             else:
                 self.work = PublishedWork(*parts)
             # The first frame of a causal encoding does not see the grey frames behind it.
-            self.motion = self.work.portrait_latents[:, :1]
-        with torch.inference_mode():
-            self.work.know_motion(self.motion, "prepare")
+            motion = self.work.portrait_latents[:, :1]
+        self.go_on_from(motion, "prepare")
+
+    @torch.inference_mode()
+    def go_on_from(self, motion: Tensor, stage: str = "warm decoder") -> None:
+        """Let the next chunk continue other frames than those that were made last.
+
+        Args:
+            motion: [16, 1 or 2, h, w] latents of the frames.
+            stage: What its time is counted as.
+        """
+        self.motion = motion
+        self.work.know_motion(motion, stage)
 
     @torch.inference_mode()
     def latents(self, windows: Tensor, launched: Callable[[int], None] | None = None) -> Tensor:
@@ -219,9 +229,9 @@ class ChunkGenerator:
         self.work.end_decoding()
         with torch.inference_mode():
             with self.clock.stage("encode"):
-                self.motion = self.halo.gather(self.calls.encode(tail, halo=self.halo))[0]
-            self.guard.check("VAE encoder", self.motion)
-            self.work.know_motion(self.motion)
+                motion = self.halo.gather(self.calls.encode(tail, halo=self.halo))[0]
+            self.guard.check("VAE encoder", motion)
+            self.go_on_from(motion)
         yield from _arrived(under_way)
         self.guard.raise_if_bad()
 

@@ -16,7 +16,7 @@ import torch
 
 from livetalk_kernels.errors import NumericsError
 from livetalk_kernels.runtime.openmp import release_helpers
-from livetalk_kernels.runtime.signals import end_now
+from livetalk_kernels.runtime.ranks.signals import end_now
 
 from .stats import Phase, no_phase
 

@@ -12,7 +12,7 @@ from livetalk_kernels.outputs import new_file, write_json
 
 from ..config import WAV2VEC2_KEYS
 from ..encoders.wav2vec2 import Wav2Vec2
-from ..safetensors_file import TensorSpec, write_safetensors
+from ..weights.safetensors_file import TensorSpec, write_safetensors
 
 Entry: TypeAlias = tuple[str, TensorSpec, Callable[[], Tensor]]
 

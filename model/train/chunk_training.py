@@ -11,18 +11,24 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.outputs import new_file
 
-from ..checkpoint import AUDIO_FOLDER, DIT_CONFIG, VAE_FILE, CheckpointFolder, read_vae_config
 from ..config import DiTConfig
 from ..dit import DiT
 from ..encoders.audio import AudioEncoder
 from ..own import OwnModel
 from ..sampler import timesteps
 from ..vae import VAE
-from ..weights import load_module, open_weights, random_module
+from ..weights.checkpoint import (
+    AUDIO_FOLDER,
+    DIT_CONFIG,
+    VAE_FILE,
+    CheckpointFolder,
+    read_vae_config,
+)
+from ..weights.fill import load_module, open_weights, random_module
 from .audio_export import AUDIO_CONFIG, AUDIO_WEIGHTS
 from .clips import Clips
 from .cost import SAMPLER_STEPS
-from .demo import DEMO, training_ops
+from .demo import DEMO, training_dtype, training_ops
 from .distill import Course
 from .draws import Draws
 from .export import DIT_FILE, export_network
@@ -49,7 +55,7 @@ def teacher_training(run: Run, clips: Clips, about: About) -> Training:
     config = dataclasses.replace(DEMO.dit, audio_layers=encoder.layers, audio_dim=encoder.width)
     dit = _dit(config)
     random_module(dit, seed=run.seed, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-    network = Network(dit).requires_grad_()
+    network = Network(dit, products=training_dtype()).requires_grad_()
     state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
     schedule = timesteps(SAMPLER_STEPS, SHIFT)
     task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
@@ -160,7 +166,7 @@ def _load(folder: CheckpointFolder, config: DiTConfig) -> Network:
     dit = _dit(config)
     with open_weights(folder.dit) as files:
         load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-    return Network(dit)
+    return Network(dit, products=training_dtype())
 
 
 def _dit(config: DiTConfig) -> DiT:

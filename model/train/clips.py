@@ -25,7 +25,7 @@ from livetalk_kernels.inputs import Range, build, check_folder, find, read_json
 from livetalk_kernels.outputs import new_file, output_error, write_json
 from livetalk_kernels.units import data_size
 
-from ..safetensors_file import SafetensorsFile, TensorSpec
+from ..weights.safetensors_file import SafetensorsFile, TensorSpec
 from .mouth import HOP
 
 INDEX = "index.json"

@@ -20,6 +20,9 @@ class Teaching:
         drop_both: Share without audio and text, for guidance.
         drop_text: Share without text only.
         anchored: Share whose time is one of the sampler's; the others' lie anywhere.
+        mouth: The drawn mouth counts more than the rest of a picture, up to
+            `picture_losses.MOUTH` times; what is best for each place stays the same.
+        noised_motion: Share whose motion has some noise, as what a stream made has errors.
 
     Raises:
         UserError: A share is no share.
@@ -29,6 +32,8 @@ class Teaching:
     drop_both: float = 0.05
     drop_text: float = 0.05
     anchored: float = 0.0
+    noised_motion: float = 0.0
+    mouth: bool = False
 
     def __post_init__(self) -> None:
         """Check all values."""

@@ -14,7 +14,7 @@ from typing import Literal
 from livetalk_kernels.gpus import Gpu, get_gpu
 
 from ..config import LATENT_FRAMES, DiTConfig
-from ..flops import dit_flops
+from ..dry_run.work import dit_flops
 
 Optimizer = Literal["adamw", "adamw8bit"]
 
@@ -117,7 +117,7 @@ def cost(
     """
     grid = LATENT_FRAMES, size[0] // 16, size[1] // 16
     flops = dit_flops(config, grid)
-    forward = flops.step + flops.chunk + flops.avatar + flops.schedule
+    forward = flops.step + flops.chunk + flops.session
     total = float(stage.forwards * stage.batch * forward)
     return Cost(
         stage=stage,

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.backends.cpu import product_dtype
 from livetalk_kernels.ops import Ops
 
 from ..config import AudioEncoderConfig, VAEConfig, get_preset
 from ..encoders.wav2vec2 import Wav2Vec2
 from ..vae import VAE
-from ..weights import random_module
+from ..weights.fill import random_module
 from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
@@ -21,11 +22,15 @@ Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
-        "vae": {"steps": 2000, "batch": 2, "learning_rate": 2e-3, "average": 0.99},
+        "vae": {
+            "steps": 4500, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
+            "warm_up": 0.05, "cool_down": 0.8, "average": 0.99,
+        },
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
         "teacher": {
-            "steps": 2000, "batch": 8, "learning_rate": 1e-3, "average": 0.99,
-            "teaching": Teaching(anchored=0.6),
+            "steps": 1600, "batch": 8, "optimizer": "muon", "learning_rate": 2e-3,
+            "warm_up": 0.05, "cool_down": 0.9, "average": 0.99,
+            "teaching": Teaching(anchored=0.6, noised_motion=0.5, mouth=True),
         },
         "distill": {
             "steps": 200, "batch": 4, "learning_rate": 1e-4, "critic_rate": 1e-4, "average": 0.9,
@@ -39,6 +44,11 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
 def training_ops() -> Ops:
     """Ops with gradients, on the CPU."""
     return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+
+
+def training_dtype() -> torch.dtype:
+    """What training multiplies in: bf16 where this processor does that, else float32."""
+    return product_dtype(torch.device("cpu"), torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:

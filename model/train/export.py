@@ -10,11 +10,11 @@ from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.outputs import new_file, write_json
 
-from ..checkpoint import DIT_CONFIG, VAE_FILE
 from ..config import FIXED_SWITCHES
 from ..own import OwnModel
-from ..safetensors_file import TensorSpec, write_safetensors
 from ..vae import VAE
+from ..weights.checkpoint import DIT_CONFIG, VAE_FILE
+from ..weights.safetensors_file import TensorSpec, write_safetensors
 from .network import Network
 
 DIT_FILE = "diffusion_pytorch_model.safetensors"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
@@ -17,11 +18,13 @@ from ..config import CHUNK_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
 from ..encoders.audio import AudioEncoder, AudioStream
 from ..preparation import portrait_db
 from ..stream.chunk import from_uint8
-from ..vae import VAE
+from ..vae import SPATIAL, TEMPORAL, VAE
 from .clips import Clips
 from .draws import Draws
 from .mouth import FPS, HOP
+from .picture_losses import mouth_weight
 from .settings import Run
+from .whole_vae import encode_whole
 from .windows import frames_of_chunks
 
 PROMPT_ROWS = 1
@@ -34,12 +37,14 @@ class Features:
 
     Attributes:
         latents: [K, 16, 9, h, w].
+        weight: [K, 1, 9, h, w] what each place counts where the mouth counts more.
         windows: [K, 33, window, layers, channels] audio features.
         portrait: [16, 9, h, w] latents of the portrait and grey.
         picture: [3, 1, H, W] the portrait, -1 to 1.
     """
 
     latents: Tensor
+    weight: Tensor
     windows: Tensor
     portrait: Tensor
     picture: Tensor
@@ -100,7 +105,7 @@ class FeatureData:
             ]
             return batch | {
                 name: torch.stack([getattr(r, name)[p] for r, p in zip(rows, places, strict=True)])
-                for name in ("latents", "windows")
+                for name in ("latents", "weight", "windows")
             }
         latents, windows = (
             torch.stack([getattr(row, name)[: self._chunks] for row in rows])
@@ -138,19 +143,29 @@ class FeatureData:
 
     @torch.no_grad()
     def _compute(self, clip: int) -> Features:
-        frames, sound = self._clips.frames(clip), self._clips.sound(clip)
+        frames, sound, index = self._clips.frames(clip), self._clips.sound(clip), self._clips.index
         video = from_uint8(frames.permute(3, 0, 1, 2)[None], torch.float32)
         stream = AudioStream(self._encoder, fps=FPS, frames=CHUNK_FRAMES)
-        latents, windows, heard = [], [], 0
+        weight = mouth_weight(self._clips.truth(clip)[None], index.truth, index.size)
+        latents, weights, windows, heard = [], [], [], 0
         for start in range(0, len(frames) - CHUNK_FRAMES, NEW_FRAMES):
             end = start + CHUNK_FRAMES
-            latents.append(self._vae.encode(video[:, :, start:end])[0])
+            latents.append(encode_whole(self._vae, video[:, :, start:end])[0])
+            weights.append(of_latents(weight[:, start:end]))
             windows.append(stream.push(sound[heard * HOP : end * HOP]))
             heard = end
         picture = video[:, :, -1:]
         return Features(
             latents=torch.stack(latents),
+            weight=torch.stack(weights),
             windows=torch.stack(windows),
-            portrait=self._vae.encode(before_grey(picture))[0],
+            portrait=encode_whole(self._vae, before_grey(picture))[0],
             picture=picture[0],
         )
+
+
+def of_latents(values_BTHW: Tensor) -> Tensor:
+    """Means over what each latent holds, [B, 1 + 4 k, H, W] -> [B, 1 + k, H/8, W/8]."""
+    pooled = F.avg_pool2d(values_BTHW, SPATIAL)
+    rest = pooled[:, 1:].unflatten(1, (-1, TEMPORAL)).mean(2)
+    return torch.cat((pooled[:, :1], rest), dim=1)

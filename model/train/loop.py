@@ -23,7 +23,7 @@ from .records import METRICS, Records
 from .saving import State, save
 from .settings import RESOLVED, Run
 from .shards import reduce_gradients
-from .update import take_step
+from .update import set_rate, take_step
 
 _REMEMBERED = 20  # updates, whose mean time is what the others will take
 
@@ -184,6 +184,7 @@ def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value / run.accumulate
         means = _mean(comm, sums)
+        set_rate(optimizer, run.rate_factor(state.step))
         means["norm"] = _step(run, state, turn, means)
         found |= {f"{turn} {name}": value for name, value in means.items()}
     return found

@@ -22,7 +22,11 @@ def mean_over(values_BCTHW: Tensor, counted: Tensor) -> Tensor:
 
 
 def flow_loss(
-    predicted_BCTHW: Tensor, clean_BCTHW: Tensor, noise_BCTHW: Tensor, counted: Tensor
+    predicted_BCTHW: Tensor,
+    clean_BCTHW: Tensor,
+    noise_BCTHW: Tensor,
+    counted: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """``mean_N |v - (noise - clean)|^2``, the loss of stage 1 and of the fake score; a scalar.
 
@@ -31,9 +35,12 @@ def flow_loss(
         clean_BCTHW: What was noised.
         noise_BCTHW: By what.
         counted: bool [B, 1, T, 1, 1].
+        weight: [B, 1, T, H, W]: what each place counts; by default all the same.
     """
-    error = predicted_BCTHW - velocity(clean_BCTHW, noise_BCTHW)
-    return mean_over(error.square(), counted).mean()
+    error = (predicted_BCTHW - velocity(clean_BCTHW, noise_BCTHW)).square()
+    if weight is not None:
+        error = error * (weight / mean_over(weight, counted).view(-1, 1, 1, 1, 1))
+    return mean_over(error, counted).mean()
 
 
 @torch.no_grad()

@@ -35,11 +35,7 @@ def follow(wave_N: NDArray[np.float32]) -> tuple[Floats, Floats]:
     Returns:
         Opening and width [N / 640], each in 0..1.
     """
-    frames = len(wave_N) // HOP
-    side = (_WINDOW - HOP) // 2
-    padded = np.pad(wave_N[: frames * HOP].astype(np.float64), (side, side))
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
-    power_TF = np.abs(np.fft.rfft(pieces * np.hanning(_WINDOW), axis=1)) ** 2
+    power_TF = _power(wave_N)
     hertz = np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE)
 
     def total(low: float, high: float) -> Floats:
@@ -60,6 +56,24 @@ def follow(wave_N: NDArray[np.float32]) -> tuple[Floats, Floats]:
     opening_T = level_T * (0.2 + 0.8 * height_T) * (1 - 0.7 * hiss_T)
     width_T = _REST + np.sqrt(level_T) * (width_T - _REST)
     return _smooth(opening_T), _smooth(width_T)
+
+
+def loudness(wave_N: NDArray[np.float32]) -> Floats:
+    """Say how loud each frame is, 0..1 over 30 dB, [N / 640], smoothed as the mouth's way is.
+
+    Args:
+        wave_N: Whole frames of speech at 16 kHz.
+    """
+    return _smooth(_level(_power(wave_N).sum(axis=1)))
+
+
+def _power(wave_N: NDArray[np.float32]) -> Floats:
+    """Spectrum around each frame, [T, F]."""
+    frames = len(wave_N) // HOP
+    side = (_WINDOW - HOP) // 2
+    padded = np.pad(wave_N[: frames * HOP].astype(np.float64), (side, side))
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
+    return np.asarray(np.abs(np.fft.rfft(pieces * np.hanning(_WINDOW), axis=1)) ** 2)
 
 
 def _level(power_T: Floats) -> Floats:

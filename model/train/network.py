@@ -49,12 +49,17 @@ class Conditions:
 class Network(nn.Module):
     """The flow that the transformer predicts, at each sample's own timestep."""
 
-    def __init__(self, dit: DiT) -> None:
-        """Take a transformer whose ops were bound with ``differentiable=True``."""
+    def __init__(self, dit: DiT, *, products: torch.dtype = torch.float32) -> None:
+        """Take a transformer.
+
+        Args:
+            dit: Its ops were bound with ``differentiable=True``.
+            products: bf16: its matrices are multiplied in that, with weights that stay as they are.
+        """
         super().__init__()
         assert dit.ops.differentiable, "bind_ops(differentiable=True) finds what has gradients"
         assert dit.reuse and not dit.fp8 and dit.parallel.mesh.world == 1
-        self.dit = dit
+        self.dit, self.products = dit, products
         self._norm_rope: dict[tuple[int, int, int], NormRope] = {}
 
     def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
@@ -68,6 +73,12 @@ class Network(nn.Module):
         Returns:
             float32 [B, 16, T, h, w].
         """
+        if self.products != torch.float32:
+            with torch.autocast(x_BCTHW.device.type, self.products):
+                return self._predict(x_BCTHW, timestep_B, given).float()
+        return self._predict(x_BCTHW, timestep_B, given)
+
+    def _predict(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
         dit, grid = self.dit, self.dit.token_grid(x_BCTHW)
         if grid not in self._norm_rope:
             self._norm_rope[grid] = dit.prepare_rope(grid)

@@ -18,11 +18,11 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import read_json
 from livetalk_kernels.outputs import json_bytes, new_file, write_json, write_text
 
-from ..checkpoint import AUDIO_FOLDER, DIT_CONFIG, SAFE_VAE_FILE, CheckpointFolder
 from ..config import read_config
-from ..manifest import write_manifest
-from ..safetensors_file import TensorSpec, write_safetensors
-from ..tensor_files import open_weights
+from ..weights.checkpoint import AUDIO_FOLDER, DIT_CONFIG, SAFE_VAE_FILE, CheckpointFolder
+from ..weights.manifest import write_manifest
+from ..weights.safetensors_file import TensorSpec, write_safetensors
+from ..weights.tensor_files import open_weights
 from .audio_export import AUDIO_CONFIG, AUDIO_WEIGHTS
 from .clips import INDEX, read_index
 from .demo import Kind

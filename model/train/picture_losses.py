@@ -10,10 +10,13 @@ from .painter import MOUTH_Y, NEARER
 
 EDGES, MOTION, COLOUR = 0.5, 0.5, 1.0
 """Factors beside the plain difference, which has 1."""
+CONTRAST = 0.5
+"""Factor of `contrast_loss`, where it is wanted."""
 MOUTH = 4.0
 """What a difference at the mouth counts more than elsewhere, at most."""
 COARSE = 8
 """Side of the squares of pixels whose mean colour is compared."""
+_FAINT = 1e-4  # mean square below which contrast is none
 _REACH_X, _REACH_Y = 0.15, 0.12  # of the mouth's weight, in parts of the shorter side
 _MOVES = "sway_x", "sway_y"
 
@@ -40,6 +43,31 @@ def vae_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Ten
     if error.shape[2] > 1:
         loss = loss + MOTION * (error.diff(dim=2).abs() * weight[:, :, 1:]).mean()
     return loss
+
+
+def contrast_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
+    """Difference of how much neighbouring pixels differ, in squares of `COARSE` pixels; a scalar.
+
+    An edge that is not quite certain is drawn soft by `vae_loss`, which is nearest to all that it
+    could be. This wants it as sharp as it was.
+
+    Args:
+        made_BCTHW: See `vae_loss`.
+        true_BCTHW: Likewise.
+        weight_BTHW: Likewise.
+    """
+    made, true = (_contrast(pictures) for pictures in (made_BCTHW, true_BCTHW))
+    weight_BTHW = F.avg_pool2d(weight_BTHW, COARSE)
+    return ((made - true).abs() * weight_BTHW).mean()
+
+
+def _contrast(pictures_BCTHW: Tensor) -> Tensor:
+    """Root mean square of the differences between neighbours, [B, T, H/8, W/8]."""
+    squares = [
+        F.pad(pictures_BCTHW.diff(dim=axis).square().mean(1), pad)
+        for axis, pad in ((3, (0, 0, 0, 1)), (4, (0, 1)))
+    ]
+    return (F.avg_pool2d(squares[0] + squares[1], COARSE) + _FAINT).sqrt()
 
 
 def mouth_weight(truth_BTK: Tensor, names: Sequence[str], size: tuple[int, int]) -> Tensor:

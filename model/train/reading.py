@@ -64,10 +64,16 @@ class FaceReader:
         Returns:
             [T, 8], columns `READ`. Gaze is NaN where the eyes are closed.
         """
-        return np.array([self._values(frame.astype(np.float64)) for frame in frames_THWC])
+        return self.read_places(frames_THWC)[0]
 
-    def _values(self, frame: Floats) -> list[float]:
-        place = self._finder.find(frame)
+    def read_places(self, frames_THWC: NDArray[np.uint8]) -> tuple[Floats, list[Place]]:
+        """Read pictures; what `read` returns, and where each face is."""
+        frames = [frame.astype(np.float64) for frame in frames_THWC]
+        places = [self._finder.find(frame) for frame in frames]
+        values = [self._values(*pair) for pair in zip(frames, places, strict=True)]
+        return np.array(values), places
+
+    def _values(self, frame: Floats, place: Place) -> list[float]:
         opening, width = self._mouths.solve(*self._mouth(frame, place))
         sway = place.x / (1 + NEARER[0]), place.y / (1 + NEARER[1])
         return [opening, width, *self._eyes.read(frame, place), *sway, place.roll]

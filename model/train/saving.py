@@ -24,7 +24,7 @@ from livetalk_kernels.lines import list_keys
 from livetalk_kernels.outputs import new_file, write_json
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
-from ..safetensors_file import SafetensorsFile, write_safetensors
+from ..weights.safetensors_file import SafetensorsFile, write_safetensors
 from .update import Average, learning
 
 CHECKPOINTS = "checkpoints"

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import Range, build, read_text
@@ -33,9 +34,12 @@ class Run:
         steps: Updates.
         batch: Samples of an update, over all ranks.
         accumulate: Micro-batches that an update is made of.
-        learning_rate: Of AdamW.
+        optimizer: ``adamw``, or ``muon`` for matrices and AdamW for the rest (see `muon`).
+        learning_rate: Of the optimiser, at its highest.
         critic_rate: The same of the fake score.
-        weight_decay: Of AdamW.
+        warm_up: Share of the updates, at the begin, in which the rates rise from 0.
+        cool_down: Share of the updates, at the end, in which they fall to 0, as half a cosine does.
+        weight_decay: Of the optimiser.
         betas: Of AdamW.
         max_norm: Most of a gradient's norm.
         average: Part of the averaged weights that stays in an update; 0: no average is kept.
@@ -52,8 +56,11 @@ class Run:
     seed: Annotated[int, Range(0, _LARGEST)] = 0
     batch: Positive = 32
     accumulate: Positive = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Share = 2e-6
     critic_rate: Share = 4e-7
+    warm_up: Share = 0.0
+    cool_down: Share = 0.0
     weight_decay: Share = 0.01
     betas: tuple[Share, Share] = (0.9, 0.99)
     max_norm: Annotated[float, Range(0, _LARGEST)] = 1.0
@@ -75,6 +82,16 @@ class Run:
     def micro_batch(self) -> int:
         """Samples of a micro-batch, over all ranks."""
         return self.batch // self.accumulate
+
+    def rate_factor(self, step: int) -> float:
+        """Part of the learning rates that an update has, 0 to 1.
+
+        Args:
+            step: Number of the update, from 0.
+        """
+        rising = (step + 1) / (self.warm_up * self.steps) if self.warm_up else 1.0
+        falling = (self.steps - step) / (self.cool_down * self.steps) if self.cool_down else 1.0
+        return min(1.0, rising) * (1 - math.cos(math.pi * min(1.0, falling))) / 2
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
@@ -100,7 +117,8 @@ class Run:
     def check_resumed(self, path: Path | str) -> None:
         """Refuse to go on with other settings than a run was begun with.
 
-        How long it is, and how often it saves and records, may change.
+        How long it is, and how often it saves and records, may change; the rates then follow the
+        new length.
 
         Args:
             path: What `write` has left of it.

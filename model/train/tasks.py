@@ -2,7 +2,8 @@
 
 A batch has, B samples of it: ``portrait`` [B, 16, T, h, w], ``text`` [B, L, 4096], ``image``
 [B, 257, 1280] as in `Conditions`, and ``windows``. Stage 1 takes ``windows`` [B, F, window, layers,
-channels] and ``latents`` [B, 16, T, h, w]; stage 2 windows and, for the oracle, ``latents`` and
+channels], ``latents`` [B, 16, T, h, w] and, where the mouth counts more, ``weight`` [B, 1, T, h,
+w]; stage 2 windows and, for the oracle, ``latents`` and
 ``motion`` of K chunks, [B, K, ...], ``start`` [B, 16, m, h, w] for the first one's motion, and
 what its hand-over needs.
 """
@@ -62,7 +63,8 @@ class TeacherTask:
         )
         there = Lesson(**{name: value.to(clean.device) for name, value in vars(lesson).items()})
         given = _conditions(batch, batch["windows"])
-        return teacher_loss(state.networks[turn], clean, given, there), {}
+        weight = batch["weight"] if self.teaching.mouth else None
+        return teacher_loss(state.networks[turn], clean, given, there, weight), {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Stage 1: flow matching on chunks whose first frames are given.
 
-The whole chunk has one time, and the motion latents enter clean. So that the same network can be
+The whole chunk has one time, and the motion latents enter clean, or of some samples with a little
+noise, so that the network does not take them at their word. So that the same network can be
 guided, some samples see no text, or neither text nor audio.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), latency-aware spatiotemporal adaptation.
@@ -19,6 +20,9 @@ from .flow import Flow, add_noise, free_positions, shifted
 from .losses import flow_loss
 from .network import Conditions
 
+MOTION_TIME = 0.4
+"""Most noise of motion latents: the time at which noised ones stand."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
@@ -28,6 +32,7 @@ class Lesson:
         noise: [B, C, T, H, W].
         time: [B] in 0..1.
         known: int64 [B]: motion latents.
+        motion_time: [B] in 0..1, at which the motion latents stand.
         no_text: bool [B].
         no_audio: bool [B].
     """
@@ -35,6 +40,7 @@ class Lesson:
     noise: Tensor
     time: Tensor
     known: Tensor
+    motion_time: Tensor
     no_text: Tensor
     no_audio: Tensor
 
@@ -69,21 +75,34 @@ def draw_lesson(
         noise=draws.noise("teacher noise", shape, step=step, samples=samples),
         time=torch.where(anchored, anchors, shifted(uniform("time"))),
         known=torch.where(uniform("motion") < teaching.long_motion, MOTION_LATENTS, 1),
+        motion_time=torch.where(
+            uniform("noised") < teaching.noised_motion, MOTION_TIME * uniform("motion time"), 0.0
+        ),
         no_text=left_out < teaching.drop_both + teaching.drop_text,
         no_audio=left_out < teaching.drop_both,
     )
 
 
-def teacher_loss(flow: Flow, clean_BCTHW: Tensor, given: Conditions, lesson: Lesson) -> Tensor:
-    """``mean_N |v(x_t, t, c) - (noise - clean)|^2`` with clean motion latents; a scalar.
+def teacher_loss(
+    flow: Flow,
+    clean_BCTHW: Tensor,
+    given: Conditions,
+    lesson: Lesson,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """``mean_N |v(x_t, t, c) - (noise - clean)|^2`` over what is not motion; a scalar.
 
     Args:
         flow: The network.
         clean_BCTHW: Latents of whole chunks.
         given: Their conditions.
         lesson: What is drawn for them, on their device.
+        weight: [B, 1, T, H, W]: what each place counts; by default all the same.
     """
     free = free_positions(lesson.known, clean_BCTHW.shape[2])
-    x = torch.where(free, add_noise(clean_BCTHW, lesson.noise, lesson.time), clean_BCTHW)
+    noised, motion = (
+        add_noise(clean_BCTHW, lesson.noise, time) for time in (lesson.time, lesson.motion_time)
+    )
+    x = torch.where(free, noised, motion)
     seen = given.drop(text=lesson.no_text, audio=lesson.no_audio)
-    return flow_loss(flow(x, 1000 * lesson.time, seen), clean_BCTHW, lesson.noise, free)
+    return flow_loss(flow(x, 1000 * lesson.time, seen), clean_BCTHW, lesson.noise, free, weight)

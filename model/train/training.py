@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,12 +17,16 @@ from livetalk_kernels.outputs import new_file, write_json
 
 from .demo import Kind
 from .loop import Data, Progress, Task, train
+from .muon import Muon
 from .saving import State, last_checkpoint, load
 from .settings import RESOLVED, Run
 from .update import Average, learning
 
 ABOUT = "training.json"  # in a run's folder
 SAMPLES = "samples"
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = MappingProxyType(
+    {"adamw": torch.optim.AdamW, "muon": Muon}
+)
 _SPECKS = 1e-8  # AdamW's epsilon
 _CURE = "give another folder with --output"
 
@@ -105,7 +110,7 @@ def start_state(run: Run, networks: Mapping[str, nn.Module], rates: Mapping[str,
     return State(
         networks=networks,
         optimizers={
-            name: torch.optim.AdamW(
+            name: OPTIMIZERS[run.optimizer](
                 [parameter for _, parameter in learning(network)],
                 lr=rates[name],
                 betas=run.betas,

@@ -31,6 +31,12 @@ def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> flo
     return norm
 
 
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rates to a part of those that the optimiser was made with."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
+
 class Average:
     """Exponential average of a network's weights in float32.
 

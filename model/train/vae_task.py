@@ -1,39 +1,54 @@
 """The training of the VAE: what it sees, what it learns by, and what the product reads of it.
 
-Crops first, since most is learnt from them in the least time; from the first third of the updates
-on up to 33 frames, since a VAE that saw shorter videos alone drifts in colour; whole pictures in
-the last third, whose edges and attention no crop shows.
+It begins as a code by principal components. Residual blocks of the smaller pictures join first:
+they cost least. Windows are long from the start, since a VAE that saw short videos alone drifts in
+colour, but pieces of pictures, the smaller the longer they are: many small updates teach more than
+few large ones. Whole pictures, whose edges and attention no piece shows, come at last. The encoder
+rests before the blocks of the largest pictures join: it costs nearly as much as the decoder, which
+has more to learn.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import VAE_FILE
 from ..config import CHUNK_FRAMES
 from ..vae import VAE
+from ..weights.checkpoint import VAE_FILE
 from .clips import Clips
 from .demo import new_vae
 from .draws import Draws
 from .export import export_vae
 from .loop import At
-from .picture_losses import mouth_weight, vae_loss
+from .picture_losses import CONTRAST, contrast_loss, mouth_weight, vae_loss
 from .saving import State
 from .settings import Run
 from .training import Training, averaged, start_state, truth_above
+from .update import Average, learning
+from .vae_start import start_from_pictures
+from .whole_vae import NO_BLOCKS, round_trip
 from .windows import WindowReader, Windows
 
 VAE_TURN = "vae"
 SHORT, MIDDLE, LONG = 9, 17, CHUNK_FRAMES
 """Frames of a window."""
+BLOCKS = ((0.10, NO_BLOCKS), (0.27, 4), (0.43, 2), (1.0, 1))
+"""Share of the updates until which residual blocks are `round_trip`'s."""
+CODER = 0.43
+"""Share of the updates in which the encoder learns."""
+LATE = 0.75
+"""Share of the updates from which pictures are whole, and shall be as sharp as they were."""
+PICTURES = 160
+"""Of the principal components."""
 GREY = 0.125
 """Share of the samples that are a picture and grey behind it, as a portrait's latents need."""
-_CROP = 16  # sides of crops are multiples
-_LEAST_CROP = 32
+_STEP = 16  # sides of pieces are multiples
+_LEAST_PIECE = 32
 _SAMPLES = 8  # that the statistics are taken of
 _FLAT = 1e-3  # spread below which a latent's channel says nothing
 
@@ -44,26 +59,47 @@ def vae_training(run: Run, clips: Clips) -> Training:
     Raises:
         UserError: No clip is long enough.
     """
-    vae, data = new_vae(run.seed).requires_grad_(), VaeData(clips, run)
-    state = start_state(run, {VAE_TURN: vae}, {VAE_TURN: run.learning_rate})
+    vae, data = new_vae(run.seed), VaeData(clips, run)
+    start_from_pictures(vae, _pictures(clips, run))
+    vae.requires_grad_()
+    task, state = (
+        VaeTask(run.steps),
+        start_state(run, {VAE_TURN: vae}, {VAE_TURN: run.learning_rate}),
+    )
     reader = WindowReader(clips, Draws(seed=run.seed), frames=MIDDLE)
     seen = reader.read(step=0, samples=[0], purpose="vae sample").pictures()
 
     @torch.no_grad()
     def sample() -> Tensor:
         with averaged(state, VAE_TURN) as network:
-            return truth_above(seen[0], round_trip(network, seen)[0])
+            blocks = task.blocks(max(0, state.step - 1))
+            return truth_above(seen[0], round_trip(network, seen, blocks=blocks)[0])
 
     def finish(folder: Path) -> Sequence[Path]:
         export_vae(finished_vae(state, clips, run), folder)
         return [folder / VAE_FILE]
 
-    return Training(task=VaeTask(), state=state, data=data, sample=sample, finish=finish)
+    return Training(task=task, state=state, data=data, sample=sample, finish=finish)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class VaeTask:
-    """Code, decode, compare."""
+    """Code, decode, compare.
+
+    Attributes:
+        steps: Updates of the run.
+    """
+
+    steps: int
+
+    @property
+    def rest(self) -> int:
+        """Number of the first update in which the encoder does not learn."""
+        return math.ceil(CODER * self.steps)
+
+    def blocks(self, step: int) -> int:
+        """Which residual blocks take part in an update; see `round_trip`."""
+        return next(blocks for share, blocks in BLOCKS if step < share * self.steps or share == 1)
 
     def turns(self, step: int) -> Sequence[str]:
         """The VAE, always."""
@@ -73,8 +109,20 @@ class VaeTask:
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
         """`vae_loss`, and the mean difference of a colour in 0..255."""
-        made = round_trip(state.networks[turn], batch["video"])
-        loss = vae_loss(made, batch["video"], batch["weight"])
+        vae = state.networks[turn]
+        assert isinstance(vae, VAE)
+        if at.step == self.rest and at.micro == 0 and turn in state.averages:
+            settle_encoder(vae, state.averages[turn])
+        made = round_trip(
+            vae,
+            batch["video"],
+            blocks=self.blocks(at.step),
+            coder_learns=at.step < self.rest,
+        )
+        pictures = made, batch["video"], batch["weight"]
+        loss = vae_loss(*pictures)
+        if at.step >= LATE * self.steps:
+            loss = loss + CONTRAST * contrast_loss(*pictures)
         off = (made.detach() - batch["video"]).abs().mean()
         return loss, {"levels": 127.5 * float(off)}
 
@@ -98,12 +146,11 @@ class VaeData:
         """``video`` [B, 3, F, h, w], -1 to 1, and ``weight`` [B, F, h, w]."""
         first = micro * self._run.micro_batch
         samples = range(first, first + self._run.micro_batch)
-        frames, cropped = self._shape(step, micro)
+        frames, size = self._shape(step, micro)
         windows = self._readers[frames].read(step=step, samples=samples, purpose="vae")
         video, weight = self._whole(windows, step, samples)
-        if not cropped:
+        if size == self._clips.index.size:
             return {"video": video, "weight": weight}
-        size = crop_size(self._clips.index.size)
         places = [
             self._draws.uniform(f"vae crop {axis}", step=step, samples=samples)
             for axis in ("row", "column")
@@ -113,15 +160,13 @@ class VaeData:
             "weight": _cropped(weight, places, size),
         }
 
-    def _shape(self, step: int, micro: int) -> tuple[int, bool]:
-        """Frames of an update, and whether it has crops."""
-        third = 3 * step // self._run.steps
-        if third == 0:
-            return SHORT, True
-        if third == 1:
-            return LONG, True
-        lengths = SHORT, MIDDLE, LONG
-        return lengths[self._draws.below(3, "vae frames", step=step, micro=micro)], False
+    def _shape(self, step: int, micro: int) -> tuple[int, tuple[int, int]]:
+        """Frames and size of an update's pictures; later on two of three are long."""
+        early = step < LATE * self._run.steps
+        lengths = (SHORT, MIDDLE, LONG) if early else (SHORT, MIDDLE, LONG, LONG, LONG, LONG)
+        frames = lengths[self._draws.below(len(lengths), "vae frames", step=step, micro=micro)]
+        whole = self._clips.index.size
+        return frames, piece_size(whole, frames) if early else whole
 
     def _whole(self, windows: Windows, step: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         video, index = windows.pictures(), self._clips.index
@@ -134,15 +179,32 @@ class VaeData:
         )
 
 
-def round_trip(vae: nn.Module, video_BCTHW: Tensor) -> Tensor:
-    """Pictures coded and decoded, not clamped."""
-    assert isinstance(vae, VAE)
-    return vae.decode(vae.encode(video_BCTHW), clamp=False)
+@torch.no_grad()
+def settle_encoder(vae: VAE, average: Average) -> None:
+    """Let the encoder be its average, which wavers less, for the decoder to learn what it says."""
+    for name, parameter in learning(vae):
+        if name.startswith(("encoder.", "conv1.")):
+            parameter.copy_(average.weights[name])
 
 
-def crop_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Half of each side, in whole steps of 16, but not too small."""
-    rows, columns = (min(s, max(_LEAST_CROP, s // 2 // _CROP * _CROP)) for s in size)
+def _pictures(clips: Clips, run: Run) -> Tensor:
+    """Pictures of all clips, [N, 3, H, W] in -1..1."""
+    reader = WindowReader(clips, Draws(seed=run.seed), frames=1)
+    windows = reader.read(step=0, samples=range(PICTURES), purpose="vae start")
+    return windows.pictures()[:, :, 0]
+
+
+def piece_size(size: tuple[int, int], frames: int) -> tuple[int, int]:
+    """Size of pieces of which windows of all lengths have about as many pixels.
+
+    Whole pictures of short windows, two thirds of the sides of middle ones, half of long ones, in
+    whole steps of 16, but not too small.
+    """
+    part = {SHORT: 1.0, MIDDLE: 2 / 3, LONG: 1 / 2}[frames]
+    rows, columns = (
+        side if part == 1 else min(side, max(_LEAST_PIECE, int(part * side) // _STEP * _STEP))
+        for side in size
+    )
     return rows, columns
 
 

@@ -8,12 +8,12 @@ from cli_tools import FAST
 from safetensors.torch import save_file
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_model.checkpoint import CheckpointFolder
 from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
 from livetalk_model.train.export import export_network
 from livetalk_model.train.network import Network
-from livetalk_model.weights import load_module, open_weights
+from livetalk_model.weights.checkpoint import CheckpointFolder
+from livetalk_model.weights.fill import load_module, open_weights
 
 
 def test_doctor_and_generate_take_a_student(

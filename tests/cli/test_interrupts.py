@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from livetalk_kernels.runtime.signals import ENDING, SignalThread, ended_like_ctrl_c
+from livetalk_kernels.runtime.ranks.signals import ENDING, SignalThread, ended_like_ctrl_c
 from livetalk_model.cli.interrupts import Interrupts, Wish
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.lines import LONGEST, list_keys, one_line
-from livetalk_kernels.runtime.signals import say
+from livetalk_kernels.runtime.ranks.signals import say
 from livetalk_model.cli import common, main, progress
 
 BYTES = os.fsdecode(b"no\xff\xfe")

@@ -12,14 +12,14 @@ from cli_tools import refused
 from PIL import Image
 
 from livetalk_kernels import KernelConfig, bind_ops
-from livetalk_model.checkpoint import CheckpointFolder, read_vae_config
 from livetalk_model.cli.main import main
 from livetalk_model.train.clips import ClipWriter, Index
 from livetalk_model.train.records import read_records
 from livetalk_model.train.saving import last_checkpoint
 from livetalk_model.train.synthetic import TRUTH, make_clip
 from livetalk_model.vae import VAE
-from livetalk_model.weights import load_module, open_weights
+from livetalk_model.weights.checkpoint import CheckpointFolder, read_vae_config
+from livetalk_model.weights.fill import load_module, open_weights
 
 SIZE = (32, 32)
 

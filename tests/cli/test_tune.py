@@ -77,6 +77,16 @@ def test_the_ops_own_cases(monkeypatch, tmp_path):
     assert ("chunk_attention", "mid") in names and ("add_norm", "14b_ulysses8") in names
 
 
+def test_the_schedules_that_generate_has(tmp_path, capsys):
+    """Ops that only these schedules call are tuned where they are asked for."""
+    options = (*SMALL, "--budget", "60", "--output", tmp_path / "t.json", "--json")
+    assert run("add_residual", *options) == 2
+    assert "has no call of it" in capsys.readouterr().err
+    assert run("add_residual", "rms_norm_silu", *options, "--fuse-bias") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {choice["op"] for choice in report["choices"]} == {"add_residual", "rms_norm_silu"}
+
+
 def test_fp8_linears_of_a_preset(tmp_path, capsys):
     options = (*SMALL, "--precision", "fp8", "--budget", "6", "--json")
     assert run("fp8_gemm", "quantize", *options, "--output", tmp_path / "t.json") == 0
@@ -111,6 +121,8 @@ def test_what_is_done_is_kept(failure, tmp_path, monkeypatch, capsys):
         (["abacus"], ["abacus", "add_norm"]),
         (["--size", "16x16"], ["--size", "--preset"]),
         (["--precision", "fp8"], ["--precision", "--preset"]),
+        (["--fuse-bias"], ["--fuse-bias", "--preset"]),
+        (["--preset", "tiny", "--m-major-scales"], ["--m-major-scales", "--precision fp8"]),
         (["--preset", "huge"], ["huge"]),
         (["--preset", "tiny", "--size", "17x16"], ["17x16"]),
         (["--output", "t.txt"], ["t.txt", ".json"]),

@@ -22,14 +22,14 @@ from livetalk_kernels.tuning import Choice, MachineEntry, Tuning, TuningKey
 from livetalk_model.avatar import Avatar, load_embedding
 from livetalk_model.config import AudioEncoderConfig, DiTConfig
 from livetalk_model.encoders.text import load_tokenizer
-from livetalk_model.manifest import read_manifest
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.image import load_portrait
 from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import Observed, read_recorded
 from livetalk_model.profile.compare import read_report
-from livetalk_model.tensor_files import open_weights
 from livetalk_model.train.clips import Entry, Index, read_index
+from livetalk_model.weights.manifest import read_manifest
+from livetalk_model.weights.tensor_files import open_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDED = REPOSITORY / "profiles" / "data"

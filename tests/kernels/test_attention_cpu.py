@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels import extension
+from livetalk_kernels.backends import cpu
 from livetalk_kernels.registry import load_backend
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.numerics import check_backend
 
-pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=extension.ISAS)
+@pytest.fixture(params=cpu.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     try:
         torch.ops.livetalk.use_isa(request.param)

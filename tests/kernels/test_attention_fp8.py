@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import chunk_attention, reference_fp8, triton_fp8
 from livetalk_kernels.registry import load_op
@@ -125,11 +126,12 @@ def test_nan_and_inf_are_seen(backend, bad):
 
 
 @each
-def test_no_keys_and_wide_heads_are_exact(backend):
-    for shape in ((1, 5, 1, 160), (1, 0, 1, 64)):
-        q = torch.randn(1, 3, 1, shape[-1], generator=Generator().manual_seed(0))
-        k = torch.randn(shape, generator=Generator().manual_seed(1))
-        out, lse = chunk_attention(q, k, k, backend=backend)
-        true_out, true_lse = chunk_attention(q, k, k, backend="reference")
-        torch.testing.assert_close(out, true_out)
-        torch.testing.assert_close(lse, true_lse)
+def test_no_keys_are_exact_and_wide_heads_refused(backend):
+    q, k = torch.randn(1, 3, 1, 64, generator=Generator().manual_seed(0)), torch.empty(1, 0, 1, 64)
+    out, lse = chunk_attention(q, k, k, backend=backend)
+    true_out, true_lse = chunk_attention(q, k, k, backend="reference")
+    torch.testing.assert_close(out, true_out)
+    torch.testing.assert_close(lse, true_lse)
+    wide = torch.randn(1, 3, 1, 160)
+    with pytest.raises(UserError, match="heads of up to 128 channels, not 160"):
+        chunk_attention(wide, wide, wide, backend=backend)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import _registry
 
+from livetalk_kernels.backends.libraries import INSTALLED, LIBRARIES, Libraries
+from livetalk_kernels.backends.reasons import cuda_reason
 from livetalk_kernels.dispatch import pick
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.gpus import GPUS
-from livetalk_kernels.libraries import INSTALLED, LIBRARIES, Libraries
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import _sdpa
 from livetalk_kernels.ops.chunk_attention._library import as_fp8
@@ -249,14 +251,6 @@ def test_fp8_has_a_scale_per_head(found: pytest.MonkeyPatch) -> None:
     assert not values[0, :, 0].isnan().any()
 
 
-def test_fp8_leaves_wide_heads_to_an_exact_backend(found: pytest.MonkeyPatch) -> None:
-    stand_in(found, "flash_attn_interface")  # it is not asked
-    q, k, v = (random(1, 9, 1, 384, seed=seed) for seed in range(3))
-    expected = load_op("chunk_attention").function(q, k, v, scale=0.1)
-    for actual, value in zip(attend("flash_attn3_fp8", q, k, v, scale=0.1), expected, strict=True):
-        assert torch.equal(actual, value)
-
-
 def case(device: torch.device = GPU, dtype: torch.dtype = FP16, **more: Any) -> Case:
     known = {name: more.pop(name) for name in ("gpu", "libraries") if name in more}
     return Case(op="chunk_attention", device=device, dtype=dtype, dims=more, **known)
@@ -280,14 +274,11 @@ def test_reasons(backend: str) -> None:
     assert reason(backend) is None  # when a model is built, sizes are not known
     assert reason(backend, dtype=torch.bfloat16, L=5, S=7, H=40, d=128) is None
     assert reason(backend, d=100) is not None and "not 100" in str(reason(backend, d=100))
-    if backend.endswith("_fp8"):
-        assert reason(backend, H=1, d=384) is None  # the VAE's, which goes by the same name
-    else:
-        assert "not 272" in str(reason(backend, d=272))
+    assert "not 272" in str(reason(backend, d=272))
     assert "needs float16 or bfloat16, not float32" in str(reason(backend, dtype=torch.float32))
     turing = dataclasses.replace(H100, capability=(7, 5))
     assert reason(backend, gpu=turing) == "needs compute capability 8.0 or newer, not 7.5"
-    assert "there is no CUDA device" in str(reason(backend, gpu=None))
+    assert reason(backend, gpu=None) == cuda_reason()
 
 
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
@@ -317,6 +308,21 @@ def test_a_missing_or_broken_library_says_so_and_hides_no_other(
         text = reason(backend, libraries=INSTALLED)
         assert text is not None and cure in text and "\n" not in text
         assert all(reason(other, libraries=INSTALLED) is None for other in others)
+
+
+@pytest.mark.parametrize("backend", [*GPU_BACKENDS, "sdpa_flash", "triton_fp8"])
+@pytest.mark.parametrize("gpu", ["h800", "h20"])
+def test_the_vae_s_wide_head_is_left_to_auto(backend: str, gpu: str) -> None:
+    """One head of 384 channels, which none of them has; the name is meant for heads of 128."""
+    at = {"gpu": GPUS[gpu], "libraries": ALL, "dtype": torch.bfloat16}
+    vae, transformer = case(H=1, d=384, **at), case(D=5120, H=40, d=128, **at)
+    assert pick(transformer, backend, named=True).name == backend
+    for named in (True, False):
+        choice = pick(vae, backend, named=named, main=transformer)
+        assert choice.name == pick(vae, "auto", named=False).name and not choice.approximate
+        assert choice.reason.startswith(f"not {backend} here: ") and "384" in choice.reason
+    with pytest.raises(UserError, match=r"channels.* not 272"):
+        pick(vae, backend, named=True, main=case(H=8, d=272, **at))
 
 
 def test_reasons_of_single_libraries(found: pytest.MonkeyPatch) -> None:

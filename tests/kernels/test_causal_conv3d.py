@@ -220,6 +220,25 @@ def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype
         assert error <= bound * truth.norm(), method
 
 
+def test_direct_convolution_is_the_same_on_any_number_of_threads() -> None:
+    """Pixels too few for all threads are shared by panels of outputs."""
+    x, weight = random(1, 80, 1, 5, 6, layout=LAYOUTS[1]), random(70, 80, 3, 3, 3, seed=1)
+    history = random(1, 80, 2, 5, 6, seed=2, layout=LAYOUTS[1])
+    packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(
+                torch.ops.livetalk.causal_conv3d_packed.default(
+                    x, history, packed, None, 70, (3, 3, 3), 0, (1, 1, 1), (1, 1, 1, 1), "direct",
+                )
+            )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
 def test_wrong_arguments_of_the_compiled_convolution_are_refused() -> None:
     call = torch.ops.livetalk.causal_conv3d_packed.default
     x, weight = random(1, 16, 2, 4, 4, layout=LAYOUTS[1]), random(16, 16, 3, 3, 3)

@@ -22,7 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from livetalk_kernels import extension, extension_cuda, torch_ops
+from livetalk_kernels.backends import cpu, cuda
+from livetalk_kernels.backends.operators import register_fake
 from livetalk_kernels.registry import OPS_PACKAGE, load_backend
 from livetalk_kernels.spec import as_tuple
 
@@ -171,12 +172,12 @@ def operators(*files: str) -> set[str]:
 
 
 def load(library: Path, stub: Path) -> list[str | None]:
-    """What `extension.load_library` says without the stub, if there is one, and with it."""
+    """What `cpu.load_library` says without the stub, if there is one, and with it."""
     answers = []
     if stub.exists():
-        answers.append(extension.load_library(library, MEND))
+        answers.append(cpu.load_library(library, MEND))
         ctypes.CDLL(str(stub))
-    return [*answers, extension.load_library(library, MEND)]
+    return [*answers, cpu.load_library(library, MEND)]
 
 
 def defined(name: str) -> list[str]:
@@ -212,7 +213,7 @@ def traced(name: str) -> tuple[list[Any], list[Any]]:
     """Shapes and dtypes by an operator's fake implementation, and those of the reference."""
     op = name.rpartition("_")[0]
     empty_outputs = importlib.import_module(f"livetalk_kernels.ops.{op}").empty_outputs
-    torch_ops.register_fake(name, empty_outputs)
+    register_fake(name, empty_outputs)
     right = RIGHT[name]()
     given = {
         key: value.to("meta") if isinstance(value, Tensor) else value
@@ -268,7 +269,7 @@ def check(library: Path, stub: Path, names: set[str]) -> None:
 
 
 def versions() -> tuple[int, int]:
-    return extension_cuda.versions()
+    return cuda.versions()
 
 
 @pytest.fixture

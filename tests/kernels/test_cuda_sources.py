@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels.extension_cuda import supports_rows
+from livetalk_kernels.backends.cuda import supports_rows
 from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case, as_tuple
 from livetalk_kernels.testing.numerics import check_tensor, to_double

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from livetalk_kernels import extension_cuda, extension_cutlass
+from livetalk_kernels.backends import cuda, cutlass
+from livetalk_kernels.backends.cutlass import supports_linear
+from livetalk_kernels.backends.reasons import hopper_reason
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.extension_cutlass import supports_linear
 from livetalk_kernels.inspection.cuda_kernels import readable
 from livetalk_kernels.ops.fp8_gemm import cutlass as gemm
 from livetalk_kernels.ops.fp8_gemm_gelu_quant import cutlass as gemm_gelu_quant
 from livetalk_kernels.ops.quantize import reference as quantize
-from livetalk_kernels.reasons import hopper_reason
 from livetalk_kernels.registry import load_backend, load_op
 from livetalk_kernels.spec import Case
 
@@ -49,7 +49,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extension were loaded, on a Hopper."""
-    monkeypatch.setattr(extension_cutlass, "missing", lambda: None)
+    monkeypatch.setattr(cutlass, "missing", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
@@ -157,9 +157,9 @@ def test_reasons_against_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hopper_reason(older_or_newer) == (
             f"needs a Hopper, compute capability 9.0, not {text}"
         )
-    monkeypatch.setattr(extension_cuda, "missing", lambda: "not built; do this")
+    monkeypatch.setattr(cuda, "missing", lambda: "not built; do this")
     assert supports_linear(case("fp8_gemm"), 16) == "not built; do this"
-    monkeypatch.setattr(extension_cuda, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "missing", lambda: None)
     if not hasattr(torch.ops.livetalk, "fp8_gemm_cutlass"):
         reason = supports_linear(case("fp8_gemm"), 16)
         assert reason is not None and "pip install --no-deps nvidia-cutlass" in reason

@@ -11,7 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from livetalk_kernels import bind_ops, triton_launch
+from livetalk_kernels import bind_ops
+from livetalk_kernels.backends import triton_launch
 from livetalk_kernels.bench.runner import make_inputs
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops.causal_conv3d import reference

@@ -13,6 +13,7 @@ from livetalk_kernels.ops import chunk_attention as chunk_contract
 from livetalk_kernels.registry import all_backend_names, backend_names, load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
+from livetalk_model.loading import ModelSource
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DropIn = Callable[[str, str], None]
@@ -213,3 +214,35 @@ def test_a_size_is_not_negative() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, livetalk_kernels as k; k.UserError; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_named_backend_is_refused_only_where_it_matters(drop_in: DropIn) -> None:
+    """A name is meant for the transformer; what cannot run the VAE's sizes leaves it to auto."""
+    drop_in("add_norm/toy.py", TOY)
+    narrow, wide = ({"D": width} for width in (64, 96))
+    for choice in ("toy", "add_norm=toy"):
+        config = KernelConfig.parse([choice])
+        both = {"device": "cpu", "dtype": torch.float32}
+        assert bind_ops(config, **both, main=wide, **narrow).chosen["add_norm"] == "toy"
+        left = bind_ops(config, **both, main=narrow, **wide).choices["add_norm"]
+        assert left.name == bind_ops(**both).chosen["add_norm"]
+        assert left.reason.startswith("not toy here: toy takes 64 channels at most; pip")
+        with pytest.raises(UserError, match="add_norm=toy: cannot run: toy takes 64 channels"):
+            bind_ops(config, **both, main=wide, **wide)
+
+
+def test_the_vae_takes_what_it_can_beside_a_named_attention(drop_in: DropIn) -> None:
+    """The transformer of ``tiny`` has four heads of 64 channels, its VAE one of 32."""
+    drop_in(
+        "chunk_attention/toy.py",
+        "from .reference import run\n\n\ndef supports(case):\n"
+        "    return 'toy needs 64 channels' if case.dims.get('d', 64) < 64 else None\n",
+    )
+    source = ModelSource.find(
+        preset="tiny", checkpoint=None, audio_encoder=None, device="cpu", dtype="fp32",
+        backend=KernelConfig.parse(["chunk_attention=toy"]), reuse=True,
+    )  # fmt: skip
+    pipeline = source.load_pipeline(source.load_preparer())
+    chosen = {part: ops.choices["chunk_attention"] for part, ops in pipeline.ops.items()}
+    assert chosen["dit"].name == "toy" and chosen["vae"].name == "cpu"
+    assert "toy needs 64 channels" in chosen["vae"].reason

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels import UserError, extension, extension_cuda
+from livetalk_kernels import UserError
+from livetalk_kernels.backends import cpu, cuda
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case, as_tuple
@@ -71,21 +72,21 @@ def best_isa() -> Iterator[None]:
 
 def test_extension_is_built_here() -> None:
     """Where tests run there is a compiler; without the kernels most of this suite says nothing."""
-    assert extension.missing() is None
-    assert extension.isa() in extension.ISAS
+    assert cpu.missing() is None
+    assert cpu.isa() in cpu.ISAS
 
 
 def test_missing_kernels_give_their_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "FOLDER", tmp_path / "none")
-    assert extension.missing() == f"the compiled kernels were not built; {extension.MEND}"
+    monkeypatch.setattr(cpu, "FOLDER", tmp_path / "none")
+    assert cpu.missing() == f"the compiled kernels were not built; {cpu.MEND}"
     noted = tmp_path / "noted"
     noted.mkdir()
     (noted / "_C.reason").write_text("no C++ compiler found; install g++\n")
-    monkeypatch.setattr(extension, "FOLDER", noted)
+    monkeypatch.setattr(cpu, "FOLDER", noted)
     reason = "the compiled kernels were not built: no C++ compiler found; install g++"
-    assert extension.missing() == reason
+    assert cpu.missing() == reason
     case = Case(op="add_norm", device=CPU, dtype=torch.float32)
-    assert extension.supports(case) == reason
+    assert cpu.supports(case) == reason
     with pytest.raises(UserError, match="add_norm=cpu: cannot run: the compiled kernels were not"):
         pick(case, "cpu", named=True)
     choice = pick(case, "auto", named=True)
@@ -93,9 +94,9 @@ def test_missing_kernels_give_their_reason(tmp_path: Path, monkeypatch: pytest.M
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "_C.so").write_text("no library")
-    monkeypatch.setattr(extension, "FOLDER", broken)
-    answer = extension.missing() or ""
-    assert answer.startswith("_C.so does not load: ") and answer.endswith(extension.MEND)
+    monkeypatch.setattr(cpu, "FOLDER", broken)
+    answer = cpu.missing() or ""
+    assert answer.startswith("_C.so does not load: ") and answer.endswith(cpu.MEND)
     assert "\n" not in answer
 
 
@@ -107,14 +108,12 @@ def test_a_library_that_does_not_load_says_why(tmp_path: Path) -> None:
     source.write_text('extern "C" int nobody_has_it(); int call() { return nobody_has_it(); }')
     command = [compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
     subprocess.run(command, check=True)
-    assert extension.load_library(library, "make it") == (
+    assert cpu.load_library(library, "make it") == (
         f"x.so was built for another torch than this {torch.__version__} "
         "(undefined symbol: nobody_has_it); make it"
     )
     library.write_bytes(b"")
-    assert extension.load_library(library, "make it") == (
-        "x.so does not load: file too short; make it"
-    )
+    assert cpu.load_library(library, "make it") == ("x.so does not load: file too short; make it")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +132,8 @@ def test_a_library_that_does_not_load_says_why(tmp_path: Path) -> None:
 def test_the_driver_and_the_toolkit(
     toolkit: int, driver: int, capability: tuple[int, int], reason: str | None
 ) -> None:
-    found = extension_cuda.driver_reason(toolkit, driver)
-    found = found or extension_cuda.translation_reason(capability, toolkit, driver)
+    found = cuda.driver_reason(toolkit, driver)
+    found = found or cuda.translation_reason(capability, toolkit, driver)
     assert (found is None) == (reason is None)
     assert reason is None or re.search(reason, found or "")
 
@@ -142,17 +141,17 @@ def test_the_driver_and_the_toolkit(
 def test_the_driver_is_asked_before_a_kernel_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extension_cuda, "FOLDER", tmp_path)
-    monkeypatch.setattr(extension_cuda, "cuda_reason", lambda: None)
-    monkeypatch.setattr(extension_cuda, "load_library", lambda *_: None)
-    missing = extension_cuda.missing.__wrapped__
-    assert missing() == f"the CUDA kernels were not built; {extension_cuda.MEND}"
+    monkeypatch.setattr(cuda, "FOLDER", tmp_path)
+    monkeypatch.setattr(cuda, "cuda_reason", lambda: None)
+    monkeypatch.setattr(cuda, "load_library", lambda *_: None)
+    missing = cuda.missing.__wrapped__
+    assert missing() == f"the CUDA kernels were not built; {cuda.MEND}"
     (tmp_path / "_C_cuda.so").touch()
     old = SimpleNamespace(livetalk=SimpleNamespace())
-    monkeypatch.setattr(extension_cuda.torch, "ops", old)
-    assert missing() == f"the CUDA kernels are older than this code; {extension_cuda.REBUILD}"
+    monkeypatch.setattr(cuda.torch, "ops", old)
+    assert missing() == f"the CUDA kernels are older than this code; {cuda.REBUILD}"
     old.livetalk.cuda_versions = lambda: (13000, 12080)
-    assert missing() == extension_cuda.driver_reason(13000, 12080)
+    assert missing() == cuda.driver_reason(13000, 12080)
     old.livetalk.cuda_versions = lambda: (12080, 13000)
     assert missing() is None
 
@@ -161,8 +160,8 @@ def test_everything_else_works_without_the_kernels(tmp_path: Path) -> None:
     """In a fresh process, where nothing has loaded them before."""
     program = (
         "import pathlib, torch\n"
-        "from livetalk_kernels import extension\n"
-        f"extension.FOLDER = pathlib.Path({str(tmp_path)!r})\n"
+        "from livetalk_kernels.backends import cpu\n"
+        f"cpu.FOLDER = pathlib.Path({str(tmp_path)!r})\n"
         "from livetalk_kernels.dispatch import support_table\n"
         "from livetalk_kernels.ops import bind_ops\n"
         "device, dtype = torch.device('cpu'), torch.float32\n"
@@ -183,23 +182,23 @@ def test_everything_else_works_without_the_kernels(tmp_path: Path) -> None:
 
 def test_other_dtypes_and_devices_are_refused() -> None:
     half = Case(op="add_norm", device=CPU, dtype=torch.float16)
-    assert extension.supports(half) == "needs float32 or bfloat16, not float16"
+    assert cpu.supports(half) == "needs float32 or bfloat16, not float16"
     gpu = Case(op="add_norm", device=torch.device("cuda"), dtype=torch.float32)
-    assert extension.supports(gpu) == "runs on cpu, not on cuda"
+    assert cpu.supports(gpu) == "runs on cpu, not on cuda"
 
 
 @pytest.mark.usefixtures("best_isa")
 def test_instruction_set_is_chosen_by_name() -> None:
-    best = extension.isa()
+    best = cpu.isa()
     torch.ops.livetalk.use_isa("scalar")
-    assert extension.isa() == "scalar"
+    assert cpu.isa() == "scalar"
     with pytest.raises(RuntimeError, match="no instruction set sse9; choose scalar, avx2, avx512,"):
         torch.ops.livetalk.use_isa("sse9")
-    assert extension.isa() == "scalar"
+    assert cpu.isa() == "scalar"
     torch.ops.livetalk.use_isa("best")
-    assert extension.isa() == best
+    assert cpu.isa() == best
     # Each set has all before it, so what is idle is what lies above the best.
-    assert tuple(extension.idle_isas()) == extension.ISAS[extension.ISAS.index(best) + 1 :]
+    assert tuple(cpu.idle_isas()) == cpu.ISAS[cpu.ISAS.index(best) + 1 :]
 
 
 def test_doctor_says_why_a_higher_instruction_set_lies_idle() -> None:

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from livetalk_kernels import KernelConfig
+from livetalk_kernels import KernelConfig, advice
 from livetalk_kernels.advice import changes, choose
+from livetalk_kernels.backends.libraries import LIBRARIES, Libraries, release
+from livetalk_kernels.backends.reasons import cuda_reason
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.gpus import GPUS
-from livetalk_kernels.libraries import LIBRARIES, Libraries, release
 from livetalk_kernels.ops import _attention_launch
 from livetalk_kernels.ops.chunk_attention import triton_fp8
 from livetalk_kernels.ops.context_attention import triton as context_triton
@@ -80,6 +81,22 @@ def test_nothing_but_the_library_s_own_reason_is_asked_twice() -> None:
     assert ("cudnn", "triton", "sdpa_cudnn") in [(c.library, c.now, c.then) for c in found]
 
 
+@pytest.mark.parametrize("cutlass", [False, True])
+def test_a_build_that_cannot_load_here_is_supposed(
+    cutlass: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels load beside a GPU alone: what is in the file is what will be there."""
+    monkeypatch.setattr(advice, "FOLDER", tmp_path)
+    assert "cuda kernels" not in advice.suppositions(BARE)
+    (tmp_path / "_C_cuda.so").write_bytes(b"..fp8_gemm_cutlass.." if cutlass else b"..")
+    found = advice.suppositions(BARE)
+    assert found == {"cuda kernels": "built", "cutlass kernels": "built" if cutlass else ""}
+    case = Case(op="fp8_gemm", device=GPU, dtype=BF16, gpu=GPUS["h800"])
+    case = dataclasses.replace(case, libraries=BARE.supposing(found))
+    reason = load_backend("fp8_gemm", "cutlass").supports(case)
+    assert reason == (None if cutlass else "needs cutlass kernels; make cutlass")
+
+
 def test_a_preference_is_the_closest_one() -> None:
     spec = dataclasses.replace(
         load_op(OP), preference={"cuda": ("a",), "cuda 9": ("b",), "cuda 9.0": ("c",), "cpu": ()}
@@ -118,6 +135,17 @@ def test_kernels_need_no_more_shared_memory_than_is_said(version: str) -> None:
     exact = {kernel["name"]: kernel["dynamic_shared"] for kernel in kernels}
     for name in ("chunk_attention_kernel", "fp8_attention_kernel", "fp8_gemm_kernel"):
         assert said[name] - exact[name] <= 1024
+
+
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch for CPUs is told from a machine without a GPU: only one of them can be mended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built, reason in {
+        None: "this torch is not built for CUDA; install a torch for CUDA",
+        "13.0": "there is no CUDA device",
+    }.items():
+        monkeypatch.setattr(torch.version, "cuda", built)
+        assert cuda_reason() == reason
 
 
 def test_a_gpu_that_is_here_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,18 +40,18 @@ from livetalk_kernels.inspection.sass import Code
 from livetalk_kernels.lines import one_line
 from livetalk_kernels.tuning import Choice, MachineEntry, Tuning, TuningKey
 from livetalk_model.avatar import Avatar, load_embedding
-from livetalk_model.checkpoint import CheckpointFolder
 from livetalk_model.config import AudioEncoderConfig, DiTConfig
 from livetalk_model.encoders.audio import AudioEncoder
 from livetalk_model.encoders.text import load_tokenizer
-from livetalk_model.manifest import read_manifest
 from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.image import load_portrait
 from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import read_recorded
 from livetalk_model.profile.compare import read_report
-from livetalk_model.tensor_files import open_weights
 from livetalk_model.train.clips import read_index
+from livetalk_model.weights.checkpoint import CheckpointFolder
+from livetalk_model.weights.manifest import read_manifest
+from livetalk_model.weights.tensor_files import open_weights
 
 CPU = torch.device("cpu")
 KERNEL = Kernel(

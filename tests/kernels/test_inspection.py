@@ -11,17 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from livetalk_kernels.backends.triton_launch import Launch
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.inputs import build
 from livetalk_kernels.inspection import cuda_kernels, ptxas, sass
 from livetalk_kernels.inspection.baseline import baseline_file, load, regressions, save
 from livetalk_kernels.inspection.collect import collect
 from livetalk_kernels.inspection.compile import specialise
 from livetalk_kernels.inspection.cuda_kernels import readable
-from livetalk_kernels.inspection.occupancy import blocks_per_sm, warps_per_sm
+from livetalk_kernels.inspection.occupancy import (
+    PROCESSORS,
+    SHARED_RESERVED,
+    blocks_per_sm,
+    warps_per_sm,
+)
 from livetalk_kernels.inspection.report import Kernel, Report, as_json, faults
 from livetalk_kernels.registry import backend_names, op_names
-from livetalk_kernels.triton_launch import Launch
 from livetalk_model.cli import inspect
 from livetalk_model.cli.main import main
 
@@ -168,6 +174,29 @@ def test_occupancy(threads, registers, shared, blocks):
     assert warps_per_sm(threads, registers, shared) == blocks * threads // 32
 
 
+@pytest.mark.parametrize(
+    ("capability", "threads", "registers", "shared", "warps"),
+    [
+        ((8, 0), 128, 32, 163 << 10, 4),
+        ((8, 0), 128, 32, (163 << 10) + 1, 0),
+        ((8, 0), 1024, 32, 0, 64),
+        ((8, 9), 1024, 32, 0, 32),  # 48 warps are one and a half of such blocks
+        ((8, 9), 32, 16, 0, 24),  # blocks
+        ((12, 0), 128, 32, 49 << 10, 8),
+        ((12, 0), 128, 32, (99 << 10) + 1, 0),
+        ((10, 0), 128, 168, 0, 12),  # as a Hopper
+    ],
+)
+def test_occupancy_of_other_gpus(capability, threads, registers, shared, warps):
+    assert warps_per_sm(threads, registers, shared, capability) == warps
+
+
+def test_the_processors_are_those_of_the_table():
+    """A block may have all shared memory of an SM but the KB that the system takes."""
+    for gpu in GPUS.values():
+        assert PROCESSORS[gpu.capability].shared - SHARED_RESERVED == gpu.shared_memory
+
+
 def test_every_fault_is_named():
     assert not list(faults(GOOD))
     half = dataclasses.replace(GOOD, dots=("bf16", "f32", "f8E4M3FN"))
@@ -186,6 +215,11 @@ def test_every_fault_is_named():
     assert list(faults(dataclasses.replace(GOOD, code=None, error="oh"))) == [
         "does not compile: oh"
     ]
+    wider = recoded(loads={"256": 4, "32": 1}, stores={"256": 1}, copies={}, tma={})
+    assert not list(faults(wider)) and wider.code.wide_share == (4 * 256 + 256) / (5 * 256 + 32)
+    for capability, wanted in {(8, 9): "HMMA", (10, 0): "UTCHMMA", (12, 0): "HMMA"}.items():
+        other = dataclasses.replace(GOOD, capability=capability)
+        assert list(faults(other)) == [f"multiplies bf16 without {wanted}"]
     large = dataclasses.replace(GOOD, dynamic_shared=227 * 1024)  # beside 4 KB of static memory
     assert [fault.split(":")[0] for fault in faults(large)] == ["fits no SM"]
 
@@ -201,6 +235,8 @@ def test_every_fault_is_named():
         (recoded(local=1), "1 accesses of local memory, 0 before"),
         (recoded(tensor_cores={"HMMA": 2}), "no HGMMA any more"),
         (recoded(tma={}), "no TMA any more"),
+        (recoded(barriers=6), "6 barriers of all warps in a step of main loops, 0 before"),
+        (recoded(exposed=1), "1 loads of a last block that nothing hides, 0 before"),
         (recoded(tma={"UTMALDG": 9}, loads={}), None),
         (recoded(stores={"64": 1}, loads={"128": 9}), "stores 64 bits at most, 128 before"),
         (recoded(stores={"128": 1, "16": 1}), None),
@@ -254,6 +290,10 @@ def test_reports_of_two_dtypes_are_not_compared(tmp_path):
     file = save(report_of(GOOD, dtype="float32"), tmp_path / "a.json")
     with pytest.raises(UserError, match="float32"):
         load(file, report_of(GOOD))
+    other = report_of(GOOD, target="sm_89")
+    assert baseline_file(tmp_path, other) == tmp_path / "inspect_triton3.9_sm_89.json"
+    with pytest.raises(UserError, match="is for sm_90a; compare with the --gpu of it"):
+        load(save(report_of(GOOD), tmp_path / "hopper.json"), other)
     with pytest.raises(UserError, match="name the file"):
         baseline_file(tmp_path, report_of(GOOD, versions={}))
 
@@ -362,6 +402,35 @@ def test_no_kernel_is_worse_than_its_baseline():
     ops = {kernel["op"] for kernel in report["kernels"]}
     assert ops == {op for op in op_names() if "triton" in backend_names(op)}
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "target", "refused"),
+    [
+        ("a100", "sm_80", "add_norm_quant by triton: left out (14b_ulysses8, 14b): needs compute"),
+        ("rtx4090", "sm_89", "chunk_attention by triton: left out (mid, 14b_ulysses8, 14b_ring8"),
+        ("b200", "sm_100a", None),
+        ("rtx5090", "sm_120a", "fp8_gemm by triton: left out (qkv_14b_ulysses8, qkv_14b, out_14b"),
+    ],
+)
+def test_kernels_compile_for_other_gpus(gpu, target, refused):
+    """Two quick ones of each, and what cannot run there is left out with its reason."""
+    pytest.importorskip("triton")
+    ops = ["merge_lse", "add_norm_quant"]
+    if refused:
+        ops.append(refused.split()[0])
+    command = ["-m", "livetalk_model.cli.main", "inspect", "--quick", "--json", "--gpu", gpu]
+    done = without_interpreter(*command, "--backend", "triton", *dict.fromkeys(ops))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["target"] == target
+    assert any(note.startswith(refused) for note in report["notes"]) if refused else True
+    kernels = {kernel["op"]: kernel for kernel in report["kernels"]}
+    assert ("add_norm_quant" in kernels) == (gpu != "a100") and "merge_lse" in kernels
+    for kernel in report["kernels"]:
+        assert kernel["op"] in ops[:2] or kernel["name"] != "chunk_attention_kernel"
+        assert kernel["capability"] == list(GPUS[gpu].capability)
+        assert not kernel["error"], kernel
 
 
 def test_the_interpreter_compiles_nothing(capsys):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from livetalk_kernels import extension
+from livetalk_kernels.backends import cpu
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case, as_tuple
 from livetalk_kernels.testing.cases import runnable_cases
@@ -161,7 +161,7 @@ def test_launches_write_just_their_outputs(case: Case, backend: str) -> None:
         assert guard_is_whole(output), "written outside the output"
 
 
-@pytest.mark.parametrize("isa", extension.ISAS[:-1])
+@pytest.mark.parametrize("isa", cpu.ISAS[:-1])
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=str(case)) for case, name in runnable_cases([CPU]) if name == "cpu"],

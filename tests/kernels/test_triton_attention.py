@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from livetalk_kernels.backends.triton_launch import supports
 from livetalk_kernels.ops._attention import plain_attention
 from livetalk_kernels.ops.chunk_attention import chunk_attention
 from livetalk_kernels.ops.context_attention import context_attention
 from livetalk_kernels.spec import Case
-from livetalk_kernels.triton_launch import supports
 
 REASON = supports(Case(op="chunk_attention", device=torch.device("cpu"), dtype=torch.float32))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))

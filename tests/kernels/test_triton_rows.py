@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from livetalk_kernels.backends.triton_launch import supports
 from livetalk_kernels.ops import _rows
 from livetalk_kernels.ops.rms_norm import rms_norm
 from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
@@ -13,7 +14,6 @@ from livetalk_kernels.precision import FP8
 from livetalk_kernels.spec import Case
 from livetalk_kernels.testing.cases import runnable_cases
 from livetalk_kernels.testing.numerics import check_backend
-from livetalk_kernels.triton_launch import supports
 
 ROW_OPS = {
     "add_norm", "add_norm_quant", "add_residual", "merge_lse", "quantize", "rms_norm",

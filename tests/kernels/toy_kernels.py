@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from livetalk_kernels.backends.triton_launch import Launch
 from livetalk_kernels.inspection.compile import specialise
 from livetalk_kernels.inspection.report import Report, as_json
 from livetalk_kernels.inspection.triton_kernels import Task, inspect_task
-from livetalk_kernels.triton_launch import Launch
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.tensor_files import open_weights
-from livetalk_model.weights import load_module
+from livetalk_model.weights.fill import load_module
+from livetalk_model.weights.tensor_files import open_weights
 
 DIT = "diffusion_pytorch_model.safetensors"
 INDEX = f"{DIT}.index.json"

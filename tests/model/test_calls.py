@@ -13,12 +13,13 @@ from livetalk_kernels.bench.runner import make_inputs
 from livetalk_kernels.registry import load_op, op_names
 from livetalk_kernels.spec import Case
 from livetalk_model import load_pipeline
-from livetalk_model.calls import model_calls
 from livetalk_model.config import NEW_FRAMES, get_preset
+from livetalk_model.dry_run.calls import model_calls
 from livetalk_model.stream.chunk import StreamOptions
 
 CPU, META, FP32 = torch.device("cpu"), torch.device("meta"), torch.float32
 SIZE = (32, 48)
+FP8_LINEARS = "fp8_gemm_gelu_quant", "fp8_gemm"
 
 
 def rows(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
@@ -43,13 +44,18 @@ def key(case: Case) -> tuple:
     return case.op, *case.dims.items(), *sorted(options.items())
 
 
-@pytest.mark.parametrize("precision", ["exact", "fp8"])
-def test_the_calls_are_those_of_a_running_model(precision):
+@pytest.mark.parametrize(
+    ("precision", "schedule"),
+    [("exact", {}), ("fp8", {}), ("exact", {"fuse_bias": True})],
+)
+def test_the_calls_are_those_of_a_running_model(precision, schedule):
     preset = get_preset("tiny")
     fp8 = precision == "fp8"
-    calls = model_calls(preset, size=SIZE, device=CPU, dtype=FP32, fp8=fp8, steps=2)
+    calls = model_calls(preset, size=SIZE, device=CPU, dtype=FP32, fp8=fp8, steps=2, **schedule)
     assert all(call.case.device == CPU and call.case.dtype == FP32 for call in calls)
-    pipeline = load_pipeline(preset="tiny", device="cpu", dtype="fp32", precision=precision)
+    pipeline = load_pipeline(
+        preset="tiny", device="cpu", dtype="fp32", precision=precision, **schedule
+    )
     text = torch.zeros(preset.dit.text_len // 2, preset.dit.text_dim)
     picture = Image.fromarray(np.zeros((*SIZE, 3), np.uint8))
     avatar = pipeline.prepare(picture, size=SIZE, prompt_embeds=text)
@@ -80,6 +86,22 @@ def test_the_calls_are_those_of_a_running_model(precision):
     layers = preset.dit.num_layers
     attention = [call for call in calls if call.case.op == "context_attention"]
     assert [call.count for call in attention] == [2 * layers]  # of each step
+    assert bool(schedule) == any(call.case.op == "add_residual" for call in calls)
+    biased = {c.case.options.get("bias") for c in calls if c.case.op == "rms_norm_silu"}
+    assert biased == ({True, None} if schedule else {None})
+
+
+@pytest.mark.parametrize("m_major", [False, True])
+def test_block_scales_lie_as_they_are_asked_for(m_major):
+    preset = get_preset("tiny")
+    preset = dataclasses.replace(preset, dit=dataclasses.replace(preset.dit, ffn_dim=768))
+    calls = model_calls(
+        preset, size=SIZE, device=CPU, dtype=FP32, fp8=True, m_major_scales=m_major, steps=1
+    )
+    found = {op: [c.case.options for c in calls if c.case.op == op] for op in FP8_LINEARS}
+    assert [options.get("m_major", False) for options in found[FP8_LINEARS[0]]] == [m_major]
+    layouts = {options.get("scales") for options in found[FP8_LINEARS[1]] if "block" in options}
+    assert layouts == {"columns" if m_major else None}
 
 
 def test_what_only_several_ranks_call_has_a_case():

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.checkpoint import CheckpointFolder
+from livetalk_model.completeness import CheckpointReport, Component, inspect_checkpoint
 from livetalk_model.config import VAEConfig
-from livetalk_model.inspection import CheckpointReport, Component, inspect_checkpoint
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 DIT = "diffusion_pytorch_model.safetensors"
 VAE = "Wan2.1_VAE.pth"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from livetalk_model.config import AudioEncoderConfig, DiTConfig
 from livetalk_model.encoders.audio import AudioEncoder
-from livetalk_model.tensor_files import open_weights
+from livetalk_model.weights.tensor_files import open_weights
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_other_members_that_swell_and_too_many(tmp_path, monkeypatch):
     ):
         path.write_bytes(damage)
         assert "truncated or damaged" in refused(lambda: open_weights(path))
-    monkeypatch.setattr("livetalk_model.tensor_files._MAX_MEMBERS", 5)
+    monkeypatch.setattr("livetalk_model.weights.tensor_files._MAX_MEMBERS", 5)
     path.write_bytes(whole)
     assert "files, 5 is the most" in refused(lambda: open_weights(path))
 
@@ -249,7 +249,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from livetalk_kernels.errors import UserError
-from livetalk_model.tensor_files import open_weights
+from livetalk_model.weights.tensor_files import open_weights
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))
 try:

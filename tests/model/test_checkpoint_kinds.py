@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from livetalk_kernels.inputs import LFS_HEAD
 from livetalk_model.avatar import Avatar, load_embedding
-from livetalk_model.checkpoint import CheckpointFolder
+from livetalk_model.completeness import Component, inspect_checkpoint
 from livetalk_model.encoders.text import load_tokenizer
-from livetalk_model.inspection import Component, inspect_checkpoint
 from livetalk_model.loading import load_pipeline
-from livetalk_model.tensor_files import open_weights
+from livetalk_model.weights.checkpoint import CheckpointFolder
+from livetalk_model.weights.tensor_files import open_weights
 
 # What a download leaves behind --------------------------------------------------------------
 

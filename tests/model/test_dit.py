@@ -11,7 +11,7 @@ from livetalk_kernels import KernelConfig
 from livetalk_kernels.ops import Ops, bind_ops
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT, sinusoid
-from livetalk_model.weights import expected_keys, load_module, open_weights, random_module
+from livetalk_model.weights.fill import expected_keys, load_module, open_weights, random_module
 
 GPU_BACKENDS = ("auto", "reference", "sdpa", "triton") if torch.cuda.is_available() else ()
 MODELS = ("tiny_a", "tiny_a_sharded", "tiny_a128", "tiny_b")

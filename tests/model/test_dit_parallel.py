@@ -5,17 +5,18 @@ from functools import cache
 
 import pytest
 import torch
+from closed_form import step_bytes
 from torch import Tensor
 
 from livetalk_kernels.ops import bind_ops
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
-from livetalk_kernels.runtime.sequence_parallel import SequenceParallel, volume
+from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_kernels.testing.memory import peak_bytes
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 TINY = get_preset("tiny").dit
 # Forty heads of 16 channels; what is not shared out is small, so that the tests are quick.
@@ -114,7 +115,7 @@ def relative(actual: Tensor, truth: Tensor) -> float:
 def formula(problem: Problem, mesh: Mesh, rank: int) -> dict[str, int]:
     name, (frames, height, width), persons, _ = problem
     config, per_frame = CONFIGS[name], height * width // 4
-    return volume(
+    return step_bytes(
         mesh,
         rank,
         tokens=frames * per_frame,

@@ -31,7 +31,7 @@ from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.stream.graphs import GraphedDecodeStep, GraphedEncoder, GraphedStep, StreamCalls
 from livetalk_model.stream.session import Session
 from livetalk_model.vae import VAE, DecoderCache
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 FP32, BF16 = torch.float32, torch.bfloat16

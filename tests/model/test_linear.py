@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from livetalk_kernels import extension
+from livetalk_kernels.backends import cpu
 from livetalk_model.linear import Linear
 
 
@@ -19,7 +19,7 @@ def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
     assert result.dtype == torch.bfloat16 and result.shape == (3, 17, 40)
     error = (result.double() - exact).abs()
     assert (error <= exact.abs() * 2**-8 + 1e-4).all()
-    wide = extension.product_dtype(x.device, torch.bfloat16)
+    wide = cpu.product_dtype(x.device, torch.bfloat16)
     if wide == torch.float32:
         again = F.linear(x.bfloat16().float(), half.weight.float(), half.bias.float())
         assert torch.equal(result, again.bfloat16())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.manifest import read_manifest, verify_manifest, write_manifest
+from livetalk_model.weights.manifest import read_manifest, verify_manifest, write_manifest
 
 
 def quiet(name: str, count: int) -> None:

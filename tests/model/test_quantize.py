@@ -12,12 +12,12 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import bind_ops
 from livetalk_kernels.ops.quantize import dequantize
 from livetalk_kernels.precision import FP8
-from livetalk_model import weights as weights_module
 from livetalk_model.config import DiTConfig, get_preset
 from livetalk_model.dit import DiT
 from livetalk_model.loading import ModelSource, load_pipeline
 from livetalk_model.quantize import Fp8FeedForward, Fp8Linear, Quantized
-from livetalk_model.weights import load_module, open_weights, random_module
+from livetalk_model.weights import fill as weights_module
+from livetalk_model.weights.fill import load_module, open_weights, random_module
 
 CPU32 = {"device": "cpu", "dtype": torch.float32}
 

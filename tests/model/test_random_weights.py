@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from livetalk_model import random_weights
-from livetalk_model.weights import Slot, load_module, open_weights, random_module
+from livetalk_model.weights import random_weights
+from livetalk_model.weights.fill import Slot, load_module, open_weights, random_module
 
 KEY_MAP = {
     f"{part}.{kind}": Slot(f"qkv.{kind}", slice(4 * index, 4 * index + 4))

@@ -12,13 +12,12 @@ from PIL import Image
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.ops import bind_ops
-from livetalk_kernels.runtime.host_ring import HostRing
+from livetalk_kernels.runtime.host_copies import HostRing
 from livetalk_kernels.runtime.lanes import ThreadLane
 from livetalk_kernels.runtime.timeline import Timeline
 from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
 from livetalk_model import load_pipeline
 from livetalk_model.avatar import Avatar
-from livetalk_model.checkpoint import CheckpointFolder
 from livetalk_model.config import NEW_FRAMES
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioStream, audio_windows
@@ -30,7 +29,8 @@ from livetalk_model.stream.graphs import StreamCalls
 from livetalk_model.stream.session import Session
 from livetalk_model.stream.stats import StreamStats
 from livetalk_model.vae import VAE
-from livetalk_model.weights import load_module, open_weights
+from livetalk_model.weights.checkpoint import CheckpointFolder
+from livetalk_model.weights.fill import load_module, open_weights
 
 RATE = 16000
 

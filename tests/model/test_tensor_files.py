@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.weights import open_weights
+from livetalk_model.weights.fill import open_weights
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TENSORS = {f"layer{number}.weight": torch.full((4, 4), float(number)) for number in range(6)}

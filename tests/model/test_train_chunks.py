@@ -7,7 +7,6 @@ import torch
 from train_clips import make_clips
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.checkpoint import CheckpointFolder
 from livetalk_model.train.audio_export import export_audio
 from livetalk_model.train.chunk_training import distill_training, teacher_training
 from livetalk_model.train.clips import Clips
@@ -18,6 +17,7 @@ from livetalk_model.train.loop import train
 from livetalk_model.train.settings import Run
 from livetalk_model.train.training import About, Training
 from livetalk_model.train.vae_task import fold_statistics
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 
 @pytest.fixture(scope="module")

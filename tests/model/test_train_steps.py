@@ -17,7 +17,7 @@ from livetalk_model.train.flow import velocity
 from livetalk_model.train.health import agreement, cosine, lag
 from livetalk_model.train.network import Network
 from livetalk_model.train.rollout import take_step
-from livetalk_model.train.teacher import Lesson, draw_lesson, teacher_loss
+from livetalk_model.train.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
 from livetalk_model.train.update import Average
 
 SHAPE = (16, *SIZE)
@@ -56,7 +56,8 @@ def test_the_teacher_sees_clean_motion_and_dropped_conditions() -> None:
     clean, given, seen = draw(2, *SHAPE), random_conditions(2), []
     drawn = Lesson(
         noise=draw(2, *SHAPE, seed=1), time=torch.tensor([0.5, 0.9]), known=torch.tensor([1, 2]),
-        no_text=torch.tensor([True, False]), no_audio=torch.tensor([False, False]),
+        motion_time=torch.zeros(2), no_text=torch.tensor([True, False]),
+        no_audio=torch.tensor([False, False]),
     )  # fmt: skip
 
     def exact(x: Tensor, timestep: Tensor, given) -> Tensor:
@@ -71,6 +72,32 @@ def test_the_teacher_sees_clean_motion_and_dropped_conditions() -> None:
     assert torch.equal(x[0, :, :1], clean[0, :, :1]) and torch.equal(x[1, :, :2], clean[1, :, :2])
     assert not torch.equal(x[0, :, 1], clean[0, :, 1])
     assert not conditions.text[0].any() and torch.equal(conditions.text[1], given.text[1])
+
+
+def test_noised_motion_stands_at_its_own_time_and_the_mouth_may_count_more() -> None:
+    clean, given, seen = draw(2, *SHAPE), random_conditions(2), []
+    lessons = draw_lesson(
+        Draws(seed=3), SHAPE, step=1, samples=range(200),
+        teaching=Teaching(noised_motion=0.5, long_motion=1.0), schedule=SCHEDULE,
+    )  # fmt: skip
+    noised = lessons.motion_time > 0
+    assert 70 < int(noised.sum()) < 130 and 0.3 < lessons.motion_time.max() < MOTION_TIME
+    drawn = Lesson(**{name: value[noised][:2] for name, value in vars(lessons).items()})
+
+    def off(x: Tensor, timestep: Tensor, given) -> Tensor:
+        seen.append(x)
+        wrong = torch.zeros_like(x)
+        wrong[..., 0, 0] = 1
+        return velocity(clean, drawn.noise) + wrong
+
+    weight = torch.ones(2, 1, *SHAPE[1:])
+    weight[..., 0, 0] = 3
+    places = SHAPE[2] * SHAPE[3]
+    plain, more = (float(teacher_loss(off, clean, given, drawn, w)) for w in (None, weight))
+    assert plain == pytest.approx(1 / places) and more == pytest.approx(3 / (places + 2))
+    time = drawn.motion_time.view(-1, 1, 1, 1, 1)
+    wanted = (1 - time) * clean + time * drawn.noise
+    assert torch.allclose(seen[0][:, :, :2], wanted[:, :, :2])
 
 
 def test_two_clips_are_learnt() -> None:

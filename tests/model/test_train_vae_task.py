@@ -10,11 +10,21 @@ from train_samples import small_vae
 
 from livetalk_model.train import vae_task
 from livetalk_model.train.clips import Clips
-from livetalk_model.train.loop import train
-from livetalk_model.train.picture_losses import MOUTH, mouth_weight, vae_loss
+from livetalk_model.train.loop import At, train
+from livetalk_model.train.picture_losses import MOUTH, contrast_loss, mouth_weight, vae_loss
 from livetalk_model.train.saving import State, last_checkpoint, load
 from livetalk_model.train.settings import Run
-from livetalk_model.train.vae_task import VaeData, crop_size, fold_statistics, vae_training
+from livetalk_model.train.vae_task import (
+    LONG,
+    MIDDLE,
+    SHORT,
+    VaeData,
+    VaeTask,
+    fold_statistics,
+    piece_size,
+    vae_training,
+)
+from livetalk_model.train.whole_vae import NO_BLOCKS
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +36,42 @@ def small_run(steps: int = 6, **settings) -> Run:
     return Run(**{"steps": steps, "batch": 1, "learning_rate": 3e-3, "average": 0.9} | settings)
 
 
-def test_crops_come_first_and_long_windows_from_the_first_third_on(tmp_path):
-    """And whole pictures in the last."""
+def test_pieces_come_first_and_long_windows_are_many_later_on(tmp_path):
+    """And whole pictures in the later part."""
     clips = make_clips(tmp_path / "clips", size=(64, 80))
-    data = VaeData(clips, small_run(30))
-    shapes = [tuple(data.batch(step, 0)["video"].shape[2:]) for step in range(30)]
-    assert shapes[:10] == [(9, 32, 32)] * 10
-    assert shapes[10:20] == [(33, 32, 32)] * 10
-    assert {shape[1:] for shape in shapes[20:]} == {(64, 80)}
-    assert {shape[0] for shape in shapes[20:]} == {9, 17, 33}
-    assert crop_size((96, 96)) == (48, 48) and crop_size((16, 256)) == (16, 128)
+    run = small_run(60)
+    data, late = VaeData(clips, run), round(vae_task.LATE * run.steps)
+    shapes = [tuple(data.batch(step, 0)["video"].shape[2:]) for step in range(run.steps)]
+    assert set(shapes[:late]) == {(SHORT, 64, 80), (MIDDLE, 32, 48), (LONG, 32, 32)}
+    assert set(shapes[late:]) == {(SHORT, 64, 80), (MIDDLE, 64, 80), (LONG, 64, 80)}
+    assert sum(shape[0] == LONG for shape in shapes[late:]) > 0.4 * (run.steps - late)
+    assert piece_size((96, 96), LONG) == (48, 48) and piece_size((16, 256), LONG) == (16, 128)
+
+
+def test_contrast_is_missed_where_pictures_are_soft():
+    """Not where they are as sharp, at another place."""
+    stripes = (torch.arange(32) // 2 % 2 * 2.0 - 1).expand(1, 3, 2, 16, 32)
+    soft, weight = 0.5 * stripes, torch.ones(1, 2, 16, 32)
+    assert contrast_loss(stripes, stripes, weight) == 0
+    missed = contrast_loss(soft, stripes, weight)
+    assert missed > 0.5 and contrast_loss(soft, stripes, 3 * weight) == pytest.approx(3 * missed)
+    assert contrast_loss(stripes.roll(1, dims=4), stripes, weight) < 0.2 * missed
+
+
+def test_small_pictures_are_learnt_first_and_the_encoder_rests_later_on(clips):
+    task, steps = VaeTask(100), range(100)
+    blocks = [task.blocks(step) for step in steps]
+    assert task.rest == 43 and blocks == sorted(blocks, reverse=True)
+    assert blocks[0] == NO_BLOCKS and blocks[-1] == 1
+    run = small_run(100)
+    training = vae_training(run, clips)
+    batch, network = training.data.batch(0, 0), training.state.networks["vae"]
+    for step, learns in ((0, True), (99, False)):
+        network.zero_grad(set_to_none=True)
+        at = At(step=step, micro=0, samples=range(1))
+        training.task.loss(training.state, "vae", batch, at)[0].backward()
+        assert (network.encoder.conv1.weight.grad is not None) == learns
+        assert network.decoder.conv1.weight.grad is not None
 
 
 def test_batches_depend_on_their_number_alone_and_hold_grey_frames(clips):
@@ -71,6 +107,21 @@ def test_every_part_of_the_loss_counts():
     flicker = even * torch.tensor([1.0, -1.0, 1.0]).view(1, 1, 3, 1, 1)
     assert vae_loss(flicker, true, weight) == pytest.approx(0.1 + 0.1 + 0.5 * 0.2)
     assert vae_loss(even, true, 2 * weight) == pytest.approx(0.2 + 0.1)
+
+
+def test_an_encoder_that_rests_is_its_average(clips):
+    run = small_run(100)
+    training = vae_training(run, clips)
+    state, batch = training.state, training.data.batch(43, 0)
+    average, network = state.averages["vae"].weights, state.networks["vae"]
+    for value in average.values():
+        value.add_(0.1)
+    for step in (42, 43):
+        at = At(step=step, micro=0, samples=range(1))
+        training.task.loss(state, "vae", batch, at)
+        for name, parameter in network.named_parameters():
+            settled = step == 43 and not name.startswith(("decoder", "conv2"))
+            assert torch.equal(parameter, average[name]) == settled, name
 
 
 def go(run: Run, clips: Clips, folder: Path, until: int) -> tuple[State, list[float]]:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.testing.numerics import relative_l2
 from livetalk_model.config import Activation, AudioEncoderConfig, get_preset
+from livetalk_model.dry_run.record import AUDIO, record_audio
 from livetalk_model.encoders.audio import AudioEncoder, unit_variance
 from livetalk_model.encoders.loudness import LoudnessMeter
 from livetalk_model.encoders.wav2vec2 import ACTIVATIONS, Wav2Vec2
-from livetalk_model.memory.dit import audio_encoder_bytes
 
 RATE = 16000
 LARGE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
@@ -94,7 +94,8 @@ def test_bytes_are_those_of_the_parameters(tmp_path, layout):
     config = AudioEncoderConfig.from_json(tmp_path / "config.json")
     with torch.device("meta"):
         network = Wav2Vec2(config)
-    assert audio_encoder_bytes(config) == 4 * sum(p.numel() for p in network.parameters())
+    found = record_audio(config, "cpu").weights[AUDIO]
+    assert found == 4 * sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.weights import (
-    Slot,
-    expected_keys,
-    load_module,
-    open_weights,
-)
+from livetalk_model.weights.fill import Slot, expected_keys, load_module, open_weights
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE = "diffusion_pytorch_model.safetensors"
@@ -218,7 +213,7 @@ MEASURE = """
 import re, sys, threading
 import torch
 from torch import nn
-from livetalk_model.weights import load_module, open_weights
+from livetalk_model.weights.fill import load_module, open_weights
 
 def anonymous():
     status = open("/proc/self/status").read()

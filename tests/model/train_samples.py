@@ -10,7 +10,7 @@ from livetalk_model.dit import DiT
 from livetalk_model.train.network import Conditions, Network
 from livetalk_model.train.update import take_step
 from livetalk_model.vae import VAE
-from livetalk_model.weights import random_module
+from livetalk_model.weights.fill import random_module
 
 SIZE = (9, 4, 4)  # latent frames, rows, columns
 CONFIG = DiTConfig(dim=48, ffn_dim=40, num_heads=3, num_layers=2, intermediate_dim=8, output_dim=16,

@@ -9,7 +9,7 @@ import torch
 
 def main() -> int:
     from livetalk_kernels.environment import Ranks
-    from livetalk_kernels.runtime.launch import launch
+    from livetalk_kernels.runtime.ranks.launch import launch
 
     ranks = Ranks.from_environ()
     if ranks is None:
@@ -17,9 +17,9 @@ def main() -> int:
     torch.set_num_threads(1)
     from train_ranks import teach, teacher_state
 
-    from livetalk_kernels.runtime.beat import Deadlines
     from livetalk_kernels.runtime.process_group import joined
-    from livetalk_kernels.runtime.watchdog import Watchdog
+    from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
     from livetalk_model.cli.interrupts import Wish
 
     folder = Path(sys.argv[1])

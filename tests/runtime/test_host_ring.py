@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from livetalk_kernels.runtime.host_ring import HostRing
+from livetalk_kernels.runtime.host_copies import HostRing
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]

@@ -15,7 +15,7 @@ from livetalk_kernels.testing.faults import Run
 
 LAUNCH = """
 import sys
-from livetalk_kernels.runtime.launch import launch
+from livetalk_kernels.runtime.ranks.launch import launch
 sys.exit(launch(sys.argv[2:], nproc=int(sys.argv[1]), left="talk.mp4.part is left"))
 """
 ENVIRON = {
@@ -112,7 +112,7 @@ def test_exit_codes():
     start = "import os, sys, time\nrank = int(os.environ['RANK'])\n"
     programs = [["-c", start + end] for end in ends]
     launches = (
-        "import sys\nfrom livetalk_kernels.runtime.launch import launch\n"
+        "import sys\nfrom livetalk_kernels.runtime.ranks.launch import launch\n"
         f"codes = [launch(program, nproc=3) for program in {programs}]\n"
         f"sys.exit(0 if codes == {list(ends.values())} else str(codes))"
     )

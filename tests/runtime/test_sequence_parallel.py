@@ -5,12 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from closed_form import step_bytes
 from torch import Tensor
 
 from livetalk_kernels.ops import Ops, bind_ops
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
-from livetalk_kernels.runtime.sequence_parallel import LocalSequence, SequenceParallel, volume
+from livetalk_kernels.runtime.sequence_parallel import LocalSequence, SequenceParallel
 from livetalk_kernels.testing.processes import run_ranks
 
 WIDTH = 16
@@ -91,7 +92,7 @@ def test_what_one_rank_has(world: int) -> None:
             if first:
                 assert result["first_rows"].equal(k[0, :first])
                 assert result["extremes"].equal(torch.stack((lines.amin(1), lines.amax(1))))
-            assert result["bytes"] == volume(
+            assert result["bytes"] == step_bytes(
                 Mesh(ulysses=ulysses, ring=ring),
                 rank,
                 tokens=tokens,
@@ -127,7 +128,7 @@ def test_the_published_model_on_eight() -> None:
     found = {}
     for ulysses, ring in factor_pairs(8):
         mesh = Mesh(ulysses=ulysses, ring=ring)
-        sent = [volume(mesh, rank, **sizes, outputs=64) for rank in range(8)]
+        sent = [step_bytes(mesh, rank, **sizes, outputs=64) for rank in range(8)]
         assert all(one == sent[0] for one in sent)  # all divides
         found[ulysses, ring] = {kind: round(count / 1e6, 1) for kind, count in sent[0].items()}
     assert found == {
@@ -136,7 +137,7 @@ def test_the_published_model_on_eight() -> None:
         (2, 4): {"all_to_all": 1238.6, "ring": 3715.9, "gather": 2.7},
         (1, 8): {"ring": 8670.4, "gather": 2.7},
     }
-    fp8 = volume(Mesh(ulysses=8, ring=1), 0, **sizes, outputs=64, fp8=True)
+    fp8 = step_bytes(Mesh(ulysses=8, ring=1), 0, **sizes, outputs=64, fp8=True)
     assert round(fp8["all_to_all"] / 1e6, 1) == 1380.2
 
 
@@ -149,7 +150,7 @@ def test_all_that_is_sent(world: int, tokens: int) -> None:
         total: Counter[str] = Counter()
         for rank in range(world):
             total.update(
-                volume(
+                step_bytes(
                     Mesh(ulysses=ulysses, ring=ring), rank, tokens=tokens, heads=heads,
                     head_dim=WIDTH, itemsize=4, layers=2, outputs=5,
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.runtime.beat import Deadlines
+from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
 from livetalk_kernels.testing.faults import Run, run_fault
 
 TOY = str(Path(__file__).with_name("toy_ranks.py"))

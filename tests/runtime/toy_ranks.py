@@ -12,7 +12,7 @@ from pathlib import Path
 
 from livetalk_kernels.environment import Ranks
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.runtime.launch import launch
+from livetalk_kernels.runtime.ranks.launch import launch
 
 PHASES = ("load", "prepare", "denoise", "decode", "write")
 
@@ -21,9 +21,9 @@ def rank_main(ranks: Ranks, folder: Path, fault: str, seconds: float) -> None:
     """Walk through the phases; in each, ranks add numbers up until the time is over."""
     import torch
 
-    from livetalk_kernels.runtime.beat import Deadlines
     from livetalk_kernels.runtime.process_group import joined
-    from livetalk_kernels.runtime.watchdog import Watchdog
+    from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
+    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
 
     kind, victim, place = (fault or "::").split(":")
     part, whole = folder / "video.part", folder / "video"
@@ -76,7 +76,7 @@ def fail(kind: str) -> None:
 
 
 def be_slow_after_the_claim() -> None:
-    from livetalk_kernels.runtime.beat import Board, Verdict
+    from livetalk_kernels.runtime.ranks.heartbeat import Board, Verdict
 
     claim = Board.claim
 

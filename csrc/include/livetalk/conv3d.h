@@ -6,21 +6,38 @@
 
 namespace livetalk::LIVETALK_ISA {
 
+// A frame, given by its place with all zero frames: its first pixel, null for a zero frame, and the
+// video that it is in.
+template <class T>
+struct Frame {
+  const T* pixels = nullptr;
+  const Video* video = nullptr;
+
+  Frame(const CausalConv3d& args, int64_t batch, int64_t frame) {
+    frame -= args.zero_frames;
+    if (frame < 0) return;
+    video = frame < args.stored ? &args.history : &args.x;
+    if (frame >= args.stored) frame -= args.stored;
+    pixels = static_cast<const T*>(video->data) + batch * video->batch + frame * video->frame;
+  }
+
+  // A row, given by its place with the border; null outside.
+  const T* row(const CausalConv3d& args, int64_t row) const {
+    row -= args.top;
+    return pixels && row >= 0 && row < args.height ? pixels + row * video->row : nullptr;
+  }
+};
+
 // A pixel's channels, given by its place with all borders and zero frames; `zeros` outside.
 template <class T>
 inline const T* find_pixel(
     const CausalConv3d& args, int64_t batch, int64_t frame, int64_t row, int64_t column,
     const T* zeros) {
-  frame -= args.zero_frames;
-  row -= args.top;
+  const Frame<T> found(args, batch, frame);
+  const T* pixels = found.row(args, row);
   column -= args.left;
-  if (frame < 0 || row < 0 || row >= args.height || column < 0 || column >= args.width) {
-    return zeros;
-  }
-  const Video& video = frame < args.stored ? args.history : args.x;
-  if (frame >= args.stored) frame -= args.stored;
-  return static_cast<const T*>(video.data) + batch * video.batch + frame * video.frame +
-         row * video.row + column * video.column;
+  if (!pixels || column < 0 || column >= args.width) return zeros;
+  return pixels + column * found.video->column;
 }
 
 // Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the

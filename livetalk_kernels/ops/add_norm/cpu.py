@@ -1,6 +1,6 @@
 """``add_norm`` compiled; see ``csrc/cpu/add_norm.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import empty_outputs
 
 __all__ = ["run", "supports"]

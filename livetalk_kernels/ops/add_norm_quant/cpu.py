@@ -1,6 +1,6 @@
 """``add_norm_quant`` compiled; see ``csrc/cpu/add_norm_quant.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import empty_outputs
 
 __all__ = ["run", "supports"]

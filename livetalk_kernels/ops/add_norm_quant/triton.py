@@ -5,8 +5,8 @@ Untested on a GPU.
 
 from torch import Tensor
 
-from ...triton_launch import Launch, interpreted, register
-from ...triton_launch import supports_fp8 as supports
+from ...backends.triton_launch import Launch, interpreted, register
+from ...backends.triton_launch import supports_fp8 as supports
 from .._rows import pair_rows, plan_rows
 from . import empty_outputs
 

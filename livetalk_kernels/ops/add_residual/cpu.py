@@ -1,6 +1,6 @@
 """``add_residual`` compiled; see ``csrc/cpu/add_residual.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import empty_outputs
 
 __all__ = ["run", "supports"]

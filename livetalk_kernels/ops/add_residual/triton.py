@@ -6,7 +6,7 @@ Memory that is not channels-last without gaps is copied first.
 import torch
 from torch import Tensor
 
-from ...triton_launch import Launch, interpreted, register, supports
+from ...backends.triton_launch import Launch, interpreted, register, supports
 from .._rows import channel_blocks, interpreted_count
 from . import empty_outputs
 

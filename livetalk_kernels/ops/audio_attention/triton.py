@@ -5,7 +5,7 @@ Untested on a GPU.
 
 from torch import Tensor
 
-from ...triton_launch import Launch, register
+from ...backends.triton_launch import Launch, register
 from .._attention_launch import LOG2_E, choose_blocks, key_blocks, strides, supports
 from . import empty_outputs
 

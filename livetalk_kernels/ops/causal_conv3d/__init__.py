@@ -105,6 +105,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         ("history", (1, 16, 16, 2, 4, 9, 7, 3, 3), {"padding": (1, 1, 1, 1)}),
         ("channels_last", (1, 16, 24, 2, 4, 9, 7, 3, 3), same),
         ("wide", (1, 72, 80, 2, 2, 72, 4, 3, 3), same),
+        ("wide_no_bias", (1, 72, 48, 2, 2, 72, 4, 3, 3), same | {"bias": False}),
         ("one_frame", (1, 96, 96, 2, 1, 72, 3, 3, 3), same),
         ("few_in", (1, 3, 16, 2, 4, 8, 6, 3, 3), same),
         ("few_out", (1, 16, 3, 2, 4, 8, 6, 3, 3), same),
@@ -122,11 +123,22 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
         ),
         ("time_down", (1, 16, 16, 1, 4, 4, 5, 3, 1), last | {"stride": (2, 1, 1)}),
     ]
-    large = [
+    large: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
         ("mid_full", (1, 96, 96, 2, 4, 128, 128, 3, 3), same),
         ("mid_half", (1, 192, 192, 2, 4, 64, 64, 3, 3), same),
         ("mid_quarter", (1, 384, 384, 2, 2, 32, 32, 3, 3), same),
         ("mid_latent", (1, 384, 384, 2, 1, 16, 16, 3, 3), same),
+        ("mid_first", (1, 192, 192, 0, 1, 64, 64, 3, 3), same | {"zero_frames": 2}),
+        ("mid_up", (1, 384, 768, 0, 4, 32, 32, 1, 2), same),
+        ("mid_time_up", (1, 384, 768, 2, 2, 32, 32, 3, 1), last),
+        (
+            "mid_down",
+            (1, 96, 96, 0, 4, 128, 128, 1, 3),
+            last | {"padding": (0, 1, 0, 1), "stride": (1, 2, 2)},
+        ),
+        ("mid_shortcut", (1, 96, 192, 0, 4, 64, 64, 1, 1), last),
+        ("mid_to_latent", (1, 384, 32, 1, 1, 16, 16, 3, 3), same | {"zero_frames": 1}),
+        ("mid_to_rgb", (1, 96, 3, 2, 4, 128, 128, 3, 3), same),
         ("14b_full", (1, 96, 96, 2, 4, 768, 448, 3, 3), same),
         ("14b_half", (1, 192, 192, 2, 4, 384, 224, 3, 3), same),
     ]
@@ -149,7 +161,9 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
     history = random_tensor(case, generator, d["B"], d["I"], d["t"], d["H"], d["W"])
     taps = (d["O"], d["I"], d["kt"], d["k"], d["k"])
     weight = random_tensor(case, generator, *taps, scale=fan_in**-0.5)
-    bias = random_tensor(case, generator, d["O"], scale=0.2)
+    bias = None
+    if case.options.get("bias", True):
+        bias = random_tensor(case, generator, d["O"], scale=0.2)
     if case.options.get("channels_last", False):
         x, history, weight = (
             tensor.contiguous(memory_format=torch.channels_last_3d)
@@ -173,7 +187,8 @@ def cost(case: Case) -> Cost:
     taps = (frames * d["kt"] - skipped) * d["k"] ** 2
     pixels_in = d["B"] * (d["t"] + d["T"]) * d["H"] * d["W"]
     pixels_out = d["B"] * frames * rows * columns
-    weights = prod((d["O"], d["I"], d["kt"], d["k"], d["k"])) + d["O"]
+    weights = prod((d["O"], d["I"], d["kt"], d["k"], d["k"]))
+    weights += d["O"] * case.options.get("bias", True)
     elements = pixels_in * d["I"] + pixels_out * d["O"] + weights
     return Cost(
         flops=2 * d["B"] * rows * columns * taps * d["I"] * d["O"],
@@ -181,13 +196,16 @@ def cost(case: Case) -> Cost:
     )
 
 
-def read(x: Tensor, history: Tensor | None, weight: Tensor, bias: Any, **options: Any) -> Sizes:
+def read(
+    x: Tensor, history: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any
+) -> Sizes:
     """Read the case that a call is: its dims and options."""
     B, I, T, H, W = x.shape  # noqa: E741
     O, _, kt, k, _ = weight.shape  # noqa: E741
     stored = 0 if history is None else history.shape[2]
     dims = {"B": B, "I": I, "O": O, "t": stored, "T": T, "H": H, "W": W, "kt": kt, "k": k}
     options = {name: value for name, value in options.items() if name != "packed"}
+    options |= {"bias": False} if bias is None else {}
     return dims, options | format_option(x)
 
 

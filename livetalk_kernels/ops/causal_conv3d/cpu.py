@@ -17,17 +17,20 @@ Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ...extension import DTYPES, missing, supports
-from ...torch_ops import register_python
+from ...backends.cpu import DTYPES, missing, supports
+from ...backends.operators import register_python
+from ...spec import Case
 from . import empty_outputs, library
 
-__all__ = ["pack", "run", "supports"]
+__all__ = ["pack", "run", "supports", "workspace"]
 
 MIN_CHANNELS = 16  # with fewer, vectors of channels would be mostly empty
+_LANES, _PANEL = 16, 32  # csrc/cpu/causal_conv3d.h: inputs and outputs that are packed together
 
 
 def pack(weight: Tensor) -> Tensor | None:
@@ -42,11 +45,22 @@ def pack(weight: Tensor) -> Tensor | None:
     """
     if not _fits(weight):
         return None
+    if weight.is_meta:
+        outputs, inputs, *taps = weight.shape
+        panels, lanes = -(-outputs // _PANEL) * _PANEL, -(-inputs // _LANES) * _LANES
+        return weight.new_empty(prod(taps) * lanes * panels)
     return torch.ops.livetalk.causal_conv3d_pack.default(weight)
 
 
 def _fits(weight: Tensor) -> bool:
-    return weight.is_cpu and min(weight.shape[:2]) >= MIN_CHANNELS and weight.dtype in DTYPES
+    here = weight.is_cpu or weight.is_meta
+    return here and min(weight.shape[:2]) >= MIN_CHANNELS and weight.dtype in DTYPES
+
+
+def workspace(case: Case) -> int:
+    """What the library allocates for few channels; the kernels here allocate nothing."""
+    few = min(case.dims["I"], case.dims["O"]) < MIN_CHANNELS
+    return library.workspace(case) if few else 0
 
 
 def run(

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ...reasons import device_reason, gpu_reason
+from ...backends.reasons import device_reason, gpu_reason
 from ...spec import Case
 from .library import NO_BORDER, by_cudnn, convolve_video
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...extension import product_dtype
+from ...backends.cpu import product_dtype
 from ...precision import HALF_DTYPES
 from ...spec import Case
 
@@ -40,6 +40,46 @@ def caution(case: Case) -> str | None:
         return None
     reason = case.libraries.too_old("cudnn", FAST_CUDNN)
     return reason and f"slow, since older cuDNN has no fast 16-bit 3-D convolution: {reason}"
+
+
+def workspace(case: Case) -> int:
+    """Frames as they are joined or folded, and what the library copies on a CPU."""
+    d, item = case.dims, case.dtype.itemsize
+    zeros = case.options.get("zero_frames", 0)
+    stride = case.options.get("stride", (1, 1, 1))
+    top, bottom, left, right = case.options.get("padding", NO_BORDER)
+    symmetric = (top, left) == (bottom, right)
+    frames, taps = d["t"] + d["T"], d["kt"]
+    count = (zeros + frames - taps) // stride[0] + 1
+    pixels = d["B"] * (d["H"] + top + bottom) * (d["W"] + left + right)
+    inner = d["B"] * d["H"] * d["W"] if symmetric else pixels
+    made = d["B"] * d["O"] * count
+    for size, border, step in (
+        (d["H"], top + bottom, stride[1]),
+        (d["W"], left + right, stride[2]),
+    ):
+        made *= (size + border - d["k"]) // step + 1
+    on_cpu = case.device.type == "cpu"
+    fold = on_cpu and stride[0] == 1 and taps > 1
+    joined = 0
+    if fold and d["I"] * taps <= FEW_CHANNELS:
+        joined = taps * d["I"] * count * inner * item
+    elif fold and d["O"] * taps <= FEW_CHANNELS and case.dtype != torch.bfloat16:
+        parts = taps * d["O"] * frames * (made // max(1, d["O"] * count))
+        joined = 2 * parts * item  # every tap's part of every frame, apart and joined
+    elif d["t"] or not symmetric:
+        joined = d["I"] * frames * inner * item
+    weight = d["O"] * d["I"] * taps * d["k"] ** 2
+    windows = -(-zeros // stride[0])  # of outputs that see zeros, each convolved by itself
+    # oneDNN orders a weight anew, and one that is a slice is packed first.
+    beside = [(on_cpu + (zeros > 0)) * weight * item]
+    if 0 < windows < count or windows > 1:
+        beside.append(made * item)  # the parts, while they are joined
+    wide = product_dtype(case.device, case.dtype)
+    if wide != case.dtype:  # operands and result widened, then the result in both
+        numbers = d["I"] * frames * d["B"] * d["H"] * d["W"] + weight + made
+        beside += [wide.itemsize * numbers - made * item, wide.itemsize * made]
+    return joined + max(beside)
 
 
 def run(

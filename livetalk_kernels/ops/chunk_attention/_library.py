@@ -1,15 +1,13 @@
 """What the backends by other people's kernels share: which GPU they take, what they are given."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...dispatch import pick
+from ...backends.reasons import capability_reason, device_reason, dtype_reason
 from ...precision import FP8, FP8_MAX, HALF_DTYPES, math_dtype
-from ...reasons import capability_reason, device_reason, dtype_reason
 from ...spec import Case
 
 ALIGNMENT = 8  # 16-bit elements: the kernels read 16 bytes at a time
@@ -37,18 +35,6 @@ def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:
     B, L, H, _ = q_BLHd.shape
     lse = q_BLHd.new_full((B, H, L), -torch.inf, dtype=math_dtype(q_BLHd.dtype))
     return q_BLHd.new_zeros(q_BLHd.shape), lse
-
-
-@functools.cache
-def exact_attention(
-    device: torch.device, dtype: torch.dtype, head: int
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What ``auto`` takes for heads that an approximate backend leaves: the VAE's has 384 channels.
-
-    Approximate backends are taken only by name, and one name is for the whole model.
-    """
-    case = Case(op="chunk_attention", device=device, dtype=dtype, dims={"d": head})
-    return pick(case, "auto", named=False).run
 
 
 def aligned(x_BLHd: Tensor) -> Tensor:

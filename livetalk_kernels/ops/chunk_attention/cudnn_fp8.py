@@ -6,8 +6,8 @@ all of k; v has one per batch element and head, which come back in out, since he
 
 Two more are asked for before the values are known: of the softmax's weights, which are 1 at most,
 and of out, which is no larger than v. Except on a B200 out is e4m3 too, a rounding that neither
-``flash_attn3_fp8`` nor ``triton_fp8`` makes. Outliers are not smoothed. Heads of more than 128
-channels (the VAE) and single queries are left to the exact backend that ``auto`` takes.
+``flash_attn3_fp8`` nor ``triton_fp8`` makes. Outliers are not smoothed. Single queries are left to
+the exact backend that ``auto`` takes.
 
 CuDNN has plans for these graphs on Hopper and B200, from 9.14, and on RTX 5090, in 9.28: it was
 asked without a GPU, for the properties of those.
@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends.reasons import HOPPER, capability_reason
+from ...dispatch import pick
 from ...precision import FP8
-from ...reasons import HOPPER, capability_reason
 from ...spec import Case
-from ._library import as_fp8, exact_attention, gpu_supports, neutral
+from ._library import as_fp8, gpu_supports, neutral
 
 APPROXIMATE = True
 MULTIPLE = 16  # of a head's channels
@@ -41,13 +42,13 @@ SCALAR = (1, 1, 1, 1)
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on a Hopper or newer, heads in multiples of 16 channels, and both libraries."""
+    """16 bits on a Hopper or newer, heads of 16 to 128 channels, and both libraries."""
     head = case.dims.get("d", MULTIPLE)
     if head % MULTIPLE:
         return f"needs heads of channels in multiples of {MULTIPLE}, not {head}"
     newest = case.capability is not None and case.capability[0] == 12
     return (
-        gpu_supports(case, max_head=head)
+        gpu_supports(case, max_head=MAX_HEAD)
         or capability_reason(case, HOPPER)
         or case.libraries.too_old("cudnn", MIN_VERSION_12 if newest else MIN_VERSION)
         or case.libraries.too_old("cudnn-frontend", MIN_PACKAGE)
@@ -61,9 +62,10 @@ def run(
     if (result := neutral(q_BLHd, k_BSHd)) is not None:
         return result
     B, L, H, d = q_BLHd.shape
-    if d > MAX_HEAD or L == 1:
-        exact = exact_attention(q_BLHd.device, q_BLHd.dtype, d)
-        return exact(q_BLHd, k_BSHd, v_BSHd, scale=scale)
+    if L == 1:
+        device, dtype = q_BLHd.device, q_BLHd.dtype
+        case = Case(op="chunk_attention", device=device, dtype=dtype, dims={"L": L, "d": d})
+        return pick(case, "auto", named=False).run(q_BLHd, k_BSHd, v_BSHd, scale=scale)
     q, q_scale = as_fp8(q_BLHd, over=(0, 1, 2, 3))
     k, k_scale = as_fp8(k_BSHd, over=(0, 1, 2, 3))
     v, v_scale = as_fp8(v_BSHd, over=(1, 3))

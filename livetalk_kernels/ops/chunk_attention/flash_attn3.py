@@ -7,20 +7,15 @@ import importlib
 
 from torch import Tensor
 
-from ...reasons import hopper_reason
+from ...backends.reasons import hopper_reason
 from ...spec import Case
-from ._library import MAX_HEAD, flash_attention, gpu_supports
+from ._library import flash_attention, gpu_supports
 
 
 def supports(case: Case) -> str | None:
     """16 bits on a Hopper, heads of up to 256 channels in multiples of 8, and the library."""
-    return reason_against(case, max_head=MAX_HEAD)
-
-
-def reason_against(case: Case, *, max_head: int) -> str | None:
-    """Why the library cannot run a case with heads of up to so many channels; None if it can."""
     return (
-        gpu_supports(case, max_head=max_head)
+        gpu_supports(case)
         or hopper_reason(case.capability)
         or case.libraries.problem("flash-attn 3")
     )

@@ -3,7 +3,7 @@
 q, k and v are e4m3 with one scale per batch element and head, which the library takes as
 ``descale`` [B, H]; it rounds the softmax's weights to e4m3 itself, and its result is bf16. Here
 quantising is plain PyTorch, a few passes over q, k and v; outliers are not smoothed, as they are by
-``triton_fp8``. Heads of more than 256 channels (the VAE) are left to what ``auto`` takes.
+``triton_fp8``.
 
 Source: Shah et al. 2024, arXiv 2407.08608, section 3.3.
 """
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from ...spec import Case
 from . import flash_attn3
-from ._library import MAX_HEAD, as_fp8, exact_attention, neutral
+from ._library import as_fp8, neutral
 
 APPROXIMATE = True
 MULTIPLE = 16  # of a head's channels, that rows of FP8 are 16 bytes
 
 
 def supports(case: Case) -> str | None:
-    """What ``flash_attn3`` asks, but for the width of heads; channels in multiples of 16."""
+    """What ``flash_attn3`` asks, and channels in multiples of 16."""
     head = case.dims.get("d", MULTIPLE)
     if head % MULTIPLE:
         return f"needs heads of channels in multiples of {MULTIPLE}, not {head}"
-    return flash_attn3.reason_against(case, max_head=head)
+    return flash_attn3.supports(case)
 
 
 def run(
@@ -35,9 +35,6 @@ def run(
     """See the contract."""
     if (result := neutral(q_BLHd, k_BSHd)) is not None:
         return result
-    if (head := q_BLHd.shape[-1]) > MAX_HEAD:
-        exact = exact_attention(q_BLHd.device, q_BLHd.dtype, head)
-        return exact(q_BLHd, k_BSHd, v_BSHd, scale=scale)
     attention = importlib.import_module("flash_attn_interface").flash_attn_func
     (q, q_scale), (k, k_scale), (v, v_scale) = (
         as_fp8(x, over=(1, 3)) for x in (q_BLHd, k_BSHd, v_BSHd)

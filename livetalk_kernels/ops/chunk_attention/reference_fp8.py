@@ -14,15 +14,15 @@ from ...spec import Case
 from ..quantize import dequantize
 from ..quantize import reference as quantize
 from . import reference
-from .triton_fp8 import MAX_WIDTH
+from .triton_fp8 import width_reason
 
 APPROXIMATE = True
 PEAK = 256.0  # the largest weight
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
-    return None
+    """Runs everywhere, with the heads that ``triton_fp8`` has."""
+    return width_reason(case)
 
 
 def run(
@@ -31,7 +31,7 @@ def run(
     """See the contract."""
     B, L, H, d = q_BLHd.shape
     S = k_BSHd.shape[1]
-    if d > MAX_WIDTH or not q_BLHd.numel() or not S:
+    if not q_BLHd.numel() or not S:
         return reference.run(q_BLHd, k_BSHd, v_BSHd, scale=scale)
     wide = math_dtype(q_BLHd.dtype)
     q, k, v = (x.transpose(1, 2).to(wide) for x in (q_BLHd, k_BSHd, v_BSHd))

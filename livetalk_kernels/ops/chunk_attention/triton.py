@@ -6,7 +6,7 @@ Untested on a GPU.
 import torch
 from torch import Tensor
 
-from ...triton_launch import Launch, register
+from ...backends.triton_launch import Launch, register
 from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides, supports
 from . import empty_outputs
 

@@ -9,8 +9,8 @@ Everything that enters a product is e4m3, and every product is summed in fp32:
   mean is added to out.
 * the weights, which are up to 1, times 256.
 
-v is stored with its keys along rows, as Hopper's FP8 instructions read it. What has heads of more
-than 128 channels (the VAE) or no keys is left to the exact kernel. Untested on a GPU.
+v is stored with its keys along rows, as Hopper's FP8 instructions read it. A call without keys is
+left to the exact kernel. Untested on a GPU.
 
 Source: smoothing and the two levels of sums as in SageAttention, arXiv 2410.02367, and
 SageAttention2, arXiv 2411.10958 (which has q and k in INT8 or INT4); FP8 weights up to 2^8 and the
@@ -20,9 +20,9 @@ order of the keys in v as in FlashAttention-3, arXiv 2407.08608.
 import torch
 from torch import Tensor
 
+from ...backends.triton_launch import Launch, interpreted, register, supports_tma
 from ...precision import FP8, FP8_BLOCK
 from ...spec import Case
-from ...triton_launch import Launch, interpreted, register, supports_tma
 from .._attention_launch import LOG2_E, strides
 from . import empty_outputs, triton
 
@@ -36,9 +36,16 @@ STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # what a warp loads at a time
 
 
 def supports(case: Case) -> str | None:
-    """What Triton's backends ask, and a GPU with TMA and FP8; for wide heads the exact kernel's."""
-    exact = triton.supports(case) if case.dims.get("d", 0) > MAX_WIDTH else None
-    return exact or supports_tma(case, SHARED_MEMORY)
+    """What Triton's backends ask, a GPU with TMA and FP8, and heads of up to 128 channels."""
+    return width_reason(case) or supports_tma(case, SHARED_MEMORY)
+
+
+def width_reason(case: Case) -> str | None:
+    """None for heads that are narrow enough or not known, else how wide they may be."""
+    width = case.dims.get("d", MAX_WIDTH)
+    if width <= MAX_WIDTH:
+        return None
+    return f"it has heads of up to {MAX_WIDTH} channels, not {width}"
 
 
 def launches(
@@ -52,7 +59,7 @@ def launches(
     """What fills ``outputs``."""
     B, L, H, d = q_BLHd.shape
     S = k_BSHd.shape[1]
-    if d > MAX_WIDTH or not q_BLHd.numel() or not S:
+    if not q_BLHd.numel() or not S:
         return triton.launches(outputs, q_BLHd, k_BSHd, v_BSHd, scale=scale)
     from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -1,4 +1,10 @@
-"""``context_attention``: cross-attention to image and text, each with its own softmax."""
+"""``context_attention``: cross-attention to image and text, each with its own softmax.
+
+No backend of it is FP8. By arithmetic, not measured: at 14B and 768x448 it has 7.6 TFLOP a step,
+12 ms at the 650 TFLOP/s that attention in 16 bits reaches on a Hopper, 8 ms at FP8's 900. Rounding
+all queries takes 2 ms of that back, so a library's FP8 kernel would save 2 ms of a step of 600; and
+none has a bias for ``text_repeats``, so that the text's padding would be multiplied again.
+"""
 
 from typing import Any
 

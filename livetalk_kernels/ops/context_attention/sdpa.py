@@ -6,12 +6,13 @@ Runs on CPU; on CUDA torch picks the kernel itself (untested there). In a
 
 from torch import Tensor
 
+from ...spec import Case
 from .._attention import sdpa_attention
 from .._attention import sdpa_caution as caution
 from .._attention import sdpa_supports as supports
 
 DIFFERENTIABLE = True
-__all__ = ["caution", "run", "supports"]
+__all__ = ["caution", "run", "supports", "workspace"]
 
 
 def run(
@@ -28,3 +29,9 @@ def run(
     text = sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
     # Autograd has saved the image's part; without it a third tensor of this size is spared.
     return image + text if image.requires_grad else image.add_(text)
+
+
+def workspace(case: Case) -> int:
+    """The text's part, while it is added to the image's."""
+    B, L, H, d = (case.dims[letter] for letter in "BLHd")
+    return B * L * H * d * case.dtype.itemsize

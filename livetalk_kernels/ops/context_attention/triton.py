@@ -8,8 +8,8 @@ import math
 
 from torch import Tensor
 
+from ...backends.triton_launch import Launch, register
 from ...spec import Case
-from ...triton_launch import Launch, register
 from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides
 from .._attention_launch import supports as attention_supports
 from . import empty_outputs

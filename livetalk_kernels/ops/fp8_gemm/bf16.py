@@ -8,8 +8,8 @@ and no time. Untested on a GPU.
 import torch
 from torch import Tensor
 
+from ...backends.reasons import capability_reason, dtype_reason
 from ...precision import FP8_BLOCK
-from ...reasons import capability_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks, dequantize
 from ._library import DTYPES

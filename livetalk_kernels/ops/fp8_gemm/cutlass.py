@@ -6,7 +6,7 @@ Untested on a GPU.
 import torch
 from torch import Tensor
 
-from ...extension_cutlass import TMA_VALUES, compiled, supports_linear
+from ...backends.cutlass import TMA_VALUES, compiled, supports_linear
 from ...precision import FP8_BLOCK
 from ...spec import Case
 from ..quantize import count_blocks

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends.reasons import HOPPER, capability_reason, device_reason, dtype_reason
 from ...errors import UserError
 from ...precision import FP8_BLOCK
-from ...reasons import HOPPER, capability_reason, device_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks
 from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial

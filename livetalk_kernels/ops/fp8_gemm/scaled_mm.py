@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...backends.reasons import ADA, HOPPER, capability_reason, dtype_reason
 from ...errors import UserError
 from ...precision import FP8_BLOCK
-from ...reasons import ADA, HOPPER, capability_reason, dtype_reason
 from ...spec import Case
 from ..quantize import count_blocks
 from . import bf16

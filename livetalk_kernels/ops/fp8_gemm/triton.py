@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends.triton_launch import Launch, interpreted, register, supports_tma
 from ...precision import FP8_BLOCK
 from ...spec import Case
-from ...triton_launch import Launch, interpreted, register, supports_tma
 from ..quantize import count_blocks
 from . import empty_outputs
 

@@ -2,12 +2,13 @@
 
 from torch import Tensor
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from ...precision import FP8_BLOCK
+from ..fp8_gemm.cpu import workspace
 from ..quantize import count_blocks, laid_out
 from . import empty_outputs
 
-__all__ = ["run", "supports"]
+__all__ = ["run", "supports", "workspace"]
 
 _run = compiled("fp8_gemm_gelu_quant", empty_outputs)
 

@@ -5,7 +5,7 @@ Untested on a GPU.
 
 from torch import Tensor
 
-from ...extension_cutlass import compiled, supports_linear
+from ...backends.cutlass import compiled, supports_linear
 from ...precision import FP8_BLOCK
 from ...spec import Case
 from ..quantize import count_blocks

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...triton_launch import Launch, register
+from ...backends.triton_launch import Launch, register
 from ..fp8_gemm.triton import BLOCK_M, STAGES, descriptor, gemm_arguments, supports
 from . import empty_outputs
 

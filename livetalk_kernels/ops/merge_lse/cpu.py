@@ -1,6 +1,6 @@
 """``merge_lse`` compiled; see ``csrc/cpu/merge_lse.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import empty_outputs
 
 __all__ = ["run", "supports"]

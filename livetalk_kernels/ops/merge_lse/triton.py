@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...triton_launch import Launch, interpreted, register, supports
+from ...backends.triton_launch import Launch, interpreted, register, supports
 from .._rows import interpreted_count, power_of_two
 from . import empty_outputs
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import count_blocks, empty_outputs, laid_out
 
 __all__ = ["run", "supports"]

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ...triton_launch import Launch, interpreted, register
-from ...triton_launch import supports_fp8 as supports
+from ...backends.triton_launch import Launch, interpreted, register
+from ...backends.triton_launch import supports_fp8 as supports
 from .._rows import as_rows, plan_rows
 from . import count_blocks, empty_outputs
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...triton_launch import Launch, register, supports
+from ...backends.triton_launch import Launch, register, supports
 from .._rows import as_rows, plan_rows
 from . import empty_outputs
 

@@ -3,7 +3,7 @@
 Run on a CPU by emulation only; untested on a GPU.
 """
 
-from ...extension_cuda import compiled, supports_rows
+from ...backends.cuda import compiled, supports_rows
 from ...spec import Case
 from . import empty_outputs
 

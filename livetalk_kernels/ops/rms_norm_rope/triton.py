@@ -5,7 +5,7 @@ Untested on a GPU.
 
 from torch import Tensor
 
-from ...triton_launch import Launch, register, split_width, supports
+from ...backends.triton_launch import Launch, register, split_width, supports
 from .._rows import plan_rows, power_of_two
 from . import empty_outputs
 

@@ -1,6 +1,6 @@
 """``rms_norm_silu`` compiled; see ``csrc/cpu/rms_norm_silu.cpp``."""
 
-from ...extension import compiled, supports
+from ...backends.cpu import compiled, supports
 from . import empty_outputs
 
 __all__ = ["run", "supports"]

@@ -7,9 +7,9 @@ GPU.
 import torch
 from torch import Tensor
 
-from ...extension_cuda import MAX_CHANNELS, supports_rows
+from ...backends.cuda import MAX_CHANNELS, supports_rows
+from ...backends.operators import register_python
 from ...spec import Case
-from ...torch_ops import register_python
 from . import empty_outputs
 
 

@@ -5,7 +5,7 @@ Channels-last memory or planar: the strides say which. Untested on a GPU.
 
 from torch import Tensor
 
-from ...triton_launch import Launch, interpreted, register, supports
+from ...backends.triton_launch import Launch, interpreted, register, supports
 from .._rows import channel_blocks, interpreted_count
 from . import empty_outputs
 

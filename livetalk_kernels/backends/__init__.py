@@ -1,0 +1,1 @@
+"""What all backends of a kind share: loading compiled kernels, launching, versions, reasons."""

@@ -1,0 +1,103 @@
+"""The compiled CPU kernels: load ``_C.so``, or say why there is none.
+
+The library holds no Python, so it is loaded as torch loads operators; its kernels are then
+``torch.ops.livetalk.<op>_cpu``.
+"""
+
+import functools
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import operators
+from .reasons import device_reason, dtype_reason
+
+if TYPE_CHECKING:
+    from ..spec import Case
+
+FOLDER = Path(__file__).resolve().parent.parent
+MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+"""Instruction sets with kernels of their own, each with all of those before it."""
+BF16_ISAS = ("avx512_bf16",)
+"""Those that multiply bf16."""
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def missing() -> str | None:
+    """None once the kernels are loaded, else why they cannot be."""
+    return load(FOLDER)
+
+
+@functools.cache
+def load(folder: Path) -> str | None:
+    """Load the kernels that lie in a folder, once; None, or why they cannot be loaded."""
+    library = folder / "_C.so"
+    if not library.is_file():
+        note = folder / "_C.reason"
+        if note.is_file():
+            return f"the compiled kernels were not built: {note.read_text('utf-8').strip()}"
+        return f"the compiled kernels were not built; {MEND}"
+    return load_library(library, MEND)
+
+
+def load_library(library: Path, mend: str) -> str | None:
+    """Load torch operators; None, or the dynamic linker's reason why not, and what mends it.
+
+    Args:
+        library: File with operators.
+        mend: Command that builds it here, against this torch.
+    """
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:  # torch's own message says only that it failed
+        cause = str(error.__cause__ or error).partition("\n")[0].removeprefix(f"{library}: ")
+        if "undefined symbol" in cause:
+            return (
+                f"{library.name} was built for another torch than this {torch.__version__} "
+                f"({cause}); {mend}"
+            )
+        return f"{library.name} does not load: {cause}; {mend}"
+    return None
+
+
+def supports(case: "Case") -> str | None:
+    """What every ``cpu`` backend asks: a CPU, fp32 or bf16, and the compiled kernels."""
+    reason = device_reason(case.device, "cpu") or dtype_reason(case.dtype, DTYPES) or missing()
+    if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):
+        return "the compiled kernels are older than this code; build them again (`make build`)"
+    return reason
+
+
+def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Take an op's operator of this library; see `operators.compiled`."""
+    missing()
+    return operators.compiled(f"{op}_cpu", fake)
+
+
+def isa() -> str:
+    """Return the instruction set that the kernels use, one of `ISAS`."""
+    assert missing() is None
+    return str(torch.ops.livetalk.isa())
+
+
+def idle_isas() -> dict[str, str]:
+    """Return the instruction sets that this CPU cannot run -> what it lacks, lowest set first."""
+    assert missing() is None
+    lacks = {name: str(torch.ops.livetalk.isa_lacks(name)) for name in ISAS}
+    return {name: lack for name, lack in lacks.items() if lack}
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which tensors of ``dtype`` are to be multiplied on ``device``.
+
+    It is fp32 for bf16 where the instruction set in use multiplies no bf16, which PyTorch would
+    emulate; else the dtype itself. PyTorch decides where the kernels were not built, and on other
+    processors than x86-64.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16 or platform.machine() != "x86_64":
+        return dtype
+    return dtype if missing() is not None or isa() in BF16_ISAS else torch.float32

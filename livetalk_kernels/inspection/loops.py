@@ -1,0 +1,165 @@
+"""What a kernel does inside and behind its main loops, those that use tensor cores.
+
+Two things cost a pipelined loop what its instruction counts do not show. A barrier of all warps
+makes each wait for the slowest in every step. And a last block that is loaded behind the loop has
+nothing to hide its loads: tensor cores stand still for the whole way to memory.
+
+Machine code is cut into basic blocks; loops are the strongly connected parts of their graph, so
+that a wait which the compiler has put behind the kernel's end still belongs to its loop.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+BRANCH, EXITS = "BRA", ("EXIT", "RET", "BRX", "JMX")
+BARRIER = "BAR"
+LOADS = ("UTMALDG", "UBLKCP", "LDGSTS")  # asynchronous, to shared memory
+
+Blocks: TypeAlias = frozenset[int]
+
+
+class Instruction(NamedTuple):
+    """One line of a disassembly: ``@P0 LDG.E.128 R4, [R2]``.
+
+    Attributes:
+        address: In bytes, within its function.
+        predicate: ``@P0`` or ``@!UP1``; empty where it always runs.
+        name: ``LDG``.
+        suffixes: ``.E.128``.
+        operands: ``R4, [R2]``.
+    """
+
+    address: int
+    predicate: str
+    name: str
+    suffixes: str
+    operands: str
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes; None for all others, and where registers say it."""
+        last = self.operands.rpartition(" ")[2]
+        return int(last, 16) if self.name == BRANCH and last.startswith("0x") else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next instruction may be the one that follows in memory."""
+        conditional = bool(self.predicate) or "," in self.operands or " " in self.operands
+        return conditional or self.name not in (BRANCH, *EXITS)
+
+    @property
+    def is_barrier(self) -> bool:
+        """Whether all warps of a block wait for each other; named barriers of some have a count."""
+        return self.name == BARRIER and ".ARV" not in self.suffixes and "," not in self.operands
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainLoops:
+    """What is found.
+
+    Attributes:
+        count: Innermost loops with tensor-core instructions.
+        barriers: Barriers of all warps that every step of them passes; those of a branch, such as
+            what ends a tile in a persistent kernel, do not count.
+        exposed: Asynchronous loads behind a main loop whose products stand outside of any.
+    """
+
+    count: int
+    barriers: int
+    exposed: int
+
+
+def find_main_loops(instructions: Sequence[Instruction], cores: Collection[str]) -> MainLoops:
+    """Find a function's main loops.
+
+    Args:
+        instructions: All of the function, by address.
+        cores: Names of tensor-core instructions.
+    """
+    graph = _Graph(instructions)
+    busy = frozenset(
+        index
+        for index, block in enumerate(graph.blocks)
+        if any(instruction.name in cores for instruction in block)
+    )
+    loops = list(graph.innermost(frozenset(range(len(graph.blocks))), busy))
+    inside = frozenset[int]().union(*loops)
+    behind = graph.reached(inside) - inside
+    exposed = sum(
+        graph.feeds(index, place, cores, outside=busy - inside)
+        for index in behind
+        for place, instruction in enumerate(graph.blocks[index])
+        if instruction.name in LOADS
+    )
+    barriers = 0
+    for loop in loops:
+        for index in loop:
+            found = sum(one.is_barrier for one in graph.blocks[index])
+            around = found and next(graph.innermost(loop - {index}, busy), None)
+            barriers += 0 if around else found
+    return MainLoops(count=len(loops), barriers=barriers, exposed=exposed)
+
+
+class _Graph:
+    """A function's basic blocks, and which may follow which."""
+
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
+        starts = {one.target for one in instructions}
+        self.blocks: list[list[Instruction]] = []
+        ended = True
+        for one in instructions:
+            if ended or one.address in starts:
+                self.blocks.append([])
+            self.blocks[-1].append(one)
+            ended = one.name == BRANCH or one.name in EXITS
+        index = {block[0].address: number for number, block in enumerate(self.blocks)}
+        self.after: list[set[int]] = []
+        self.before: list[set[int]] = [set() for _ in self.blocks]
+        for number, block in enumerate(self.blocks):
+            last = block[-1]
+            found = {index[last.target]} if last.target in index else set()
+            if last.goes_on and number + 1 < len(self.blocks):
+                found.add(number + 1)
+            self.after.append(found)
+            for follower in found:
+                self.before[follower].add(number)
+
+    def reached(self, begin: Blocks, within: Blocks | None = None) -> Blocks:
+        """Blocks that may run after some of ``begin``."""
+        return _closure(self.after, begin, within)
+
+    def innermost(self, within: Blocks, busy: Blocks) -> Iterator[Blocks]:
+        """Loops of these blocks that have busy ones, but no smaller such loop inside."""
+        left = within
+        while left:
+            start = min(left)
+            loop = self.reached(frozenset({start}), left) & _closure(
+                self.before, frozenset({start}), left
+            )
+            left -= loop | {start}
+            if not loop & busy:
+                continue
+            entries = {block for block in loop if self.before[block] - loop}
+            inner = list(self.innermost(loop - {min(entries or loop)}, busy))
+            yield from inner or [loop]
+
+    def feeds(self, index: int, place: int, cores: Collection[str], *, outside: Blocks) -> bool:
+        """Whether a tensor-core instruction outside of the loops may follow an instruction."""
+        rest = self.blocks[index][place:]
+        if index in outside and any(one.name in cores for one in rest):
+            return True
+        return bool(self.reached(frozenset({index})) & outside)
+
+
+def _closure(edges: Sequence[set[int]], begin: Blocks, within: Blocks | None) -> Blocks:
+    """Blocks on ways of at least one edge."""
+    found: set[int] = set()
+    waiting = list(begin)
+    while waiting:
+        fresh = edges[waiting.pop()] - found
+        if within is not None:
+            fresh &= within
+        found |= fresh
+        waiting += fresh
+    return frozenset(found)

@@ -1,0 +1,272 @@
+"""One model's streams, made and judged."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..avatar import Avatar
+from ..config import CHUNK_FRAMES, NEW_FRAMES
+from ..pipeline import Pipeline
+from ..stream.chunk import StreamOptions, from_uint8, to_uint8
+from ..train.clips import Clips
+from ..train.identity import Identity
+from ..train.mouth import FPS
+from ..train.synthetic import TRUTH
+from .judge import Judge, chunk_measures
+from .models import Model
+from .pictures import Regions, decibels, edges
+from .recovery import BEGIN, KINDS, Recovery, recover
+from .scripts import Script, portrait_of
+from .series import best_lag, correlation, count_closings, partial_correlation, shifted_correlations
+from .streams import make_stream
+
+Floats: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = dict[str, float | None]
+
+CORRECTIONS: Mapping[str, float] = {"on": 1.0, "off": 0.0}
+"""Colour correction of the two times that each stream is made."""
+HALF_MINUTE = round(30 * FPS / NEW_FRAMES)
+"""In chunks."""
+_PEAK = 95  # percentile of a mouth that is wide open
+_VAE_CLIPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is asked of every model.
+
+    Attributes:
+        seed: Noise of the first stream; the others have the next ones.
+        steps: Denoising steps a chunk.
+        twins: Chunks after a disturbance; 0: none is tried.
+    """
+
+    seed: int = 9999
+    steps: int = 4
+    twins: int = 8
+
+    def first_twin(self, chunks: int) -> int:
+        """Chunk of a stream of so many at which twins part."""
+        return min(BEGIN, chunks // 2)
+
+    def work(self, scripts: Sequence[Script]) -> int:
+        """Chunks that one model has to make."""
+        return sum(
+            len(CORRECTIONS) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
+        )
+
+    def _after(self, script: Script) -> int:
+        first = self.first_twin(script.chunks)
+        return min(self.twins, script.chunks - first) if first else 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """A stream that was made and judged.
+
+    Attributes:
+        run: Number of the model among those of one recipe.
+        script: What was to be made.
+        correction: ``on`` or ``off``.
+        seed: Of the noise.
+        chunks: Measure -> a number a chunk; names as `judge.MEASURES`.
+        whole: Measure -> number of the whole stream; names as `WHOLE`.
+        recoveries: Twins.
+    """
+
+    run: int
+    script: Script
+    correction: str
+    seed: int
+    chunks: Mapping[str, Floats]
+    whole: Mapping[str, float | None]
+    recoveries: Sequence[Recovery] = field(default_factory=tuple)
+
+
+def evaluate(
+    model: Model,
+    scripts: Sequence[Script],
+    size: tuple[int, int],
+    settings: Settings,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    run: int = 0,
+) -> Iterator[Judged]:
+    """Make every script with colour correction and without, and judge it.
+
+    Args:
+        model: The model.
+        scripts: The streams.
+        size: Pictures' (H, W).
+        settings: How.
+        advance: Called after every chunk that was made.
+        run: Number of the model among those of one recipe.
+
+    Raises:
+        NumericsError: The model gives NaN or Inf.
+    """
+    for number, script in enumerate(scripts):
+        avatar = model.avatar(portrait_of(script.person, size))
+        judge = Judge(script.person, size)
+        for correction, strength in CORRECTIONS.items():
+            options = StreamOptions(
+                seed=settings.seed + number, steps=settings.steps, color_correction=strength
+            )
+            judge.begin()
+            yield _judged(
+                model.pipeline, avatar, judge, script, correction, options, settings, advance, run
+            )
+
+
+def _judged(
+    pipeline: Pipeline,
+    avatar: Avatar,
+    judge: Judge,
+    script: Script,
+    correction: str,
+    options: StreamOptions,
+    settings: Settings,
+    advance: Callable[[], None],
+    run: int,
+) -> Judged:
+    parting = settings.first_twin(script.chunks)
+    parts: dict[str, list[Floats]] = defaultdict(list)
+    recoveries: list[Recovery] = []
+    for chunk, made in enumerate(make_stream(pipeline, avatar, script.wave, options)):
+        here = slice(chunk * NEW_FRAMES, (chunk + 1) * NEW_FRAMES)
+        found = judge.judge(made.frames, script.opening[here], script.width[here])
+        for name, values in found.items():
+            parts[name].append(values)
+        advance()
+        if settings.twins and chunk == parting - 1:
+            short = script.until(parting + settings.twins)
+            recoveries = recover(
+                pipeline, avatar, short, options, made, first=parting, advance=advance
+            )
+    frames = {name: np.concatenate(values) for name, values in parts.items()}
+    return Judged(
+        run=run,
+        script=script,
+        correction=correction,
+        seed=options.seed,
+        chunks=chunk_measures(frames, script.opening, script.width),
+        whole=whole_measures(frames, script) | {"mean_frame_away": judge.mean_frame_away()},
+        recoveries=recoveries,
+    )
+
+
+def whole_measures(frames: Mapping[str, Floats], script: Script) -> Numbers:
+    """What the frames of a whole stream come to; names as `WHOLE`.
+
+    Args:
+        frames: From `Judge.judge`.
+        script: What was to be made.
+    """
+    opening, true = frames["opening"], script.opening
+    shifted = shifted_correlations(opening, true)
+    blinks, true_blinks = (
+        count_closings(values) for values in (frames["blink"], _column(script, "blink"))
+    )
+    minutes = len(opening) / FPS / 60
+    lag = best_lag(opening, true)
+    picture = chunk_means(frames["picture_db"])
+    count = min(HALF_MINUTE, len(picture) // 2)
+    return {
+        "mouth": correlation(opening, true),
+        "mouth_without_loudness": partial_correlation(opening, true, script.loudness),
+        "mouth_shifted": None if not shifted else float(np.mean(shifted)),
+        "mouth_shifted_worst": None if not shifted else float(np.abs(shifted).max()),
+        "mouth_lag": None if lag is None else float(lag),
+        "mouth_peaks": _ratio(*(float(np.percentile(values, _PEAK)) for values in (opening, true))),
+        "loudness_alone": correlation(script.loudness, true),
+        "width": correlation(frames["width"], script.width),
+        "blinks": blinks / minutes,
+        "true_blinks": true_blinks / minutes,
+        "blink_ratio": _ratio(blinks, true_blinks),
+        **{
+            f"{name}_spread": _ratio(_spread(frames[name]), _spread(_column(script, name)))
+            for name in ("gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
+        },
+        "worst_away": float(frames["away"].max()),
+        "picture_db_change": float(picture[len(picture) - count :].mean() - picture[:count].mean())
+        if count
+        else None,
+    }
+
+
+WHOLE: Mapping[str, str] = {
+    "mouth": "correlation of mouth opening with the truth",
+    "mouth_without_loudness": "the same with loudness removed from both",
+    "mouth_shifted": "the same with sound shifted by 10 s and more, mean of 20 shifts",
+    "mouth_shifted_worst": "greatest of them",
+    "mouth_lag": "frames by which the mouth comes late",
+    "mouth_peaks": "95th percentile of the opening by the truth's",
+    "loudness_alone": "correlation of loudness with the truth",
+    "width": "correlation of mouth width with the truth",
+    "blinks": "a minute",
+    "true_blinks": "a minute, of the data",
+    "blink_ratio": "blinks by the data's",
+    "gaze_x_spread": "standard deviation by the data's",
+    "gaze_y_spread": "likewise",
+    "sway_x_spread": "likewise",
+    "sway_y_spread": "likewise",
+    "roll_spread": "likewise",
+    "mean_frame_away": "portrait and mean frame, mean CIEDE2000 of pixels",
+    "worst_away": "portrait and the worst frame, mean CIEDE2000 of pixels",
+    "picture_db_change": "mean picture dB, last half minute minus first",
+}
+"""Measures of a whole stream, and what they say."""
+
+
+def round_trip(pipeline: Pipeline, clips: Clips) -> Numbers:
+    """Code and decode held-out pictures: the best that the model could show.
+
+    Args:
+        pipeline: The model.
+        clips: Drawn clips; the first chunk's frames of up to eight are taken.
+
+    Returns:
+        ``picture_db``, ``mouth_db``, ``sharpness`` as of chunks; ``clips``. None where no clip has
+        33 frames.
+    """
+    found: dict[str, list[float]] = {"picture_db": [], "mouth_db": [], "sharpness": []}
+    for number, entry in enumerate(clips.index.clips):
+        if entry.frames < CHUNK_FRAMES or len(found["sharpness"]) == _VAE_CLIPS:
+            continue
+        true = clips.frames(number)[:CHUNK_FRAMES]
+        video = from_uint8(true.permute(3, 0, 1, 2)[None], torch.float32)
+        with torch.inference_mode():
+            coded = pipeline.vae.encode(video.to(pipeline.device, pipeline.dtype))
+            made = to_uint8(pipeline.vae.decode(coded)[0]).cpu().numpy()
+        regions = Regions.of(Identity.of(int(entry.facts["person"])), clips.index.size)
+        seen = true.numpy()
+        found["picture_db"].append(float(decibels(made, seen).mean()))
+        found["mouth_db"].append(float(decibels(made, seen, regions.mouth).mean()))
+        sharp = edges(made, regions.face).mean() / edges(seen, regions.face).mean()
+        found["sharpness"].append(float(sharp))
+    means = {name: float(np.mean(v)) if v else None for name, v in found.items()}
+    return {**means, "clips": float(len(found["sharpness"]))}
+
+
+def chunk_means(values_T: Floats) -> Floats:
+    """Mean of each chunk, [K]."""
+    return np.asarray(values_T.reshape(-1, NEW_FRAMES).mean(axis=1))
+
+
+def _column(script: Script, name: str) -> Floats:
+    return np.asarray(script.truth[:, TRUTH.index(name)], np.float64)
+
+
+def _spread(values_T: Floats) -> float:
+    """Standard deviation of what is known; 0 where nothing is."""
+    known = values_T[np.isfinite(values_T)]
+    return float(known.std()) if len(known) else 0.0
+
+
+def _ratio(one: float, other: float) -> float | None:
+    return float(one / other) if other else None

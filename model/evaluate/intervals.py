@@ -1,0 +1,71 @@
+"""How sure a mean over streams or runs is, of which there are few."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+_T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""97.5th percentile of Student's distribution with 1, 2, ... degrees of freedom."""
+_Z = 1.959964
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean, and where that of all possible streams is.
+
+    Attributes:
+        mean: Of those that have the number; None where none has.
+        low: Lower end of the 95 % interval; None of a single one.
+        high: Upper end.
+        count: How many have the number.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def estimate(values: Sequence[float | None], *, logarithmic: bool = False) -> Estimate:
+    """Mean and Student's interval.
+
+    A bootstrap's percentiles would hold the truth in 75 % of the cases with three numbers, since
+    they never leave the range of what was seen.
+
+    Args:
+        values: One a stream, or a run; None is left out.
+        logarithmic: Of positive factors, the geometric mean.
+    """
+    known = np.array([value for value in values if value is not None], np.float64)
+    count = len(known)
+    if not count:
+        return Estimate(mean=None, low=None, high=None, count=0)
+    numbers = np.log(known) if logarithmic else known
+    found = [float(numbers.mean())]
+    if count > 1:
+        reach = _student(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
+        found += [found[0] - reach, found[0] + reach]
+    if logarithmic:
+        found = [math.exp(value) for value in found]
+    mean, low, high = found if count > 1 else (found[0], None, None)
+    return Estimate(mean=mean, low=low, high=high, count=count)
+
+
+def _student(freedom: int) -> float:
+    """97.5th percentile; beyond the table by the series of Cornish and Fisher."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z, inverse = _Z, 1 / freedom
+    return (
+        z
+        + (z**3 + z) / 4 * inverse
+        + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 * inverse**3
+    )

@@ -1,0 +1,196 @@
+"""Judges pictures of a stream, frame by frame: mouth, eyes, place, likeness, sharpness, colours.
+
+What the sound asks for is the truth of the mouth. Where the head is, where the eyes look and when
+they blink is chance: the true picture, to which a made one is compared, is drawn with the true
+mouth and with the rest as it was read. The smile, which is chance too and is not read, is the
+usual one there.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import NEW_FRAMES
+from ..train.identity import Identity
+from ..train.painter import Painter, Pose
+from ..train.reading import READ, FaceReader
+from .attributes import PARTS, AttributeReader
+from .difference import ciede2000, lab_of
+from .pictures import Regions, decibels, difference, edges, seam_ratio
+
+Floats: TypeAlias = NDArray[np.float64]
+
+USUAL_SMILE = 0.15
+_CHANCE = ("blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
+
+
+class Judge:
+    """Judges streams of one person, of each of which it is given the chunks in order."""
+
+    def __init__(self, person: Identity, size: tuple[int, int]) -> None:
+        """Look at the person.
+
+        Args:
+            person: Who should be seen.
+            size: Pictures' (H, W).
+        """
+        self.regions = Regions.of(person, size)
+        self._painter, self._reader = Painter(person, size), FaceReader(person, size)
+        self._attributes = AttributeReader(person, size)
+        self.portrait = self._painter.draw(Pose())
+        self._portrait_lab = lab_of(self.portrait)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the stream before: another one begins."""
+        self._last = self.portrait
+        self._sum = np.zeros(self.portrait.shape)
+        self._count = 0
+
+    def judge(
+        self, frames_THWC: NDArray[np.uint8], opening_T: Floats, width_T: Floats
+    ) -> dict[str, Floats]:
+        """Judge a chunk.
+
+        Args:
+            frames_THWC: uint8 [T, H, W, 3].
+            opening_T: The true mouth.
+            width_T: Likewise.
+
+        Returns:
+            Name -> a number a frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
+            picture; ``edges``, ``chroma``, ``light``, ``contrast`` and those of the true one;
+            ``away`` from the portrait by CIEDE2000, a mean of all pixels; ``background``,
+            ``motion``; ``away_PART``; ``recognised``, ``eyes_kept``.
+        """
+        read_TK, places = self._reader.read_places(frames_THWC)
+        read = {name: read_TK[:, column] for column, name in enumerate(READ)}
+        true = self._true_pictures(read, opening_T, width_T)
+        lab, true_lab = lab_of(frames_THWC), lab_of(true)
+        gaze_T2 = np.stack([read["gaze_x"], read["gaze_y"]], axis=1)
+        seen = self._attributes.read(frames_THWC, places, gaze_T2)
+        before = np.concatenate([self._last[None], frames_THWC[:-1]])
+        self._last = frames_THWC[-1]
+        self._sum += frames_THWC.sum(axis=0, dtype=np.float64)
+        self._count += len(frames_THWC)
+        face, mouth, still = self.regions.face, self.regions.mouth, self.regions.still
+        away_THW = ciede2000(lab, self._portrait_lab)
+        return {
+            **read,
+            "picture_db": decibels(frames_THWC, true),
+            "mouth_db": decibels(frames_THWC, true, mouth),
+            "edges": edges(frames_THWC, face),
+            "true_edges": edges(true, face),
+            "chroma": _mean(torch.hypot(lab[..., 1], lab[..., 2])),
+            "true_chroma": _mean(torch.hypot(true_lab[..., 1], true_lab[..., 2])),
+            "light": _mean(lab[..., 0]),
+            "true_light": _mean(true_lab[..., 0]),
+            "contrast": _spread(lab[..., 0]),
+            "true_contrast": _spread(true_lab[..., 0]),
+            "away": _mean(away_THW),
+            "background": difference(frames_THWC, self.portrait[None], still),
+            "motion": difference(frames_THWC, before),
+            **{f"away_{part}": seen.away[:, column] for column, part in enumerate(PARTS)},
+            "recognised": seen.recognised.astype(np.float64),
+            "eyes_kept": seen.eyes_kept,
+        }
+
+    def mean_frame_away(self) -> float:
+        """CIEDE2000 between the portrait and the mean of all frames, a mean of all pixels."""
+        mean = np.round(self._sum / self._count).astype(np.uint8)
+        return float(ciede2000(lab_of(mean), self._portrait_lab).mean())
+
+    def _true_pictures(
+        self, read: Mapping[str, Floats], opening_T: Floats, width_T: Floats
+    ) -> NDArray[np.uint8]:
+        chance = {name: np.clip(np.nan_to_num(read[name]), *_within(name)) for name in _CHANCE}
+        poses = (
+            Pose(
+                opening=float(opening_T[t]),
+                width=float(width_T[t]),
+                smile=USUAL_SMILE,
+                **{name: float(values[t]) for name, values in chance.items()},
+            )
+            for t in range(len(opening_T))
+        )
+        return np.stack([self._painter.draw(pose) for pose in poses])
+
+
+def chunk_measures(
+    frames: Mapping[str, Floats], opening_T: Floats, width_T: Floats
+) -> dict[str, Floats]:
+    """What frames come to, chunk by chunk.
+
+    Args:
+        frames: From `Judge.judge`, of whole chunks.
+        opening_T: The true mouth.
+        width_T: Likewise.
+
+    Returns:
+        Name -> [K], names as `MEASURES`.
+    """
+
+    def mean(values_T: Floats) -> Floats:
+        values_KF = values_T.reshape(-1, NEW_FRAMES)
+        known = np.isfinite(values_KF)
+        total = np.where(known, values_KF, 0).sum(axis=1)
+        count = known.sum(axis=1)
+        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+    kept = [f"away_{part}" for part in PARTS if part != "eyes"]
+    return {
+        "mouth_error": mean(np.abs(frames["opening"] - opening_T)),
+        "width_error": mean(np.abs(frames["width"] - width_T)),
+        "picture_db": mean(frames["picture_db"]),
+        "mouth_db": mean(frames["mouth_db"]),
+        "sharpness": mean(frames["edges"]) / mean(frames["true_edges"]),
+        "saturation": mean(frames["chroma"]) / mean(frames["true_chroma"]),
+        "lightness": mean(frames["light"]) - mean(frames["true_light"]),
+        "contrast": mean(frames["contrast"]) / mean(frames["true_contrast"]),
+        "away": mean(frames["away"]),
+        "worst_away": frames["away"].reshape(-1, NEW_FRAMES).max(axis=1),
+        "identity": mean(np.mean([frames[name] for name in kept], axis=0)),
+        "recognised": mean(frames["recognised"]),
+        "eyes_kept": mean(frames["eyes_kept"]),
+        "background": mean(frames["background"]),
+        "motion": mean(frames["motion"]),
+        "seam": seam_ratio(frames["motion"], NEW_FRAMES),
+    }
+
+
+MEASURES: Mapping[str, str] = {
+    "mouth_error": "mean difference of mouth opening and truth, 0..1",
+    "width_error": "the same of its width",
+    "picture_db": "made and true picture, dB",
+    "mouth_db": "the same around the mouth, dB",
+    "sharpness": "gradient energy in the face by the truth's",
+    "saturation": "mean chroma by the truth's",
+    "lightness": "mean L* minus the truth's",
+    "contrast": "standard deviation of L* by the truth's",
+    "away": "portrait and frame, mean CIEDE2000 of pixels",
+    "worst_away": "the same of the chunk's worst frame",
+    "identity": "CIEDE2000 of skin, hair, wall and clothes from the person's own",
+    "recognised": "share of frames nearer to the person than to any other of the test split",
+    "eyes_kept": "share of open eyes nearer to their own colour than to any other",
+    "background": "still pixels and the portrait's, levels of 255",
+    "motion": "a frame and the next, levels of 255",
+    "seam": "jump into a chunk by the jumps within it and the one before",
+}
+"""Measures of a chunk, and what they say."""
+
+
+def _within(name: str) -> tuple[float, float]:
+    """Where a pose can be drawn."""
+    far = {"sway_x": 0.1, "sway_y": 0.1, "roll": 0.2}.get(name, 1.0)
+    return (0.0 if name == "blink" else -far), far
+
+
+def _mean(values_THW: torch.Tensor) -> Floats:
+    return np.asarray(values_THW.double().mean(dim=(1, 2)).numpy())
+
+
+def _spread(values_THW: torch.Tensor) -> Floats:
+    return np.asarray(values_THW.double().std(dim=(1, 2), correction=0).numpy())

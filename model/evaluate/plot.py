@@ -1,0 +1,85 @@
+"""The picture of ``livetalk evaluate``: measures by chunk, and disturbances that die away."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+PANES: Mapping[str, str] = {
+    "picture_db": "picture, dB",
+    "mouth_error": "error of the mouth",
+    "sharpness": "sharpness by the truth's",
+    "saturation": "chroma by the truth's",
+    "away": "from the portrait, CIEDE2000",
+    "seam": "jump at the seam",
+    "identity": "colours of the parts, CIEDE2000",
+}
+_COLOURS = ("C0", "C1")
+_STYLES = {"on": "-", "off": ":"}
+_SMOOTH = 9  # chunks
+
+
+def draw(report: Mapping[str, Any]) -> bytes:
+    """Draw the report, a PNG.
+
+    Args:
+        report: As the JSON has it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 4).ravel()
+    minutes = report["settings"]["seconds"] / 60
+    for pane, (measure, label) in zip(axes, PANES.items(), strict=False):
+        for colour, (name, model) in zip(_COLOURS, report["models"].items(), strict=False):
+            for correction, style in _STYLES.items():
+                rows = [
+                    stream["chunks"][measure]
+                    for stream in model["streams"]
+                    if stream["color_correction"] == correction
+                ]
+                values = _smoothed(np.array(rows, np.float64))
+                times = (np.arange(len(values)) + 0.5) / len(values) * minutes
+                pane.plot(times, values, style, color=colour, label=f"{name}, {correction}")
+        pane.set_title(label, fontsize=9)
+        pane.set_xlabel("minutes", fontsize=8)
+        pane.grid(visible=True, alpha=0.3)
+    _draw_recoveries(axes[len(PANES)], report)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    where = report["machine"]
+    names = " against ".join(
+        ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
+    )
+    figure.suptitle(
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction on "
+        "and off\n"
+        f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
+        fontsize=9,
+    )
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:
+    """Distance of twins by chunk, a line each."""
+    for colour, model in zip(_COLOURS, report["models"].values(), strict=False):
+        for stream in model["streams"]:
+            for twin in stream["recoveries"]:
+                style = _STYLES[stream["color_correction"]]
+                pane.plot(twin["latents"], style, color=colour, linewidth=0.8, alpha=0.6)
+    if pane.lines:
+        pane.set_yscale("log")
+    pane.set_title("distance of disturbed twins", fontsize=9)
+    pane.set_xlabel("chunks after the disturbance", fontsize=8)
+    pane.grid(visible=True, alpha=0.3)
+
+
+def _smoothed(rows_SK: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+    """Mean of the streams, and of neighbouring chunks; NaN where no stream has a number."""
+    known = np.isfinite(rows_SK)
+    total, count = np.where(known, rows_SK, 0).sum(axis=0), known.sum(axis=0).astype(float)
+    window = np.ones(min(_SMOOTH, len(total)))
+    total, count = (np.convolve(values, window, mode="same") for values in (total, count))
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -1,0 +1,1 @@
+"""Weights on disk and in memory: checkpoints, safetensors files, manifests, random numbers."""
