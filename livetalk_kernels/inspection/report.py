@@ -61,6 +61,15 @@ class Kernel:
     seconds: float | None = None
     capability: tuple[Count, Count] = HOPPER
 
+    def __post_init__(self) -> None:
+        """Refuse a GPU whose limits are not known.
+
+        Raises:
+            ValueError: It is none of `PROCESSORS`.
+        """
+        if self.capability not in PROCESSORS:
+            raise ValueError(f"capability is {self.capability}, of no GPU that is known here")
+
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block, as far as they are known."""
