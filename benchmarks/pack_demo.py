@@ -25,10 +25,17 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="folder of the student")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--evaluation", type=Path, metavar="FILE.json")
+    parser.add_argument("--note", default="", metavar="TEXT", help="for the data card")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     args = parser.parse_args()
     try:
-        packed = pack(args.run, args.output, evaluation=args.evaluation, dtype=DTYPES[args.dtype])
+        packed = pack(
+            args.run,
+            args.output,
+            evaluation=args.evaluation,
+            note=args.note,
+            dtype=DTYPES[args.dtype],
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from livetalk_kernels.errors import UserError
@@ -82,12 +81,16 @@ class Avatar:
 
     def to_bytes(self) -> bytes:
         """The contents of an avatar file."""
+        from safetensors.torch import save  # a machine that only measures is without
+
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
         return save(tensors, {"format": FORMAT, **{name: getattr(self, name) for name in _TEXTS}})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` made, on another rank; it is not checked again."""
+        from safetensors.torch import load
+
         tensors: dict[str, Any] = load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]

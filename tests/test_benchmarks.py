@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -58,3 +61,20 @@ def test_steps_of_a_sharded_transformer(tmp_path: Path) -> None:
     run(tmp_path, "dit_sharded.py", "--preset", "tiny", "--rounds", "1", "--output", "dit.json")
     step = json.loads((tmp_path / "dit.json").read_text())["step"]
     assert step["2x1"]["difference"] == 0 and step["1x2"]["speedup"] > 0
+
+
+def test_a_sheet_of_frames_spread_over_a_video(tmp_path):
+    shade = [28 * n for n in range(9)]
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=25, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "rgb24"
+        for value in shade:
+            frame = np.full((16, 32, 3), value, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    run(tmp_path, "contact_sheet.py", "v.mp4", "s.png", "--columns", "2", "--rows", "2")
+    made = np.asarray(Image.open(tmp_path / "s.png"))
+    assert made.shape == (32, 64, 3)
+    assert [int(made[y, x, 0]) for y in (8, 24) for x in (16, 48)] == [
+        shade[n] for n in (0, 3, 5, 8)
+    ]

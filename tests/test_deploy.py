@@ -95,10 +95,10 @@ def test_the_batch_script_runs_on_two_machines(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "127.0.0.1,localhost",
     }
     frames = tmp_path / "frames.npy"
-    examples = REPOSITORY / "examples"
+    portrait, speech = REPOSITORY / "examples/portrait.png", REPOSITORY / "model/samples/speech.wav"
     done = subprocess.run(
         ["bash", SCRIPT, "--preset", "tiny", "--device", "cpu", "--steps", "1", "--size", "32x48",
-         "--portrait", examples / "portrait.png", "--audio", examples / "speech.wav",
+         "--portrait", portrait, "--audio", speech,
          "--output", frames],
         env=os.environ | slurm | {"PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,

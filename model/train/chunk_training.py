@@ -33,7 +33,7 @@ from .distill import Course
 from .draws import Draws
 from .export import DIT_FILE, export_network
 from .features import PROMPT_ROWS, FeatureData
-from .flow import SHIFT
+from .flow import SHIFT, with_motion
 from .network import Conditions, Network
 from .rollout import roll_out, take_step
 from .saving import State
@@ -118,7 +118,7 @@ def _training(
                     f"sample {draw}", given.portrait.shape[1:], step=0, samples=[0]
                 ),
             )
-            latents = take_step(network, at)
+            latents = with_motion(take_step(network, at), at.motion)
         return truth_above(vae.decode(seen["latents"])[0], vae.decode(latents)[0])
 
     def finish(folder: Path) -> Sequence[Path]:

@@ -63,6 +63,7 @@ def pack(
     target: Path,
     *,
     evaluation: Path | None = None,
+    note: str = "",
     dtype: torch.dtype = torch.float16,
     most_bytes: int = MOST_BYTES,
 ) -> Packed:
@@ -72,6 +73,7 @@ def pack(
         run: The run's folder.
         target: Where to; a folder that is there is replaced, at once.
         evaluation: What ``livetalk evaluate --json`` has said of it.
+        note: Said in the data card of how these runs came about.
         dtype: Of the weights.
         most_bytes: Of all files together.
 
@@ -104,7 +106,7 @@ def pack(
             write_json(folder / EVALUATION, found)
         with new_file(folder / LOG) as log:
             log.writelines(_log(runs))
-        write_text(folder / CARD, data_card(runs, dtype, evaluated=found is not None))
+        write_text(folder / CARD, data_card(runs, dtype, evaluated=found is not None, note=note))
         write_manifest(folder / SUMS, {_LABEL: folder}, lambda name, count: None)
         sizes = {
             path.relative_to(folder).as_posix(): path.stat().st_size
@@ -140,7 +142,9 @@ def trained_before(run: Path) -> Mapping[Kind, Path]:
     return runs | {"distill": run}
 
 
-def data_card(runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool) -> str:
+def data_card(
+    runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool, note: str = ""
+) -> str:
     """Say in Markdown what the weights are made of and what they are for."""
     index = read_index(Path(read_folder(runs["distill"])[0].data) / INDEX)
     height, width = index.size
@@ -154,8 +158,8 @@ def data_card(runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool)
         [
             "# Weights of the preset `demo`",
             "",
-            f"A talking drawing of {height} x {width} pixels, trained on a CPU by `livetalk train` "
-            f"as `make train-demo` does it; weights in {str(dtype).removeprefix('torch.')}. "
+            f"A talking drawing of {height} x {width} pixels, trained on a CPU by `livetalk "
+            f"train`; weights in {str(dtype).removeprefix('torch.')}. "
             "Apache-2.0, as the code.",
             "",
             "**For**: seeing the whole system at work. **Not for** real faces: it has seen nobody "
@@ -170,6 +174,7 @@ def data_card(runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool)
             "|---|---|---|",
             *rows,
             "",
+            *([note, ""] if note else []),
             f"Every training's settings and metrics are in `{LOG}`"
             + (f", the evaluation on held-out clips in `{EVALUATION}`." if evaluated else ".")
             + f" `livetalk doctor --checkpoint DIR --verify-manifest DIR/{SUMS}` checks the files.",
