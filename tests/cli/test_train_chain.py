@@ -175,7 +175,7 @@ def test_packed_weights_are_the_demo(chain, tmp_path, monkeypatch):
     pack(chain.folder / "teacher", tmp_path / "taught", note="Taught alone.")
     card = (tmp_path / "taught/README.md").read_text()
     assert "| teacher | 2 |" in card and "distill" not in card and "Taught alone." in card
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="no model yet"):
         pack(chain.folder / "vae", tmp_path / "taught")
 
     monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
