@@ -1,4 +1,4 @@
-"""Weights of a finished ``livetalk train distill`` as the package brings them.
+"""Weights of a finished ``livetalk train teacher`` or ``distill`` as the package brings them.
 
     python benchmarks/pack_demo.py runs/student --evaluation drift.json --output model/demo
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of the student")
+    parser.add_argument("run", type=Path, help="folder of the teacher or student")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--evaluation", type=Path, metavar="FILE.json")
     parser.add_argument("--note", default="", metavar="TEXT", help="for the data card")

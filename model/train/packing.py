@@ -2,14 +2,14 @@
 
 A folder has ``config.json``, ``diffusion_pytorch_model.safetensors``, ``Wan2.1_VAE.safetensors``
 and ``audio_encoder/``, which any command takes; and besides ``README.md``, the data card,
-``training.jsonl``, the log of all four trainings, ``evaluation.json`` and ``SHA256SUMS``.
+``training.jsonl``, the log of all trainings, ``evaluation.json`` and ``SHA256SUMS``.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def pack(
     dtype: torch.dtype = torch.float16,
     most_bytes: int = MOST_BYTES,
 ) -> Packed:
-    """Write what a finished ``train distill`` has made as a folder of bundled weights.
+    """Write what a finished ``train teacher`` or ``distill`` has made as bundled weights.
 
     Args:
         run: The run's folder.
@@ -83,7 +83,9 @@ def pack(
     """
     source = CheckpointFolder(run)
     if source.own is None or source.audio_encoder is None:
-        raise UserError(f"{run}: is no finished run of 'livetalk train distill'; give its folder")
+        raise UserError(
+            f"{run}: is no finished run of 'livetalk train teacher' or 'distill'; give its folder"
+        )
     runs = trained_before(run)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
@@ -126,27 +128,28 @@ def pack(
 
 
 def trained_before(run: Path) -> Mapping[Kind, Path]:
-    """Folders of the four trainings that made a student, in their order.
+    """Folders of the trainings that made a teacher or a student, in their order, itself the last.
 
     Raises:
         UserError: One of them is missing or no run.
     """
-    sources = read_folder(run)[0].sources
-    names = {"vae": "vae", "audio": "audio_encoder", "teacher": "teacher"}
-    missing = [name for name in names.values() if name not in sources]
-    if missing:
-        raise UserError(f"{run}: does not say its {', '.join(missing)}; give a run of 'distill'")
-    runs: dict[Kind, Path] = {
-        kind: Path(sources[names[kind]]) for kind in get_args(Kind) if kind in names
-    }
-    return runs | {"distill": run}
+    about, _ = read_folder(run)
+    names: Mapping[Kind, str] = {"vae": "vae", "audio": "audio_encoder", "teacher": "teacher"}
+    needed = {kind: name for kind, name in names.items() if kind != about.kind}
+    missing = [name for name in needed.values() if name not in about.sources]
+    if missing or about.kind not in ("teacher", "distill"):
+        raise UserError(
+            f"{run}: is no run of 'livetalk train teacher' or 'distill' with its sources"
+        )
+    return {kind: Path(about.sources[name]) for kind, name in needed.items()} | {about.kind: run}
 
 
 def data_card(
     runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool, note: str = ""
 ) -> str:
     """Say in Markdown what the weights are made of and what they are for."""
-    index = read_index(Path(read_folder(runs["distill"])[0].data) / INDEX)
+    last = list(runs.values())[-1]
+    index = read_index(Path(read_folder(last)[0].data) / INDEX)
     height, width = index.size
     seconds = sum(entry.frames for entry in index.clips) / FPS
     made = ", ".join(f"{name} {value}" for name, value in index.settings.items())
