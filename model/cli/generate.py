@@ -157,6 +157,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     with AudioReader(args.audio, track=args.track) as reader:
         told = _tell_notes(reader)
         make_avatar = common.avatar_source(args)
+        samples.note_foreign(args)
         source = common.model_source(args)
         source.require_audio_encoder()
         with team.phase("load"):

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, load, encode, write."""
     common.check_output(args, SUFFIXES)
     make_avatar = common.avatar_source(args)
+    samples.note_foreign(args)
     begin = time.perf_counter()
     preparer = common.model_source(args).load_preparer()
     loaded = time.perf_counter()

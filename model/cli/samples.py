@@ -51,3 +51,18 @@ def fill_in(args: argparse.Namespace) -> None:
             raise UserError(f"{what}: missing; name a file")
         common.note(f"note: no --{option} given, this is the bundled {value.name}")
         setattr(args, option, value)
+
+
+def note_foreign(args: argparse.Namespace) -> None:
+    """Say what the bundled model can do where the portrait is none of its drawings."""
+    from ..bundled import bundled_portraits
+    from ..config import get_preset
+    from ..loading import DEFAULT_PRESET
+
+    if args.portrait is None or args.portrait in bundled_portraits().values():
+        return
+    if args.checkpoint is None and get_preset(args.preset or DEFAULT_PRESET).bundled:
+        common.note(
+            "note: the demo's model knows drawings like its own (ada, ben, carl, dora) only; "
+            "another picture may lose its face"
+        )

@@ -1,5 +1,7 @@
 """What comes with the package."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from livetalk_kernels.errors import UserError
 from livetalk_model import bundled
 from livetalk_model.bundled import SPEECH, bundled_portraits, bundled_weights
-from livetalk_model.cli.samples import PORTRAIT, portrait
+from livetalk_model.cli.samples import PORTRAIT, note_foreign, portrait
 from livetalk_model.config import AudioEncoderConfig, get_preset
 from livetalk_model.loading import ModelSource
 from livetalk_model.train.cast import PERSONS
@@ -60,3 +62,21 @@ def test_the_demo_is_what_was_packed():
     assert checkpoint.dit_config(demo.audio.layers, demo.audio.width) == demo.dit
     assert checkpoint.vae_config() == demo.vae
     assert AudioEncoderConfig.from_json(source.audio_encoder / "config.json") == demo.audio
+
+
+@pytest.mark.parametrize(
+    ("named", "preset", "checkpoint", "said"),
+    [
+        ("ada", None, None, False),
+        ("mine.png", None, None, True),
+        ("mine.png", "demo", None, True),
+        ("mine.png", "tiny", None, False),
+        ("mine.png", None, "runs/student", False),
+    ],
+)
+def test_a_portrait_from_elsewhere_is_told_what_the_demo_can_do(
+    named, preset, checkpoint, said, capsys
+):
+    given = Namespace(portrait=portrait(named), preset=preset, checkpoint=checkpoint)
+    note_foreign(given)
+    assert ("drawings like its own" in capsys.readouterr().err) == said
