@@ -20,13 +20,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from training_runs import is_done, train_words
+
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
 from livetalk_kernels.outputs import write_text
 from livetalk_model.train.config import Distillation
 from livetalk_model.train.cost import STUDENT
 from livetalk_model.train.demo import SETTINGS
-from livetalk_model.train.export import DIT_FILE
-from livetalk_model.train.settings import RESOLVED, Run
+from livetalk_model.train.settings import Run
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 BASE: Distillation = SETTINGS["distill"]["distillation"]
@@ -69,20 +71,19 @@ def settings(recipe: str, seed: int, budget: float) -> Run:
 
 
 def distil(args: argparse.Namespace, recipe: str, seed: int) -> Path:
-    """Make a run, or what is left of it; its folder."""
+    """Make a run, or what is left of it; its folder.
+
+    Raises:
+        UserError: It was begun with another budget.
+    """
     folder = args.output / f"{recipe}-{seed}"
-    if is_file(folder / DIT_FILE):
-        return folder
-    command = [*LIVETALK, "train", "distill", "--output", str(folder)]
-    if is_file(folder / RESOLVED):
-        command.append("--resume")
-    else:
-        config = args.output / f"{recipe}-{seed}.toml"
-        settings(recipe, seed, args.forwards).write(config)
-        sources = ("data", "vae", "audio_encoder", "teacher")
-        given = [(f"--{name.replace('_', '-')}", str(getattr(args, name))) for name in sources]
-        command += ["--config", str(config), *(word for pair in given for word in pair)]
-    _run(command)
+    run = settings(recipe, seed, args.forwards)
+    if not is_done(folder, "distill", run):
+        sources = {
+            "data": args.data, "vae": args.vae, "audio-encoder": args.audio_encoder,
+            "teacher": args.teacher,
+        }  # fmt: skip
+        _run([*LIVETALK, *train_words(folder, "distill", run, sources)])
     return folder
 
 
@@ -179,6 +180,21 @@ def main() -> int:
         help="of a stream of the first seed of k1 and k5 (default: 1000); 0: none",
     )  # fmt: skip
     args = parser.parse_args()
+    try:
+        print(compare(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(args: argparse.Namespace) -> Path:
+    """Distil and stream what is not there yet; the page about all.
+
+    Raises:
+        UserError: A run was begun with other settings, or a file is no good.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
     runs = {recipe: [distil(args, recipe, seed) for seed in args.seeds] for recipe in args.recipes}
     streamed = {
         args.chunks: {name: evaluate(args, name, own, args.chunks) for name, own in runs.items()}
@@ -199,8 +215,7 @@ def main() -> int:
     }
     target = args.output / "ablation.md"
     write_text(target, page(args, reports))
-    print(target)
-    return 0
+    return target
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ was estimated. ``--estimate`` stops after the estimate.
 
 import argparse
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,30 +19,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from training_runs import MADE, is_done, train_words
+
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
 from livetalk_kernels.machine import machine
 from livetalk_kernels.units import duration
-from livetalk_model.train.audio_export import AUDIO_WEIGHTS
 from livetalk_model.train.clips import INDEX, read_index
 from livetalk_model.train.demo import DEMO, SETTINGS, Kind
 from livetalk_model.train.estimate import DATASET, Recipe, estimate
-from livetalk_model.train.export import DIT_FILE
 from livetalk_model.train.packing import SUMS
-from livetalk_model.train.settings import RESOLVED, Run
-from livetalk_model.train.training import ABOUT
+from livetalk_model.train.settings import Run
 from livetalk_model.train.voices import INSTALL, PROGRAM, find_program
-from livetalk_model.weights.checkpoint import VAE_FILE
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 PACK = Path(__file__).with_name("pack_demo.py")
 CLIPS, SECONDS = 256, 6.0
 MINUTES = 40.0
 RECORD = "stages.jsonl"
-MADE: dict[Kind, str] = {
-    "vae": VAE_FILE, "audio": AUDIO_WEIGHTS, "teacher": DIT_FILE, "distill": DIT_FILE,
-}  # fmt: skip
-"""What a training writes when it has reached its end."""
 PACKED = "demo"
 LEFT = 130  # exit code of a stage that was stopped, and goes on later
 
@@ -72,12 +65,7 @@ class Stages:
         if name == PACKED:
             return is_file(self.folder / PACKED / SUMS)
         kind = self._kind(name)
-        settings = self.folder / name / RESOLVED
-        if is_file(settings) and Run.read(settings) != self.runs[kind]:
-            raise UserError(
-                f"{settings}: was begun with other settings than these; give another --output"
-            )
-        return is_file(self.folder / name / MADE[kind])
+        return is_done(self.folder / name, kind, self.runs[kind])
 
     def command(self, name: str) -> Sequence[str]:
         """What begins a stage, or goes on with it."""
@@ -89,23 +77,16 @@ class Stages:
         if name == PACKED:
             return (sys.executable, str(PACK), str(self.folder / "distill"), "--output", target)
         kind = self._kind(name)
-        train = (*LIVETALK, "train", kind, "--output", target)
-        if is_file(self.folder / name / RESOLVED):
-            return (*train, "--resume")
-        settings = self.folder / f"{name}.toml"
-        self.runs[kind].write(settings)
         sources = {"data": DATASET}
         if kind in ("teacher", "distill"):
             sources |= {"vae": "vae", "audio-encoder": "audio"}
         if kind == "distill":
             sources |= {"teacher": "teacher"}
-        folders = ((f"--{option}", str(self.folder / path)) for option, path in sources.items())
-        return (*train, "--config", str(settings), *(word for pair in folders for word in pair))
+        folders = {option: self.folder / path for option, path in sources.items()}
+        return (*LIVETALK, *train_words(self.folder / name, kind, self.runs[kind], folders))
 
     def carry_out(self, name: str, minutes: float) -> tuple[int, float]:
         """Let a stage run; its exit code and seconds. One that takes too long saves and stops."""
-        if is_file(self.folder / name / ABOUT) and not is_file(self.folder / name / RESOLVED):
-            shutil.rmtree(self.folder / name)  # it was killed before its first update
         begin = time.monotonic()
         with subprocess.Popen(self.command(name)) as process:
             try:
