@@ -28,6 +28,7 @@ from ..vae_layers import (
     Upsample,
     fold_upsampling,
 )
+from .convolution import convolve
 from .demo import training_dtype
 from .pixel_norm import norm_silu
 
@@ -211,6 +212,8 @@ def _convolve(
     stride: tuple[int, int, int] = _ONCE,
 ) -> Tensor:
     x = x.contiguous(memory_format=_LAYOUT)
+    if x.dtype == torch.float32 and stride == _ONCE:
+        return convolve(x, weight, bias, padding)
     weight = weight.to(x.dtype).contiguous(memory_format=_LAYOUT)
     if not torch.backends.mkldnn.is_available():
         return F.conv3d(x, weight, bias.to(x.dtype), stride, padding)
