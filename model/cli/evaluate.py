@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate.scripts import write_scripts
     from ..loading import use_device
     from ..preparation import check_size
-    from ..train.clips import Clips
-    from ..train.mouth import FPS
+    from ..train.data.clips import Clips
+    from ..train.faces.mouth import FPS
 
     files = {ending: Path(f"{args.output}{ending}") for ending in ENDINGS}
     for ending, file in files.items():

@@ -13,10 +13,10 @@ from ..avatar import Avatar
 from ..config import CHUNK_FRAMES, NEW_FRAMES
 from ..pipeline import Pipeline
 from ..stream.chunk import StreamOptions, from_uint8, to_uint8
-from ..train.clips import Clips
-from ..train.identity import Identity
-from ..train.mouth import FPS
-from ..train.synthetic import TRUTH
+from ..train.data.clips import Clips
+from ..train.data.synthetic import TRUTH
+from ..train.faces.identity import Identity
+from ..train.faces.mouth import FPS
 from .judge import Judge, chunk_measures
 from .models import Model
 from .pictures import Regions, decibels, edges

@@ -15,12 +15,12 @@ from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
 from livetalk_model.evaluate.report import GROUPS, SCHEMA
 from livetalk_model.own import OwnModel
-from livetalk_model.train.audio_export import export_audio
-from livetalk_model.train.clips import ClipWriter, Index
+from livetalk_model.train.audio.export import export_audio
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.data.clips import ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
 from livetalk_model.train.demo import DEMO, new_audio_network, new_vae, training_ops
-from livetalk_model.train.export import export_network, export_vae
-from livetalk_model.train.network import Network
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.product.export import export_network, export_vae
 from livetalk_model.weights.checkpoint import AUDIO_FOLDER
 from livetalk_model.weights.fill import random_module
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from livetalk_model.train.convolution import Padding, convolve
+from livetalk_model.train.vae.convolution import Padding, convolve
 
 CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], Padding], ...] = (
     ((2, 3, 4, 6, 7), (5, 3, 3, 3, 3), (2, 1, 1)),  # causal: the caller drops the last frames

@@ -8,13 +8,13 @@ from train_clips import make_clips
 from train_runs import everything, same
 from train_samples import small_vae
 
-from livetalk_model.train import vae_task
-from livetalk_model.train.clips import Clips
-from livetalk_model.train.loop import At, train
-from livetalk_model.train.picture_losses import FEATURES, contrast_loss, face_weight, vae_loss
-from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.loop.loop import At, train
+from livetalk_model.train.loop.saving import State, last_checkpoint, load
 from livetalk_model.train.settings import Run
-from livetalk_model.train.vae_task import (
+from livetalk_model.train.vae import task as vae_task
+from livetalk_model.train.vae.picture_losses import FEATURES, contrast_loss, face_weight, vae_loss
+from livetalk_model.train.vae.task import (
     LONG,
     MIDDLE,
     SHORT,
@@ -24,7 +24,7 @@ from livetalk_model.train.vae_task import (
     piece_size,
     vae_training,
 )
-from livetalk_model.train.whole_vae import NO_BLOCKS
+from livetalk_model.train.vae.whole import NO_BLOCKS
 
 
 @pytest.fixture(scope="module")
