@@ -6,11 +6,11 @@ from pathlib import Path
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
-from livetalk_model.train.audio_export import AUDIO_WEIGHTS
+from livetalk_model.train.audio.export import AUDIO_WEIGHTS
 from livetalk_model.train.demo import Kind
-from livetalk_model.train.export import DIT_FILE
+from livetalk_model.train.loop.training import ABOUT
+from livetalk_model.train.product.export import DIT_FILE
 from livetalk_model.train.settings import RESOLVED, Run
-from livetalk_model.train.training import ABOUT
 from livetalk_model.weights.checkpoint import VAE_FILE
 
 MADE: dict[Kind, str] = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..stream.session import Session
-    from ..train.loop import Progress as Trained
+    from ..train.loop.loop import Progress as Trained
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal."""

@@ -14,8 +14,8 @@ from .progress import training_progress
 
 if TYPE_CHECKING:
     from ..train.demo import Kind
+    from ..train.loop.training import About
     from ..train.settings import Run
-    from ..train.training import About
 
 EXAMPLE = """\
 livetalk train vae --data clips --output runs/vae
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
     """Begin or go on, train, say what there is."""
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{name: getattr(args, name) for name in names})
-    from ..train.clips import Clips
-    from ..train.training import begin_folder, carry_out
+    from ..train.data.clips import Clips
+    from ..train.loop.training import begin_folder, carry_out
     from ..train.trainings import make_training
     from .interrupts import Wish
 
@@ -171,8 +171,8 @@ def _place(options: Options) -> tuple["About", "Run"]:
         UserError: Options do not go together, or the folder or a file is no good.
     """
     from ..train.demo import SETTINGS
+    from ..train.loop.training import About, read_folder
     from ..train.settings import Run
-    from ..train.training import About, read_folder
 
     if options.resume:
         if options.config is not None:

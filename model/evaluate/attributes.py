@@ -7,10 +7,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..train.cast import PERSONS
-from ..train.identity import EYES, Identity
-from ..train.painter import EYE_X, EYE_Y, GAZE_X, GAZE_Y, IRIS, Painter, Pose
-from ..train.registration import Place, sample
+from ..train.faces.cast import PERSONS
+from ..train.faces.identity import EYES, Identity
+from ..train.faces.painter import EYE_X, EYE_Y, GAZE_X, GAZE_Y, IRIS, Painter, Pose
+from ..train.readers.registration import Place, sample
 from .difference import ciede2000, lab_of
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -13,10 +13,10 @@ from ..avatar import Avatar
 from ..config import CHUNK_FRAMES, NEW_FRAMES
 from ..pipeline import Pipeline
 from ..stream.chunk import StreamOptions, from_uint8, to_uint8
-from ..train.clips import Clips
-from ..train.identity import Identity
-from ..train.mouth import FPS
-from ..train.synthetic import TRUTH
+from ..train.data.clips import Clips
+from ..train.data.synthetic import TRUTH
+from ..train.faces.identity import Identity
+from ..train.faces.mouth import FPS
 from .judge import Judge, chunk_measures
 from .models import Model
 from .pictures import Regions, decibels, edges
@@ -29,7 +29,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = dict[str, float | None]
 
 CORRECTIONS: Mapping[str, float] = {"on": 1.0, "off": 0.0}
-"""Colour correction in the two versions of each stream."""
+"""Strength of the colour correction with which a stream is made, by name."""
 HALF_MINUTE = round(30 * FPS / NEW_FRAMES)
 """Half a minute, in chunks."""
 _PEAK = 95  # percentile of a wide-open mouth
@@ -44,11 +44,13 @@ class Settings:
         seed: Noise seed of the first stream; the others count up from it.
         steps: Denoising steps per chunk.
         twins: Chunks after a disturbance; 0 to try none.
+        corrections: Those of `CORRECTIONS` with which each stream is made.
     """
 
     seed: int = 9999
     steps: int = 4
     twins: int = 8
+    corrections: Sequence[str] = tuple(CORRECTIONS)
 
     def first_twin(self, chunks: int) -> int:
         """Choose the chunk of a stream of ``chunks`` at which twins part."""
@@ -57,7 +59,7 @@ class Settings:
     def work(self, scripts: Sequence[Script]) -> int:
         """Count the chunks that one model has to make."""
         return sum(
-            len(CORRECTIONS) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
+            len(self.corrections) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
         )
 
     def _after(self, script: Script) -> int:
@@ -97,7 +99,7 @@ def evaluate(
     *,
     run: int = 0,
 ) -> Iterator[Judged]:
-    """Make and judge every script, with and without colour correction.
+    """Make and judge every script, with colour correction, without, or both.
 
     Args:
         model: The model.
@@ -113,9 +115,11 @@ def evaluate(
     for number, script in enumerate(scripts):
         avatar = model.avatar(portrait_of(script.person, size))
         judge = Judge(script.person, size)
-        for correction, strength in CORRECTIONS.items():
+        for correction in settings.corrections:
             options = StreamOptions(
-                seed=settings.seed + number, steps=settings.steps, color_correction=strength
+                seed=settings.seed + number,
+                steps=settings.steps,
+                color_correction=CORRECTIONS[correction],
             )
             judge.begin()
             yield _judged(

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import NEW_FRAMES
-from ..train.identity import Identity
-from ..train.painter import Painter, Pose
-from ..train.reading import READ, FaceReader
+from ..train.faces.identity import Identity
+from ..train.faces.painter import Painter, Pose
+from ..train.readers.reading import READ, FaceReader
 from .attributes import PARTS, AttributeReader
 from .difference import ciede2000, lab_of
 from .pictures import Regions, decibels, difference, edges, seam_ratio

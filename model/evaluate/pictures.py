@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..train.identity import Identity
-from ..train.liveliness import SWAY
-from ..train.painter import MOUTH_Y, Painter, Pose, picture_points
+from ..train.faces.identity import Identity
+from ..train.faces.liveliness import SWAY
+from ..train.faces.painter import MOUTH_Y, Painter, Pose, picture_points
 
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]

@@ -20,8 +20,8 @@ from ..avatar import Avatar
 from ..config import MOTION_FRAMES
 from ..pipeline import Pipeline
 from ..stream.chunk import StreamOptions, from_uint8
-from ..train.cast import PERSONS
-from ..train.identity import Identity
+from ..train.faces.cast import PERSONS
+from ..train.faces.identity import Identity
 from .pictures import difference
 from .scripts import Script, portrait_of
 from .series import contraction

@@ -10,8 +10,8 @@ from livetalk_kernels.machine import machine
 from livetalk_kernels.precision import dtype_name
 
 from ..config import NEW_FRAMES
-from ..train.clips import Clips
-from ..train.mouth import FPS
+from ..train.data.clips import Clips
+from ..train.faces.mouth import FPS
 from .evaluation import CORRECTIONS, Judged, round_trip
 from .intervals import Estimate, estimate
 from .models import Model
@@ -173,6 +173,7 @@ def _by_correction(
     return {
         correction: made_of([s for s in streams if s.correction == correction])
         for correction in CORRECTIONS
+        if any(stream.correction == correction for stream in streams)
     }
 
 

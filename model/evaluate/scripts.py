@@ -13,11 +13,11 @@ from PIL import Image
 from livetalk_kernels.errors import UserError
 
 from ..config import NEW_FRAMES
-from ..train.clips import Clips
-from ..train.identity import Identity
-from ..train.mouth import HOP, follow, loudness
-from ..train.painter import Painter, Pose
-from ..train.synthetic import TRUTH
+from ..train.data.clips import Clips
+from ..train.data.synthetic import TRUTH
+from ..train.faces.identity import Identity
+from ..train.faces.mouth import HOP, follow, loudness
+from ..train.faces.painter import Painter, Pose
 from .series import Floats
 
 _MAKE = "make some with 'livetalk dataset --synthetic 32 --split test --output DIR'"

@@ -18,7 +18,7 @@ from ..config import NEW_FRAMES
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
 from ..stream.chunk import ChunkGenerator, StreamOptions
-from ..train.mouth import HOP
+from ..train.faces.mouth import HOP
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,13 +12,13 @@ from typing import get_args
 
 from livetalk_kernels.runtime.comm import LocalCommunicator
 
-from .clips import Clips, ClipWriter, Index
+from .chunks.features import FeatureData
+from .data.clips import Clips, ClipWriter, Index
+from .data.synthetic import TRUTH, make_clip
 from .demo import Kind
-from .features import FeatureData
-from .loop import update
+from .loop.loop import update
+from .loop.training import About, Training
 from .settings import Run
-from .synthetic import TRUTH, make_clip
-from .training import About, Training
 from .trainings import make_training
 
 DATASET = "dataset"

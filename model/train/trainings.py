@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from .audio_task import audio_training
-from .chunk_training import distill_training, teacher_training
-from .clips import Clips
+from .audio.task import audio_training
+from .chunks.trainings import distill_training, teacher_training
+from .data.clips import Clips
 from .demo import Kind
+from .loop.training import About, Training
 from .settings import Run
-from .training import About, Training
-from .vae_task import vae_training
+from .vae.task import vae_training
 
 Maker = Callable[[Run, Clips, About], Training]
 

@@ -7,16 +7,16 @@ import torch
 from train_clips import make_clips
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.train.audio_export import export_audio
-from livetalk_model.train.chunk_training import distill_training, teacher_training
-from livetalk_model.train.clips import Clips
+from livetalk_model.train.audio.export import export_audio
+from livetalk_model.train.chunks.trainings import distill_training, teacher_training
 from livetalk_model.train.config import Distillation, Guidance, Teaching
+from livetalk_model.train.data.clips import Clips
 from livetalk_model.train.demo import new_audio_network, new_vae
-from livetalk_model.train.export import export_vae
-from livetalk_model.train.loop import train
+from livetalk_model.train.loop.loop import train
+from livetalk_model.train.loop.training import About, Training
+from livetalk_model.train.product.export import export_vae
 from livetalk_model.train.settings import Run
-from livetalk_model.train.training import About, Training
-from livetalk_model.train.vae_task import fold_statistics
+from livetalk_model.train.vae.task import fold_statistics
 from livetalk_model.weights.checkpoint import CheckpointFolder
 
 

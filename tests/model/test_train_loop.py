@@ -12,8 +12,8 @@ from train_runs import At, Copying, Numbers, be_killed, everything, go, same, sm
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import last_checkpoint, load
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import last_checkpoint, load
 from livetalk_model.train.settings import Run
 
 # Settings ------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_kernels.testing.faults import Run, run_fault
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
-from livetalk_model.train.network import Network
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import last_checkpoint, load
-from livetalk_model.train.shards import make_mesh
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import last_checkpoint, load
+from livetalk_model.train.loop.shards import make_mesh
 
 TOY = str(Path(__file__).with_name("train_toy.py"))
 

@@ -10,15 +10,15 @@ from train_samples import SIZE, descend, random_conditions, small_network
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_model.sampler import denoise, timesteps
+from livetalk_model.train.chunks.distill import Batch, Course, critic_turn, stand, student_turn
+from livetalk_model.train.chunks.flow import velocity
+from livetalk_model.train.chunks.health import agreement, cosine, lag
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.rollout import take_step
+from livetalk_model.train.chunks.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.distill import Batch, Course, critic_turn, stand, student_turn
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.flow import velocity
-from livetalk_model.train.health import agreement, cosine, lag
-from livetalk_model.train.network import Network
-from livetalk_model.train.rollout import take_step
-from livetalk_model.train.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
-from livetalk_model.train.update import Average
+from livetalk_model.train.loop.update import Average
 
 SHAPE = (16, *SIZE)
 SCHEDULE = timesteps(4, 5.0)

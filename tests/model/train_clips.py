@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from livetalk_model.train.clips import Clips, ClipWriter, Index
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.data.clips import Clips, ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
 
 
 def make_clips(folder: Path, *, size: tuple[int, int] = (32, 32), seconds: float = 2) -> Clips:

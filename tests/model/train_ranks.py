@@ -12,17 +12,17 @@ from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
+from livetalk_model.train.chunks.distill import Course
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.distill import Course
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.loop import train
-from livetalk_model.train.network import Network
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.loop.loop import train
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import State, last_checkpoint, load
+from livetalk_model.train.loop.shards import make_mesh, share_out
+from livetalk_model.train.loop.update import Average
 from livetalk_model.train.settings import Run
-from livetalk_model.train.shards import make_mesh, share_out
-from livetalk_model.train.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
-from livetalk_model.train.update import Average
 
 SCHEDULE = timesteps(4, 5.0)
 CHUNKS = 3

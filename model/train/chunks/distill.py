@@ -1,0 +1,236 @@
+"""Stage 2: the student learns where its distribution misses the teacher's.
+
+Source: SoulX-FlashTalk (arXiv 2512.23379), self-correcting bidirectional distillation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import Distillation
+from ..draws import Draws
+from .flow import Flow, free_positions, score_times, with_motion
+from .losses import flow_loss, matching_gradient, matching_loss, regression_loss
+from .network import Conditions
+from .rollout import Brink, HandOver, roll_out, take_step
+from .scores import fake_score, noised_for_scores, real_score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What a chunk and its past were in the data, for the oracle.
+
+    Attributes:
+        latents: [B, C, T, H, W].
+        motion: [B, C, m, H, W] true motion latents.
+    """
+
+    latents: Tensor
+    motion: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One comparison of the student with the teacher.
+
+    Attributes:
+        loss: What the student descends, a scalar with its graph.
+        latents: The student's clean latents, detached.
+        gradient: g of every sample.
+    """
+
+    loss: Tensor
+    latents: Tensor
+    gradient: Tensor
+
+
+def counted_positions(latents_BCTHW: Tensor, motion_BCTHW: Tensor, method: Distillation) -> Tensor:
+    """The latent frames that the losses count: bool [B, 1, T, 1, 1]."""
+    known = 0 if method.motion_loss else motion_BCTHW.shape[2]
+    known_B = torch.full((len(latents_BCTHW),), known, device=latents_BCTHW.device)
+    return free_positions(known_B, latents_BCTHW.shape[2])
+
+
+def match(
+    student: Flow,
+    real: Flow,
+    fake: Flow,
+    at: Brink,
+    *,
+    noise: Tensor,
+    uniform: Tensor,
+    method: Distillation,
+    truth: Truth | None = None,
+) -> Matched:
+    """Compare the student's step with the teacher, at one noise time.
+
+    Args:
+        student: The generator, with gradients.
+        real: The frozen teacher.
+        fake: The flow of the student's own distribution; it gets no gradient.
+        at: Where the student stands.
+        noise: Standard normal numbers [B, C, T, H, W].
+        uniform: [1] or [B] in 0..1, which the time is made of.
+        method: The switches.
+        truth: Needed for the oracle's history and for the regression.
+    """
+    assert truth is not None or (method.history == "generated" and not method.regression)
+    latents = take_step(student, at)
+    counted = counted_positions(latents, at.motion, method)
+    time_B = score_times(uniform).to(latents.device).expand(len(latents))
+
+    def noised(motion: Tensor) -> Tensor:
+        return noised_for_scores(latents.detach(), motion, noise, time_B, method.score_motion)
+
+    past = at.motion if truth is None or method.history == "generated" else truth.motion
+    r = real_score(real, noised(past), time_B, at.given, method.guidance)
+    f = fake_score(fake, noised(at.motion), time_B, at.given)
+    gradient = matching_gradient(latents, f, r, counted)
+    loss = matching_loss(latents, gradient, counted)
+    if method.regression and truth is not None:
+        loss = loss + method.regression * regression_loss(latents, truth.latents, counted)
+    return Matched(loss=loss, latents=latents.detach(), gradient=gradient)
+
+
+def critic_loss(
+    fake: Flow,
+    latents_BCTHW: Tensor,
+    at: Brink,
+    *,
+    noise: Tensor,
+    uniform: Tensor,
+    method: Distillation,
+) -> Tensor:
+    """Stage 1's loss on what the student makes, which the fake score descends; a scalar.
+
+    Args:
+        fake: The flow that learns.
+        latents_BCTHW: The student's clean latents, detached.
+        at: The step that they came from.
+        noise: Standard normal numbers [B, C, T, H, W].
+        uniform: [1] or [B] in 0..1, which the time is made of.
+        method: The switches.
+    """
+    assert not latents_BCTHW.requires_grad, "the fake score teaches the student nothing here"
+    time_B = score_times(uniform).to(latents_BCTHW.device).expand(len(latents_BCTHW))
+    x = noised_for_scores(latents_BCTHW, at.motion, noise, time_B, method.score_motion)
+    predicted = fake(x, 1000 * time_B, at.given)
+    counted = counted_positions(latents_BCTHW, at.motion, method)
+    return flow_loss(predicted, with_motion(latents_BCTHW, at.motion), noise, counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch of streams.
+
+    Attributes:
+        samples: Their indices in the global batch.
+        chunks: Conditions of chunk 1 to K.
+        start: [B, C, m, H, W] motion latents of the first chunk.
+        shape: Of one sample's latents, (C, T, H, W).
+        hand_over: Motion latents of what a chunk came to.
+        truth: Of chunk 1 to K, where the method asks for it.
+    """
+
+    samples: Sequence[int]
+    chunks: Sequence[Conditions]
+    start: Tensor
+    shape: Sequence[int]
+    hand_over: HandOver
+    truth: Sequence[Truth] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What stays the same over a distillation.
+
+    Attributes:
+        real: The frozen teacher.
+        schedule: [steps + 1] timesteps of the sampler, on the CPU.
+        method: The switches.
+        draws: The run's randomness.
+    """
+
+    real: Flow
+    schedule: Tensor
+    method: Distillation
+    draws: Draws
+
+
+def stand(
+    student: Flow, course: Course, batch: Batch, purpose: str, *, step: int, micro: int = 0
+) -> tuple[Brink, int]:
+    """Roll out to a drawn step of a drawn chunk.
+
+    Args:
+        student: The generator.
+        course: What stays the same.
+        batch: The streams.
+        purpose: What for; another word means other draws.
+        step: Number of the update.
+        micro: Number of the micro-batch in it.
+
+    Returns:
+        Where the student stands, and the index of the chunk.
+    """
+    below, steps = course.draws.below, len(course.schedule) - 1
+    chunk = below(course.method.chunks, f"{purpose} chunk", step=step, micro=micro)
+    at = roll_out(
+        student,
+        batch.chunks[: chunk + 1],
+        batch.start,
+        schedule=course.schedule,
+        exit_step=below(steps, f"{purpose} exit", step=step, micro=micro),
+        hand_over=batch.hand_over,
+        draw_noise=lambda number, draw, first: _noise(
+            course, batch, f"{purpose} rollout {number} {draw}", step
+        ),
+    )
+    return at, chunk
+
+
+def student_turn(
+    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
+) -> tuple[Tensor, dict[str, float]]:
+    """What the student descends: it depends on the arguments alone.
+
+    Returns:
+        The loss with its graph; which chunk and timestep it was.
+    """
+    at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
+    matched = match(
+        student,
+        course.real,
+        fake,
+        at,
+        noise=_noise(course, batch, "student score", step),
+        uniform=course.draws.shared_uniform("student time", step=step, micro=micro),
+        method=course.method,
+        truth=batch.truth[chunk] if batch.truth else None,
+    )
+    return matched.loss, {"chunk": chunk + 1, "timestep": float(at.timestep[0])}
+
+
+def critic_turn(
+    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
+) -> Tensor:
+    """What the fake score descends, on a fresh rollout; a scalar with its graph."""
+    at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
+    with torch.no_grad():
+        latents = take_step(student, at)
+    return critic_loss(
+        fake,
+        latents,
+        at,
+        noise=_noise(course, batch, "critic score", step),
+        uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
+        method=course.method,
+    )
+
+
+def _noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
+    """Noise of the batch's samples on its device."""
+    noise = course.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
+    return noise.to(batch.start.device)

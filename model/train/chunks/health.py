@@ -1,0 +1,90 @@
+"""Whether the fake score can be trusted: numbers, since its loss alone tells nothing.
+
+The student descends the difference of two answers. If the fake score lags behind the student, the
+difference points where the student was; if it is all noise, it points nowhere.
+"""
+
+import torch
+from torch import Tensor
+
+from ..config import Distillation
+from .distill import counted_positions, critic_loss
+from .flow import Flow, score_times
+from .losses import mean_over
+from .rollout import Brink
+from .scores import fake_score, noised_for_scores, real_score
+
+
+def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:
+    """Cosine of the angle between two directions over the positions that count, float32 [B]."""
+    dot, a, b = (
+        mean_over(product, counted)
+        for product in (a_BCTHW * b_BCTHW, a_BCTHW.square(), b_BCTHW.square())
+    )
+    return dot / (a * b).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@torch.no_grad()
+def lag(
+    fake: Flow,
+    fresh: tuple[Tensor, Brink],
+    older: tuple[Tensor, Brink],
+    *,
+    noise: Tensor,
+    uniform: Tensor,
+    method: Distillation,
+) -> float:
+    """Loss on what the student makes now over the loss on what it made before.
+
+    About 1 where the fake score keeps up; above it where it still knows the older better.
+
+    Args:
+        fake: The fake score.
+        fresh: Clean latents of now and where they came from.
+        older: The same of some updates ago, as many samples.
+        noise: Standard normal numbers [B, C, T, H, W], the same for both.
+        uniform: [1] in 0..1, which the time is made of.
+        method: The switches.
+    """
+    now, before = (
+        critic_loss(fake, latents, at, noise=noise, uniform=uniform, method=method)
+        for latents, at in (fresh, older)
+    )
+    return float(now / before)
+
+
+@torch.no_grad()
+def agreement(
+    real: Flow,
+    fake: Flow,
+    latents_BCTHW: Tensor,
+    at: Brink,
+    *,
+    noises: tuple[Tensor, Tensor],
+    uniform: Tensor,
+    method: Distillation,
+) -> float:
+    """Cosine between ``f - r`` at two noises of the same latents and time, mean over the batch.
+
+    Near 1: both noises say where the student has to go. Near 0: what it follows is noise, or there
+    is nothing left to learn.
+
+    Args:
+        real: The frozen teacher.
+        fake: The fake score.
+        latents_BCTHW: The student's clean latents.
+        at: The step that they came from.
+        noises: Two times standard normal numbers [B, C, T, H, W].
+        uniform: [1] in 0..1, which the time is made of.
+        method: The switches.
+    """
+    time_B = score_times(uniform).to(latents_BCTHW.device).expand(len(latents_BCTHW))
+
+    def direction(noise: Tensor) -> Tensor:
+        x = noised_for_scores(latents_BCTHW, at.motion, noise, time_B, method.score_motion)
+        r = real_score(real, x, time_B, at.given, method.guidance)
+        return fake_score(fake, x, time_B, at.given) - r
+
+    first, second = map(direction, noises)
+    counted = counted_positions(latents_BCTHW, at.motion, method)
+    return float(cosine(first, second, counted).mean())

@@ -1,0 +1,132 @@
+"""Both stages as the loop takes them: what learns when, and from which tensors of a batch.
+
+A batch has, B samples of it: ``portrait`` [B, 16, T, h, w], ``text`` [B, L, 4096], ``image``
+[B, 257, 1280] as in `Conditions`, and ``windows``. Stage 1 takes ``windows`` [B, F, window, layers,
+channels], ``latents`` [B, 16, T, h, w] and, where the mouth counts more, ``weight`` [B, 1, T, h,
+w]; stage 2 windows and, for the oracle, ``latents`` and
+``motion`` of K chunks, [B, K, ...], ``start`` [B, 16, m, h, w] for the first one's motion, and
+what its hand-over needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...color import reference_stats
+from ...vae import VAE
+from ..config import Teaching
+from ..draws import Draws
+from ..loop.loop import At
+from ..loop.saving import State
+from .distill import Batch, Course, Truth, critic_turn, student_turn
+from .network import Conditions
+from .rollout import through_pixels
+from .teacher import Lesson, draw_lesson, teacher_loss
+
+TEACHER, STUDENT, CRITIC = "teacher", "student", "critic"
+
+HandOver = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""A chunk's latents and the batch -> motion latents of the next chunk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTask:
+    """Stage 1.
+
+    Attributes:
+        teaching: The shares.
+        schedule: [steps + 1] timesteps of the sampler, on the CPU.
+        draws: The run's randomness.
+    """
+
+    teaching: Teaching
+    schedule: Tensor
+    draws: Draws
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The teacher, always."""
+        return (TEACHER,)
+
+    def loss(
+        self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """`teacher_loss` of what is drawn for the samples."""
+        clean = batch["latents"]
+        lesson = draw_lesson(
+            self.draws,
+            clean.shape[1:],
+            step=at.step,
+            samples=at.samples,
+            teaching=self.teaching,
+            schedule=self.schedule,
+        )
+        there = Lesson(**{name: value.to(clean.device) for name, value in vars(lesson).items()})
+        given = _conditions(batch, batch["windows"])
+        weight = batch["weight"] if self.teaching.mouth else None
+        return teacher_loss(state.networks[turn], clean, given, there, weight), {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillTask:
+    """Stage 2: the fake score in every update, the student in every n-th, after it.
+
+    Attributes:
+        course: What stays the same.
+        hand_over: Motion latents of what a chunk came to.
+    """
+
+    course: Course
+    hand_over: HandOver
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The critic, and now and then the student."""
+        last = (step + 1) % self.course.method.generator_every == 0
+        return (CRITIC, STUDENT) if last else (CRITIC,)
+
+    def loss(
+        self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """`student_turn` or `critic_turn`."""
+        streams = self._streams(batch, at)
+        student, critic = state.networks[STUDENT], state.networks[CRITIC]
+        given = student, critic, self.course, streams
+        if turn == STUDENT:
+            return student_turn(*given, step=at.step, micro=at.micro)
+        return critic_turn(*given, step=at.step, micro=at.micro), {}
+
+    def _streams(self, batch: Mapping[str, Tensor], at: At) -> Batch:
+        count = self.course.method.chunks
+        truth = None
+        if "latents" in batch:
+            truth = [
+                Truth(latents=batch["latents"][:, k], motion=batch["motion"][:, k])
+                for k in range(count)
+            ]
+        return Batch(
+            samples=at.samples,
+            chunks=[_conditions(batch, batch["windows"][:, k]) for k in range(count)],
+            start=batch["start"],
+            shape=batch["portrait"].shape[1:],
+            hand_over=lambda latents: self.hand_over(latents, batch),
+            truth=truth,
+        )
+
+
+def through_frames(vae: VAE) -> HandOver:
+    """Hand over as a stream does: decoded, matched to the portrait's colours, coded again.
+
+    The batch has ``picture`` [B, 3, 1, height, width], the portraits, -1 to 1.
+    """
+
+    def hand_over(latents: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        colors = [reference_stats(picture[None]) for picture in batch["picture"]]
+        return through_pixels(vae, latents, colors)
+
+    return hand_over
+
+
+def _conditions(batch: Mapping[str, Tensor], windows: Tensor) -> Conditions:
+    return Conditions(
+        portrait=batch["portrait"], text=batch["text"], image=batch["image"], windows=windows
+    )

@@ -1,0 +1,191 @@
+"""The trainings of the transformer: what they build on, and what they leave for the product."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.outputs import new_file
+
+from ...config import DiTConfig
+from ...dit import DiT
+from ...encoders.audio import AudioEncoder
+from ...own import OwnModel
+from ...sampler import timesteps
+from ...vae import VAE
+from ...weights.checkpoint import (
+    AUDIO_FOLDER,
+    DIT_CONFIG,
+    VAE_FILE,
+    CheckpointFolder,
+    read_vae_config,
+)
+from ...weights.fill import load_module, open_weights, random_module
+from ..audio.export import AUDIO_CONFIG, AUDIO_WEIGHTS
+from ..cost import SAMPLER_STEPS
+from ..data.clips import Clips
+from ..demo import DEMO, training_dtype, training_ops
+from ..draws import Draws
+from ..loop.saving import State
+from ..loop.training import About, Training, averaged, start_state, truth_above
+from ..product.export import DIT_FILE, export_network
+from ..settings import Run
+from .distill import Course
+from .features import PROMPT_ROWS, FeatureData
+from .flow import SHIFT, with_motion
+from .network import Conditions, Network
+from .rollout import roll_out, take_step
+from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
+
+VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE = "vae", "audio_encoder", "teacher"
+_PORTRAITS = 8  # clips whose portraits say what the model is used to
+
+
+def teacher_training(run: Run, clips: Clips, about: About) -> Training:
+    """A new transformer, to be taught by flow matching.
+
+    Raises:
+        UserError: What it builds on is no good.
+    """
+    vae, encoder = _frozen(about)
+    config = dataclasses.replace(DEMO.dit, audio_layers=encoder.layers, audio_dim=encoder.width)
+    dit = _dit(config)
+    random_module(dit, seed=run.seed, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+    network = Network(dit, products=training_dtype()).requires_grad_()
+    state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
+    schedule = timesteps(SAMPLER_STEPS, SHIFT)
+    task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
+    data = FeatureData(clips, run, vae, encoder, config)
+    return _training(run, task, state, TEACHER, data, vae, clips, about)
+
+
+def distill_training(run: Run, clips: Clips, about: About) -> Training:
+    """A student and a fake score, both begun as the teacher is.
+
+    Raises:
+        UserError: What it builds on is no good.
+    """
+    vae, encoder = _frozen(about)
+    folder = CheckpointFolder(_source(about, TEACHER_SOURCE))
+    config = folder.dit_config(encoder.layers, encoder.width)
+    real, student, critic = (_load(folder, config) for _ in range(3))
+    networks = {CRITIC: critic.requires_grad_(), STUDENT: student.requires_grad_()}
+    state = start_state(run, networks, {CRITIC: run.critic_rate, STUDENT: run.learning_rate})
+    course = Course(
+        real=real,
+        schedule=timesteps(SAMPLER_STEPS, SHIFT),
+        method=run.distillation,
+        draws=Draws(seed=run.seed),
+    )
+    chunks = run.distillation.chunks
+    data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
+    fast = _load_vae(about, bind_ops(KernelConfig(), device="cpu", dtype=torch.float32))
+    task = DistillTask(course=course, hand_over=through_frames(fast))
+    return _training(run, task, state, STUDENT, data, vae, clips, about)
+
+
+def _training(
+    run: Run,
+    task: TeacherTask | DistillTask,
+    state: State,
+    made: str,
+    data: FeatureData,
+    vae: VAE,
+    clips: Clips,
+    about: About,
+) -> Training:
+    """The training of a network of which chunks are seen on the way."""
+    draws = Draws(seed=run.seed)
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        seen = data.first_chunk()
+        given = Conditions(
+            **{name: seen[name] for name in ("portrait", "text", "image", "windows")}
+        )
+        with averaged(state, made) as network:
+            at = roll_out(
+                network,
+                [given],
+                given.portrait[:, :, :1],
+                schedule=timesteps(SAMPLER_STEPS, SHIFT),
+                exit_step=SAMPLER_STEPS - 1,
+                hand_over=lambda latents: latents,
+                draw_noise=lambda chunk, draw, first: draws.noise(
+                    f"sample {draw}", given.portrait.shape[1:], step=0, samples=[0]
+                ),
+            )
+            latents = with_motion(take_step(network, at), at.motion)
+        return truth_above(vae.decode(seen["latents"])[0], vae.decode(latents)[0])
+
+    def finish(folder: Path) -> Sequence[Path]:
+        network = state.networks[made]
+        assert isinstance(network, Network)
+        average = state.averages[made].weights if made in state.averages else None
+        own = OwnModel(
+            size=clips.index.size,
+            prompt_zeros=PROMPT_ROWS,
+            image_zeros=True,
+            portrait_db=data.portrait_db(_PORTRAITS),
+        )
+        beside = _leave_beside(folder, about)  # first: a config.json says that all is there
+        export_network(network, folder, own=own, weights=average)
+        return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
+
+    return Training(task=task, state=state, data=data, sample=sample, finish=finish)
+
+
+def _leave_beside(folder: Path, about: About) -> Sequence[Path]:
+    """Copy what 'livetalk generate' needs besides, VAE and audio encoder; the files."""
+    vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
+    copies = {
+        folder / VAE_FILE: CheckpointFolder(vae).vae,
+        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, AUDIO_WEIGHTS)},
+    }
+    for target, source in copies.items():
+        with new_file(target) as file, source.open("rb") as there:
+            shutil.copyfileobj(there, file)
+    return list(copies)
+
+
+def _frozen(about: About) -> tuple[VAE, AudioEncoder]:
+    """The VAE and the audio encoder that a transformer is trained with."""
+    encoder = AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device="cpu")
+    return _load_vae(about, training_ops()), encoder
+
+
+def _load_vae(about: About, ops: Ops) -> VAE:
+    with open_weights(CheckpointFolder(_source(about, VAE_SOURCE)).vae) as files:
+        with torch.device("meta"):
+            vae = VAE(read_vae_config(files), ops)
+        load_module(vae, files, dtype=torch.float32, device="cpu")
+    vae.prepare()
+    return vae
+
+
+def _load(folder: CheckpointFolder, config: DiTConfig) -> Network:
+    dit = _dit(config)
+    with open_weights(folder.dit) as files:
+        load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+    return Network(dit, products=training_dtype())
+
+
+def _dit(config: DiTConfig) -> DiT:
+    with torch.device("meta"):
+        return DiT(config, training_ops())
+
+
+def _source(about: About, name: str) -> str:
+    if name not in about.sources:
+        option = name.replace("_", "-")
+        kind = name.removesuffix("_encoder")
+        raise UserError(
+            f"--{option}: missing; train it with 'livetalk train {kind}' and give the run's folder"
+        )
+    return about.sources[name]

@@ -1,0 +1,220 @@
+"""The loop of every training: updates, metrics, checkpoints. It knows no method.
+
+What happens in an update depends on its number alone, so a run that goes on from a checkpoint
+makes the updates that it would have made, and so do other numbers of ranks: a micro-batch belongs
+to all of them, and each takes its share of the samples.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels.errors import NumericsError, UserError
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+
+from ..settings import RESOLVED, Run
+from .records import METRICS, Records
+from .saving import State, save
+from .shards import reduce_gradients
+from .update import set_rate, take_step
+
+_REMEMBERED = 20  # updates, whose mean time is what the others will take
+
+
+class Data(Protocol):
+    """Where batches come from."""
+
+    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        """One whole micro-batch: tensors [samples, ...], which depend on the arguments alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """Where in a run a micro-batch stands.
+
+    Attributes:
+        step: Number of the update.
+        micro: Number of the micro-batch in it.
+        samples: Indices in the update's batch of the samples at hand.
+    """
+
+    step: int
+    micro: int
+    samples: Sequence[int]
+
+
+class Task(Protocol):
+    """What is learnt: one or several networks, each in its turn."""
+
+    def turns(self, step: int) -> Sequence[str]:
+        """Networks that take a step in an update, one after the other."""
+        ...
+
+    def loss(
+        self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """What a network descends: the mean over the samples at hand, and numbers to record."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Updates done.
+        steps: Updates in all.
+        seconds: Of the last one.
+        left: Seconds until the end.
+        numbers: Metrics of the last update.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    left: float
+    numbers: Mapping[str, float]
+
+
+def train(
+    run: Run,
+    task: Task,
+    state: State,
+    data: Data,
+    folder: Path,
+    *,
+    comm: Communicator | None = None,
+    phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
+    asked: Callable[[], bool] = lambda: False,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> bool:
+    """Make the updates that are left; a checkpoint every now and then, and at the end.
+
+    Args:
+        run: The settings.
+        task: What is learnt.
+        state: Where the run stands; its step is the number of updates done.
+        data: The batches.
+        folder: Of the run: settings, metrics, checkpoints.
+        comm: The ranks, for tensors on the CPU; one alone by default.
+        phase: Entered for each ``update`` and ``save``, `Watchdog.phase`.
+        asked: Whether somebody wants the run to stop; on any rank, after any update.
+        tell: Told of every update.
+
+    Returns:
+        Whether the run has reached its end; if not, it has stopped after a checkpoint.
+
+    Raises:
+        UserError: The ranks cannot share a micro-batch, or a file cannot be written.
+        NumericsError: A loss or gradient is not finite; the last checkpoint stands.
+    """
+    comm = comm or LocalCommunicator()
+    if run.micro_batch % comm.size:
+        raise UserError(
+            f"batch = {run.batch}, accumulate = {run.accumulate}: {comm.size} ranks cannot share a "
+            f"micro-batch of {run.micro_batch} evenly; change one of them"
+        )
+    saved, durations = state.step, deque[float](maxlen=_REMEMBERED)
+    records = None
+    if comm.rank == 0:
+        run.write(folder / RESOLVED)
+        records = Records(folder / METRICS, after=state.step)
+    try:
+        while state.step < run.steps and not _anyone(comm, asked()):
+            begin = time.monotonic()
+            with phase("update"):
+                numbers = update(run, task, state, data, comm)
+            state.step += 1
+            durations.append(time.monotonic() - begin)
+            if records and (state.step % run.record_every == 0 or state.step == run.steps):
+                records.add({"step": state.step, "seconds": durations[-1], **numbers})
+            if state.step % run.save_every == 0 or state.step == run.steps:
+                with phase("save"):
+                    save(state, folder, comm)
+                saved = state.step
+            left = sum(durations) / len(durations) * (run.steps - state.step)
+            tell(
+                Progress(
+                    step=state.step, steps=run.steps, seconds=durations[-1], left=left,
+                    numbers=numbers,
+                )
+            )  # fmt: skip
+        if saved != state.step:
+            with phase("save"):
+                save(state, folder, comm)
+    finally:
+        if records:
+            records.close()
+    return state.step == run.steps
+
+
+def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -> dict[str, float]:
+    """Let each network whose turn it is take one step; the state's step counts on later.
+
+    Returns:
+        Means over micro-batches and ranks: ``TURN loss``, ``TURN norm`` of the gradient, and what
+        the task records; the same on all ranks.
+    """
+    found: dict[str, float] = {}
+    size = run.micro_batch // comm.size
+    for turn in task.turns(state.step):
+        network, optimizer = state.networks[turn], state.optimizers[turn]
+        optimizer.zero_grad()
+        sums: dict[str, float] = {}
+        for micro in range(run.accumulate):
+            rows = slice(comm.rank * size, (comm.rank + 1) * size)
+            first = micro * run.micro_batch
+            at = At(
+                step=state.step,
+                micro=micro,
+                samples=range(first + rows.start, first + rows.stop),
+            )
+            batch = {key: value[rows] for key, value in data.batch(state.step, micro).items()}
+            reduce_gradients(network, micro == run.accumulate - 1)
+            loss, numbers = task.loss(state, turn, batch, at)
+            (loss / run.accumulate).backward()
+            for name, value in {"loss": float(loss.detach()), **numbers}.items():
+                sums[name] = sums.get(name, 0.0) + value / run.accumulate
+        means = _mean(comm, sums)
+        set_rate(optimizer, run.rate_factor(state.step))
+        means["norm"] = _step(run, state, turn, means)
+        found |= {f"{turn} {name}": value for name, value in means.items()}
+    return found
+
+
+def _step(run: Run, state: State, turn: str, means: Mapping[str, float]) -> float:
+    where = f"update {state.step + 1}"
+    odd = [name for name, value in means.items() if not abs(value) < float("inf")]
+    cure = "the last checkpoint stands: resume with a smaller learning rate"
+    if odd:
+        raise NumericsError(where, f"the {turn}'s {odd[0]} is NaN or Inf; {cure}")
+    try:
+        norm = take_step(state.optimizers[turn], max_norm=run.max_norm)
+    except NumericsError:
+        raise NumericsError(where, f"the {turn}'s gradient is NaN or Inf; {cure}") from None
+    if turn in state.averages:
+        state.averages[turn].update(state.networks[turn])
+    return norm
+
+
+def _mean(comm: Communicator, numbers: Mapping[str, float]) -> dict[str, float]:
+    """Mean over the ranks, which have the same names."""
+    names = sorted(numbers)
+    values = torch.tensor([numbers[name] for name in names], dtype=torch.float64)
+    if comm.size > 1:
+        comm.all_reduce(values, "sum", kind="metrics").div_(comm.size)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _anyone(comm: Communicator, asked: bool) -> bool:
+    if comm.size == 1:
+        return asked
+    return bool(comm.all_reduce(torch.tensor([int(asked)]), "max", kind="control"))

@@ -1,0 +1,63 @@
+"""One process, or many that share parameters, gradients and optimiser states: FSDP2.
+
+Each transformer block is gathered when it runs and let go again, the rest as a whole. Parameters
+stay in float32; products run in bf16 on a GPU, and gradients are summed in float32.
+
+Source: PyTorch FSDP (arXiv 2304.11277); untested on a GPU.
+"""
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from livetalk_kernels.errors import UserError
+
+from ..chunks.network import Network
+
+
+def make_mesh(device: torch.device, world: int, *, copies: int = 1) -> DeviceMesh:
+    """Ranks as (copies, shards): parameters are shared out within a row, and each row has all.
+
+    Args:
+        device: Where the ranks' tensors lie.
+        world: Ranks.
+        copies: How often the parameters are there in full; more than one (HSDP) keeps the
+            gathering within nodes.
+
+    Raises:
+        UserError: The copies do not divide the ranks.
+    """
+    if copies < 1 or world % copies:
+        raise UserError(f"{copies} copies: do not divide {world} ranks; use a divisor")
+    if copies == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    shape = copies, world // copies
+    return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "shard"))
+
+
+def share_out(network: Network, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Share out a network's parameters over a mesh, in place; optimisers are made afterwards.
+
+    Args:
+        network: With all parameters on this rank's device, the same on all ranks.
+        mesh: From `make_mesh`.
+        dtype: Of products and activations.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # the network casts by itself, and not its modulation
+    )
+    for block in network.dit.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # The rest too: else what runs without gradients would leave it gathered, and grow stale.
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def reduce_gradients(network: nn.Module, wanted: bool) -> None:
+    """Sum gradients over the ranks in the next backward pass, or leave that to a later one."""
+    if isinstance(network, FSDPModule):
+        cast(FSDPModule, network).set_requires_gradient_sync(wanted)
