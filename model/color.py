@@ -168,5 +168,6 @@ def _signed_rgb(lab_CTHW: torch.Tensor, scratch_CTHW: torch.Tensor) -> torch.Ten
     xyz = torch.where(curved, cube, b.mul_(116 / _KAPPA).sub_(16 / _KAPPA), out=b)
     linear = _mix(xyz, _FROM_WHITE, out=a).clamp_(0.0, 1.0)
     torch.gt(linear, 0.0031308, out=curved)
-    curve = torch.pow(linear, 1 / 2.4, out=b).mul_(2 * 1.055).sub_(2 * 0.055 + 1)
+    # 2.11 x - 1.11, written so that 1 stays 1 in float32: white is byte 255, as published, not 254.
+    curve = torch.pow(linear, 1 / 2.4, out=b).sub_(1).mul_(2 * 1.055).add_(1)
     return torch.where(curved, curve, linear.mul_(2 * 12.92).sub_(1), out=a).clamp_(-1, 1)
