@@ -57,6 +57,7 @@ if platform.machine() == "x86_64":
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [*ISAS["avx2"], *(f"-mavx512{part}" for part in AVX512)]
     ISAS["avx512_bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
+    ISAS["amx"] = [*ISAS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 
 
 class BuildError(BaseError):

@@ -68,11 +68,12 @@ def environment() -> dict[str, str]:
 
 
 def kernels_line(used: str, idle: Mapping[str, str]) -> str:
-    """Say which instruction set the kernels use, and why the next higher one is unused."""
+    """Say which instruction sets fp32 and bf16 use, and why the next higher one is unused."""
     lacks = [
-        f"; {name} needs {lack.split()[0]}, which this CPU lacks" for name, lack in idle.items()
+        f"; {name} needs {lack.split()[0]}, which this machine lacks" for name, lack in idle.items()
     ]
-    return f"compiled, using {used}" + "".join(lacks[:1])
+    apart = f"{cpu.FP32_ISA} for fp32 and {used} for bf16"
+    return f"compiled, using {apart if used in cpu.BF16_ISAS else used}" + "".join(lacks[:1])
 
 
 def quota_line(found: Cpus) -> str:

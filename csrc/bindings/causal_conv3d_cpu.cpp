@@ -69,8 +69,10 @@ bool prefers_winograd(const CausalConv3d& args) {
   const double positions = 16.0 * static_cast<double>(args.frames / 2 * 4 + args.frames % 2 * 3);
   const double slow = 1 + inputs / static_cast<double>(args.outputs) +
                       outputs / static_cast<double>(args.inputs);
-  // Processors with bf16 multiplication do it twice as fast as in fp32.
-  const double rate = args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
+  // bf16 is multiplied twice as fast as fp32 in pairs, 16 to 32 times in tiles (by their
+  // specification; half of that is taken for loads and gathering).
+  const bool tiled = args.half && current_isa() == Isa::amx;
+  const double rate = tiled ? 8 : args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
   const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
   return tiles * positions * slow + threads * weights < direct / rate;
 }

@@ -5,11 +5,30 @@
 #include "bindings/cpu.h"
 #include "cpu/kernels.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace livetalk {
 namespace {
 
-constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
-constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
+constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr Isa best_first[] = {Isa::amx, Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
+
+#if defined(__x86_64__)
+// Whether the system lets this process use tiles, whose registers (XFEATURE_XTILEDATA) it must save
+// for each thread: ARCH_REQ_XCOMP_PERM, since Linux 5.16. Permission lasts as long as the process.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long request = 0x1023, tile_registers = 18;
+  static const bool given = syscall(SYS_arch_prctl, request, tile_registers) == 0;
+  return given;
+#else
+  return false;
+#endif
+}
+#endif
 
 // What the processor, or this build, lacks for a set; empty if nothing. setup.py has the flags.
 std::string lacks(Isa isa) {
@@ -25,7 +44,10 @@ std::string lacks(Isa isa) {
   LIVETALK_NEEDS(Isa::avx512, "avx512vl");
   LIVETALK_NEEDS(Isa::avx512, "avx512dq");
   LIVETALK_NEEDS(Isa::avx512_bf16, "avx512bf16");
+  LIVETALK_NEEDS(Isa::amx, "amx-tile");
+  LIVETALK_NEEDS(Isa::amx, "amx-bf16");
 #undef LIVETALK_NEEDS
+  if (isa >= Isa::amx && missing.empty() && !may_use_tiles()) missing = " tile-permission";
   return missing.empty() ? missing : missing.substr(1);
 #else
   return isa == Isa::scalar ? "" : "x86-64";
@@ -49,7 +71,7 @@ Isa named(const std::string& name) {
     if (name == names[static_cast<int>(isa)]) return isa;
   }
   STD_TORCH_CHECK(
-      false, "no instruction set ", name, "; choose scalar, avx2, avx512, avx512_bf16 or best");
+      false, "no instruction set ", name, "; choose scalar, avx2, avx512, avx512_bf16, amx or best");
 }
 
 std::string isa() { return names[static_cast<int>(chosen().load())]; }

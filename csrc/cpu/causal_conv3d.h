@@ -14,7 +14,6 @@ struct Video {
 
 constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
-constexpr int64_t conv3d_rows = 16;   // pixels of one inner product, at most
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {

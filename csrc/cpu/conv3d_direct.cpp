@@ -3,30 +3,49 @@
 // What a block of output pixels sees is gathered once, in groups of R pixels that are together in
 // memory, as much as the second-level cache holds; then every panel of outputs is multiplied by all
 // groups. Sums stay in registers, unless a pixel sees so many inputs that they are gathered in
-// several passes: then sums wait in memory in between. bf16 is multiplied in pairs where the
-// processor does that, and widened elsewhere. Taps that meet the zero frames only are left out.
+// several passes: then sums wait in memory in between. bf16 is multiplied in tiles or in pairs
+// where the processor does that, and widened elsewhere. Taps that meet the zero frames only are
+// left out.
 #include <type_traits>
 
 #include "livetalk/conv3d.h"
+#include "livetalk/tiles.h"
 
 namespace livetalk::LIVETALK_ISA {
 namespace {
 
 constexpr int64_t W = Vec::width, L = conv3d_lanes, P = conv3d_panel;
-// Pixels and outputs of one inner product: 2 * R sums beside 2 weights and an input.
-constexpr int64_t R = W == 16 ? 14 : W == 8 ? 6 : 4;
-constexpr int64_t C = 2 * W;
-constexpr int64_t max_groups = 224 / R;        // of pixels, in a block
-constexpr int64_t block_bytes = 384 << 10;     // that a block gathers in a pass, at most; twice if
-                                               // a pass begins with widening its weights
-constexpr int64_t max_depth = 1728;            // inputs times taps of a pass, about
-constexpr int64_t short_depth = 432;           // of these that are summed one by one, about
-constexpr int64_t ahead_taps = 4;              // how early weights are fetched
-constexpr int64_t ahead_groups = 2;            // how early pixels are
-static_assert(P % C == 0 && L % W == 0 && R <= conv3d_rows);
+constexpr int64_t max_depth = 1728;  // inputs times taps of a pass, about
+constexpr int64_t ahead_taps = 4;    // how early weights are fetched
+constexpr int64_t ahead_groups = 2;  // how early pixels are
+
+// How T is multiplied. R pixels and C outputs of one inner product: 2 * R sums beside 2 weights and
+// an input, or a tile's sums; `Word`, as what; `taps` that lie together, row by row; `max_groups`
+// of pixels in a block, which gathers `block_bytes` in a pass at most, twice as many if a pass
+// begins with widening its weights, and half of what every processor with tiles has as its second
+// cache; `short_depth`, inputs times taps that are summed one by one, about: in tiles, all of a
+// pass, since what is lost is far below bf16's own rounding.
+template <class T>
+struct Shape {
+  static constexpr bool tiled = Tiles<T>::here;
+  using Word = std::conditional_t<tiled, T, packed_t<T>>;
+  static constexpr bool widens = !std::is_same_v<T, Word>;
+  static constexpr int64_t R = tiled ? tile_side : W == 16 ? 14 : W == 8 ? 6 : 4;
+  static constexpr int64_t C = tiled ? tile_side : 2 * W;
+  static constexpr int64_t taps = tiled ? tile_side / L : 1;
+  static constexpr int64_t max_groups = 224 / R;
+  static constexpr int64_t block_bytes = (tiled ? 1024 : widens ? 768 : 384) << 10;
+  static constexpr int64_t short_depth = tiled ? max_depth : 432;
+  static_assert(P % C == 0 && L % W == 0 && tile_side % L == 0);
+
+  // Where a pixel's inputs at a tap lie, of those of R pixels at all taps.
+  static constexpr int64_t place(int64_t tap, int64_t r) {
+    return ((tap / taps * R + r) * taps + tap % taps) * L;
+  }
+};
 
 template <class T>
-using Word = typename Packed<T>::type;  // what pixels and weights are multiplied as
+using Word = typename Shape<T>::Word;
 
 // An output pixel: its column, and the first input that it sees, counted with all borders and zero
 // frames.
@@ -73,7 +92,7 @@ template <class T, class To>
 __attribute__((noinline)) void multiply(
     const Word<T>* v, int64_t v_step, const Word<T>* u, int64_t u_step, int64_t chunks,
     int64_t taps, const float* sum, const float* bias, To* to, int64_t to_step) {
-  constexpr int64_t G = Packed<T>::group;
+  constexpr int64_t G = Packed<T>::group, R = Shape<T>::R, C = Shape<T>::C;
   Vec sums[R][2];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < R; ++r) {
@@ -113,6 +132,32 @@ __attribute__((noinline)) void multiply(
   }
 }
 
+// The same in tiles of two taps each; `odd` [taps, L, C] of each chunk is a last odd tap's weights,
+// and zeros.
+template <class T, class To>
+__attribute__((noinline)) void multiply(
+    Tiles<T>& tiles, const T* v, int64_t v_step, const T* u, int64_t u_step, const T* odd,
+    int64_t chunks, int64_t taps, const float* sum, const float* bias, To* to, int64_t to_step) {
+  constexpr int64_t pair = Shape<T>::taps, R = Shape<T>::R, C = Shape<T>::C;
+  static_assert(C == P && pair == 2);
+  tiles.clear();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step, u += u_step, odd += pair * L * P) {
+    for (int64_t tap = 0; tap < taps; tap += pair) {
+      tiles.multiply(v + tap * R * L, tap + 1 < taps ? u + tap * L * P : odd, 2 * P);
+    }
+  }
+  alignas(64) float sums[R * C];
+  tiles.store(sums);
+  for (int64_t r = 0; r < R; ++r) {
+    for (int64_t c = 0; c < C; c += W) {
+      Vec value = Vec::load(sums + r * C + c);
+      if (sum) value = value + Vec::load(sum + r * C + c);
+      if (bias) value = value + Vec::load(bias + c);
+      value.store(to + r * to_step + c);
+    }
+  }
+}
+
 // Rows [0, depth) of a packed weight in fp32.
 inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
   for (int64_t k = 0; k < depth; k += 2) {
@@ -134,11 +179,14 @@ inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
 // the output; chunks, of a pass; short_chunks, of a short sum; most, groups of a block at most; count and groups of the block's
 // pixels; first_tap, the first one that a pixel of the block needs; skipped, taps from there on that
 // a group does not need; pixels [tap from first_tap on][group][R], what the block sees; gathered
-// [group][chunk][tap from first_tap on][R][L]; weights, a panel of some chunks, widened; sums
-// [P / C x panel][group][R][C]; tile [R][C], a group's sums meanwhile.
+// [group][chunk][tap from first_tap on][R][L], see Shape::place; weights, a panel of some chunks,
+// widened, or its last odd taps; sums [P / C x panel][group][R][C]; tile [R][C], a group's sums
+// meanwhile.
 template <class T>
 struct Block {
-  static constexpr bool widens = !std::is_same_v<T, Word<T>>;
+  static constexpr bool widens = Shape<T>::widens, tiled = Shape<T>::tiled;
+  static constexpr int64_t R = Shape<T>::R, C = Shape<T>::C, max_groups = Shape<T>::max_groups;
+  static constexpr int64_t odd_step = tiled ? Shape<T>::taps * L * P : 0;
 
   const DirectConv3d& args;
   int64_t image, taps, active, chunks, short_chunks, most;
@@ -148,6 +196,7 @@ struct Block {
   Aligned<Word<T>> gathered, weights;
   Aligned<float> sums, tile;
   Aligned<T> zeros;
+  Tiles<T> tiles;
 
   explicit Block(const DirectConv3d& args)
       : args(args),
@@ -155,24 +204,27 @@ struct Block {
         taps(args.all_taps()),
         active(taps - zero_taps((args.frames - 1) * args.stride[0])),
         chunks(chunks_of_pass(args.chunks(), active)),
-        short_chunks(std::max<int64_t>(1, short_depth / L / active)),
-        most(most_groups(chunks * active * L)),
+        short_chunks(std::max<int64_t>(1, Shape<T>::short_depth / L / active)),
+        most(most_groups(chunks * whole(active) * L)),
         pixels(active * most * R),
-        gathered(most * R * chunks * active * L),
-        weights(widens ? chunks * active * L * P : 1),
+        gathered(most * R * chunks * whole(active) * L),
+        weights(chunks * (widens ? active * L * P : odd_step)),
         sums(chunks < args.chunks() ? most * R * args.panels() * P : 1),
         tile(R * C),
         zeros(args.chunks() * L) {
     std::fill_n(static_cast<T*>(zeros), args.chunks() * L, T{});
+    if constexpr (tiled) std::fill_n(static_cast<T*>(weights), chunks * odd_step, T{});
   }
 
+  // Taps that are gathered: some are zeros where taps lie together.
+  static int64_t whole(int64_t taps) { return round_up(taps, Shape<T>::taps); }
   static int64_t chunks_of_pass(int64_t chunks, int64_t taps) {
     const int64_t passes = std::min(chunks, (chunks * taps * L + max_depth - 1) / max_depth);
     return (chunks + passes - 1) / passes;
   }
   static int64_t most_groups(int64_t depth) {
     const int64_t bytes = R * depth * static_cast<int64_t>(sizeof(Word<T>));
-    return std::clamp<int64_t>((widens ? 2 : 1) * block_bytes / bytes, 1, max_groups);
+    return std::clamp<int64_t>(Shape<T>::block_bytes / bytes, 1, max_groups);
   }
 
   // Taps of a pixel that meet zero frames only.
@@ -203,7 +255,9 @@ struct Block {
     });
     first_tap = *std::min_element(skipped, skipped + groups);
     block_taps = taps - first_tap;
-    for (int64_t g = 0; g < groups; ++g) skipped[g] -= first_tap;
+    for (int64_t g = 0; g < groups; ++g) {
+      skipped[g] = (skipped[g] - first_tap) / Shape<T>::taps * Shape<T>::taps;
+    }
     for_runs([&](const Place& place, int64_t n, int64_t run) {
       const T** seen = pixels + n;
       for (int64_t t = first_tap / image; t < args.taps[0]; ++t) {
@@ -234,11 +288,15 @@ struct Block {
       for (int64_t chunk = first_chunk; chunk < first_chunk + own_chunks; ++chunk) {
         for (int64_t tap = 0; tap < block_taps; ++tap) {
           const T** seen = pixels + (tap * groups + group) * R;
-          for (int64_t r = 0; r < R; ++r, to += L) {
+          for (int64_t r = 0; r < R; ++r) {
             __builtin_prefetch(seen[later + r] + chunk * L);
-            copy<T>(seen[r] + chunk * L, args.inputs - chunk * L, to);
+            copy<T>(seen[r] + chunk * L, args.inputs - chunk * L, to + Shape<T>::place(tap, r));
           }
         }
+        for (int64_t tap = block_taps; tap < whole(block_taps); ++tap) {
+          for (int64_t r = 0; r < R; ++r) std::fill_n(to + Shape<T>::place(tap, r), L, Word<T>{});
+        }
+        to += whole(block_taps) * R * L;
       }
     }
   }
@@ -246,7 +304,7 @@ struct Block {
   // Adds the products of gathered chunks and a panel's weights for them to the panel's sums; the
   // last chunks make these the results.
   void multiply_panel(int64_t first_chunk, int64_t own_chunks, int64_t panel, float* panel_sums) {
-    const int64_t chunk_step = taps * L * P, v_step = block_taps * R * L;
+    const int64_t chunk_step = taps * L * P, v_step = whole(block_taps) * R * L;
     const T* packed = static_cast<const T*>(args.packed) +
                       (panel * args.chunks() + first_chunk) * chunk_step + first_tap * L * P;
     const Word<T>* u;
@@ -260,6 +318,12 @@ struct Block {
     } else {
       u = packed;
       u_step = chunk_step;
+    }
+    if constexpr (tiled) {
+      for (int64_t chunk = 0; block_taps % 2 && chunk < own_chunks; ++chunk) {
+        const T* odd = packed + chunk * chunk_step + (block_taps - 1) * L * P;
+        std::memcpy(weights + chunk * odd_step, odd, L * P * sizeof(T));
+      }
     }
     const bool last = first_chunk + own_chunks == args.chunks();
     for (int64_t column = 0; column < P; column += C) {
@@ -275,11 +339,18 @@ struct Block {
           const bool begins = first_chunk + chunk == 0, ends = chunk + short_chunks >= own_chunks;
           const float* before = begins ? nullptr : chunk ? static_cast<float*>(tile) : sum;
           const auto product = [&](const float* offset, auto* to, int64_t to_step) {
-            multiply<T>(
-                gathered + (n * own_chunks + chunk) * v_step + skipped[n] * R * L, v_step,
-                u + chunk * u_step + skipped[n] * L * P + column * Packed<T>::group, u_step,
-                std::min(short_chunks, own_chunks - chunk), block_taps - skipped[n], before, offset,
-                to, to_step);
+            const Word<T>* left = gathered + (n * own_chunks + chunk) * v_step + skipped[n] * R * L;
+            const Word<T>* right = u + chunk * u_step + skipped[n] * L * P;
+            const int64_t some = std::min(short_chunks, own_chunks - chunk);
+            if constexpr (tiled) {
+              multiply(
+                  tiles, left, v_step, right, u_step, weights + chunk * odd_step, some,
+                  block_taps - skipped[n], before, offset, to, to_step);
+            } else {
+              multiply<T>(
+                  left, v_step, right + column * Packed<T>::group, u_step, some,
+                  block_taps - skipped[n], before, offset, to, to_step);
+            }
           };
           if (ends && last && whole) {
             product(bias, result, args.outputs);
@@ -308,6 +379,7 @@ struct Block {
 template <class T>
 void convolve(const DirectConv3d& args, int64_t begin, int64_t end) {
   const int64_t pixels = args.pixels(), panels = args.panels();
+  constexpr int64_t R = Shape<T>::R;
   Block<T> block(args);
   while (begin < end) {
     const int64_t part = begin / pixels, first = begin % pixels;

@@ -5,7 +5,7 @@
 
 namespace livetalk {
 
-enum class Isa { scalar, avx2, avx512, avx512_bf16 };
+enum class Isa { scalar, avx2, avx512, avx512_bf16, amx };
 
 // The best that this processor runs, unless use_isa has chosen another one.
 Isa current_isa();
@@ -26,9 +26,12 @@ Isa current_isa();
   LIVETALK_DECLARE(avx2, name, __VA_ARGS__)              \
   LIVETALK_DECLARE(avx512, name, __VA_ARGS__)            \
   LIVETALK_DECLARE(avx512_bf16, name, __VA_ARGS__)       \
+  LIVETALK_DECLARE(amx, name, __VA_ARGS__)               \
   namespace livetalk {                                   \
   inline auto name##_kernel() -> void (*)(__VA_ARGS__) { \
     switch (current_isa()) {                             \
+      case Isa::amx:                                     \
+        return amx::name;                                \
       case Isa::avx512_bf16:                             \
         return avx512_bf16::name;                        \
       case Isa::avx512:                                  \

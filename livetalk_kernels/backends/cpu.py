@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parent.parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 """Instruction sets with their own kernels; each includes all those before it."""
-BF16_ISAS = ("avx512_bf16",)
+BF16_ISAS = ("avx512_bf16", "amx")
 """Those with bf16 multiplication."""
+FP32_ISA = "avx512"
+"""What fp32 uses of those."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 

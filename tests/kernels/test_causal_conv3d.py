@@ -1,6 +1,13 @@
 """What is special about ``causal_conv3d`` and ``rms_norm_silu`` beyond the checks of every op."""
 
+import ctypes
+import platform
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.ops.causal_conv3d import causal_conv3d
+from livetalk_kernels.ops.causal_conv3d import cpu as cpu_conv3d
 from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
 from livetalk_kernels.registry import backend_names, load_backend, load_op
 from livetalk_kernels.spec import Case
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 CPU = torch.device("cpu")
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+COMPILER = ["g++", "-std=c++20", "-fPIC", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
 
 def runnable(op: str, dtype: torch.dtype) -> list[str]:
@@ -191,33 +202,105 @@ ODD = [  # inputs, outputs, zero frames, stored, new, taps, stride, padding, row
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    """Inputs of one of `ODD`, channels-last, and what the contract's formula makes of them."""
+
+    x: Tensor
+    history: Tensor
+    weight: Tensor
+    bias: Tensor
+    zeros: int
+    truth: Tensor
+
+    @classmethod
+    def of(cls, odd: tuple, dtype: torch.dtype) -> "Odd":
+        inputs, outputs, zeros, stored, new, taps, stride, padding, rows, columns = odd
+        x = random(2, inputs, new, rows, columns, seed=1, layout=LAYOUTS[1]).to(dtype)
+        history = random(2, inputs, stored, rows, columns, seed=2, layout=LAYOUTS[1]).to(dtype)
+        fan_in = inputs * taps[0] * taps[1] * taps[2]
+        weight = (random(outputs, inputs, *taps, seed=3) * fan_in**-0.5).to(dtype)
+        bias = random(outputs, seed=4).to(dtype)
+        top, bottom, left, right = padding
+        frames = functional.pad(torch.cat([history, x], 2), (left, right, top, bottom, zeros, 0))
+        if frames.shape[2] < taps[0]:
+            frames = functional.pad(frames, (0, 0, 0, 0, taps[0] - 1 - zeros, 0))
+            zeros = taps[0] - 1
+        truth = direct(frames, weight, bias, stride)
+        return cls(x=x, history=history, weight=weight, bias=bias, zeros=zeros, truth=truth)
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype) -> None:
     """fp32 as exact as `test_conv_formula` asks; bf16 as exact as its result is rounded."""
     bound = 1e-6 if dtype == torch.float32 else 3e-3
-    inputs, outputs, zeros, stored, new, taps, stride, padding, rows, columns = odd
-    x = random(2, inputs, new, rows, columns, seed=1, layout=LAYOUTS[1]).to(dtype)
-    history = random(2, inputs, stored, rows, columns, seed=2, layout=LAYOUTS[1]).to(dtype)
-    fan_in = inputs * taps[0] * taps[1] * taps[2]
-    weight = (random(outputs, inputs, *taps, seed=3) * fan_in**-0.5).to(dtype)
-    bias = random(outputs, seed=4).to(dtype)
-    top, bottom, left, right = padding
-    frames = functional.pad(torch.cat([history, x], 2), (left, right, top, bottom, zeros, 0))
-    if frames.shape[2] < taps[0]:
-        frames = functional.pad(frames, (0, 0, 0, 0, taps[0] - 1 - zeros, 0))
-        zeros = taps[0] - 1
-    truth = direct(frames, weight, bias, stride)
-    packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
+    *_, taps, stride, padding, _, _ = odd
+    given = Odd.of(odd, dtype)
+    packed = torch.ops.livetalk.causal_conv3d_pack.default(given.weight)
+    history = given.history if given.history.shape[2] else None
     wino = ["winograd"] if taps == (3, 3, 3) and stride == (1, 1, 1) else []
     for method in ["direct", *wino]:
         y = torch.ops.livetalk.causal_conv3d_packed.default(
-            x, history if stored else None, packed, bias, outputs, taps, zeros, stride, padding,
-            method,
+            given.x, history, packed, given.bias, len(given.bias), taps, given.zeros, stride,
+            padding, method,
         )  # fmt: skip
-        error = (y.permute(0, 4, 1, 2, 3).double() - truth).norm()
-        assert error <= bound * truth.norm(), method
+        error = (y.permute(0, 4, 1, 2, 3).double() - given.truth).norm()
+        assert error <= bound * given.truth.norm(), method
+
+
+@pytest.fixture(scope="module")
+def plain_tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The direct kernel as compiled for AMX, but with tiles in plain C++."""
+    library = tmp_path_factory.mktemp("tiles") / "conv3d_tiles.so"
+    sources = [HERE / "emulation/conv3d_tiles.cpp"]
+    sources += [CSRC / "cpu/conv3d_direct.cpp", CSRC / "cpu/conv3d_pack.cpp"]
+    flags = ["-O2", "-shared", "-DLIVETALK_ISA=scalar", "-DLIVETALK_PLAIN_TILES"]
+    command = [*COMPILER, *flags, "-o", str(library), *map(str, sources)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+# Beside those above: several passes, blocks and parts; and an odd tap behind which memory ends.
+@pytest.mark.parametrize("odd", [*ODD, (272, 40, 0, 2, 2, (3, 3, 3), (1,) * 3, (1,) * 4, 9, 17)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_convolution_in_tiles(plain_tiles: ctypes.CDLL, odd: tuple, parts: int) -> None:
+    inputs, outputs, _, stored, new, taps, stride, (top, _, left, _), rows, columns = odd
+    given = Odd.of(odd, torch.bfloat16)
+    last = (0, 2, 3, 4, 1)
+    x, history = (frames.permute(*last).contiguous() for frames in (given.x, given.history))
+    shape = [given.truth.shape[dim] for dim in last]
+    out = torch.full(shape, torch.nan, dtype=torch.bfloat16)
+    parts = min(parts, -(-outputs // 32))
+    sizes = [2, inputs, outputs, new, stored, given.zeros, rows, columns, top, left, *taps, *stride]
+    sizes += [*shape[1:4], parts]
+    packed = cpu_conv3d.pack(given.weight.to("meta"))
+    assert packed is not None
+    packed = torch.empty_like(packed, device="cpu")
+    bias = given.bias.float()
+    tensors = (x, history, given.weight.contiguous(), bias, packed, out)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    plain_tiles.convolve_in_tiles(*pointers, (ctypes.c_int64 * len(sizes))(*sizes))
+    error = (out.permute(0, 4, 1, 2, 3).double() - given.truth).norm()
+    assert error <= 3e-3 * given.truth.norm()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is an extension of x86-64")
+def test_what_is_compiled_for_amx(tmp_path: Path) -> None:
+    """No AMX may be at hand: sums stay in four tiles, and registers that are claimed are freed."""
+    flags = ["-mavx2", "-mfma", *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))]
+    flags += ["-mamx-tile", "-mamx-bf16", "-DLIVETALK_ISA=amx"]
+    target, source = tmp_path / "conv3d_direct.o", CSRC / "cpu/conv3d_direct.cpp"
+    subprocess.run([*COMPILER, "-O3", *flags, "-c", "-o", str(target), str(source)], check=True)
+    command = ["objdump", "-d", "--no-show-raw-insn", str(target)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    count = Counter(re.findall(r"\b(tdpbf16ps|tile\w+|ldtilecfg)\b", listing))
+    assert count["tdpbf16ps"] == count["tileloadd"] >= 4, count
+    assert count["tilezero"] == count["tilestored"] >= 4, count
+    assert set(re.findall(r"tilestored\s+%tmm(\d)", listing)) == set("0123")
+    assert set(re.findall(r"tileloadd\s.*%tmm(\d)", listing)) == set("4567")
+    assert count["tilerelease"] >= count["ldtilecfg"] >= 1, count
 
 
 def test_direct_convolution_is_the_same_on_any_number_of_threads() -> None:

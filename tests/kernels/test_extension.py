@@ -202,9 +202,12 @@ def test_instruction_set_is_chosen_by_name() -> None:
 
 
 def test_doctor_says_why_a_higher_instruction_set_lies_idle() -> None:
-    assert kernels_line("avx512_bf16", {}) == "compiled, using avx512_bf16"
+    assert kernels_line("amx", {}) == "compiled, using avx512 for fp32 and amx for bf16"
+    line = "compiled, using avx512 for fp32 and avx512_bf16 for bf16; amx needs tile-permission,"
+    idle = {"amx": "tile-permission"}
+    assert kernels_line("avx512_bf16", idle) == f"{line} which this machine lacks"
     idle = {"avx512": "avx512f avx512bw", "avx512_bf16": "avx512f avx512bw avx512bf16"}
-    line = "compiled, using avx2; avx512 needs avx512f, which this CPU lacks"
+    line = "compiled, using avx2; avx512 needs avx512f, which this machine lacks"
     assert kernels_line("avx2", idle) == line
 
 

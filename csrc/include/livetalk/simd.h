@@ -1,4 +1,4 @@
-// Vectors of fp32 for one instruction set: AVX-512 (with or without bf16), AVX2, or plain C++.
+// Vectors of fp32 for one instruction set: AVX-512 (with or without bf16, AMX too), AVX2, or plain C++.
 //
 // A source in csrc/cpu is compiled once per instruction set; LIVETALK_ISA names the namespace of
 // its symbols. All arithmetic is fp32; bf16 exists only in memory, except for dot products.
@@ -14,7 +14,7 @@
 #endif
 
 #ifndef LIVETALK_ISA
-#error "LIVETALK_ISA must be scalar, avx2, avx512 or avx512_bf16"
+#error "LIVETALK_ISA must be scalar, avx2, avx512, avx512_bf16 or amx"
 #endif
 
 namespace livetalk::LIVETALK_ISA {
