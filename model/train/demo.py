@@ -19,6 +19,7 @@ from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
+CPU = torch.device("cpu")
 DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
@@ -41,14 +42,14 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
 """Of `settings.Run`, where no file gives others."""
 
 
-def training_ops() -> Ops:
-    """Ops with gradients, on the CPU."""
-    return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+def training_ops(device: torch.device = CPU) -> Ops:
+    """Bind ops with gradients."""
+    return bind_ops(KernelConfig(), device=device, dtype=torch.float32, differentiable=True)
 
 
-def training_dtype() -> torch.dtype:
-    """What training multiplies in: bf16 where this processor does that, else float32."""
-    return product_dtype(torch.device("cpu"), torch.bfloat16)
+def training_dtype(device: torch.device = CPU) -> torch.dtype:
+    """Choose what training multiplies in: bf16 where the device does that, else float32."""
+    return product_dtype(device, torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:

@@ -41,7 +41,7 @@ RESCUE = 2.0
 """Seconds that ``on_failure`` may take."""
 UNANSWERED = 30.0
 """Seconds without an answer from the store."""
-_STUCK = 5.0  # seconds after a signal until a main thread that is blocked is given up
+STUCK = 5.0  # seconds after a signal until a main thread that is blocked is given up
 _LEAVE = 10.0  # seconds that a main thread has to leave after an error of its own
 INTERRUPTED = 130
 _BAD_INPUT = 2
@@ -76,7 +76,7 @@ class Watchdog:
         *,
         deadlines: Deadlines,
         on_failure: Callable[[], object] | None = None,
-        patience: float = _STUCK,
+        patience: float = STUCK,
     ) -> None:
         """Nothing happens until it is entered.
 

@@ -50,7 +50,7 @@ def round_trip(
     Args:
         vae: With weights in float32, which get gradients.
         video_BCTHW: Pixels in -1..1, [B, 3, 1 + 4 k, H, W].
-        dtype: Of what is between; `training_dtype` by default.
+        dtype: Of what is between; by default `training_dtype` of the video's device.
         blocks: Residual blocks take part where a place is so many pixels wide, or more: 1, all of
             them; `NO_BLOCKS`, none.
         coder_learns: False: the encoder gets no gradient.
@@ -58,7 +58,8 @@ def round_trip(
     Returns:
         Pixels of the same shape, float32, not clamped.
     """
-    x = video_BCTHW.to(dtype or training_dtype()).contiguous(memory_format=_LAYOUT)
+    x = video_BCTHW.to(dtype or training_dtype(video_BCTHW.device))
+    x = x.contiguous(memory_format=_LAYOUT)
     widest = video_BCTHW.shape[4] // blocks
     with torch.set_grad_enabled(coder_learns and torch.is_grad_enabled()):
         z = _encode(vae, x, widest)
@@ -77,8 +78,11 @@ def encode_whole(vae: VAE, video_BCTHW: Tensor) -> Tensor:
         Latents [B, 16, 1 + k, H/8, W/8], float32, normalised; with bf16 off by about 1 % of their
         spread, less than the VAE's own error.
     """
-    x = video_BCTHW.to(training_dtype()).contiguous(memory_format=_LAYOUT)
-    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.mean, vae.config.std))
+    x = video_BCTHW.to(training_dtype(video_BCTHW.device)).contiguous(memory_format=_LAYOUT)
+    mean, std = (
+        torch.tensor(values, device=x.device).view(-1, 1, 1, 1)
+        for values in (vae.config.mean, vae.config.std)
+    )
     return (_encode(vae, x, video_BCTHW.shape[4]).float() - mean) / std
 
 
@@ -212,7 +216,7 @@ def _convolve(
 ) -> Tensor:
     x = x.contiguous(memory_format=_LAYOUT)
     weight = weight.to(x.dtype).contiguous(memory_format=_LAYOUT)
-    if not torch.backends.mkldnn.is_available():
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return F.conv3d(x, weight, bias.to(x.dtype), stride, padding)
     # conv3d leaves small tensors to PyTorch's own loops, which are far slower.
     return torch.mkldnn_convolution(x, weight, bias.to(x.dtype), padding, stride, _ONCE, 1)
