@@ -39,6 +39,8 @@ def draw(report: Mapping[str, Any]) -> bytes:
                     for stream in model["streams"]
                     if stream["color_correction"] == correction
                 ]
+                if not rows:
+                    continue
                 values = _smoothed(np.array(rows, np.float64))
                 times = (np.arange(len(values)) + 0.5) / len(values) * minutes
                 pane.plot(times, values, style, color=colour, label=f"{name}, {correction}")
@@ -52,8 +54,8 @@ def draw(report: Mapping[str, Any]) -> bytes:
         ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
     )
     figure.suptitle(
-        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction on "
-        "and off\n"
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction "
+        f"{' and '.join(next(iter(report['models'].values()))['summary'])}\n"
         f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
         fontsize=9,
     )

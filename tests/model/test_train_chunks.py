@@ -45,6 +45,14 @@ def test_both_stages_learn_one_clip(made, tmp_path):
     assert CheckpointFolder(folder).own.size == (32, 32)
     assert CheckpointFolder(folder).dit_config(2, 96).dim == 192
     assert training.sample().shape == (64, 8 * 32, 3)
+    begun = teacher_training(
+        run,
+        clips,
+        About(kind="teacher", data=about.data, sources={**about.sources, "start": folder}),
+    )
+    its = begun.state.networks["teacher"].state_dict()
+    average = training.state.averages["teacher"].weights
+    assert all(torch.equal(its[name], value) for name, value in average.items())
 
     method = Distillation(chunks=2, generator_every=1, guidance=Guidance(text=None))
     run = Run(steps=8, batch=1, learning_rate=1e-4, critic_rate=2e-3, distillation=method)

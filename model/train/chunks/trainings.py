@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import is_file
+from livetalk_kernels.ops import Ops
 from livetalk_kernels.outputs import new_file
 
 from ...config import DiTConfig
@@ -25,7 +28,7 @@ from ...weights.checkpoint import (
     read_vae_config,
 )
 from ...weights.fill import load_module, open_weights, random_module
-from ..audio.export import AUDIO_CONFIG, AUDIO_WEIGHTS
+from ..audio.export import AUDIO_CONFIG, AUDIO_PICKLE, AUDIO_WEIGHTS
 from ..cost import SAMPLER_STEPS
 from ..data.clips import Clips
 from ..demo import DEMO
@@ -104,7 +107,9 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     )
     chunks = run.distillation.chunks
     data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
-    task = DistillTask(course=course, hand_over=through_frames(vae))
+    ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
+    fast = _load_vae(about, ops, place)
+    task = DistillTask(course=course, hand_over=through_frames(fast))
     return _training(run, task, state, STUDENT, data, vae, clips, about, place)
 
 
@@ -164,9 +169,12 @@ def _training(
 def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]:
     """Copy what 'livetalk generate' needs besides, VAE and audio encoder; the files."""
     vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
+    weights = next(
+        (n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(encoder / n)), AUDIO_WEIGHTS
+    )
     copies = {
         folder / VAE_FILE: CheckpointFolder(vae).vae,
-        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, AUDIO_WEIGHTS)},
+        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, weights)},
     }
     for target, source in copies.items() if writes else ():
         with new_file(target) as file, source.open("rb") as there:
@@ -176,13 +184,17 @@ def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]
 
 def _frozen(about: About, place: Place) -> tuple[VAE, AudioEncoder]:
     """The VAE and the audio encoder that a transformer is trained with."""
-    path = CheckpointFolder(_source(about, VAE_SOURCE)).vae
-    with open_weights(path) as files:
+    vae = _load_vae(about, place.ops, place)
+    return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
+
+
+def _load_vae(about: About, ops: Ops, place: Place) -> VAE:
+    with open_weights(CheckpointFolder(_source(about, VAE_SOURCE)).vae) as files:
         with torch.device("meta"):
-            vae = VAE(read_vae_config(files), place.ops)
+            vae = VAE(read_vae_config(files), ops)
         load_module(vae, files, dtype=torch.float32, device=place.device)
     vae.prepare()
-    return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
+    return vae
 
 
 def _load(folder: CheckpointFolder, config: DiTConfig, place: Place) -> Network:
