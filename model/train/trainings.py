@@ -1,4 +1,4 @@
-"""The trainings by name."""
+"""All trainings by name."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -25,7 +25,7 @@ TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
 
 
 def make_training(about: About, run: Run, clips: Clips, place: Place | None = None) -> Training:
-    """Make a run's training ready.
+    """Set up a run's training.
 
     Args:
         about: What is trained, from what.
@@ -34,6 +34,6 @@ def make_training(about: About, run: Run, clips: Clips, place: Place | None = No
         place: The device and the ranks; by default one alone, on the CPU.
 
     Raises:
-        UserError: The clips or what it builds on are no good.
+        UserError: The clips or what it builds on are unusable.
     """
     return TRAININGS[about.kind](run, clips, about, place or Place())

@@ -1,4 +1,4 @@
-"""The trainings of the transformer: what they build on, and what they leave for the product."""
+"""The transformer's trainings: what they build on, and what they leave for the product."""
 
 import dataclasses
 import shutil
@@ -46,20 +46,20 @@ from .rollout import roll_out, take_step
 from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
 
 VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE, START_SOURCE = "vae", "audio_encoder", "teacher", "start"
-_PORTRAITS = 8  # clips whose portraits say what the model is used to
+_PORTRAITS = 8  # clips whose portraits show what the model is used to
 
 
 def teacher_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
-    """A transformer to be taught by flow matching: a new one, or one that is there already.
+    """Set up the training of a transformer by flow matching: a new or an existing one.
 
     Args:
         run: The settings.
         clips: The data.
         about: What it builds on.
-        place: The device and the ranks; by default one, on the CPU.
+        place: The device and the ranks; by default one rank on the CPU.
 
     Raises:
-        UserError: What it builds on is no good.
+        UserError: What it builds on is unusable.
     """
     place = place or Place()
     vae, encoder = _frozen(about, place)
@@ -81,10 +81,12 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
 
 
 def distill_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
-    """A student and a fake score, both begun as the teacher is; arguments as `teacher_training`.
+    """Set up a student and a fake score, both initialised from the teacher.
+
+    Arguments as in `teacher_training`.
 
     Raises:
-        UserError: What it builds on is no good.
+        UserError: What it builds on is unusable.
     """
     place = place or Place()
     vae, encoder = _frozen(about, place)
@@ -124,7 +126,7 @@ def _training(
     about: About,
     place: Place,
 ) -> Training:
-    """The training of a network of which chunks are seen on the way."""
+    """Set up the training of a network whose chunks are sampled along the way."""
     draws = Draws(seed=run.seed)
 
     @torch.no_grad()
@@ -158,7 +160,7 @@ def _training(
             image_zeros=True,
             portrait_db=data.portrait_db(_PORTRAITS),
         )
-        # First what lies beside it: a config.json says that all is there.
+        # First: config.json indicates completeness.
         beside = _leave_beside(folder, about, writes=place.leads)
         export_network(network, folder, own=own, weights=average, leads=place.leads)
         return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
@@ -167,7 +169,7 @@ def _training(
 
 
 def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]:
-    """Copy what 'livetalk generate' needs besides, VAE and audio encoder; the files."""
+    """Copy what 'livetalk generate' also needs, VAE and audio encoder; return the files."""
     vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
     weights = next(
         (n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(encoder / n)), AUDIO_WEIGHTS
@@ -183,7 +185,7 @@ def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]
 
 
 def _frozen(about: About, place: Place) -> tuple[VAE, AudioEncoder]:
-    """The VAE and the audio encoder that a transformer is trained with."""
+    """Load the VAE and the audio encoder that a transformer is trained with."""
     vae = _load_vae(about, place.ops, place)
     return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
 
