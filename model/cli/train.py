@@ -95,7 +95,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "ones train on a CPU; a GPU and several ranks take larger ones, untested on a GPU. The "
         "run's folder has its settings (run.toml), metrics (with curves), checkpoints, pictures "
         "(truth above, made below) and at the end the weights, as 'livetalk generate' reads them. "
-        "Ctrl-C saves; --resume goes on bit for bit, on any number of ranks.",
+        "Ctrl-C saves; --resume goes on bit for bit, or within rounding on another number of "
+        "ranks.",
         EXAMPLE,
     )
     parser.add_argument("kind", choices=KINDS, help="what is trained")
@@ -134,7 +135,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--recompute",
         action="store_true",
         help="compute a block's activations again for its gradients instead of keeping them: "
-        "much less memory, about a third more time, the same result",
+        "less memory, another forward pass, the same result",
     )
     group = ranks.add_launch_options(parser, "load, update, save")
     group.add_argument(
