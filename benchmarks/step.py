@@ -421,7 +421,12 @@ def table(output: Mapping[str, Any]) -> str:
         f"{settings['layers_of_preset']} layers, {settings['dtype']}, {settings['precision']}",
         HEADING,
         *(row_line(row["name"], row) for row in output["rows"]),
+        *filter(None, [output.get("lost")]),
     ]
+    rates: Mapping[str, float] = next((r["rates"] for r in output["rows"] if "rates" in r), {})
+    if rates:
+        text = ", ".join(f"{rate / 1e12:.4g} TFLOP/s in {name}" for name, rate in rates.items())
+        lines.append(f"floor: {sum(output['flops'].values()) / 1e12:.4g} TFLOP at {text}")
     return "\n".join(lines)
 
 

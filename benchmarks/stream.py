@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,11 +37,9 @@ from livetalk_kernels.bench.timer import Summary
 from livetalk_kernels.environment import Ranks
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
-from livetalk_kernels.runtime.process_group import joined
-from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
-from livetalk_kernels.runtime.ranks.watchdog import Watchdog
+from livetalk_kernels.units import data_size
 from livetalk_model.avatar import Avatar
-from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
+from livetalk_model.cli.ranks import joined_team
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
@@ -71,26 +68,6 @@ def random_avatar(preset: Preset) -> Avatar:
         model="",
         note="random numbers",
     )
-
-
-@contextmanager
-def joined_team(device: torch.device) -> Iterator[Team]:
-    """The ranks that torchrun has started, or this process alone."""
-    ranks = Ranks.from_environ()
-    if ranks is None or ranks.world == 1:
-        yield Team()
-        return
-    patience = CPU_PATIENCE if device.type == "cpu" else 1.0
-    with (
-        Watchdog(ranks, deadlines=Deadlines().scaled(patience)) as watchdog,
-        joined(device) as (world, control),
-    ):
-        yield Team(
-            world,
-            control,
-            ranks_per_node=ranks.local_world,
-            phase=lambda stage: watchdog.phase(PHASES.get(stage, "other")),
-        )
 
 
 def load(
@@ -208,6 +185,8 @@ def table(result: dict[str, Any]) -> str:
             f"p50 of {steady['count']}, all but the first: {steady['p50']:.3f} s a chunk, "
             f"{steady['fps']:.1f} frames/s, {steady['realtime_factor']:.2f} x real time"
         )
+    if "max_memory_bytes" in result:
+        lines.append(f"most memory: {data_size(result['max_memory_bytes'])}")
     return "\n".join(lines)
 
 
@@ -233,6 +212,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cuda-graphs", action="store_true")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="on this machine")
     parser.add_argument("--frames", metavar="FILE", help=".npy of uint8 [T, H, W, 3]")
+    parser.set_defaults(ulysses=None, ring=None, vae_grid=None, deadline=[])
+    parser.set_defaults(fp8_exchange=False, halo_overlap=False, xfuser=False)
     return parser
 
 
@@ -241,13 +222,10 @@ def main() -> int:
     args = make_parser().parse_args()
     if args.chunks < 2:
         raise UserError(f"--chunks {args.chunks}: use 2 or more; the first one warms up")
-    ranks = Ranks.from_environ()
-    if ranks is None and args.ranks > 1:
+    if Ranks.from_environ() is None and args.ranks > 1:
         return subprocess.run(torchrun(args.ranks), check=False).returncode
-    if ranks is not None and args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{ranks.local_rank}"
-    device, dtype = resolve(args)
-    with joined_team(device) as team:
+    with joined_team(args) as (team, _):
+        device, dtype = resolve(args)
         result = measure(args, team, device, dtype, Budget.of(args))
     if result is not None:
         print(table(result))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.units import data_size
 
 from . import common, numbers
 from .progress import progress_line
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from livetalk_kernels.bench.comm import Link, Row
-    from livetalk_kernels.bench.comm_patterns import Sizes
     from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.comm import Communicator
     from livetalk_kernels.runtime.mesh import Grid, Mesh
@@ -85,27 +83,6 @@ class Setup:
     dtype: "torch.dtype"
     mesh: "Mesh"
     grid: "Grid"
-
-    def sizes(self) -> "Sizes":
-        """Collect what determines the sizes of messages."""
-        from livetalk_kernels.bench.comm_patterns import Sizes
-
-        from ..config import CHUNK_FRAMES, LATENT_FRAMES
-
-        dit = self.preset.dit
-        latent = latent_size(self.size)
-        frames, rows, columns = dit.patch_size
-        patch = frames * rows * columns
-        return Sizes(
-            tokens=LATENT_FRAMES * latent[0] * latent[1] // patch,
-            heads=dit.num_heads,
-            head_dim=dit.head_dim,
-            outputs=patch * dit.out_dim,
-            windows=CHUNK_FRAMES * dit.audio_window * dit.audio_features,
-            latent=latent,
-            vae_dim=self.preset.vae.dim,
-            itemsize=self.dtype.itemsize,
-        )
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -228,7 +205,9 @@ def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "to
         if args.json == STDOUT:
             common.print_json(report)
         else:
-            print_report(report, rows, link)
+            from .bench_tables import print_comm
+
+            print_comm(report, rows, link)
         if args.json not in (None, STDOUT):
             _write(Path(args.json), report)
     return 1 if any(row.state == RED for row in rows) else 0
@@ -238,16 +217,19 @@ def _bench(
     args: argparse.Namespace, setup: Setup, comm: "Communicator", device: "torch.device"
 ) -> "tuple[dict[str, Any], list[Row], Link]":
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
-    from livetalk_kernels.bench.comm_patterns import link_patterns, model_patterns
+    from livetalk_kernels.bench.comm_patterns import link_patterns
     from livetalk_kernels.machine import machine
     from livetalk_kernels.runtime.shared_memory import LARGEST
+
+    from ..dry_run.patterns import Sizes, model_patterns
 
     report: dict[str, Any] = {
         "machine": machine() | {"time": time.strftime("%H:%M:%S%z")} if comm.rank == 0 else {},
         "command": ["livetalk", *args.argv],
     }
     links = link_patterns(comm.size, LINK_SIZES[device.type])
-    patterns = model_patterns(setup.sizes(), setup.mesh, setup.grid)
+    sizes = Sizes.of(setup.preset, setup.size, setup.dtype)
+    patterns = model_patterns(sizes, setup.mesh, setup.grid)
     given: dict[str, Any] = {} if args.seconds is None else {"seconds": args.seconds}
     head = f"{len(patterns)} patterns, {comm.size} ranks"
     with contextlib.ExitStack() as stack:
@@ -278,68 +260,3 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
     write_json(path, report)
     common.note(f"wrote {path}")
-
-
-def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> None:
-    """Print a table of the link's best rows and all others, 80 columns wide."""
-    from rich import box
-    from rich.table import Table
-
-    from .bench_tables import number, seconds
-
-    settings, out = report["settings"], common.console()
-    height, width = settings["size"]
-    table = Table(
-        title=f"{settings['preset']} {height}x{width}, {settings['dtype']}, "
-        f"{settings['world']} ranks by {settings['engine']}: ulysses {settings['ulysses']} x "
-        f"ring {settings['ring']}, VAE {settings['vae_grid']}",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("pattern", no_wrap=True)
-    for name in ("msgs", "bytes", "p50", "p95", "GB/s", "link"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        pattern = row.pattern
-        is_link = pattern.kind == "link"
-        if is_link and row.time and row not in (link.one_way, link.both_ways):
-            continue
-        cells = ["[red]red[/]"]
-        if row.time is not None and row.bandwidth is not None:
-            share = link.share(row)
-            cells = [
-                seconds(row.time.p50),
-                seconds(row.time.p95),
-                _rate(row.bandwidth / 1e9),
-                "-" if share is None else f"{share:.0%}",
-            ]
-        size = data_size(pattern.bytes)
-        table.add_row(pattern.name, str(len(pattern.messages)), size, *cells)
-        if row is link.both_ways:
-            table.add_section()
-    out.print(table)
-    for row in rows:
-        if row.note:
-            out.print(f"[red]red[/]: {common.escape(f'{row.pattern.name}: {row.note}')}")
-    out.print(
-        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s: their rate "
-        "at p50. p50, p95: of the slowest rank. link: all pairs of neighbours at once, "
-        "at the best of several sizes; for the other rows, the share of that rate."
-    )
-    if link.nominal is not None:
-        out.print(f"NVLink, nominal: {number(link.nominal / 1e9)} GB/s one way")
-    where, gpu = report["machine"], report["machine"]["gpu"]
-    device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
-    count = next((row.time.count for row in rows if row.time), 0)
-    out.print(
-        f"{device}{where['cpu']}, {common.plural(where['cores'], 'core')}; torch "
-        f"{where['torch']}; commit {where['commit'] or 'unknown'}; {common.plural(count, 'round')}"
-    )
-
-
-def _rate(value: float) -> str:
-    """Format GB/s in a few digits."""
-    return f"{value:.3f}" if value < 10 else f"{value:.0f}"

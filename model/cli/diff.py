@@ -188,7 +188,7 @@ def _report(
 
 
 def _print(report: dict[str, Any], difference: "Difference") -> None:
-    from rich.table import Table
+    from .tables import plain_table
 
     console = common.console()
     kind = "random weights" if report["random_weights"] else "checkpoint"
@@ -197,16 +197,13 @@ def _print(report: dict[str, Any], difference: "Difference") -> None:
         f"against {common.escape(report['b']['config'])}",
         soft_wrap=True,
     )
-    table = Table(title="Layers with the largest errors, on equal inputs", title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    for column in ("calls", "relative L2", "largest / RMS"):
-        table.add_column(column, justify="right")
-    for name, error in difference.worst(WORST):
-        table.add_row(name, str(error.calls), f"{error.relative:.2e}", f"{error.largest:.2e}")
-    console.print(table)
-    table = Table(title="Whole model", title_justify="left")
-    table.add_column("what", no_wrap=True)
-    table.add_column("error", justify="right")
+    worst = (
+        (name, str(error.calls), f"{error.relative:.2e}", f"{error.largest:.2e}")
+        for name, error in difference.worst(WORST)
+    )
+    columns = ("layer", ">calls", ">relative L2", ">largest / RMS")
+    console.print(plain_table("Layers with the largest errors, on equal inputs", columns, worst))
+    table = plain_table("Whole model", ("what", ">error"))
     for index, error in enumerate(difference.steps, 1):
         table.add_row(f"DiT step {index}, equal inputs", f"{error.relative:.2e}")
     for name, error in difference.vae.items():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
@@ -29,6 +28,7 @@ from .common import (
     print_json,
 )
 from .memory import add_memory_options, check_memory_options, run_memory
+from .tables import plain_table
 
 EXAMPLE = """\
 livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
@@ -160,9 +160,8 @@ def _as_json(
 
 
 def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) -> None:
-    table = Table(title="Environment", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # in few columns no command is cut off
+    # Folded: in few columns no command is cut off.
+    table = plain_table("Environment", ("name", "~value"), header=False)
     for name, value in facts.items():
         table.add_row(name, escape(value))
     for library in optional:
@@ -173,12 +172,8 @@ def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) 
 
 def _print_report(report: CheckpointReport) -> None:
     out = console()
-    table = Table(title="Checkpoint", title_justify="left")
-    table.add_column("part", no_wrap=True)
-    for column in ("needed for", "state", "dtype"):
-        table.add_column(column)
-    for column in ("tensors", "params", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("part", "~needed for", "~state", "~dtype", ">tensors", ">params", ">size")
+    table = plain_table("Checkpoint", columns)
     for row in report.components:
         table.add_row(
             row.name,

@@ -176,18 +176,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(report: dict[str, Any], file: Path) -> None:
     """The numbers that the demo's model has to reach."""
-    from rich.table import Table
-
     from ..evaluate.markdown import goals
+    from .tables import plain_table
 
     console = common.console()
     for name, model in report["models"].items():
         runs = ", ".join(run["model"] for run in model["runs"])
-        table = Table(title=f"{name}: {common.escape(runs)}", title_justify="left")
-        for column in ("measure", "value", "wanted"):
-            table.add_column(column, justify="left" if column == "measure" else "right")
-        for row in goals(model):
-            table.add_row(*row)
+        title = f"{name}: {common.escape(runs)}"
+        table = plain_table(title, ("measure", ">value", ">wanted"), goals(model))
         console.print(table)
         if any(run["random_weights"] for run in model["runs"]):
             console.print("The weights are random: these numbers mean nothing.")

@@ -8,8 +8,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.table import Table
 
 from livetalk_kernels.gpus import GPUS, Gpu, get_gpu
 from livetalk_kernels.inspection.baseline import load, regressions, save
@@ -32,6 +30,7 @@ from .common import (
     print_json,
 )
 from .progress import status_line
+from .tables import plain_table
 
 EXAMPLE = """\
 livetalk inspect chunk_attention add_norm
@@ -151,11 +150,9 @@ def _print(report: Report) -> None:
         f"; {escape(versions)}" if versions else ""
     )
     out.print(f"[italic]{title}[/]")
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("kernel", "shape"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("regs", "smem", "warps", "MMA", "BAR", "ld/st"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = (f">{heading}" for heading in ("regs", "smem", "warps", "MMA", "BAR", "ld/st"))
+    table = plain_table(None, ("~kernel", "~shape", *numbers))
+    table.padding = 0  # eight columns in 80
     order = sorted(report.kernels, key=lambda kernel: BACKENDS.index(kernel.backend))
     for backend, kernels in groupby(order, key=lambda kernel: kernel.backend):
         table.add_row(f"[bold]{backend}[/]")
@@ -180,9 +177,8 @@ def _print(report: Report) -> None:
 def _print_tiles(gpu: Gpu, rankings: list[Ranking]) -> None:
     out = console()
     out.print(f"[italic]Tiles as nvMatmulHeuristics ranks them on {escape(gpu.title)}[/]")
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("product", "M x N x K", "its first", "ours, and their places"):
-        table.add_column(heading, overflow="fold")
+    columns = ("~product", "~M x N x K", "~its first", "~ours, and their places")
+    table = plain_table(None, columns)
     for one in rankings:
         ours = (f"{name}: {place or 'no'}" for name, place in one.places.items())
         sizes = " x ".join(map(str, one.sizes))

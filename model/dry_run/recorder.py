@@ -66,10 +66,14 @@ class Border(NamedTuple):
     Attributes:
         padding: Pixels at the top, bottom, left and right.
         factor: Of its input's rows and columns to the latent's.
+        channels: Of its input.
+        frames: Of its input, without those of earlier calls.
     """
 
     padding: Padding
     factor: int
+    channels: int
+    frames: int
 
 
 class Peak(NamedTuple):
@@ -101,7 +105,7 @@ class Phase:
         launches: Kernels outside ops.
         unbiased: Elements of convolutions that leave their bias to others.
         messages: Kind -> bytes sent.
-        borders: What neighbours would be sent of slices -> channels times frames.
+        borders: What neighbours would be sent of slices -> how often.
         gathered: Numbers of a latent's pixel that all others would be sent.
         peak: When most was held.
         grown: The most that was held above what was held when the phase began.
@@ -330,8 +334,8 @@ class Slice(Whole):
     def join(self, x_BCTHW: Tensor, padding: Padding) -> Tensor:
         """See `Whole.join`."""
         batch, channels, frames, rows, columns = x_BCTHW.shape
-        border = Border(padding, rows // self._latent[0])
-        self._recorder.now.borders[border] += batch * channels * frames
+        border = Border(padding, rows // self._latent[0], channels, frames)
+        self._recorder.now.borders[border] += batch
         top, bottom, left, right = (p * h for p, h in zip(padding, self._halo, strict=True))
         if not any((top, bottom, left, right)):
             return x_BCTHW
