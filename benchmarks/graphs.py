@@ -31,9 +31,9 @@ from race import (
     TIMED,
     Budget,
     Output,
-    add_options,
     call_seconds,
     exit_code,
+    new_parser,
     resolve,
     run_main,
     say,
@@ -260,10 +260,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--layers", type=int, help="fewer than the preset's")
     parser.add_argument("--rounds", type=int, default=20)
     return parser

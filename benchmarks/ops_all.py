@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import NO_TIME, Budget, Output, add_time_options, resolve, run_main, say
+from race import NO_TIME, Budget, Output, new_parser, resolve, run_main, say
 
 from livetalk_kernels.bench.cases import select_cases, too_large
 from livetalk_kernels.bench.report import RED, TIMED
@@ -166,19 +166,12 @@ def table(output: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, model=False)
     parser.add_argument("--op", action="append", default=[], metavar="OP", help="default: all")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=float, default=0.5, help="for a case's rounds")
     parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    add_time_options(parser)
     return parser
 
 

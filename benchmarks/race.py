@@ -286,19 +286,29 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of all of these scripts."""
-    parser.add_argument("--preset", default="14b", help="14b (default), small, mid or tiny")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the preset's")
+def new_parser(doc: str | None, *, model: bool = True) -> argparse.ArgumentParser:
+    """Make a parser with the options of all of these scripts.
+
+    Args:
+        doc: The script's docstring, which is its help.
+        model: Also those that choose a model and its backends.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if model:
+        parser.add_argument("--preset", default="14b", help="14b (default), small, mid or tiny")
+        parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the preset's")
+        parser.add_argument(
+            "--backend", action="append", default=[], metavar="[OP=]NAME", help="of our ways, not "
+            "of the published one; may be repeated",
+        )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument(
-        "--backend", action="append", default=[], metavar="[OP=]NAME", help="of our ways, not of "
-        "the published one; may be repeated",
-    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     add_time_options(parser)
+    return parser
 
 
 def add_time_options(parser: argparse.ArgumentParser) -> None:

@@ -35,8 +35,8 @@ from race import (
     Probes,
     Race,
     Run,
-    add_options,
     exit_code,
+    new_parser,
     resolve,
     row_line,
     run_main,
@@ -432,10 +432,7 @@ def table(output: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--precision", default="exact", choices=("exact", "fp8", "both"))
     parser.add_argument(
         "--attention", action="append", default=[], metavar="NAME",

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from race import Budget, Output, add_options, resolve, run_main
+from race import Budget, Output, new_parser, resolve, run_main
 from random_models import (
     PROMPT_ROWS,
     STEPS,
@@ -29,7 +29,6 @@ from random_models import (
     make_dit,
     make_vae,
     sized,
-    speech,
 )
 
 from livetalk_kernels import KernelConfig, UserError
@@ -43,6 +42,7 @@ from livetalk_model.cli.ranks import joined_team
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
+from livetalk_model.media.synthetic import speech
 from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.stream.follower import follow
 from livetalk_model.stream.graphs import StreamCalls
@@ -128,8 +128,7 @@ def measure(
     frames: list[np.ndarray] = []
     late = False
     with Session(dit, vae, encoder, random_avatar(preset), options, team=team, calls=calls) as run:
-        blocks = speech(args.chunks).split(encoder.sample_rate)
-        pushes = [partial(run.push, block) for block in blocks]
+        pushes = [partial(run.push, speech(chunk)) for chunk in range(args.chunks)]
         turns: list[Callable[[], Iterator[np.ndarray]]] = [*pushes, run.finish]
         for produce in turns:
             last = list(run.stats.chunk_seconds)[-1:]
@@ -202,10 +201,7 @@ def torchrun(nproc: int) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
     parser.add_argument("--layers", type=int, help="blocks of the transformer")
     parser.add_argument("--chunks", type=int, default=5, help="of 28 frames (default: 5)")
