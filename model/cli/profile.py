@@ -24,7 +24,6 @@ livetalk profile --compare "profile --preset mid --backend cpu" \\
     "profile --preset mid --backend reference"
 livetalk profile --compare before-folder after-folder"""
 FOLDER = Path("livetalk-profile")
-REPORT, TEXT = "report.json", "report.md"
 TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
 
 
@@ -132,6 +131,7 @@ def _checked(args: argparse.Namespace) -> "Length":
         UserError: Options are out of range or conflict.
     """
     from ..preparation import check_size
+    from ..profile.files import REPORT, TEXT
     from ..profile.run import Length
 
     length = Length(warmup=args.warmup, chunks=args.chunks)
@@ -158,6 +158,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     from livetalk_kernels.outputs import json_bytes
 
     from ..profile.engine import Plan, Profiler
+    from ..profile.files import write_files
 
     facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     source = common.model_source(args)
@@ -186,7 +187,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     report = json.loads(
         json_bytes(report)
     )  # so a name in another encoding looks the same everywhere
-    _write(args.output, report, trace)
+    write_files(args.output, report, trace)
     if args.json:
         common.print_json(report)
     else:
@@ -214,41 +215,12 @@ def _avatar(args: argparse.Namespace) -> "Avatar | None":
 def _follow(
     args: argparse.Namespace, profiler: "Profiler", team: "Team", facts: dict[str, Any]
 ) -> int:
+    from livetalk_kernels.outputs import write_json
+
     def keep(trace: dict[str, Any]) -> None:
         if args.paced is None:
-            _write_json(args.output / f"trace.rank{team.world.rank}.json", trace)
+            name = f"trace.rank{team.world.rank}.json"
+            write_json(args.output / name, trace, indent=None)
 
     profiler.follow(facts, keep)
     return 0
-
-
-def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
-    """Write all files, after removing those of an earlier run.
-
-    The report is written before the plots, so that a failure to draw costs no measurement, and
-    again with their names.
-    """
-    from livetalk_kernels.outputs import write_text
-
-    from ..profile.markdown import report_markdown
-    from ..profile.plots import PICTURES, draw_all
-
-    names = [f"trace.rank{entry['rank']}.json" for entry in report["ranks"]]
-    old = {folder / name for name in (REPORT, TEXT, *PICTURES)} | set(folder.glob("trace.rank*"))
-    for stale in old - {folder / name for name in names[1:]}:  # these are just written
-        stale.unlink(missing_ok=True)
-    _write_json(folder / names[0], trace)
-    report["files"] = [names[0], REPORT]
-    _write_json(folder / REPORT, report)
-    here = [name for name in names[1:] if (folder / name).is_file()]  # others' machines keep theirs
-    traces = [trace, *(json.loads((folder / name).read_text("utf-8")) for name in here)]
-    pictures = draw_all(report, traces, folder)
-    report["files"] = [names[0], *here, *pictures, TEXT, REPORT]
-    write_text(folder / TEXT, report_markdown(report))
-    _write_json(folder / REPORT, report)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import write_json
-
-    write_json(path, value, indent=None)
