@@ -34,7 +34,7 @@ from livetalk_model.train.settings import Run
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 PACK = Path(__file__).with_name("pack_demo.py")
-CLIPS, SECONDS = 256, 6.0
+CLIPS, SECONDS = 512, 4.0
 MINUTES = 40.0
 RECORD = "stages.jsonl"
 PACKED = "demo"

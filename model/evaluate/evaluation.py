@@ -29,7 +29,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = dict[str, float | None]
 
 CORRECTIONS: Mapping[str, float] = {"on": 1.0, "off": 0.0}
-"""Colour correction of the two times that each stream is made."""
+"""Strength of the colour correction with which a stream is made, by name."""
 HALF_MINUTE = round(30 * FPS / NEW_FRAMES)
 """In chunks."""
 _PEAK = 95  # percentile of a mouth that is wide open
@@ -44,11 +44,13 @@ class Settings:
         seed: Noise of the first stream; the others have the next ones.
         steps: Denoising steps a chunk.
         twins: Chunks after a disturbance; 0: none is tried.
+        corrections: Of `CORRECTIONS`, those with which each stream is made.
     """
 
     seed: int = 9999
     steps: int = 4
     twins: int = 8
+    corrections: Sequence[str] = tuple(CORRECTIONS)
 
     def first_twin(self, chunks: int) -> int:
         """Chunk of a stream of so many at which twins part."""
@@ -57,7 +59,7 @@ class Settings:
     def work(self, scripts: Sequence[Script]) -> int:
         """Chunks that one model has to make."""
         return sum(
-            len(CORRECTIONS) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
+            len(self.corrections) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
         )
 
     def _after(self, script: Script) -> int:
@@ -97,7 +99,7 @@ def evaluate(
     *,
     run: int = 0,
 ) -> Iterator[Judged]:
-    """Make every script with colour correction and without, and judge it.
+    """Make every script with colour correction, without, or both, and judge it.
 
     Args:
         model: The model.
@@ -113,9 +115,11 @@ def evaluate(
     for number, script in enumerate(scripts):
         avatar = model.avatar(portrait_of(script.person, size))
         judge = Judge(script.person, size)
-        for correction, strength in CORRECTIONS.items():
+        for correction in settings.corrections:
             options = StreamOptions(
-                seed=settings.seed + number, steps=settings.steps, color_correction=strength
+                seed=settings.seed + number,
+                steps=settings.steps,
+                color_correction=CORRECTIONS[correction],
             )
             judge.begin()
             yield _judged(

@@ -30,9 +30,10 @@ def draw(report: Mapping[str, Any]) -> bytes:
     names = " against ".join(
         ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
     )
+    corrections = " and ".join(next(iter(report["models"].values()))["summary"])
     title = (
-        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction on "
-        f"and off\n{hardware_line(report['machine'])}"
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction "
+        f"{corrections}\n{hardware_line(report['machine'])}"
     )
     figure = new_figure(title, 12, 6)
     axes = figure.subplots(2, 4).ravel()
@@ -45,6 +46,8 @@ def draw(report: Mapping[str, Any]) -> bytes:
                     for stream in model["streams"]
                     if stream["color_correction"] == correction
                 ]
+                if not rows:
+                    continue
                 values = _smoothed(np.array(rows, np.float64))
                 times = (np.arange(len(values)) + 0.5) / len(values) * minutes
                 pane.plot(times, values, style, color=colour, label=f"{name}, {correction}")

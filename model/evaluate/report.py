@@ -173,6 +173,7 @@ def _by_correction(
     return {
         correction: made_of([s for s in streams if s.correction == correction])
         for correction in CORRECTIONS
+        if any(stream.correction == correction for stream in streams)
     }
 
 

@@ -20,8 +20,8 @@ class Teaching:
         drop_both: Share without audio and text, for guidance.
         drop_text: Share without text only.
         anchored: Share whose time is one of the sampler's; the others' lie anywhere.
-        mouth: The drawn mouth counts more than the rest of a picture, up to
-            `vae.picture_losses.MOUTH` times; what is best for each place stays the same.
+        mouth: Drawn mouths and eyes count more than the rest of a picture, up to
+            `vae.picture_losses.FEATURES` times; what is best for each place stays the same.
         noised_motion: Share whose motion has some noise, as what a stream made has errors.
 
     Raises:

@@ -23,7 +23,7 @@ DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
         "vae": {
-            "steps": 4500, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
+            "steps": 5200, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
             "warm_up": 0.05, "cool_down": 0.8, "average": 0.99,
         },
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},

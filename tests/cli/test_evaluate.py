@@ -89,6 +89,20 @@ def test_two_runs_side_by_side(runs, out, capsys):
     ]  # fmt: skip
 
 
+def test_one_colour_correction_alone(runs, out, capsys):
+    code = evaluate(
+        runs, "--checkpoint", runs / "student", "--chunks", 2, "--streams", 1, "--twins", 1,
+        "--color-correction", "off", "--output", out / "report",
+    )  # fmt: skip
+    assert code == 0 and "contraction" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    model = report["models"]["this"]
+    assert [s["color_correction"] for s in model["streams"]] == ["off"]
+    assert model["summary"].keys() == {"off"} and report["settings"]["color_correction"] == "off"
+    rows = [row for row in (out / "report.md").read_text().splitlines() if row.startswith("|")]
+    assert "| Whole streams | off | wanted | what |" in rows and not any(", on" in r for r in rows)
+
+
 def test_ctrl_c_leaves_nothing(runs, out, capfd):
     def stop_soon() -> None:
         time.sleep(1.5)

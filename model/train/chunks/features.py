@@ -24,7 +24,7 @@ from ..data.windows import frames_of_chunks
 from ..draws import Draws
 from ..faces.mouth import FPS, HOP
 from ..settings import Run
-from ..vae.picture_losses import mouth_weight
+from ..vae.picture_losses import face_weight
 from ..vae.whole import encode_whole
 
 PROMPT_ROWS = 1
@@ -146,7 +146,7 @@ class FeatureData:
         frames, sound, index = self._clips.frames(clip), self._clips.sound(clip), self._clips.index
         video = from_uint8(frames.permute(3, 0, 1, 2)[None], torch.float32)
         stream = AudioStream(self._encoder, fps=FPS, frames=CHUNK_FRAMES)
-        weight = mouth_weight(self._clips.truth(clip)[None], index.truth, index.size)
+        weight = face_weight(self._clips.truth(clip)[None], index.truth, index.size)
         latents, weights, windows, heard = [], [], [], 0
         for start in range(0, len(frames) - CHUNK_FRAMES, NEW_FRAMES):
             end = start + CHUNK_FRAMES

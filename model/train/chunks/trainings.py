@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.errors import UserError
+from livetalk_kernels.ops import Ops
 from livetalk_kernels.outputs import new_file
 
 from ...config import DiTConfig
@@ -83,7 +85,8 @@ def distill_training(run: Run, clips: Clips, about: About) -> Training:
     )
     chunks = run.distillation.chunks
     data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
-    task = DistillTask(course=course, hand_over=through_frames(vae))
+    fast = _load_vae(about, bind_ops(KernelConfig(), device="cpu", dtype=torch.float32))
+    task = DistillTask(course=course, hand_over=through_frames(fast))
     return _training(run, task, state, STUDENT, data, vae, clips, about)
 
 
@@ -153,13 +156,17 @@ def _leave_beside(folder: Path, about: About) -> Sequence[Path]:
 
 def _frozen(about: About) -> tuple[VAE, AudioEncoder]:
     """The VAE and the audio encoder that a transformer is trained with."""
-    path = CheckpointFolder(_source(about, VAE_SOURCE)).vae
-    with open_weights(path) as files:
+    encoder = AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device="cpu")
+    return _load_vae(about, training_ops()), encoder
+
+
+def _load_vae(about: About, ops: Ops) -> VAE:
+    with open_weights(CheckpointFolder(_source(about, VAE_SOURCE)).vae) as files:
         with torch.device("meta"):
-            vae = VAE(read_vae_config(files), training_ops())
+            vae = VAE(read_vae_config(files), ops)
         load_module(vae, files, dtype=torch.float32, device="cpu")
     vae.prepare()
-    return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device="cpu")
+    return vae
 
 
 def _load(folder: CheckpointFolder, config: DiTConfig) -> Network:

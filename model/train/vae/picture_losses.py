@@ -6,34 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..faces.painter import MOUTH_Y, NEARER
+from ..faces.painter import EYE_X, EYE_Y, MOUTH_Y, NEARER
 
-EDGES, MOTION, COLOUR = 0.5, 0.5, 1.0
+EDGES, MOTION, COLOUR, SQUARES = 0.5, 0.5, 1.0, 1.0
 """Factors beside the plain difference, which has 1."""
 CONTRAST = 0.5
 """Factor of `contrast_loss`, where it is wanted."""
-MOUTH = 4.0
-"""What a difference at the mouth counts more than elsewhere, at most."""
+FEATURES = 4.0
+"""What a difference at the mouth or an eye counts more than elsewhere, at most."""
 COARSE = 8
 """Side of the squares of pixels whose mean colour is compared."""
 _FAINT = 1e-4  # mean square below which contrast is none
-_REACH_X, _REACH_Y = 0.15, 0.12  # of the mouth's weight, in parts of the shorter side
+_PLACES = ((0.0, MOUTH_Y, 0.15, 0.12), (-EYE_X, EYE_Y, 0.1, 0.08), (EYE_X, EYE_Y, 0.1, 0.08))
+# x and y of mouth and eyes, and how far their weight reaches, in parts of the shorter side
 _MOVES = "sway_x", "sway_y"
 
 
 def vae_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
     """Differences of pixels, edges, motion and coarse colour, a scalar.
 
-    Absolute values, so that what is small still counts. The coarse colours keep large areas from
-    drifting, which no pixel shows; differences in time keep still areas from flickering.
+    Absolute values, so that small errors count, and squares, since a few pixels at moving edges
+    make most of the mean square error. The coarse colours keep large areas from drifting, which
+    no pixel shows; differences in time keep still areas from flickering.
 
     Args:
         made_BCTHW: Decoded pictures, -1 to 1, not clamped.
         true_BCTHW: The pictures that were coded.
-        weight_BTHW: What a pixel counts; see `mouth_weight`.
+        weight_BTHW: What a pixel counts; see `face_weight`.
     """
     error, weight = made_BCTHW - true_BCTHW, weight_BTHW[:, None]
-    pixels = (error.abs() * weight).mean()
+    pixels = ((error.abs() + SQUARES * error.square()) * weight).mean()
     edges = sum(
         (error.diff(dim=axis).abs() * weight.narrow(axis, 1, weight.shape[axis] - 1)).mean()
         for axis in (3, 4)
@@ -70,8 +72,10 @@ def _contrast(pictures_BCTHW: Tensor) -> Tensor:
     return (F.avg_pool2d(squares[0] + squares[1], COARSE) + _FAINT).sqrt()
 
 
-def mouth_weight(truth_BTK: Tensor, names: Sequence[str], size: tuple[int, int]) -> Tensor:
-    """1, and more around a drawn face's mouth, float32 [B, T, H, W].
+def face_weight(truth_BTK: Tensor, names: Sequence[str], size: tuple[int, int]) -> Tensor:
+    """1, and more around a drawn face's mouth and eyes, float32 [B, T, H, W].
+
+    Half of a VAE's mean square error is in those few pixels, and all that a face says.
 
     Args:
         truth_BTK: What is true of each frame.
@@ -81,11 +85,16 @@ def mouth_weight(truth_BTK: Tensor, names: Sequence[str], size: tuple[int, int])
     (height, width), shape = size, truth_BTK.shape[:2]
     if not set(_MOVES) <= set(names):
         return torch.ones(*shape, height, width)
-    x, y = (
+    moved_x, moved_y = (
         truth_BTK[..., names.index(name), None, None] * (1 + float(nearer))
         for name, nearer in zip(_MOVES, NEARER, strict=True)
     )
     rows = ((torch.arange(height) + 0.5 - height / 2) / min(size)).view(1, 1, -1, 1)
     columns = ((torch.arange(width) + 0.5 - width / 2) / min(size)).view(1, 1, 1, -1)
-    far = ((columns - x) / _REACH_X).square() + ((rows - y - MOUTH_Y) / _REACH_Y).square()
-    return 1 + (MOUTH - 1) * torch.exp(-far)
+    near = torch.zeros(*shape, height, width)
+    for x, y, reach_x, reach_y in _PLACES:
+        far = ((columns - moved_x - x) / reach_x).square() + (
+            (rows - moved_y - y) / reach_y
+        ).square()
+        near = torch.maximum(near, torch.exp(-far))
+    return 1 + (FEATURES - 1) * near

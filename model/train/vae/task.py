@@ -30,7 +30,7 @@ from ..loop.training import Training, averaged, start_state, truth_above
 from ..loop.update import Average, learning
 from ..product.export import export_vae
 from ..settings import Run
-from .picture_losses import CONTRAST, contrast_loss, mouth_weight, vae_loss
+from .picture_losses import CONTRAST, contrast_loss, face_weight, vae_loss
 from .start import start_from_pictures
 from .whole import NO_BLOCKS, round_trip
 
@@ -41,7 +41,7 @@ BLOCKS = ((0.10, NO_BLOCKS), (0.27, 4), (0.43, 2), (1.0, 1))
 """Share of the updates until which residual blocks are `round_trip`'s."""
 CODER = 0.43
 """Share of the updates in which the encoder learns."""
-LATE = 0.75
+LATE = 0.86
 """Share of the updates from which pictures are whole, and shall be as sharp as they were."""
 PICTURES = 160
 """Of the principal components."""
@@ -161,16 +161,16 @@ class VaeData:
         }
 
     def _shape(self, step: int, micro: int) -> tuple[int, tuple[int, int]]:
-        """Frames and size of an update's pictures; later on two of three are long."""
+        """Frames and size of an update's pictures; later on half are long."""
         early = step < LATE * self._run.steps
-        lengths = (SHORT, MIDDLE, LONG) if early else (SHORT, MIDDLE, LONG, LONG, LONG, LONG)
+        lengths = (SHORT, MIDDLE, LONG) if early else (SHORT, MIDDLE, LONG, LONG)
         frames = lengths[self._draws.below(len(lengths), "vae frames", step=step, micro=micro)]
         whole = self._clips.index.size
         return frames, piece_size(whole, frames) if early else whole
 
     def _whole(self, windows: Windows, step: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         video, index = windows.pictures(), self._clips.index
-        weight = mouth_weight(windows.truth, index.truth, index.size)
+        weight = face_weight(windows.truth, index.truth, index.size)
         grey = self._draws.uniform("vae grey", step=step, samples=samples) < GREY
         there = windows.condition()[:, :, : video.shape[2]]
         return (

@@ -29,6 +29,7 @@ from ...vae_layers import (
     fold_upsampling,
 )
 from ..demo import training_dtype
+from .convolution import convolve
 from .pixel_norm import norm_silu
 
 NO_BLOCKS = 2 * SPATIAL
@@ -211,6 +212,8 @@ def _convolve(
     stride: tuple[int, int, int] = _ONCE,
 ) -> Tensor:
     x = x.contiguous(memory_format=_LAYOUT)
+    if x.dtype == torch.float32 and stride == _ONCE:
+        return convolve(x, weight, bias, padding)
     weight = weight.to(x.dtype).contiguous(memory_format=_LAYOUT)
     if not torch.backends.mkldnn.is_available():
         return F.conv3d(x, weight, bias.to(x.dtype), stride, padding)
