@@ -26,7 +26,7 @@ from livetalk_model.bundled import SPEECH
 from livetalk_model.config import get_preset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PORTRAIT = SPEECH.with_name("ada.png")
+PORTRAIT = REPOSITORY / "examples/portrait.png"
 POLL = 0.002  # seconds
 PATIENCE = 300.0
 MAIN = "import sys; sys.path.insert(0, {!r}); from livetalk_model.cli.main import main; main()"
