@@ -1,26 +1,17 @@
 """``livetalk bench``: check and time an op's backends side by side, against its floor."""
 
 import argparse
-import contextlib
-import dataclasses
-import functools
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.lines import one_line
 
 from . import bench_comm, common, numbers
-from .progress import progress_line
 
 if TYPE_CHECKING:
     import torch
 
-    from livetalk_kernels.bench.report import Result
     from livetalk_kernels.bench.runner import Settings
-    from livetalk_kernels.bench.suite import Suite
 
 EXAMPLE = """\
 livetalk bench rms_norm_rope add_norm rms_norm_silu merge_lse --threads 2
@@ -28,7 +19,6 @@ livetalk bench add_norm --shape L=512:4096:512,D=5120 --csv sweep.csv
 livetalk bench all --case model --json results.json
 livetalk bench chunk_attention --device cuda --backend triton --ncu
 livetalk bench comm --nproc 8 --ulysses 4 --ring 2"""
-STDOUT = "-"
 TOOLS = ("ncu", "nsys")
 
 
@@ -111,7 +101,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
     output.add_argument(
         "--json",
         nargs="?",
-        const=STDOUT,
+        const=common.STDOUT,
         metavar="FILE",
         help="print JSON instead of tables; with FILE (.json), write it in addition to them",
     )
@@ -127,9 +117,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An op, case, backend, size or file is invalid.
     """
+    from livetalk_kernels.bench.cases import ALL_LARGE
     from livetalk_kernels.bench.suite import Suite
 
     from ..loading import resolve_dtype, use_device
+    from .bench_run import Options, bench_all, capture_all
 
     if bench_comm.NAME in args.ops:
         return bench_comm.run(args)
@@ -148,8 +140,10 @@ def run(args: argparse.Namespace) -> int:
     )
     with common.torch_threads(args.threads):
         if args.tool:
-            return _capture(args, device, suite, settings)
-        return _bench(args, device, suite, settings)
+            return capture_all(suite, settings, device, args.tool, args.argv)
+        named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
+        options = Options(argv=args.argv, named=named, csv=args.csv, json=args.json)
+        return bench_all(suite, settings, device, options)
 
 
 def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
@@ -172,110 +166,5 @@ def _settings(args: argparse.Namespace, device: "torch.device") -> "Settings":
 def _check_files(args: argparse.Namespace) -> None:
     if args.csv is not None:
         common.check_file(args.csv, (".csv",))
-    if args.json not in (None, STDOUT):
+    if args.json not in (None, common.STDOUT):
         common.check_file(Path(args.json), (".json",))
-
-
-def _bench(
-    args: argparse.Namespace, device: "torch.device", suite: "Suite", settings: "Settings"
-) -> int:
-    from livetalk_kernels.bench.cases import ALL_LARGE
-    from livetalk_kernels.bench.report import RED, SCHEMA
-    from livetalk_kernels.bench.roofline import Limits
-    from livetalk_kernels.bench.suite import attempt
-    from livetalk_kernels.heap import keep_freed_memory
-    from livetalk_kernels.machine import machine
-
-    from .bench_tables import print_result
-    from .interrupts import Interrupts
-
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "machine": machine() | {"time": time.strftime("%H:%M:%S%z")},
-        "command": ["livetalk", *args.argv],
-        "settings": {
-            "device": str(device),
-            **dataclasses.asdict(settings),
-            "keeps_freed_memory": keep_freed_memory(),
-        },
-    }
-    results: list[Result] = []
-    shown: set[str] = set()
-    named = bool(args.case and ALL_LARGE not in args.case) or bool(args.shape)
-    complete = False
-    with Interrupts() as interrupts:
-        with common.kept_until_failure() as kept, progress_line() as say:
-            limits = Limits(device)
-            for index, case in enumerate(suite.cases, 1):
-                show = functools.partial(say, f"[{index}/{len(suite.cases)}] {case.op} {case.name}")
-                found = attempt(case, settings, limits, show, named=named)
-                if isinstance(found, str):
-                    suite.skipped.append((case.op, case.name, found))
-                    continue
-                results.append(found)
-                if args.json != STDOUT:
-                    print_result(found, shown)
-            complete = True
-        interrupts.hold()
-        if results or kept.error is None:
-            _finish(args, report, results, suite, complete=complete)
-    if kept.error is not None:
-        raise kept.error
-    if not complete:
-        return common.INTERRUPTED
-    red = any(row.state == RED for result in results for row in result.rows)
-    return 1 if red or not results else 0
-
-
-def _finish(
-    args: argparse.Namespace,
-    report: dict[str, Any],
-    results: "list[Result]",
-    suite: "Suite",
-    *,
-    complete: bool,
-) -> None:
-    """Print the summary of all cases, and write the files."""
-    from livetalk_kernels.bench.report import as_csv
-    from livetalk_kernels.outputs import write_json, write_text
-
-    from .bench_tables import print_end
-
-    report |= suite.results(results, complete=complete)
-    if args.json == STDOUT:
-        common.print_json(report)
-    else:
-        print_end(report, results)
-
-    with contextlib.ExitStack() as files:  # a failure of one must not lose the other
-        if args.csv is not None:
-            files.callback(_write, write_text, args.csv, as_csv(results))
-        if args.json not in (None, STDOUT):
-            files.callback(_write, write_json, Path(args.json), report)
-
-
-def _write(write: Callable[[Path, Any], None], path: Path, value: object) -> None:
-    write(path, value)
-    common.note(f"wrote {path}")
-
-
-def _capture(
-    args: argparse.Namespace, device: "torch.device", suite: "Suite", settings: "Settings"
-) -> int:
-    """Call the backends in marked ranges, for the profiler around this process."""
-    from livetalk_kernels.bench.capture import capture_case, command_line
-    from livetalk_kernels.bench.report import RED, TIMED
-    from livetalk_kernels.bench.roofline import Limits
-
-    print(one_line(f"to profile, run: {command_line(args.tool, args.argv)}"))
-    red, limits = False, Limits(device)
-    with progress_line() as say:
-        for case in suite.cases:
-            show = functools.partial(say, f"{case.op} {case.name}")
-            _, rough = limits.of(case)
-            rows = capture_case(case, settings, rough, args.tool, show)
-            red |= any(row.state == RED for row in rows)
-            for row in rows:
-                state = "marked" if row.state == TIMED else f"{row.state}: {row.note}"
-                print(one_line(f"{case.op}/{case.name}/{row.backend}: {state}"))
-    return 1 if red else 0

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +19,11 @@ if TYPE_CHECKING:
     from livetalk_kernels.bench.comm import Link, Row
     from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.comm import Communicator
-    from livetalk_kernels.runtime.mesh import Grid, Mesh
 
-    from ..config import Preset
+    from .comm_setup import Setup
 
 NAME = "comm"
-STDOUT = "-"
-PRESETS = {"cpu": "mid", "cuda": "14b"}
 OWN = ("nproc", "ulysses", "ring", "vae_grid", "preset", "size")
-OF_OPS = ("backend", "case", "shape", "no_compile", "threads", "hot", "tool", "csv")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,46 +61,6 @@ def refuse_with_ops(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')}: belongs to 'bench {NAME}', not to ops")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Describes the ranks and their messages.
-
-    Attributes:
-        preset: The model.
-        size: Height and width of the picture.
-        dtype: Of the model.
-        mesh: Ranks of the transformer.
-        grid: The same ranks of the VAE.
-    """
-
-    preset: "Preset"
-    size: tuple[int, int]
-    dtype: "torch.dtype"
-    mesh: "Mesh"
-    grid: "Grid"
-
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        from livetalk_kernels.precision import dtype_name
-
-        return {
-            "preset": self.preset.name,
-            "size": list(self.size),
-            "dtype": dtype_name(self.dtype),
-            "world": self.mesh.world,
-            "ulysses": self.mesh.ulysses,
-            "ring": self.mesh.ring,
-            "vae_grid": str(self.grid),
-        }
-
-
-def latent_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Compute rows and columns of a picture's latents."""
-    from ..vae import SPATIAL
-
-    return size[0] // SPATIAL, size[1] // SPATIAL
-
-
 def run(args: argparse.Namespace) -> int:
     """Start ranks, or be one of them.
 
@@ -119,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     from livetalk_kernels.runtime.ranks.launch import launch
 
     from ..loading import use_device
+    from .comm_setup import setup_of
 
     ranks = Ranks.from_environ()
     try:
         device = use_device(args.device)
-        setup = _setup(args, device, ranks)
+        setup = setup_of(args, device, ranks)
     except UserError:
         if ranks is not None and ranks.rank:
             return 2  # rank 0 says why
@@ -133,65 +89,9 @@ def run(args: argparse.Namespace) -> int:
     return _measure(args, setup, ranks, device)
 
 
-def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | None") -> Setup:
-    from livetalk_kernels.outputs import check_output
-    from livetalk_kernels.runtime.mesh import Grid, Mesh
-
-    from ..config import get_preset
-    from ..loading import resolve_dtype
-    from ..preparation import check_size
-
-    if args.ops != [NAME]:
-        raise UserError(f"{NAME}: is not an op; run 'livetalk bench {NAME}' by itself")
-    for option in OF_OPS:
-        if getattr(args, option):
-            name = args.tool if option == "tool" else option.replace("_", "-")
-            raise UserError(f"--{name}: belongs to ops, not to {NAME}")
-    world = _world(args.nproc, device, ranks)
-    if args.json not in (None, STDOUT):
-        # Ranks started from here do not repeat the warnings.
-        (common.check_file if ranks is None else check_output)(Path(args.json), (".json",))
-    preset = get_preset(args.preset or PRESETS[device.type])
-    size = check_size(args.size or preset.size)
-    return Setup(
-        preset=preset,
-        size=size,
-        dtype=resolve_dtype(args.dtype, device),
-        mesh=Mesh.choose(
-            world,
-            preset.dit.num_heads,
-            ulysses=args.ulysses,
-            ring=args.ring,
-            ranks_per_node=ranks.local_world if ranks else None,
-        ),
-        grid=Grid.choose(
-            world, latent_size(size), Grid.parse(args.vae_grid) if args.vae_grid else None
-        ),
-    )
-
-
-def _world(nproc: int | None, device: "torch.device", ranks: "Ranks | None") -> int:
-    """Ranks in all."""
-    import torch
-
-    world = ranks.world if ranks else nproc or 1
-    if nproc is not None and nproc != world:
-        raise UserError(f"--nproc {nproc}: torchrun has started {world} ranks; drop it")
-    if world < 2:
-        raise UserError(f"{NAME}: needs at least two ranks; start them with --nproc N or torchrun")
-    if device.type == "cuda":
-        count, local = torch.cuda.device_count(), ranks.local_world if ranks else world
-        if str(device) != "cuda":
-            raise UserError(f"--device {device}: every rank needs its own GPU; use cuda")
-        if count < local:
-            raise UserError(
-                f"{NAME}: {local} ranks on a machine with {common.plural(count, 'GPU')}; use fewer "
-                "ranks, or --device cpu"
-            )
-    return world
-
-
-def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "torch.device") -> int:
+def _measure(
+    args: argparse.Namespace, setup: "Setup", ranks: "Ranks", device: "torch.device"
+) -> int:
     import torch
 
     from livetalk_kernels.bench.report import RED
@@ -202,19 +102,19 @@ def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "to
         report, rows, link = _bench(args, setup, team.world, device)
     report["settings"]["ranks_per_node"] = ranks.local_world
     if ranks.rank == 0:
-        if args.json == STDOUT:
+        if args.json == common.STDOUT:
             common.print_json(report)
         else:
             from .bench_tables import print_comm
 
             print_comm(report, rows, link)
-        if args.json not in (None, STDOUT):
+        if args.json not in (None, common.STDOUT):
             _write(Path(args.json), report)
     return 1 if any(row.state == RED for row in rows) else 0
 
 
 def _bench(
-    args: argparse.Namespace, setup: Setup, comm: "Communicator", device: "torch.device"
+    args: argparse.Namespace, setup: "Setup", comm: "Communicator", device: "torch.device"
 ) -> "tuple[dict[str, Any], list[Row], Link]":
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
     from livetalk_kernels.bench.comm_patterns import link_patterns
