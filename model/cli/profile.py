@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common, numbers, ranks
+from . import common, numbers, profile_compare, profile_tools, ranks
 from .progress import progress_line
 
 if TYPE_CHECKING:
-    from ..avatar import Avatar
     from ..profile.engine import Profiler
     from ..profile.run import Length
     from ..stream.team import Team
@@ -24,7 +23,6 @@ livetalk profile --compare "profile --preset mid --backend cpu" \\
     "profile --preset mid --backend reference"
 livetalk profile --compare before-folder after-folder"""
 FOLDER = Path("livetalk-profile")
-TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -71,28 +69,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="run the transformer with torch.compile"
     )
-    for tool, name in TOOLS.items():
-        parser.add_argument(
-            f"--{tool}",
-            action="store_true",
-            help=f"run under {name}, for the measured chunks only; times are then distorted",
-        )
+    profile_tools.add_options(parser)
     common.add_json_option(parser)
-    compare = parser.add_argument_group("comparison")
-    compare.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two folders, or two commands, run alternately: options of this command in quotes, "
-        "preceded by a blank or 'profile'; exit code 1: the folders are from two machines",
-    )
-    compare.add_argument(
-        "--pairs",
-        type=numbers.PAIRS,
-        default=20,
-        metavar="N",
-        help="pairs of chunks; up to four times as many if times are noisy (default: 20)",
-    )
+    profile_compare.add_options(parser)
     common.add_model_options(parser)
     common.add_stream_options(parser)
     ranks.add_rank_options(parser)
@@ -105,15 +84,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, or profile, possibly as one of several ranks."""
     if args.compare is not None:
-        from . import profile_compare
-
         return profile_compare.run(args)
     length = _checked(args)
-    tool = next((name for name in TOOLS if getattr(args, name)), None)
+    tool = profile_tools.chosen(args)
     if tool is not None:
-        from .profile_tools import run_under
-
-        return run_under(tool, args)
+        return profile_tools.run_under(tool, args)
     code = ranks.run_ranks(args)
     if code is not None:
         return code
@@ -157,6 +132,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     from livetalk_kernels.machine import machine
     from livetalk_kernels.outputs import json_bytes
 
+    from ..avatar import Avatar
     from ..profile.engine import Plan, Profiler
     from ..profile.files import write_files
 
@@ -176,7 +152,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
         profiler = Profiler(source, team, plan, say)
         if not team.leads:
             return _follow(args, profiler, team, facts)
-        avatar = _avatar(args)
+        avatar = None if args.avatar is None else Avatar.load(args.avatar)
         if args.paced is not None:
             from ..profile.paced import Pacer
 
@@ -199,17 +175,6 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
 
 def _silent(head: str, text: str) -> None:
     """Print nothing: rank 0 does."""
-
-
-def _avatar(args: argparse.Namespace) -> "Avatar | None":
-    """Load the avatar, if one was given.
-
-    Raises:
-        UserError: Its file is invalid.
-    """
-    from ..avatar import Avatar
-
-    return None if args.avatar is None else Avatar.load(args.avatar)
 
 
 def _follow(

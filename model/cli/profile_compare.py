@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common, ranks
+from . import common, numbers, ranks
 from .progress import progress_line
 
 if TYPE_CHECKING:
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
 JSON, TEXT = "compare.json", "compare.md"
 OURS = ("--compare", "--pairs", "--paced", "--nsys", "--ncu", "--captured")
 OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # may appear outside A and B
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compare`` and its options."""
+    compare = parser.add_argument_group("comparison")
+    compare.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two folders, or two commands, run alternately: options of this command in quotes, "
+        "preceded by a blank or 'profile'; exit code 1: the folders are from two machines",
+    )
+    compare.add_argument(
+        "--pairs",
+        type=numbers.PAIRS,
+        default=20,
+        metavar="N",
+        help="pairs of chunks; up to four times as many if times are noisy (default: 20)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
