@@ -1,4 +1,4 @@
-"""Messages between ranks that are under way together: who, to whom, how many bytes.
+"""Messages between ranks that are in flight together: source, target and bytes.
 
 The runtime's own code says what it sends, on the meta device: every rank is run by itself.
 """
@@ -16,7 +16,7 @@ from ..runtime.solo import SoloCommunicator
 
 
 class Message(NamedTuple):
-    """So many bytes from one rank to another."""
+    """A number of bytes from one rank to another."""
 
     source: int
     target: int
@@ -32,12 +32,12 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """Messages that are under way at the same time.
+    """Messages that are in flight at the same time.
 
     Attributes:
-        name: For people, 31 characters at most.
+        name: Display name, at most 31 characters.
         kind: Purpose, as in `Traffic`; ``broadcast`` is one collective, others are exchanges.
-        messages: Of all ranks. Between two ranks they keep their order; none is empty.
+        messages: Of all ranks. Those between two ranks keep their order; none is empty.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Pattern:
 
     @property
     def sent(self) -> Counter[int]:
-        """Rank -> bytes that it sends."""
+        """Rank -> bytes sent."""
         return _sum((message.source, message.bytes) for message in self.messages)
 
     @property
     def received(self) -> Counter[int]:
-        """Rank -> bytes that it receives."""
+        """Rank -> bytes received."""
         return _sum((message.target, message.bytes) for message in self.messages)
 
     @property
     def bytes(self) -> int:
         """Bytes per rank: what the busiest direction of the busiest rank must carry.
 
-        Over the time this is what NCCL's tests call the bus bandwidth. A broadcast passes each
-        link once, as ranks may pass it on.
+        Divided by the time, this is what NCCL's tests call the bus bandwidth. A broadcast crosses
+        each link once, as ranks may forward it.
         """
         directions = [self.received] if self.kind == "broadcast" else [self.sent, self.received]
         return max(max(direction.values(), default=0) for direction in directions)
@@ -71,7 +71,7 @@ class Pattern:
 
 
 def link_patterns(world: int, sizes: Iterable[int]) -> list[Pattern]:
-    """Large messages between pairs of neighbours, all pairs at once: one way, then both ways."""
+    """List large messages between pairs of neighbours, all pairs at once: one-way, then two-way."""
     pairs = [(rank, rank + 1) for rank in range(0, world - 1, 2)]
     back = [(target, source) for source, target in pairs]
     return [

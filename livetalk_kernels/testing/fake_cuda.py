@@ -1,19 +1,19 @@
-"""GPUs that are not there, so that code for CUDA is walked through on a CPU, call by call.
+"""Simulates GPUs, so that CUDA code paths execute on a CPU, call by call.
 
     with FakeCuda() as gpus:
         main()  # sees cuda:0
     gpus.calls["synchronize"]
 
-A tensor "on a GPU" is a plain one on the CPU whose storage is noted as the GPU's. A mode of torch
-sees every call with its arguments, in all threads: it makes on the CPU what is asked for on a GPU,
-says that it is on the GPU, and adds the call's time to a clock of its own, or puts it into the
-graph that is being captured. What livetalk calls of ``torch.cuda`` is replaced by functions and
-classes with the parameters of the real ones, which count.
+A tensor "on a GPU" is a plain CPU tensor whose storage is recorded as the GPU's. A torch function
+mode intercepts every call with its arguments, in all threads: it performs on the CPU what is
+requested of a GPU, claims that the result is on the GPU, and adds the call's time to a clock of its
+own, or records it in the graph being captured. The parts of ``torch.cuda`` that livetalk uses are
+replaced by counting functions and classes with the parameters of the real ones.
 
-It finds names and arguments that torch does not know, tensors of two devices in one call, GPU
-memory read as if it were the host's, and what breaks a capture: waiting, copies to and from memory
-that is not pinned, and counting on what a capture only notes. It knows nothing of kernels, of the
-order of streams, of memory or of real time.
+It detects names and arguments that torch does not know, tensors of two devices in one call, GPU
+memory read as if it were the host's, and whatever breaks a capture: synchronising, copies to and
+from memory that is not pinned, and relying on results that a capture only records. It knows nothing
+of kernels, stream order, memory or real time.
 """
 
 import sys
@@ -36,26 +36,26 @@ from .fake_kernels import KERNELS
 from .fake_nccl import FakeNccl
 
 NAME = "Fake H200"
-UUID = "00000000-0000-0000-0000-000000000000"  # and the GPU's number
+UUID = "00000000-0000-0000-0000-000000000000"  # followed by the GPU's number
 CAPABILITY = (9, 0)
 L2_BYTES = 1 << 16
 MEMORY = 1 << 37
-WRITE, READ, OTHER = 30e-6, 20e-6, 1e-6  # seconds of a flush's halves and of any other call
+WRITE, READ, OTHER = 30e-6, 20e-6, 1e-6  # seconds: the halves of a flush, and any other call
 SECONDS = {"fill_": WRITE, "sum": READ}
 
 CPU = torch.device("cpu")
-OURS = "livetalk"  # operators whose kernels may be Python, which sees the GPU as well
-# What may take tensors of two devices: the first one's is the result's.
+OURS = "livetalk"  # operators whose kernels may be Python, which also sees the GPU
+# Functions that accept tensors of two devices: the result is on the first one's.
 CROSSING = {"copy_", "to", "__getitem__", "__setitem__", "index_put_", "set_", "tensor"}
 CROSSING |= {".data", "_has_compatible_shallow_copy_type"}
 MOVES = {"to", "cpu", "cuda"}
-# What takes values to the host, which waits for the GPU.
+# Functions that copy values to the host, which waits for the GPU.
 WAITING = {
     *("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__format__"),
     *("nonzero", "equal", "is_nonzero", "allclose", "masked_select", "unique", "cpu"),
 }
 FROM_HOST = {"tensor", "as_tensor"}
-# What only asks, as attributes do: it is the most that is called.
+# Functions that only query, as attributes do: they are called most.
 ASKING = {
     *("dim", "size", "numel", "stride", "storage_offset", "element_size", "untyped_storage"),
     *("data_ptr", "is_contiguous", "is_floating_point", "is_inference", "nelement", "__len__"),
@@ -65,7 +65,7 @@ CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
 
 class _Thread(threading.local):
-    """What torch keeps per thread: the current device and streams, and the capture."""
+    """What torch keeps per thread: current device and streams, and the capture."""
 
     def __init__(self, streams: "list[Stream]") -> None:
         self.current, self.streams = 0, list(streams)
@@ -76,15 +76,15 @@ class FakeCuda:
     """The GPUs of a ``with`` block.
 
     Attributes:
-        count: How many there are.
-        calls: How often each function and method was called, by name.
-        notes: The calls that wait, replay or mark, in order.
+        count: Number of GPUs.
+        calls: Number of calls of each function and method, by name.
+        notes: Calls that wait, replay or mark, in order.
         now: Seconds on the GPUs' clock.
-        done: (name, device) of what has run, in order.
+        done: (name, device) of what was executed, in order.
     """
 
     def __init__(self, count: int = 1) -> None:
-        """Nothing is replaced yet."""
+        """Prepare the GPUs; nothing is replaced yet."""
         self.count = count
         self.calls: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -101,7 +101,7 @@ class FakeCuda:
 
     @property
     def current(self) -> int:
-        """Number of the current device."""
+        """Index of the current device."""
         return self._thread.current
 
     @current.setter
@@ -115,7 +115,7 @@ class FakeCuda:
 
     @property
     def capture(self) -> "Capture | None":
-        """What this thread captures."""
+        """The capture in progress in this thread."""
         return self._thread.capture
 
     @capture.setter
@@ -123,7 +123,7 @@ class FakeCuda:
         self._thread.capture = capture
 
     def __enter__(self) -> Self:
-        """Replace what torch has, in this thread and in those that it starts."""
+        """Patch torch, in this thread and in those that it starts."""
         for path, fake in self.replacements().items():
             *folders, name = path.split(".")
             owner: Any = torch
@@ -144,21 +144,21 @@ class FakeCuda:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give back what torch had."""
+        """Restore torch."""
         self._exits.close()
 
     def _replace(self, owner: Any, name: str, fake: Any) -> None:
-        """Set an attribute until the end of the block."""
+        """Set an attribute until the block ends."""
         self._exits.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, fake)
 
     def _begin_thread(self, *event: object) -> None:
-        """Called as a profiler at the start of a thread, whose only hook that is."""
+        """Called as a profiler at the start of a thread, which offers no other hook."""
         sys.setprofile(None)
         _Mode(self).__enter__()
 
     def index(self, device: Any = None) -> int:
-        """Number of a device.
+        """Return the index of a device.
 
         Raises:
             RuntimeError: As torch: there is no such GPU.
@@ -172,14 +172,14 @@ class FakeCuda:
         return int(index)
 
     def device_of(self, tensor: Tensor) -> torch.device:
-        """Where a tensor claims to be."""
+        """Return the device that a tensor claims to be on."""
         if tensor.device.type != "cpu":
-            return tensor.device  # of the meta device
+            return tensor.device  # meta
         index = self.home.get(tensor.untyped_storage())
         return CPU if index is None else torch.device("cuda", index)
 
     def work(self, name: str, seconds: float, again: Callable[[], object] | None = None) -> None:
-        """Do it, or capture it."""
+        """Execute work, or record it in the capture."""
         if self.capture is not None:
             self.capture.work.append(Work(name, seconds, again))
             return
@@ -187,21 +187,21 @@ class FakeCuda:
         self.done.append((name, self.current))
 
     def refuse_in_capture(self, name: str) -> None:
-        """For what breaks a capture.
+        """Fail if this thread is capturing, for calls that break a capture.
 
         Raises:
-            RuntimeError: There is one.
+            RuntimeError: It is.
         """
         if self.capture is not None:
             self.capture.broken = True
             raise RuntimeError(f"{CAPTURING}: {name}")
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of torch, on the CPU.
+        """Perform one torch call on the CPU.
 
         Raises:
-            RuntimeError: As on a GPU: tensors of two devices, or what no capture may hold.
-            TypeError: GPU memory as an array.
+            RuntimeError: As on a GPU: tensors of two devices, or a call that cannot be captured.
+            TypeError: GPU memory is read as an array.
         """
         name = _name(function)
         if name in ANSWERS:
@@ -238,7 +238,7 @@ class FakeCuda:
         return result
 
     def _launch(self, run: Callable[[], None], launch: Launch) -> None:
-        """A Triton kernel, which only its interpreter can run: on plain tensors of the CPU."""
+        """Run a Triton kernel, which only its interpreter can do, on plain CPU tensors."""
         self.calls["launch"] += 1
         with torch._C.DisableTorchFunction():
             tensors = _tensors(*launch.arguments.values())
@@ -251,7 +251,7 @@ class FakeCuda:
         self.work("launch", OTHER, partial(_again, run, None, []))
 
     def _asked(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> torch.device | None:
-        """The device that a call names."""
+        """Return the device that a call names."""
         if name in ("cpu", "cuda"):
             return CPU if name == "cpu" else torch.device("cuda", self.index(*args[1:2]))
         given: list[Any] = [value for value in args if isinstance(value, torch.device)]
@@ -299,7 +299,7 @@ class FakeCuda:
             self.refuse_in_capture(name)
 
     def _on_host(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """A call on the host alone, whose memory may be pinned: that takes a driver."""
+        """Perform a call on the host alone, whose memory may be pinned: that takes a driver."""
         if not kwargs.get("pin_memory"):
             return function(*args, **kwargs)
         result = function(*args, **{**kwargs, "pin_memory": False})
@@ -314,7 +314,7 @@ class FakeCuda:
         return pinned
 
     def replacements(self) -> dict[str, Any]:
-        """Name below ``torch`` -> what stands for it, which takes what torch's own takes."""
+        """Map names below ``torch`` to substitutes with the same parameters."""
         known = self.index
 
         def synchronize(device: Any = None) -> None:
@@ -423,7 +423,7 @@ class FakeCuda:
 
 
 class _Mode(TorchFunctionMode):
-    """Hands all calls of torch in a thread to the GPUs."""
+    """Routes all torch calls in a thread to the GPUs."""
 
     def __init__(self, gpus: FakeCuda) -> None:
         super().__init__()
@@ -452,11 +452,11 @@ ANSWERS: Mapping[str, Callable[..., Any]] = {
     "is_pinned": lambda gpus, tensor: tensor.untyped_storage() in gpus.pinned,
     "pin_memory": lambda gpus, tensor: gpus._pin(tensor),
 }
-"""What is not calculated but known."""
+"""Functions whose results are known without computation."""
 
 
 def _name(function: Any) -> str:
-    """Of a function of torch; of an attribute with a dot before it."""
+    """Name a torch function; attributes start with a dot."""
     name = str(getattr(function, "__name__", function))
     if name in ("__get__", "__set__"):
         return f".{function.__self__.__name__}"
@@ -464,7 +464,7 @@ def _name(function: Any) -> str:
 
 
 def _on_cpu(given: Any, *, name: str) -> Any:
-    """The same arguments with the CPU for every device."""
+    """Replace every device in the arguments by the CPU."""
 
     def here(value: Any) -> Any:
         text = isinstance(value, str) and name == "to"
@@ -477,7 +477,7 @@ def _on_cpu(given: Any, *, name: str) -> Any:
 
 
 def _tensors(*given: Any) -> list[Tensor]:
-    """Tensors in nested tuples, lists and dictionaries, in order."""
+    """List the tensors in nested tuples, lists and dictionaries, in order."""
     found: list[Tensor] = []
     for value in given:
         if isinstance(value, Tensor):
@@ -490,7 +490,7 @@ def _tensors(*given: Any) -> list[Tensor]:
 
 
 def _again(run: Callable[[], Any], result: Any, fresh: list[Tensor]) -> None:
-    """Make a call again, and let its first results have the new values."""
+    """Repeat a call, and write the new values to its first results."""
     with torch._C.DisableTorchFunction(), torch.inference_mode():
         for old, new in zip(_tensors(result), _tensors(run()), strict=True):
             if any(old is tensor for tensor in fresh):

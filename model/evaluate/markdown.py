@@ -1,4 +1,4 @@
-"""The report of ``livetalk evaluate`` for people."""
+"""Formats the report of ``livetalk evaluate``."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -22,7 +22,7 @@ WANTED: Mapping[str, tuple[float | None, float | None]] = MappingProxyType(
         "contraction.all": (None, 1.0),
     }
 )
-"""What the demo's model has to reach: from, to."""
+"""Required ranges for the demo's model: from, to."""
 _DRIFTING = (
     "picture_db", "sharpness", "saturation", "lightness", "contrast", "away", "identity",
     "background", "motion", "seam", "mouth_error",
@@ -33,16 +33,16 @@ def markdown(report: Mapping[str, Any], picture: str) -> str:
     """Write the report.
 
     Args:
-        report: As the JSON has it.
+        report: As in the JSON.
         picture: File name of the plot.
     """
     return "\n".join(_lines(report, picture)) + "\n"
 
 
 def goals(model: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """List what a model has to reach: measure, value, and what is wanted.
+    """Yield what a model must reach: measure, value, and required range.
 
-    The value is with colour correction, unless streams were made without it only.
+    The value is with colour correction, unless streams were made only without it.
     """
     for name, ends in WANTED.items():
         group, measure = name.split(".")
@@ -63,7 +63,7 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield "# How well a model talks, and whether it drifts"
     yield ""
     names = ", ".join(f"{name}: {_names(model)}" for name, model in models.items())
-    weights = " Random weights: these numbers mean nothing." if _random(models) else ""
+    weights = " Random weights: these numbers are meaningless." if _random(models) else ""
     yield (
         f"{names}.{weights} {settings['streams']} streams a run, of {settings['chunks']} chunks "
         f"({settings['seconds']:.0f} s), {settings['steps']} steps a chunk, "
@@ -160,7 +160,7 @@ def _tables(summary: Mapping[str, Any], *, wanted: bool) -> Iterator[str]:
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
-    """An estimate: ``0.81 [0.78, 0.84]``."""
+    """Format an estimate: ``0.81 [0.78, 0.84]``."""
     if entry["mean"] is None:
         return "–"
     ends = "" if entry["low"] is None else f" [{_number(entry['low'])}, {_number(entry['high'])}]"

@@ -1,4 +1,4 @@
-"""The picture of ``livetalk evaluate``: measures by chunk, and disturbances that die away."""
+"""Plots of ``livetalk evaluate``: measures by chunk, and decaying disturbances."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from ..plot_style import hardware_line, new_figure, picture
 
 PANES: Mapping[str, str] = {
     "picture_db": "picture, dB",
-    "mouth_error": "error of the mouth",
-    "sharpness": "sharpness by the truth's",
-    "saturation": "chroma by the truth's",
-    "away": "from the portrait, CIEDE2000",
+    "mouth_error": "mouth error",
+    "sharpness": "sharpness relative to the truth",
+    "saturation": "chroma relative to the truth",
+    "away": "distance from the portrait, CIEDE2000",
     "seam": "jump at the seam",
     "identity": "colours of the parts, CIEDE2000",
 }
@@ -22,10 +22,10 @@ _SMOOTH = 9  # chunks
 
 
 def draw(report: Mapping[str, Any]) -> bytes:
-    """Draw the report, a PNG.
+    """Draw the report as PNG.
 
     Args:
-        report: As the JSON has it.
+        report: As in the JSON.
     """
     names = " against ".join(
         ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
@@ -60,7 +60,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
 
 
 def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:
-    """Distance of twins by chunk, a line each."""
+    """Draw the distance of twins by chunk, one line each."""
     for colour, model in zip(_COLOURS, report["models"].values(), strict=False):
         for stream in model["streams"]:
             for twin in stream["recoveries"]:
@@ -74,7 +74,7 @@ def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:
 
 
 def _smoothed(rows_SK: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
-    """Mean of the streams, and of neighbouring chunks; NaN where no stream has a number."""
+    """Average the streams, and neighbouring chunks; NaN where no stream has a value."""
     known = np.isfinite(rows_SK)
     total, count = np.where(known, rows_SK, 0).sum(axis=0), known.sum(axis=0).astype(float)
     window = np.ones(min(_SMOOTH, len(total)))

@@ -1,4 +1,4 @@
-"""The model that two CPU cores train, and the settings that its trainings begin with."""
+"""The model that two CPU cores can train, and the default settings of its trainings."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -38,21 +38,21 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""Of `settings.Run`, where no file gives others."""
+"""Defaults for `settings.Run`, unless a file gives others."""
 
 
 def training_ops() -> Ops:
-    """Ops with gradients, on the CPU."""
+    """Bind ops with gradients, on the CPU."""
     return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
 
 
 def training_dtype() -> torch.dtype:
-    """What training multiplies in: bf16 where this processor does that, else float32."""
+    """Return the dtype of training products: bf16 if this processor multiplies it, else float32."""
     return product_dtype(torch.device("cpu"), torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:
-    """A VAE of random weights, frozen, in the schedule that has the faster gradients on a CPU."""
+    """Create a frozen VAE with random weights, in the schedule with faster gradients on a CPU."""
     with torch.device("meta"):
         vae = VAE(config, training_ops(), reuse=False)
     _fill(vae, seed)
@@ -61,7 +61,7 @@ def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:
 
 
 def new_audio_network(seed: int, config: AudioEncoderConfig = DEMO.audio) -> Wav2Vec2:
-    """An audio encoder of random weights, frozen; its weight norm is folded."""
+    """Create a frozen audio encoder with random weights; its weight norm is folded."""
     with torch.device("meta"):
         network = Wav2Vec2(config)
     _fill(network, seed)

@@ -1,4 +1,4 @@
-"""The trainings by name."""
+"""All trainings by name."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,9 +24,9 @@ TRAININGS: Mapping[Kind, Maker] = MappingProxyType(
 
 
 def make_training(about: About, run: Run, clips: Clips) -> Training:
-    """Make a run's training ready.
+    """Set up a run's training.
 
     Raises:
-        UserError: The clips or what it builds on are no good.
+        UserError: The clips or what it builds on are unusable.
     """
     return TRAININGS[about.kind](run, clips, about)

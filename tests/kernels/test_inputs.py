@@ -244,7 +244,7 @@ def test_what_may_not_be_read(tmp_path):
     with os.fdopen(reader) as answer:
         *lines, flags = answer.read().splitlines()
     assert len(lines) == 3 and flags == "False False"
-    assert all("may not be read; change its permissions" in line for line in lines)
+    assert all("cannot be read; change its permissions" in line for line in lines)
 
 
 def test_find_never_raises(tmp_path):

@@ -1,4 +1,4 @@
-"""The trained audio encoder in the published layout: ``livetalk generate --audio-encoder``."""
+"""Exports the trained audio encoder in the published layout, for ``generate --audio-encoder``."""
 
 import copy
 import dataclasses
@@ -24,8 +24,8 @@ def export_audio(network: Wav2Vec2, folder: Path) -> None:
     """Write the configuration and the weights, with the positional one split into v and g again.
 
     Args:
-        network: Its weight norm is folded, as it is run and trained; it stays as it is.
-        folder: Where to; files of these names are replaced.
+        network: Its weight norm is folded, as in running and training; it is not modified.
+        folder: Target folder; files with these names are replaced.
 
     Raises:
         UserError: The folder cannot be written to.

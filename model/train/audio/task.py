@@ -1,6 +1,6 @@
-"""The training of the audio encoder: it says from the sound what a mouth does.
+"""Training of the audio encoder: it predicts from the sound what a mouth does.
 
-What it learns by is a linear reading of all its layers, which is thrown away: the transformer takes
+It learns through a linear readout of all its layers, which is then discarded: the transformer uses
 the layers themselves.
 """
 
@@ -30,15 +30,15 @@ from .export import AUDIO_WEIGHTS, export_audio
 
 AUDIO_TURN = "audio"
 MOUTH = "opening", "width"
-"""Columns of the truth that are learnt."""
+"""Columns of the truth that are learned."""
 FRAMES = 33
 SECONDS = 8
-"""Of sound that the encoder sees at a time, as in a stream; silence before a clip."""
-_HEIGHT, _STEP = 48, 8  # pixels of a curve, and of a frame
+"""Seconds of sound that the encoder sees at a time, as in a stream; silence before a clip."""
+_HEIGHT, _STEP = 48, 8  # pixels per curve, and per frame
 
 
 class MouthReader(nn.Module):
-    """An audio encoder, and a linear layer that reads a mouth of its layers.
+    """An audio encoder, and a linear layer that predicts a mouth from its layers.
 
     Attributes:
         encoder: The encoder.
@@ -46,7 +46,7 @@ class MouthReader(nn.Module):
     """
 
     def __init__(self, encoder: Wav2Vec2) -> None:
-        """Begin with a head that says 0."""
+        """Start with a head that predicts 0."""
         super().__init__()
         self.encoder = encoder
         config = encoder.config
@@ -55,7 +55,7 @@ class MouthReader(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, values_BN: Tensor) -> Tensor:
-        """Normalised samples [B, N] of whole frames -> opening and width [B, L, 2]."""
+        """Map normalised samples [B, N] of whole frames to opening and width [B, L, 2]."""
         frames = values_BN.shape[1] * FPS // self.encoder.config.sample_rate
         features_BLC = interpolate(self.encoder.feature_extractor(values_BN), frames)
         read_BLK: Tensor = self.head(torch.cat(self.encoder(features_BLC), dim=-1))
@@ -63,10 +63,10 @@ class MouthReader(nn.Module):
 
 
 class AudioData:
-    """Windows of sound, as a stream gives them, and the mouths at their ends."""
+    """Windows of sound, as in a stream, and the mouths at their ends."""
 
     def __init__(self, clips: Clips, run: Run) -> None:
-        """Look for clips that are long enough, of which the mouths are known.
+        """Select clips that are long enough and have known mouths.
 
         Raises:
             UserError: There are none.
@@ -85,12 +85,12 @@ class AudioData:
         )
 
     def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        """``values`` [B, 128000], normalised, and ``mouth`` [B, 33, 2] of the last frames."""
+        """Return normalised ``values`` [B, 128000], and ``mouth`` [B, 33, 2] of the last frames."""
         first = micro * self._run.micro_batch
         return self.read(step, range(first, first + self._run.micro_batch), "audio")
 
     def read(self, step: int, samples: Sequence[int], purpose: str) -> Mapping[str, Tensor]:
-        """The same of any samples."""
+        """Return the same for any samples."""
         windows = self._reader.read(step=step, samples=samples, purpose=purpose)
         values = [
             torch.from_numpy(unit_variance(normalize_loudness(wave.numpy(), self._meter)))
@@ -101,23 +101,23 @@ class AudioData:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioTask:
-    """Read the mouth of a sound."""
+    """Predict the mouth from the sound."""
 
     def turns(self, step: int) -> Sequence[str]:
-        """The reader, always."""
+        """Train the reader in every update."""
         return (AUDIO_TURN,)
 
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """Mean square of the error."""
+        """Compute the mean square error."""
         mouth = batch["mouth"]
         read = state.networks[turn](batch["values"])[:, -mouth.shape[1] :]
         return (read - mouth).square().mean(), {}
 
 
 def audio_training(run: Run, clips: Clips) -> Training:
-    """A new audio encoder to be trained.
+    """Set up the training of a new audio encoder.
 
     Raises:
         UserError: No clip is long enough, or nothing is known of its mouths.
@@ -141,7 +141,7 @@ def audio_training(run: Run, clips: Clips) -> Training:
 
 
 def curves(true_LK: Tensor, read_LK: Tensor) -> Tensor:
-    """Each value over time, the true ones above, those read below, uint8 [H, W, 3]."""
+    """Plot each value over time, the true ones above, predicted ones below, uint8 [H, W, 3]."""
     length = len(true_LK)
     image = Image.new("RGB", (length * _STEP, 2 * _HEIGHT), "white")
     draw = ImageDraw.Draw(image)

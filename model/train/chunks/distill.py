@@ -1,4 +1,4 @@
-"""Stage 2: the student learns where its distribution misses the teacher's.
+"""Stage 2: the student learns where its distribution deviates from the teacher's.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), self-correcting bidirectional distillation.
 """
@@ -20,7 +20,7 @@ from .scores import fake_score, noised_for_scores, real_score
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What a chunk and its past were in the data, for the oracle.
+    """A chunk and its past as in the data, for the oracle.
 
     Attributes:
         latents: [B, C, T, H, W].
@@ -36,7 +36,7 @@ class Matched:
     """One comparison of the student with the teacher.
 
     Attributes:
-        loss: What the student descends, a scalar with its graph.
+        loss: Loss of the student, a scalar with its graph.
         latents: The student's clean latents, detached.
         gradient: g of every sample.
     """
@@ -47,7 +47,7 @@ class Matched:
 
 
 def counted_positions(latents_BCTHW: Tensor, motion_BCTHW: Tensor, method: Distillation) -> Tensor:
-    """The latent frames that the losses count: bool [B, 1, T, 1, 1]."""
+    """Select the latent frames that the losses count: bool [B, 1, T, 1, 1]."""
     known = 0 if method.motion_loss else motion_BCTHW.shape[2]
     known_B = torch.full((len(latents_BCTHW),), known, device=latents_BCTHW.device)
     return free_positions(known_B, latents_BCTHW.shape[2])
@@ -64,16 +64,16 @@ def match(
     method: Distillation,
     truth: Truth | None = None,
 ) -> Matched:
-    """Compare the student's step with the teacher, at one noise time.
+    """Compare the student's step with the teacher, at one noise level.
 
     Args:
         student: The generator, with gradients.
         real: The frozen teacher.
         fake: The flow of the student's own distribution; it gets no gradient.
-        at: Where the student stands.
+        at: The student's position.
         noise: Standard normal numbers [B, C, T, H, W].
-        uniform: [1] or [B] in 0..1, which the time is made of.
-        method: The switches.
+        uniform: [1] or [B] in 0..1, from which the time is computed.
+        method: Choices of the method.
         truth: Needed for the oracle's history and for the regression.
     """
     assert truth is not None or (method.history == "generated" and not method.regression)
@@ -103,15 +103,15 @@ def critic_loss(
     uniform: Tensor,
     method: Distillation,
 ) -> Tensor:
-    """Stage 1's loss on what the student makes, which the fake score descends; a scalar.
+    """Compute stage 1's loss on the student's output, which trains the fake score; a scalar.
 
     Args:
-        fake: The flow that learns.
+        fake: The flow being trained.
         latents_BCTHW: The student's clean latents, detached.
         at: The step that they came from.
         noise: Standard normal numbers [B, C, T, H, W].
-        uniform: [1] or [B] in 0..1, which the time is made of.
-        method: The switches.
+        uniform: [1] or [B] in 0..1, from which the time is computed.
+        method: Choices of the method.
     """
     assert not latents_BCTHW.requires_grad, "the fake score teaches the student nothing here"
     time_B = score_times(uniform).to(latents_BCTHW.device).expand(len(latents_BCTHW))
@@ -127,11 +127,11 @@ class Batch:
 
     Attributes:
         samples: Their indices in the global batch.
-        chunks: Conditions of chunk 1 to K.
+        chunks: Conditions of chunks 1 to K.
         start: [B, C, m, H, W] motion latents of the first chunk.
-        shape: Of one sample's latents, (C, T, H, W).
-        hand_over: Motion latents of what a chunk came to.
-        truth: Of chunk 1 to K, where the method asks for it.
+        shape: Shape of one sample's latents, (C, T, H, W).
+        hand_over: Computes the motion latents that follow a chunk.
+        truth: Truth of chunks 1 to K, if the method needs it.
     """
 
     samples: Sequence[int]
@@ -144,12 +144,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What stays the same over a distillation.
+    """What stays the same throughout a distillation.
 
     Attributes:
         real: The frozen teacher.
         schedule: [steps + 1] timesteps of the sampler, on the CPU.
-        method: The switches.
+        method: Choices of the method.
         draws: The run's randomness.
     """
 
@@ -162,18 +162,18 @@ class Course:
 def stand(
     student: Flow, course: Course, batch: Batch, purpose: str, *, step: int, micro: int = 0
 ) -> tuple[Brink, int]:
-    """Roll out to a drawn step of a drawn chunk.
+    """Roll out to a randomly drawn step of a drawn chunk.
 
     Args:
         student: The generator.
         course: What stays the same.
         batch: The streams.
-        purpose: What for; another word means other draws.
-        step: Number of the update.
-        micro: Number of the micro-batch in it.
+        purpose: Purpose; another word gives other draws.
+        step: Index of the update.
+        micro: Index of the micro-batch in it.
 
     Returns:
-        Where the student stands, and the index of the chunk.
+        The student's position, and the index of the chunk.
     """
     below, steps = course.draws.below, len(course.schedule) - 1
     chunk = below(course.method.chunks, f"{purpose} chunk", step=step, micro=micro)
@@ -194,10 +194,10 @@ def stand(
 def student_turn(
     student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
 ) -> tuple[Tensor, dict[str, float]]:
-    """What the student descends: it depends on the arguments alone.
+    """Compute the student's loss, which depends only on the arguments.
 
     Returns:
-        The loss with its graph; which chunk and timestep it was.
+        The loss with its graph; which chunk and timestep it was for.
     """
     at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
     matched = match(
@@ -216,7 +216,7 @@ def student_turn(
 def critic_turn(
     student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
 ) -> Tensor:
-    """What the fake score descends, on a fresh rollout; a scalar with its graph."""
+    """Compute the fake score's loss on a fresh rollout; a scalar with its graph."""
     at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
     with torch.no_grad():
         latents = take_step(student, at)
@@ -231,6 +231,6 @@ def critic_turn(
 
 
 def _noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
-    """Noise of the batch's samples on its device."""
+    """Draw noise for the batch's samples on its device."""
     noise = course.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
     return noise.to(batch.start.device)

@@ -1,7 +1,8 @@
-"""What the frozen networks say of clips: computed once for each clip, and kept in memory.
+"""Features that the frozen networks compute from clips: once per clip, and kept in memory.
 
-A clip is cut into chunks as a stream is: each repeats the last five frames of the one before, and
-hears the last seconds up to its own end. Its portrait is its last frame, which no chunk has.
+A clip is split into chunks like a stream: each repeats the last five frames of the previous one,
+    and
+hears the last seconds up to its own end. The portrait is the clip's last frame, which no chunk has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from ..vae.picture_losses import face_weight
 from ..vae.whole import encode_whole
 
 PROMPT_ROWS = 1
-"""Rows of zeros in place of a prompt: nothing is learnt from text."""
+"""Rows of zeros that replace a prompt: nothing is learned from text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Features:
 
     Attributes:
         latents: [K, 16, 9, h, w].
-        weight: [K, 1, 9, h, w] what each place counts where the mouth counts more.
+        weight: [K, 1, 9, h, w] weight of each position, if the mouth counts more.
         windows: [K, 33, window, layers, channels] audio features.
         portrait: [16, 9, h, w] latents of the portrait and grey.
         picture: [3, 1, H, W] the portrait, -1 to 1.
@@ -51,7 +52,7 @@ class Features:
 
 
 class FeatureData:
-    """Batches for the transformer: single chunks, or several in a row from a clip's begin."""
+    """Batches for the transformer: single chunks, or several in a row from the start of a clip."""
 
     def __init__(
         self,
@@ -63,22 +64,22 @@ class FeatureData:
         *,
         chunks: int | None = None,
     ) -> None:
-        """Look for clips that are long enough.
+        """Select clips that are long enough.
 
         Args:
             clips: The clips.
             run: The settings.
             vae: Frozen.
             encoder: Frozen.
-            config: Of the transformer, which says how large its constants are.
-            chunks: How many in a row; None: single ones, from anywhere.
+            config: Configuration of the transformer, which determines the sizes of its constants.
+            chunks: How many in a row; None for single ones, from anywhere.
 
         Raises:
             UserError: There are none.
         """
         self._clips, self._run, self._draws = clips, run, Draws(seed=run.seed)
         self._vae, self._encoder, self._config, self._chunks = vae, encoder, config, chunks
-        needed = frames_of_chunks(chunks or 1) + 1  # and the portrait
+        needed = frames_of_chunks(chunks or 1) + 1  # including the portrait
         self._usable = [n for n, entry in enumerate(clips.index.clips) if entry.frames >= needed]
         if not self._usable:
             raise UserError(
@@ -88,7 +89,7 @@ class FeatureData:
         self._kept: dict[int, Features] = {}
 
     def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        """What `tasks` lists for the stage."""
+        """Return what `tasks` lists for the stage."""
         first = micro * self._run.micro_batch
         samples = range(first, first + self._run.micro_batch)
         which, where = (
@@ -118,17 +119,17 @@ class FeatureData:
         return batch | found
 
     def first_chunk(self) -> Mapping[str, Tensor]:
-        """The first chunk of the first clip, as a batch of one."""
+        """Return the first chunk of the first clip, as a batch of one."""
         row = self._features(self._usable[0])
         return self._batch([row]) | {"latents": row.latents[:1], "windows": row.windows[:1]}
 
     def portrait_db(self, clips: int) -> float:
-        """At which PSNR in dB the VAE gives portraits back: the worst of some clips' ones."""
+        """Compute the worst PSNR in dB at which the VAE reconstructs some clips' portraits."""
         rows = [self._features(clip) for clip in self._usable[:clips]]
         return min(portrait_db(self._vae, row.picture[None], row.portrait[None]) for row in rows)
 
     def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
-        """What all chunks of a clip have."""
+        """Stack what all chunks of a clip share."""
         return {
             "portrait": torch.stack([row.portrait for row in rows]),
             "picture": torch.stack([row.picture for row in rows]),
@@ -165,7 +166,7 @@ class FeatureData:
 
 
 def of_latents(values_BTHW: Tensor) -> Tensor:
-    """Means over what each latent holds, [B, 1 + 4 k, H, W] -> [B, 1 + k, H/8, W/8]."""
+    """Average over the pixels of each latent, [B, 1 + 4 k, H, W] -> [B, 1 + k, H/8, W/8]."""
     pooled = F.avg_pool2d(values_BTHW, SPATIAL)
     rest = pooled[:, 1:].unflatten(1, (-1, TEMPORAL)).mean(2)
     return torch.cat((pooled[:, :1], rest), dim=1)

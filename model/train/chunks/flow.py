@@ -1,7 +1,7 @@
 """Flow matching: a straight line from clean latents to noise, and its velocity.
 
 ``x_t = (1 - t) clean + t noise``, ``v = noise - clean``, so ``clean = x_t - t v``. Motion latents,
-the known first frames of a chunk, do not take part: they stay clean at every time.
+the known first frames of a chunk, are exempt: they stay clean at every time.
 
 Source: rectified flow (arXiv 2209.03003), with the shift of times of Stable Diffusion 3
 (arXiv 2403.03206); the sampler's side of it is `sampler`.
@@ -15,37 +15,37 @@ from torch import Tensor
 from .network import Conditions
 
 SHIFT = 5.0  # towards noise, as in the sampler
-SCORE_TIMES = 0.02, 0.98  # where scores are compared: nearer the ends they say nothing
+SCORE_TIMES = 0.02, 0.98  # where scores are compared: nearer the ends they are uninformative
 
 
 class Flow(Protocol):
-    """What predicts a velocity: a `Network`, or in tests a formula."""
+    """A predictor of velocities: a `Network`, or in tests a formula."""
 
     def __call__(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
-        """Velocity at latents x and timesteps 0 to 1000, [B, C, T, H, W] float32."""
+        """Predict the velocity at latents x and timesteps 0 to 1000, [B, C, T, H, W] float32."""
         ...
 
 
 def shifted(uniform: Tensor, shift: float = SHIFT) -> Tensor:
-    """Times ``s u / (1 + (s - 1) u)`` of uniform numbers 0..1, any shape."""
+    """Compute times ``s u / (1 + (s - 1) u)`` from uniform numbers 0..1, any shape."""
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def score_times(uniform: Tensor) -> Tensor:
-    """`shifted`, within the range in which scores are compared."""
+    """Restrict `shifted` to the range in which scores are compared."""
     return shifted(uniform).clamp(*SCORE_TIMES)
 
 
 def per_sample(value_B: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1, 1]."""
+    """Reshape [B] to [B, 1, 1, 1, 1]."""
     return value_B.view(-1, 1, 1, 1, 1)
 
 
 def free_positions(known_B: Tensor, frames: int) -> Tensor:
-    """Which latent frames are not motion.
+    """Select the latent frames that are not motion.
 
     Args:
-        known_B: int [B]: how many first frames are.
+        known_B: int [B]: number of leading motion frames.
         frames: T.
 
     Returns:
@@ -56,22 +56,22 @@ def free_positions(known_B: Tensor, frames: int) -> Tensor:
 
 
 def add_noise(clean_BCTHW: Tensor, noise_BCTHW: Tensor, time_B: Tensor) -> Tensor:
-    """``(1 - t) clean + t noise`` at each sample's time in 0..1."""
+    """Compute ``(1 - t) clean + t noise`` at each sample's time in 0..1."""
     time = per_sample(time_B)
     return (1 - time) * clean_BCTHW + time * noise_BCTHW
 
 
 def velocity(clean_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
-    """``noise - clean``, the same at all times."""
+    """Compute ``noise - clean``, the same at all times."""
     return noise_BCTHW - clean_BCTHW
 
 
 def clean_of(x_BCTHW: Tensor, velocity_BCTHW: Tensor, time_B: Tensor) -> Tensor:
-    """``x - t v``: the clean latents that a velocity speaks of."""
+    """Compute ``x - t v``: the clean latents implied by a velocity."""
     return x_BCTHW - per_sample(time_B) * velocity_BCTHW
 
 
 def with_motion(x_BCTHW: Tensor, motion_BCTHW: Tensor) -> Tensor:
-    """Latents with the motion latents [B, C, m, H, W] in the place of the first m frames."""
+    """Replace the first m latent frames by the motion latents [B, C, m, H, W]."""
     known = motion_BCTHW.shape[2]
     return torch.cat((motion_BCTHW.to(x_BCTHW.dtype), x_BCTHW[:, :, known:]), dim=2)

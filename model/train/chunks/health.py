@@ -1,7 +1,7 @@
-"""Whether the fake score can be trusted: numbers, since its loss alone tells nothing.
+"""Diagnostics of the fake score, whose loss alone is uninformative.
 
 The student descends the difference of two answers. If the fake score lags behind the student, the
-difference points where the student was; if it is all noise, it points nowhere.
+difference points to where the student was; if it is all noise, it points nowhere.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .scores import fake_score, noised_for_scores, real_score
 
 
 def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:
-    """Cosine of the angle between two directions over the positions that count, float32 [B]."""
+    """Compute the cosine between two directions over the positions that count, float32 [B]."""
     dot, a, b = (
         mean_over(product, counted)
         for product in (a_BCTHW * b_BCTHW, a_BCTHW.square(), b_BCTHW.square())
@@ -34,17 +34,17 @@ def lag(
     uniform: Tensor,
     method: Distillation,
 ) -> float:
-    """Loss on what the student makes now over the loss on what it made before.
+    """Divide the loss on the student's present output by that on its earlier output.
 
-    About 1 where the fake score keeps up; above it where it still knows the older better.
+    About 1 if the fake score keeps up; above it if it still fits the older output better.
 
     Args:
         fake: The fake score.
-        fresh: Clean latents of now and where they came from.
-        older: The same of some updates ago, as many samples.
+        fresh: Present clean latents and where they came from.
+        older: The same from some updates ago, for as many samples.
         noise: Standard normal numbers [B, C, T, H, W], the same for both.
-        uniform: [1] in 0..1, which the time is made of.
-        method: The switches.
+        uniform: [1] in 0..1, from which the time is computed.
+        method: Choices of the method.
     """
     now, before = (
         critic_loss(fake, latents, at, noise=noise, uniform=uniform, method=method)
@@ -64,19 +64,19 @@ def agreement(
     uniform: Tensor,
     method: Distillation,
 ) -> float:
-    """Cosine between ``f - r`` at two noises of the same latents and time, mean over the batch.
+    """Compute the cosine between ``f - r`` for two noises of equal latents and time, batch mean.
 
-    Near 1: both noises say where the student has to go. Near 0: what it follows is noise, or there
-    is nothing left to learn.
+    Near 1: both noises agree on where the student should go. Near 0: it follows noise, or there is
+    nothing left to learn.
 
     Args:
         real: The frozen teacher.
         fake: The fake score.
         latents_BCTHW: The student's clean latents.
         at: The step that they came from.
-        noises: Two times standard normal numbers [B, C, T, H, W].
-        uniform: [1] in 0..1, which the time is made of.
-        method: The switches.
+        noises: Two tensors of standard normal numbers [B, C, T, H, W].
+        uniform: [1] in 0..1, from which the time is computed.
+        method: Choices of the method.
     """
     time_B = score_times(uniform).to(latents_BCTHW.device).expand(len(latents_BCTHW))
 

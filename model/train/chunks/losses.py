@@ -5,11 +5,11 @@ from torch import Tensor
 
 from .flow import velocity
 
-FLOOR = 1e-6  # of the size that a gradient is divided by
+FLOOR = 1e-6  # added to the divisor of a gradient
 
 
 def mean_over(values_BCTHW: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the positions that count, float32 [B]; the same numbers for a sample alone.
+    """Average over the positions that count, float32 [B]; independent of the other samples.
 
     Args:
         values_BCTHW: Any values.
@@ -28,14 +28,14 @@ def flow_loss(
     counted: Tensor,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """``mean_N |v - (noise - clean)|^2``, the loss of stage 1 and of the fake score; a scalar.
+    """Compute ``mean_N |v - (noise - clean)|^2``, the loss of stage 1 and the fake score; a scalar.
 
     Args:
         predicted_BCTHW: v at the noised latents.
-        clean_BCTHW: What was noised.
-        noise_BCTHW: By what.
+        clean_BCTHW: Clean latents.
+        noise_BCTHW: Noise that was added.
         counted: bool [B, 1, T, 1, 1].
-        weight: [B, 1, T, H, W]: what each place counts; by default all the same.
+        weight: [B, 1, T, H, W]: weight of each position; by default uniform.
     """
     error = (predicted_BCTHW - velocity(clean_BCTHW, noise_BCTHW)).square()
     if weight is not None:
@@ -47,10 +47,10 @@ def flow_loss(
 def matching_gradient(
     student_BCTHW: Tensor, fake_BCTHW: Tensor, real_BCTHW: Tensor, counted: Tensor
 ) -> Tensor:
-    """``g = (f - r) / (mean_N |student - r| + 1e-6)`` for each sample, float32.
+    """Compute ``g = (f - r) / (mean_N |student - r| + 1e-6)`` for each sample, float32.
 
-    Up to its weight over the noise times this is the gradient of KL(student, teacher) by the
-    student's latents, which without the division would be ``((1 - tau) / tau)^2 (f - r)``.
+    Up to its weight over noise levels this is the gradient of KL(student, teacher) with respect to
+    the student's latents, which without the division would be ``((1 - tau) / tau)^2 (f - r)``.
 
     Source: arXiv 2311.18828, equations 7 and 8.
     """
@@ -60,7 +60,7 @@ def matching_gradient(
 
 
 def matching_loss(student_BCTHW: Tensor, gradient_BCTHW: Tensor, counted: Tensor) -> Tensor:
-    """``1/2 mean_N |student - sg(student - g)|^2``; a scalar whose gradient is g / N.
+    """Compute ``1/2 mean_N |student - sg(student - g)|^2``; a scalar whose gradient is g / N.
 
     Args:
         student_BCTHW: The student's latents, with their graph.
@@ -68,11 +68,11 @@ def matching_loss(student_BCTHW: Tensor, gradient_BCTHW: Tensor, counted: Tensor
         counted: bool [B, 1, T, 1, 1].
     """
     student = student_BCTHW.float()
-    # The same difference, without the rounding of g by the larger student.
+    # The same difference, but g is not rounded to the larger student's precision.
     difference = (student - student.detach()) + gradient_BCTHW
     return 0.5 * mean_over(difference.square(), counted).mean()
 
 
 def regression_loss(student_BCTHW: Tensor, truth_BCTHW: Tensor, counted: Tensor) -> Tensor:
-    """``mean_N |student - truth|^2``, which goes with the oracle's history; a scalar."""
+    """Compute ``mean_N |student - truth|^2``, used with the oracle's history; a scalar."""
     return mean_over((student_BCTHW - truth_BCTHW).square(), counted).mean()

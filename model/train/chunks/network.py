@@ -1,7 +1,7 @@
-"""The transformer as it is trained: a batch of chunks, all of it computed in one `forward`.
+"""The transformer in training: a batch of chunks, computed entirely in one `forward`.
 
-In a stream, keys, values and modulations are prepared once; here every block makes its own, so
-that gradients reach their weights and a sharded block is gathered once. The numbers are the same.
+In a stream, keys, values and modulations are prepared once; here every block computes its own, so
+that gradients reach their weights and a sharded block is gathered once. Results are the same.
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ MASK_CHANNELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What each chunk of a batch is made under.
+    """The conditions of each chunk in a batch.
 
     Attributes:
         portrait: [B, 16, T, h, w] latents of the reference picture and grey (`Avatar.condition`).
-        text: [B, L, 4096] prompt embeddings, zeros behind the shorter ones.
+        text: [B, L, 4096] prompt embeddings, padded with zeros.
         image: [B, 257, 1280] image features.
         windows: [B, F, window, layers, channels] audio features around every video frame.
     """
@@ -33,11 +33,11 @@ class Conditions:
     windows: Tensor
 
     def drop(self, *, text: Tensor, audio: Tensor) -> Self:
-        """Take away text or audio: zeros, as the rows that pad a prompt are, and silence.
+        """Drop text or audio: replace it by zeros, like a prompt's padding rows, and silence.
 
         Args:
-            text: bool [B]: of which samples.
-            audio: bool [B]: likewise.
+            text: bool [B]: samples without text.
+            audio: bool [B]: samples without audio.
         """
         return replace(
             self,
@@ -47,14 +47,14 @@ class Conditions:
 
 
 class Network(nn.Module):
-    """The flow that the transformer predicts, at each sample's own timestep."""
+    """The flow predicted by the transformer, at each sample's own timestep."""
 
     def __init__(self, dit: DiT, *, products: torch.dtype = torch.float32) -> None:
-        """Take a transformer.
+        """Wrap a transformer.
 
         Args:
-            dit: Its ops were bound with ``differentiable=True``.
-            products: bf16: its matrices are multiplied in that, with weights that stay as they are.
+            dit: Transformer whose ops were bound with ``differentiable=True``.
+            products: bf16: matrix products use it, while weights keep their dtype.
         """
         super().__init__()
         assert dit.ops.differentiable, "bind_ops(differentiable=True) finds what has gradients"

@@ -1,8 +1,9 @@
-"""Retrospective self-correction: the student goes on from its own chunks, and learns in the last.
+"""Retrospective self-correction: the student continues its own chunks, and learns in the last.
 
-The motion latents of a chunk are the student's own last frames: decoded, colour-corrected and
-coded again, as a stream does it. They cannot be handed over as latents, since the last two of a
-chunk hold 4 + 4 frames and the motion latents of the next 1 + 4.
+A chunk's motion latents are the student's own last frames: decoded, colour-corrected and
+re-encoded,
+as in a stream. They cannot be passed on as latents, since the last two of a chunk hold 4 + 4 frames
+and the motion latents of the next 1 + 4.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), multi-step retrospective self-correction.
 """
@@ -20,21 +21,21 @@ from ...vae import VAE, DecoderCache
 from .flow import Flow, clean_of
 from .network import Conditions
 
-SEEN_LATENTS = 2  # the last ones, of which the last five frames are
+SEEN_LATENTS = 2  # the last ones, which contain the last five frames
 
 HandOver = Callable[[Tensor], Tensor]
 """A chunk's latents [B, C, T, H, W] -> motion latents of the next, [B, C, m, H, W]."""
 
 DrawNoise = Callable[[int, int, bool], Tensor]
-"""Chunk, number of the draw in it, first of the chunk -> noise [B, C, T, H, W]."""
+"""Chunk, index of the draw in it, whether it is the chunk's first -> noise [B, C, T, H, W]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Brink:
-    """Where the student stands before the one step that learns.
+    """The student's position before the one step that learns.
 
     Attributes:
-        x: Noised latents, motion put back, float32 [B, C, T, H, W].
+        x: Noised latents, with motion restored, float32 [B, C, T, H, W].
         motion: The motion latents [B, C, m, H, W].
         timestep: The step's timestep, 0 to 1000, [B].
         given: The chunk's conditions.
@@ -57,19 +58,19 @@ def roll_out(
     hand_over: HandOver,
     draw_noise: DrawNoise,
 ) -> Brink:
-    """Make chunks in a row, the last one up to a step; a stream makes the same.
+    """Make consecutive chunks, the last one up to a step; a stream makes the same.
 
     Args:
         student: The generator.
-        chunks: Conditions of chunk 1 to k.
+        chunks: Conditions of chunks 1 to k.
         start_BCTHW: Motion latents of the first: the portrait's.
         schedule: [steps + 1] from `sampler.timesteps`, on the CPU.
         exit_step: j: the step of chunk k that is left to the caller.
-        hand_over: Motion latents of what a chunk came to.
-        draw_noise: Where noise comes from.
+        hand_over: Computes the motion latents that follow a chunk.
+        draw_noise: Source of noise.
 
     Returns:
-        What step j takes.
+        The input of step j.
     """
     motion, last = start_BCTHW, len(chunks) - 1
     latents = start_BCTHW
@@ -94,7 +95,7 @@ def _chunk(
     *,
     until: int | None,
 ) -> Tensor:
-    """Denoise one chunk by the sampler's own loop."""
+    """Denoise one chunk with the sampler's own loop."""
     draws = 0
 
     def noise(first: bool) -> Tensor:
@@ -110,7 +111,7 @@ def _chunk(
 
 
 def take_step(student: Flow, at: Brink) -> Tensor:
-    """``x - t v``: the student's clean latents, the one place where its gradient arises."""
+    """Compute ``x - t v``: the student's clean latents, the only source of its gradient."""
     return clean_of(at.x, student(at.x, at.timestep, at.given), at.timestep / 1000)
 
 
@@ -118,13 +119,13 @@ def take_step(student: Flow, at: Brink) -> Tensor:
 def through_pixels(
     vae: VAE, latents_BCTHW: Tensor, colors: Sequence[ColorStats], strength: float = 1.0
 ) -> Tensor:
-    """Hand over motion by the last five frames, decoded, colour-corrected and coded again.
+    """Pass on motion through the last five frames, decoded, colour-corrected and re-encoded.
 
     Args:
         vae: The VAE.
-        latents_BCTHW: A chunk's latents, motion in front.
+        latents_BCTHW: A chunk's latents, including motion in front.
         colors: Colour statistics of each sample's portrait.
-        strength: Of the colour correction, 0 to 1.
+        strength: Strength of the colour correction, 0 to 1.
 
     Returns:
         [B, C, 2, H, W].

@@ -1,10 +1,10 @@
-"""What two flows think of the student's latents: the real score, with guidance, and the fake one.
+"""Two flows' estimates of the student's latents: the real score, with guidance, and the fake one.
 
-Both look at the same noised latents and say which clean ones they came from; the difference of
-their answers is the direction in which the student's distribution misses the teacher's.
+Both see the same noised latents and predict the clean ones they came from; the difference of their
+answers is the direction in which the student's distribution deviates from the teacher's.
 
-Source: distribution matching distillation (arXiv 2311.18828, 2405.14867); guidance in two steps is
-that of MultiTalk (arXiv 2505.22647), which the teacher descends from.
+Source: distribution matching distillation (arXiv 2311.18828, 2405.14867); two-step guidance is that
+of MultiTalk (arXiv 2505.22647), the teacher's ancestor.
 """
 
 import torch
@@ -22,14 +22,14 @@ def noised_for_scores(
     time_B: Tensor,
     score_motion: ScoreMotion,
 ) -> Tensor:
-    """``(1 - tau) student + tau noise``, with the motion latents put back, clean or noised.
+    """Compute ``(1 - tau) student + tau noise``, with the motion latents restored, clean or noised.
 
     Args:
         student_BCTHW: The student's clean latents.
         motion_BCTHW: [B, C, m, H, W] the known first frames.
         noise_BCTHW: Standard normal numbers.
         time_B: tau in 0..1.
-        score_motion: What becomes of the motion latents.
+        score_motion: How to treat the motion latents.
     """
     if score_motion == "noised":
         held = with_motion(student_BCTHW, motion_BCTHW)
@@ -40,10 +40,11 @@ def noised_for_scores(
 def guided_velocity(
     flow: Flow, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions, guidance: Guidance
 ) -> Tensor:
-    """``v_0 + s_a (v_a - v_0) + s_t (v_at - v_a)``.
+    """Compute ``v_0 + s_a (v_a - v_0) + s_t (v_at - v_a)``.
 
     ``v_0`` sees neither audio nor text, ``v_a`` the audio, ``v_at`` both. Without a text scale the
-    last term is left out, and ``v_a`` has whatever text there is.
+    last
+    term is dropped, and ``v_a`` sees whatever text there is.
 
     Args:
         flow: The teacher.
@@ -66,11 +67,11 @@ def guided_velocity(
 def real_score(
     flow: Flow, x_BCTHW: Tensor, time_B: Tensor, given: Conditions, guidance: Guidance
 ) -> Tensor:
-    """r: the clean latents that the frozen teacher sees, with guidance; no gradient."""
+    """Compute r: the frozen teacher's estimate of the clean latents, with guidance; no gradient."""
     return clean_of(x_BCTHW, guided_velocity(flow, x_BCTHW, 1000 * time_B, given, guidance), time_B)
 
 
 @torch.no_grad()
 def fake_score(flow: Flow, x_BCTHW: Tensor, time_B: Tensor, given: Conditions) -> Tensor:
-    """f: the clean latents that a flow of the student's own distribution sees; no gradient."""
+    """Compute f: the estimate by a flow of the student's own distribution; no gradient."""
     return clean_of(x_BCTHW, flow(x_BCTHW, 1000 * time_B, given), time_B)

@@ -1,11 +1,10 @@
-"""Both stages as the loop takes them: what learns when, and from which tensors of a batch.
+"""Both stages as tasks of the loop: what learns when, and from which tensors of a batch.
 
 A batch has, B samples of it: ``portrait`` [B, 16, T, h, w], ``text`` [B, L, 4096], ``image``
-[B, 257, 1280] as in `Conditions`, and ``windows``. Stage 1 takes ``windows`` [B, F, window, layers,
-channels], ``latents`` [B, 16, T, h, w] and, where the mouth counts more, ``weight`` [B, 1, T, h,
-w]; stage 2 windows and, for the oracle, ``latents`` and
-``motion`` of K chunks, [B, K, ...], ``start`` [B, 16, m, h, w] for the first one's motion, and
-what its hand-over needs.
+[B, 257, 1280] as in `Conditions`, and ``windows``. Stage 1 uses ``windows`` [B, F, window, layers,
+channels], ``latents`` [B, 16, T, h, w] and, if the mouth counts more, ``weight`` [B, 1, T, h, w];
+stage 2 windows and, for the oracle, ``latents`` and ``motion`` of K chunks, [B, K, ...], ``start``
+[B, 16, m, h, w] for the first one's motion, and whatever its hand-over needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ class TeacherTask:
     """Stage 1.
 
     Attributes:
-        teaching: The shares.
+        teaching: Fractions of the samples.
         schedule: [steps + 1] timesteps of the sampler, on the CPU.
         draws: The run's randomness.
     """
@@ -45,13 +44,13 @@ class TeacherTask:
     draws: Draws
 
     def turns(self, step: int) -> Sequence[str]:
-        """The teacher, always."""
+        """Train the teacher in every update."""
         return (TEACHER,)
 
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """`teacher_loss` of what is drawn for the samples."""
+        """Compute `teacher_loss` for what is drawn for the samples."""
         clean = batch["latents"]
         lesson = draw_lesson(
             self.draws,
@@ -73,21 +72,21 @@ class DistillTask:
 
     Attributes:
         course: What stays the same.
-        hand_over: Motion latents of what a chunk came to.
+        hand_over: Computes the motion latents that follow a chunk.
     """
 
     course: Course
     hand_over: HandOver
 
     def turns(self, step: int) -> Sequence[str]:
-        """The critic, and now and then the student."""
+        """Train the critic, and at intervals the student."""
         last = (step + 1) % self.course.method.generator_every == 0
         return (CRITIC, STUDENT) if last else (CRITIC,)
 
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """`student_turn` or `critic_turn`."""
+        """Compute `student_turn` or `critic_turn`."""
         streams = self._streams(batch, at)
         student, critic = state.networks[STUDENT], state.networks[CRITIC]
         given = student, critic, self.course, streams
@@ -114,7 +113,7 @@ class DistillTask:
 
 
 def through_frames(vae: VAE) -> HandOver:
-    """Hand over as a stream does: decoded, matched to the portrait's colours, coded again.
+    """Pass on motion like a stream: decoded, matched to the portrait's colours, re-encoded.
 
     The batch has ``picture`` [B, 3, 1, height, width], the portraits, -1 to 1.
     """

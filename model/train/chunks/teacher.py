@@ -1,8 +1,9 @@
 """Stage 1: flow matching on chunks whose first frames are given.
 
-The whole chunk has one time, and the motion latents enter clean, or of some samples with a little
-noise, so that the network does not take them at their word. So that the same network can be
-guided, some samples see no text, or neither text nor audio.
+The whole chunk has one time; the motion latents enter clean, or for some samples with a little
+noise,
+so that the network does not trust them blindly. To permit guidance with the same network, some
+samples have no text, or neither text nor audio.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), latency-aware spatiotemporal adaptation.
 """
@@ -21,18 +22,18 @@ from .losses import flow_loss
 from .network import Conditions
 
 MOTION_TIME = 0.4
-"""Most noise of motion latents: the time at which noised ones stand."""
+"""Maximum noise of motion latents: the time of noised ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What is drawn for a batch of chunks.
+    """Random draws for a batch of chunks.
 
     Attributes:
         noise: [B, C, T, H, W].
         time: [B] in 0..1.
-        known: int64 [B]: motion latents.
-        motion_time: [B] in 0..1, at which the motion latents stand.
+        known: int64 [B]: number of motion latents.
+        motion_time: [B] in 0..1, time of the motion latents.
         no_text: bool [B].
         no_audio: bool [B].
     """
@@ -54,14 +55,14 @@ def draw_lesson(
     teaching: Teaching,
     schedule: Tensor,
 ) -> Lesson:
-    """Draw noise, times, motion and what is left out, by the samples' indices.
+    """Draw noise, times, motion and what is dropped, by the samples' indices.
 
     Args:
         draws: The run's randomness.
-        shape: Of one sample's latents.
-        step: Number of the update.
+        shape: Shape of one sample's latents.
+        step: Index of the update.
         samples: Indices in the global batch.
-        teaching: The shares.
+        teaching: Fractions of the samples.
         schedule: [steps + 1] timesteps of the sampler, the last one 0.
     """
 
@@ -90,14 +91,14 @@ def teacher_loss(
     lesson: Lesson,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """``mean_N |v(x_t, t, c) - (noise - clean)|^2`` over what is not motion; a scalar.
+    """Compute ``mean_N |v(x_t, t, c) - (noise - clean)|^2`` over all but motion; a scalar.
 
     Args:
         flow: The network.
         clean_BCTHW: Latents of whole chunks.
         given: Their conditions.
-        lesson: What is drawn for them, on their device.
-        weight: [B, 1, T, H, W]: what each place counts; by default all the same.
+        lesson: Random draws for them, on their device.
+        weight: [B, 1, T, H, W]: weight of each position; by default uniform.
     """
     free = free_positions(lesson.known, clean_BCTHW.shape[2])
     noised, motion = (

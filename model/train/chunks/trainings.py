@@ -1,4 +1,4 @@
-"""The trainings of the transformer: what they build on, and what they leave for the product."""
+"""The transformer's trainings: what they build on, and what they leave for the product."""
 
 import dataclasses
 import shutil
@@ -44,14 +44,14 @@ from .rollout import roll_out, take_step
 from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
 
 VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE = "vae", "audio_encoder", "teacher"
-_PORTRAITS = 8  # clips whose portraits say what the model is used to
+_PORTRAITS = 8  # clips whose portraits show what the model is used to
 
 
 def teacher_training(run: Run, clips: Clips, about: About) -> Training:
-    """A new transformer, to be taught by flow matching.
+    """Set up the training of a new transformer by flow matching.
 
     Raises:
-        UserError: What it builds on is no good.
+        UserError: What it builds on is unusable.
     """
     vae, encoder = _frozen(about)
     config = dataclasses.replace(DEMO.dit, audio_layers=encoder.layers, audio_dim=encoder.width)
@@ -66,10 +66,10 @@ def teacher_training(run: Run, clips: Clips, about: About) -> Training:
 
 
 def distill_training(run: Run, clips: Clips, about: About) -> Training:
-    """A student and a fake score, both begun as the teacher is.
+    """Set up a student and a fake score, both initialised from the teacher.
 
     Raises:
-        UserError: What it builds on is no good.
+        UserError: What it builds on is unusable.
     """
     vae, encoder = _frozen(about)
     folder = CheckpointFolder(_source(about, TEACHER_SOURCE))
@@ -100,7 +100,7 @@ def _training(
     clips: Clips,
     about: About,
 ) -> Training:
-    """The training of a network of which chunks are seen on the way."""
+    """Set up the training of a network whose chunks are sampled along the way."""
     draws = Draws(seed=run.seed)
 
     @torch.no_grad()
@@ -134,7 +134,7 @@ def _training(
             image_zeros=True,
             portrait_db=data.portrait_db(_PORTRAITS),
         )
-        beside = _leave_beside(folder, about)  # first: a config.json says that all is there
+        beside = _leave_beside(folder, about)  # first: config.json indicates completeness
         export_network(network, folder, own=own, weights=average)
         return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
 
@@ -142,7 +142,7 @@ def _training(
 
 
 def _leave_beside(folder: Path, about: About) -> Sequence[Path]:
-    """Copy what 'livetalk generate' needs besides, VAE and audio encoder; the files."""
+    """Copy what 'livetalk generate' also needs, VAE and audio encoder; return the files."""
     vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
     copies = {
         folder / VAE_FILE: CheckpointFolder(vae).vae,
@@ -155,7 +155,7 @@ def _leave_beside(folder: Path, about: About) -> Sequence[Path]:
 
 
 def _frozen(about: About) -> tuple[VAE, AudioEncoder]:
-    """The VAE and the audio encoder that a transformer is trained with."""
+    """Load the VAE and the audio encoder that a transformer is trained with."""
     encoder = AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device="cpu")
     return _load_vae(about, training_ops()), encoder
 

@@ -1,1 +1,1 @@
-"""Data: clips on disk, made of drawn faces or cut from videos, and windows read from them."""
+"""Data: clips on disk, made from drawn faces or cut from videos, and windows read from them."""

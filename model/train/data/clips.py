@@ -1,4 +1,4 @@
-"""Clips on disk: a folder of safetensors files, each whole or not there, and an index in JSON.
+"""Clips on disk: a folder of safetensors files, each complete or absent, and an index in JSON.
 
 A clip is one file with ``frames`` uint8 [T, H, W, 3], ``audio`` int16 [T * 640] at 16 kHz and
 ``truth`` float32 [T, K], where K is 0 for clips of which nothing is known but what is seen.
@@ -32,10 +32,10 @@ INDEX = "index.json"
 FORMAT = "livetalk clips"
 VERSION = 1
 MAX_CLIP_BYTES = 1 << 29
-"""Of a clip's frames."""
+"""Maximum bytes of a clip's frames."""
 MAX_FRAMES = 100_000
 _INDEX_BYTES = 256 << 20
-_INDEX_SECONDS = 5.0  # between two writes of the index, at least
+_INDEX_SECONDS = 5.0  # minimum between two writes of the index
 _AGAIN = "make the clips again with 'livetalk dataset', in a new folder"
 _FIRST = "make clips with 'livetalk dataset --synthetic 256 --output DIR'"
 
@@ -48,7 +48,7 @@ class Clip:
         frames: uint8 [T, H, W, 3].
         audio: int16 [T * 640] at 16 kHz.
         truth: float32 [T, K].
-        facts: Where it comes from; plain values.
+        facts: Its origin, as plain values.
     """
 
     frames: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Entry:
 
     Attributes:
         file: Name in the folder.
-        frames: How many.
+        frames: Number of frames.
         facts: See `Clip`.
     """
 
@@ -72,22 +72,22 @@ class Entry:
     facts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse what lies outside the folder."""
+        """Reject files outside the folder."""
         if os.path.basename(self.file) != self.file or not self.file.endswith(".safetensors"):
             raise ValueError(f"file is {self.file!r:.60}, not the name of a clip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a folder of clips holds.
+    """The contents of a folder of clips.
 
     Attributes:
-        format: Says what the file is.
-        version: Of the format.
-        complete: All that was asked for is there.
+        format: Identifies the type of file.
+        version: Version of the format.
+        complete: Whether everything that was requested is there.
         size: Pictures' (H, W).
         truth: Names of the truth's columns.
-        settings: What the clips were made with.
+        settings: Settings that the clips were made with.
         clips: The clips.
     """
 
@@ -101,22 +101,22 @@ class Index:
 
 
 class ClipWriter:
-    """Fills a folder with clips, and goes on where an earlier run was stopped.
+    """Fills a folder with clips, and resumes where an earlier run was stopped.
 
     Attributes:
         folder: The folder.
-        entries: The clips that are there, by name.
+        entries: The existing clips, by name.
     """
 
     def __init__(self, folder: Path, index: Index) -> None:
-        """Make the folder, or take the clips that it has.
+        """Create the folder, or adopt the clips that it has.
 
         Args:
-            folder: A new one, or one that was begun with the same settings.
-            index: What it is to hold; without clips.
+            folder: A new folder, or one begun with the same settings.
+            index: The index to write, without clips.
 
         Raises:
-            UserError: It has other files, or clips of other settings, or cannot be written.
+            UserError: It has other files, or clips with other settings, or is not writable.
         """
         self.folder, self._index = folder, index
         self.entries: dict[str, Entry] = {}
@@ -136,35 +136,35 @@ class ClipWriter:
         self.write_index()
 
     def store(self, file: str, clip: Clip) -> Entry:
-        """Write a clip, whole or not at all; it counts once it is given to `enter`."""
+        """Write a clip, completely or not at all; it counts once passed to `enter`."""
         tensors = {"frames": clip.frames, "audio": clip.audio, "truth": clip.truth}
         with new_file(self.folder / file) as stream:
             stream.write(save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
         return Entry(file=file, frames=len(clip.frames), facts=clip.facts)
 
     def enter(self, *entries: Entry) -> None:
-        """Count clips in."""
+        """Register clips."""
         self.entries |= {entry.file: entry for entry in entries}
         if time.monotonic() - self._written > _INDEX_SECONDS:
             self.write_index()
 
     def write_index(self, *, complete: bool = False) -> None:
-        """Write the index; to be called at the end, also of a run that is stopped."""
+        """Write the index; call it at the end, even of a run that is stopped."""
         clips = tuple(self.entries[file] for file in sorted(self.entries))
         value = asdict(self._index) | {"complete": complete, "clips": [asdict(c) for c in clips]}
         write_json(self.folder / INDEX, value)
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Leave nothing behind where there are no clips."""
-        with suppress(OSError):  # the folder holds something else by now
+        """Remove the folder if there are no clips."""
+        with suppress(OSError):  # the folder contains something else by now
             (self.folder / INDEX).unlink()
             self.folder.rmdir()
 
     def _check_same(self, there: Index) -> None:
         mine = {"size": self._index.size, "truth": self._index.truth, **self._index.settings}
         others = {"size": there.size, "truth": there.truth, **there.settings}
-        # By way of JSON, which knows no tuples.
+        # Through JSON, which has no tuples.
         mine, others = (json.loads(json.dumps(value)) for value in (mine, others))
         names = sorted(
             name for name in mine.keys() | others.keys() if mine.get(name) != others.get(name)
@@ -181,14 +181,14 @@ class Clips:
 
     Attributes:
         folder: The folder.
-        index: What it holds.
+        index: Its index.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Read the index and every clip's header.
 
         Raises:
-            UserError: There are none, or one of them is missing, damaged or does not fit.
+            UserError: There are no clips, or one of them is missing, damaged or does not fit.
         """
         self.folder = check_folder(folder, _FIRST)
         self.index = read_index(self.folder / INDEX)
@@ -197,19 +197,19 @@ class Clips:
         self._files = [self._open(entry) for entry in self.index.clips]
 
     def __len__(self) -> int:
-        """How many clips there are."""
+        """Return the number of clips."""
         return len(self._files)
 
     def frames(self, clip: int) -> Tensor:
-        """Pictures of a clip, uint8 [T, H, W, 3]; not to be written to."""
+        """Return the pictures of a clip, uint8 [T, H, W, 3]; do not write to them."""
         return self._files[clip].read("frames")
 
     def sound(self, clip: int) -> Tensor:
-        """Sound of a clip, float32 [T * 640] at 16 kHz."""
+        """Return the sound of a clip, float32 [T * 640] at 16 kHz."""
         return self._files[clip].read("audio").float() / 32768
 
     def truth(self, clip: int) -> Tensor:
-        """What is true of each frame, float32 [T, K]; not to be written to."""
+        """Return the truth of each frame, float32 [T, K]; do not write to it."""
         return self._files[clip].read("truth")
 
     def _open(self, entry: Entry) -> SafetensorsFile:
@@ -230,7 +230,7 @@ def read_index(path: Path) -> Index:
     """Read the index of a folder of clips.
 
     Raises:
-        UserError: It is missing, damaged or of another version.
+        UserError: It is missing, damaged or has another version.
     """
     value = read_json(path, "index", cure=_AGAIN, limit=_INDEX_BYTES, missing=_FIRST)
     if value.get("format") != FORMAT:
@@ -246,7 +246,7 @@ def read_index(path: Path) -> Index:
 
 
 def check_clip_size(size: tuple[int, int], frames: int) -> None:
-    """Check that a clip has a size that can be handled.
+    """Check that a clip has a manageable size.
 
     Raises:
         UserError: It is too large.
@@ -260,7 +260,7 @@ def check_clip_size(size: tuple[int, int], frames: int) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Check that a disk takes so many bytes.
+    """Check that a disk has room for ``needed`` bytes.
 
     Raises:
         UserError: It does not.

@@ -1,7 +1,6 @@
-"""Made-up clips: a drawn face that talks, with all that is true of it.
+"""Synthetic clips: a drawn talking face, with its ground truth.
 
-A clip follows from (seed, split, index) alone, so a run that was stopped goes on with the same
-ones.
+A clip is determined by (seed, split, index) alone, so a resumed run continues with the same ones.
 """
 
 from dataclasses import fields
@@ -18,8 +17,8 @@ from .clips import Clip
 from .voices import make_speech
 
 TRUTH = tuple(field.name for field in fields(Pose))
-"""Names of the columns of a made-up clip's truth."""
-_SMILES = 0.12  # of a mouth's width, that a smile of 1 adds: the same sound has several mouths
+"""Columns of a synthetic clip's truth."""
+_SMILES = 0.12  # mouth width added by a smile of 1: the same sound has several mouths
 
 
 def make_clip(
@@ -34,12 +33,12 @@ def make_clip(
     """Draw a clip.
 
     Args:
-        seed: Of the dataset.
-        split: Whose voices, texts and persons.
-        index: Number of the clip.
+        seed: Seed of the dataset.
+        split: Split of voices, texts and persons.
+        index: Index of the clip.
         seconds: Length, rounded to frames.
         size: Picture's (H, W).
-        program: espeak-ng's path; None for made-up speech.
+        program: espeak-ng's path; None for synthetic vowels.
 
     Raises:
         UserError: espeak-ng fails.
@@ -60,10 +59,10 @@ def make_clip(
 
 
 def make_truth(rng: np.random.Generator, wave_N: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Say what a face does to a sound, [T, 9]; columns are `TRUTH`.
+    """Generate what a face does with a sound, [T, 9]; columns are `TRUTH`.
 
     Args:
-        rng: Chooses what the sound does not tell.
+        rng: Chooses what the sound does not determine.
         wave_N: Whole frames at 16 kHz.
     """
     opening, width = follow(wave_N)

@@ -1,4 +1,4 @@
-"""Real clips: videos of a talking person, cut to the frame and to pieces, with their sound."""
+"""Real clips: videos of a talking person, cropped to the frame and cut to pieces, with sound."""
 
 import hashlib
 from collections import deque
@@ -24,34 +24,34 @@ from .clips import Clip
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg")
 SHORTEST = 2 * CHUNK_FRAMES
-"""Frames of a clip, at least: a window, and one for the reference."""
+"""Minimum frames of a clip: a window, and one for the reference."""
 MOST_MOTION = 6.0
-"""Mean change of the background's grey levels between frames, of 255, beyond which it moves."""
+"""Mean change of the background's grey levels between frames, of 255, above which it is moving."""
 _EDGE = 8  # the outermost eighths, left and right, of the upper half are background
-_LONGEST_STILL = 10 * FPS  # frames that one picture may stand for
+_LONGEST_STILL = 10 * FPS  # frames that one picture may cover
 _STEP = 5  # frames between two that are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A video file of a folder.
+    """A video file in a folder.
 
     Attributes:
         path: The file.
-        source: Its name and size, by which a later run knows it again.
+        source: Its name and size, by which a later run recognises it.
     """
 
     path: Path
     source: str
 
     def file(self, piece: int) -> str:
-        """Name of the clip that a piece becomes."""
+        """Name the clip that a piece becomes."""
         digest = hashlib.blake2b(self.source.encode(errors="replace"), digest_size=6).hexdigest()
         return f"{digest}_{piece:04d}.safetensors"
 
 
 def find_videos(folder: Path) -> list[Video]:
-    """List the videos of a folder by name.
+    """List the videos in a folder by name.
 
     Raises:
         UserError: There are none.
@@ -73,11 +73,11 @@ def read_clips(
     Args:
         video: The file.
         size: Pictures' (H, W).
-        frames: Of a clip; the last one may be shorter, down to `SHORTEST`.
-        crop: What is kept of the picture; None for its centre.
+        frames: Frames per clip; the last one may be shorter, down to `SHORTEST`.
+        crop: Part of the picture to keep; None for its centre.
 
     Yields:
-        Clips, and of those that are left out the reason.
+        Clips, or the reason why one is left out.
 
     Raises:
         UserError: The file has no sound, no video, or is damaged.
@@ -106,7 +106,7 @@ def read_clips(
 
 
 def background_motion(frames_THWC: NDArray[np.uint8]) -> float:
-    """Mean change of what lies left and right above the shoulders, in grey levels.
+    """Compute the mean change left and right above the shoulders, in grey levels.
 
     Args:
         frames_THWC: uint8 [T, H, W, 3].
@@ -121,7 +121,7 @@ def background_motion(frames_THWC: NDArray[np.uint8]) -> float:
 def _pieces(
     path: Path, size: tuple[int, int], frames: int, crop: Crop | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The pictures at 25 a second, so many at a time."""
+    """Yield the pictures at 25 per second, ``frames`` at a time."""
     waiting: deque[NDArray[np.uint8]] = deque()
     for picture, times in _timed(path):
         pixels = _fitted(path, picture, size, crop)
@@ -135,7 +135,7 @@ def _pieces(
 
 
 def _timed(path: Path) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Every picture with how many of the frames at 25 a second show it, none of 0."""
+    """Yield every picture with the number of frames at 25 per second that show it, if any."""
     with open_container(path) as container:
         if not container.streams.video:
             raise UserError(f"{path}: has no video; choose a video file")
@@ -147,7 +147,7 @@ def _timed(path: Path) -> Iterator[tuple[av.VideoFrame, int]]:
                 stamp = picture.pts
                 if stamp is None or picture.time_base is None:
                     continue
-                # A frame shows the latest picture that has begun in its middle.
+                # A frame shows the latest picture that started before its middle.
                 begun = (stamp * picture.time_base - origin) * FPS
                 until = max(done, ceil(begun - Fraction(1, 2)))
                 if until - done > _LONGEST_STILL:
@@ -172,7 +172,7 @@ def _timed(path: Path) -> Iterator[tuple[av.VideoFrame, int]]:
 def _fitted(
     path: Path, picture: av.VideoFrame, size: tuple[int, int], crop: Crop | None
 ) -> NDArray[np.uint8]:
-    """A picture upright, cropped and scaled as a portrait is, uint8 [H, W, 3]."""
+    """Crop and scale a picture upright like a portrait, uint8 [H, W, 3]."""
     image = picture.to_image()
     if picture.rotation:
         image = image.rotate(picture.rotation, expand=True)

@@ -1,6 +1,6 @@
-"""Speech for made-up faces: espeak-ng where it is installed, else vowels of our own.
+"""Speech for drawn faces: espeak-ng if installed, else synthetic vowels.
 
-espeak-ng is run as a program, with a list of arguments, for data only.
+espeak-ng is run as a program, with an argument list, to generate data only.
 """
 
 import shutil
@@ -20,22 +20,22 @@ from ..faces.cast import TEXTS, VOICES, Split
 
 PROGRAM = "espeak-ng"
 INSTALL = "install it with 'apt-get install espeak-ng'"
-_RATE = 22050  # that espeak-ng's own voices speak at
-_SECONDS = 60.0  # a sentence takes 0.1
+_RATE = 22050  # of espeak-ng's own voices
+_SECONDS = 60.0  # timeout; a sentence takes 0.1
 _PAUSES = (0.15, 0.7)  # seconds between two sentences
 _LEVELS = (0.05, 0.12)  # root mean square of a clip's speech
-_SPEEDS = (130, 190)  # words a minute
+_SPEEDS = (130, 190)  # words per minute
 _PITCHES = (25, 80)  # of espeak-ng's 0..99
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """What is said in a clip.
+    """The speech in a clip.
 
     Attributes:
         wave: float32 [N] at 16 kHz, whole steps of 1/32768.
-        voice: Name of the voice; ``babble`` of made-up speech.
-        texts: What is said; empty of made-up speech.
+        voice: Name of the voice; ``babble`` for synthetic vowels.
+        texts: Sentences; empty for synthetic vowels.
     """
 
     wave: NDArray[np.float32]
@@ -44,20 +44,20 @@ class Speech:
 
 
 def find_program() -> str | None:
-    """Path of espeak-ng; None where it is not installed."""
+    """Find espeak-ng's path; None if not installed."""
     return shutil.which(PROGRAM)
 
 
 def make_speech(
     rng: np.random.Generator, split: Split, samples: int, *, program: str | None
 ) -> Speech:
-    """Make speech of one voice that fills a clip: sentences with pauses between them.
+    """Generate speech by one voice that fills a clip: sentences separated by pauses.
 
     Args:
         rng: Chooses voice, sentences, speed, pitch, pauses and loudness.
-        split: Whose voices and texts.
+        split: Split of voices and texts.
         samples: Length at 16 kHz.
-        program: espeak-ng's path; None for made-up speech.
+        program: espeak-ng's path; None for synthetic vowels.
 
     Raises:
         UserError: espeak-ng fails.
@@ -82,22 +82,22 @@ def make_speech(
 def speak(
     program: str, voice: str, text: str, *, speed: int = 175, pitch: int = 50
 ) -> NDArray[np.float32]:
-    """Let espeak-ng say a text.
+    """Run espeak-ng on a text.
 
     Args:
         program: Its path.
         voice: A voice's name.
-        text: What to say.
-        speed: Words a minute.
+        text: Text to speak.
+        speed: Words per minute.
         pitch: 0..99.
 
     Returns:
         float32 [N] at 16 kHz.
 
     Raises:
-        UserError: It cannot be run, or gives no sound.
+        UserError: It cannot be run, or returns no sound.
     """
-    # In a group of its own: Ctrl-C is for us to handle.
+    # In its own process group: Ctrl-C is for us to handle.
     command = [program, "-v", voice, "-s", str(speed), "-p", str(pitch), "-z", "--stdout", text]
     try:
         done = subprocess.run(
@@ -116,7 +116,7 @@ def speak(
 
 
 def _samples_of(data: bytes) -> NDArray[np.float32]:
-    """Samples of a WAV file whose length is not in its header, as it comes through a pipe."""
+    """Parse a WAV file without a length in its header, as received through a pipe."""
     mono_16 = np.frombuffer(data[20:24], "<u2").tolist() == [1, 1] and data[34:36] == b"\x10\0"
     rate = int.from_bytes(data[24:28], "little")
     if data[:4] != b"RIFF" or data[36:40] != b"data" or not mono_16 or rate != _RATE:
@@ -126,7 +126,7 @@ def _samples_of(data: bytes) -> NDArray[np.float32]:
 
 
 def _levelled(wave: NDArray[Any], level: float) -> NDArray[np.float32]:
-    """The same with that root mean square where it is not silent, in steps of 16 bits."""
+    """Scale to that root mean square unless silent, in steps of 16 bits."""
     heard = wave[np.abs(wave) > 1e-3]
     gain = level / np.sqrt(np.mean(heard**2)) if len(heard) else 1.0
     steps = np.clip(np.round(wave * gain * 32768), -32768, 32767)

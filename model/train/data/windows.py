@@ -1,7 +1,7 @@
-"""What a trainer reads of clips: windows of frames with their sound, and a picture from elsewhere.
+"""What a trainer reads from clips: windows of frames with their sound, and a reference picture.
 
-Which window a sample is follows from the run's random numbers, the step and the sample's index, so
-that a resumed run, or one on more ranks, sees the same ones.
+The run's random numbers, the step and the sample's index determine its window, so a resumed run, or
+one on more ranks, sees the same ones.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class Windows:
     Attributes:
         frames: uint8 [B, F, H, W, 3].
         reference: uint8 [B, H, W, 3], a frame of the same clip outside the window.
-        audio: float32 [B, (lead + F) * 640]: the window's sound and what came before it; zeros
-            before the clip.
+        audio: float32 [B, (lead + F) * 640]: the window's sound and what precedes it; zeros before
+            the clip.
         truth: float32 [B, F, K].
-        clips: Which clip each is of.
-        starts: First frame in it.
+        clips: Index of each one's clip.
+        starts: Its first frame in the clip.
     """
 
     frames: Tensor
@@ -42,17 +42,17 @@ class Windows:
     starts: tuple[int, ...]
 
     def pictures(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The frames as the VAE takes them, [B, 3, F, H, W] in -1..1."""
+        """Return the frames as the VAE's input, [B, 3, F, H, W] in -1..1."""
         return from_uint8(self.frames.permute(0, 4, 1, 2, 3), dtype)
 
     def motion(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The frames that a chunk starts from, [B, 3, 5, H, W] in -1..1."""
+        """Return the frames that a chunk starts from, [B, 3, 5, H, W] in -1..1."""
         return self.pictures(dtype)[:, :, :MOTION_FRAMES]
 
     def condition(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The reference, and grey behind it: what a portrait's latents are made of.
+        """Return the reference followed by grey, the source of a portrait's latents.
 
-        A VAE that never saw grey frames encodes it badly, so these belong to its data.
+        A VAE that never saw grey frames encodes it badly, so these belong in its data.
 
         Returns:
             [B, 3, 33, H, W] in -1..1.
@@ -62,18 +62,18 @@ class Windows:
 
 
 class WindowReader:
-    """Draws windows of clips."""
+    """Draws windows from clips."""
 
     def __init__(
         self, clips: Clips, draws: Draws, *, frames: int = CHUNK_FRAMES, lead: int = 0
     ) -> None:
-        """Choose the clips that are long enough.
+        """Select the clips that are long enough.
 
         Args:
-            clips: Where to read.
+            clips: Source of the clips.
             draws: The run's random numbers.
-            frames: Of a window, 1 + 4 k; see `frames_of_chunks`.
-            lead: Frames before it of which the sound is given too.
+            frames: Frames per window, 1 + 4 k; see `frames_of_chunks`.
+            lead: Preceding frames whose sound is also returned.
 
         Raises:
             UserError: No clip has a window and a picture outside it.
@@ -94,9 +94,9 @@ class WindowReader:
         """Read a batch.
 
         Args:
-            step: Number of the update.
+            step: Index of the update.
             samples: Indices in the global batch.
-            purpose: What for; another word gives other windows.
+            purpose: Purpose; another word gives other windows.
         """
         where, elsewhere = (
             self._draws.uniform(f"{purpose} {what}", step=step, samples=samples).double()
@@ -117,7 +117,7 @@ class WindowReader:
         )
 
     def _row(self, clip: int, start: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A window's frames, reference, audio and truth; the share says which frame is it."""
+        """Return a window's frames, reference, audio and truth; ``share`` selects the reference."""
         end = start + self._frames
         frames, sound = self.clips.frames(clip), self.clips.sound(clip)
         others = len(frames) - self._frames
@@ -130,5 +130,5 @@ class WindowReader:
 
 
 def frames_of_chunks(chunks: int) -> int:
-    """Frames that so many chunks in a row cover; each repeats the last five of the one before."""
+    """Count the frames of consecutive chunks, each repeating the last five of the previous."""
     return CHUNK_FRAMES + (chunks - 1) * NEW_FRAMES

@@ -1,7 +1,8 @@
-"""Who may be shown in training and who is kept for testing: the fixed list of both splits.
+"""Who is shown in training and who is reserved for testing: the fixed list of both splits.
 
-No voice, no text and no person of one split is in the other. A dataset's seed chooses among these,
-and never moves one to the other side.
+No voice, text or person of one split is in the other. A dataset's seed chooses among these, and
+never
+moves one to the other side.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Outlines of heads and of the hair on them, in the head's own places; see `painter`."""
+"""Outlines of heads and of the hair on them, in face coordinates; see `painter`."""
 
 from typing import TypeAlias
 
@@ -9,16 +9,16 @@ from .identity import Identity
 
 Points: TypeAlias = NDArray[np.float64]
 
-_HALF, _ABOVE, _BELOW = 0.236, 0.3, 0.325  # of a head: half its breadth, height above and below 0
+_HALF, _ABOVE, _BELOW = 0.236, 0.3, 0.325  # of a head: half its width, height above and below 0
 
 
 def head_outline(person: Identity, *, jaw: float = 0.0, grown: float = 1.0) -> Points:
-    """Outline of the face, [64, 2].
+    """Compute the outline of the face, [64, 2].
 
     Args:
-        person: Whose.
-        jaw: How far the jaw is down.
-        grown: Factor of the upper part, for hair upon it.
+        person: The person.
+        jaw: How far the jaw is lowered.
+        grown: Scale of the upper part, for the hair on it.
     """
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     sine, cosine = np.sin(angle), np.cos(angle)
@@ -30,14 +30,14 @@ def head_outline(person: Identity, *, jaw: float = 0.0, grown: float = 1.0) -> P
 
 
 def half_face(person: Identity, y: Points) -> Points:
-    """Half of the face's breadth at a height below the eyes."""
+    """Compute half of the face's width at a height below the eyes."""
     down = np.clip((y + 0.03) / _BELOW, 0, 1)
     narrow = 1 - (0.24 - 0.12 * person.jaw) * down**2
     return _HALF * person.breadth * np.sqrt(1 - down**2) ** 0.9 * narrow
 
 
 def back_hair(person: Identity) -> list[Points]:
-    """What is seen behind head and shoulders."""
+    """Compute outlines of what is visible behind head and shoulders."""
     breadth = _HALF * person.breadth
     if person.style == "long":
         return [_fall(1.22 * breadth, 1.32 * breadth, 0.46)]
@@ -52,7 +52,7 @@ def back_hair(person: Identity) -> list[Points]:
 
 
 def front_hair(person: Identity) -> list[tuple[Points, float]]:
-    """What is seen in front of the forehead: outlines, and how light each is."""
+    """Compute what is in front of the forehead: outlines, and how light each is."""
     side = -1 if person.mirrored else 1
     t = np.linspace(-1, 1, 41)
     style = person.style
@@ -80,7 +80,7 @@ def front_hair(person: Identity) -> list[tuple[Points, float]]:
 
 
 def _cap(breadth: float, grown: float, line: Points, down: float) -> Points:
-    """Hair from the top of the head to a line across the forehead, and down at both sides."""
+    """Outline hair from the top of the head to a line across the forehead, and down both sides."""
     start = np.arcsin(np.clip((down + 0.03) / (_ABOVE * grown), -1, 1))
     angle = np.linspace(np.pi - start, 2 * np.pi + start, 41)
     x = breadth * grown * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.9
@@ -92,7 +92,7 @@ def _cap(breadth: float, grown: float, line: Points, down: float) -> Points:
 
 
 def _glint(cap: Points, side: int) -> Points:
-    """A light stripe on hair."""
+    """Outline a highlight on hair."""
     angle = np.linspace(1.28 * np.pi, 1.45 * np.pi, 15)
     if side > 0:
         angle = 3 * np.pi - angle
@@ -101,7 +101,7 @@ def _glint(cap: Points, side: int) -> Points:
 
 
 def _fall(above: float, below: float, end: float) -> Points:
-    """Hair from the top of the head down to an end."""
+    """Outline hair from the top of the head down to an end."""
     angle = np.linspace(np.pi, 2 * np.pi, 33)
     top = np.stack([above * np.cos(angle), 0.33 * np.sin(angle) - 0.03], -1)
     t = np.linspace(0, 1, 12)[:, None]

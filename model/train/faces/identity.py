@@ -1,7 +1,7 @@
-"""Made-up persons: what about a drawn face is the same in all its pictures.
+"""Fictional persons: what about a drawn face is the same in all its pictures.
 
-A person is a number, and looks the same in every clip, whatever seed made it. Which numbers
-training may show is fixed in `speakers`.
+A person is a number, and looks the same in every clip, whatever its seed. `speakers` determines
+which numbers training may show.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,28 +42,28 @@ WALLS: Sequence[Rgb] = (
     (206, 202, 222), (176, 190, 204), (226, 226, 226), (168, 192, 176), (214, 196, 178),
 )  # fmt: skip
 _LIPS: Sequence[Rgb] = ((190, 62, 78), (174, 44, 66), (204, 78, 84))
-_LARGEST_TINT = 6  # of each colour channel, so that no two persons are quite alike
+_LARGEST_TINT = 6  # per colour channel, so that no two persons are quite alike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A made-up person.
+    """A fictional person.
 
     Attributes:
-        number: The person's number; all else follows from it.
+        number: The person's number, which determines everything else.
         skin: Colour of the face.
         hair: Colour of hair and brows.
-        style: How the hair is worn.
+        style: Hair style.
         eyes: Name of the iris's colour, one of `EYES`.
         lips: Colour of the lips.
-        clothes: Colour.
+        clothes: Colour of the clothes.
         wall: Colour of the background.
-        pattern: What the background has: 0 nothing, 1 a window, 2 a round lamp, 3 two pictures.
-        breadth: Breadth of the face, by the usual one.
+        pattern: What is on the background: 0 nothing, 1 a window, 2 a round lamp, 3 two pictures.
+        breadth: Width of the face, relative to the average.
         jaw: How little the face narrows towards the chin, 0..1.
-        eye_size: Size of the eyes, by the usual one.
-        brow: Thickness of the brows, by the usual one.
-        mirrored: Parting and background are the other way round.
+        eye_size: Size of the eyes, relative to the average.
+        brow: Thickness of the brows, relative to the average.
+        mirrored: Whether parting and background are mirrored.
     """
 
     number: int
@@ -83,7 +83,7 @@ class Identity:
 
     @classmethod
     def of(cls, number: int) -> "Identity":
-        """The person of that number."""
+        """Create the person with a number."""
         rng = np.random.default_rng([number, 0x0FACE])
 
         def pick(values: Sequence[T]) -> T:
@@ -121,7 +121,7 @@ class Identity:
 
 
 def mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
-    """A colour with so much of another."""
+    """Blend a fraction of another colour into a colour."""
     red, green, blue = (
         round((1 - share) * a + share * b) for a, b in zip(colour, other, strict=True)
     )

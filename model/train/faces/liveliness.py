@@ -1,7 +1,7 @@
-"""What a face does by chance while it talks: sway, blinks, gaze, smile.
+"""What a face does at random while it talks: sway, blinks, gaze, smile.
 
-Nothing in the sound tells them, so a model has to choose, and a distilled one has something to
-keep.
+The sound determines none of it, so a model has to choose, and a distilled one has something to
+preserve.
 """
 
 from typing import TypeAlias
@@ -14,30 +14,30 @@ from .mouth import FPS
 Floats: TypeAlias = NDArray[np.float64]
 
 SWAY = (0.04, 0.016, 0.08)
-"""Largest usual sway: right, down, and turned in radians."""
-_SLOWNESS = 0.55  # seconds over which a head's way is smooth
-_MOOD = 1.2  # the same of a smile
-_BLINK = (0.35, 0.9, 1.0, 0.75, 0.35, 0.1)  # how far the lids are down, frame by frame
-_BLINK_EVERY = 2.2  # seconds, on average, beyond the least
+"""Largest typical sway: right, down, and rotation in radians."""
+_SLOWNESS = 0.55  # seconds over which head motion is smooth
+_MOOD = 1.2  # the same for a smile
+_BLINK = (0.35, 0.9, 1.0, 0.75, 0.35, 0.1)  # how far the lids are closed, frame by frame
+_BLINK_EVERY = 2.2  # seconds, on average, beyond the minimum
 _BLINK_LEAST = 0.7
 _LOOK_EVERY = 1.1
 _LOOK_LEAST = 0.3
-_AHEAD = 0.5  # share of looks straight ahead
+_AHEAD = 0.5  # fraction of looks straight ahead
 
 
 def sway(rng: np.random.Generator, frames: int) -> Floats:
-    """Way of a head: right, down, and turned, [T, 3]."""
+    """Generate a head's motion: right, down, and rotation, [T, 3]."""
     limits = np.array(SWAY)
     return np.clip(_drift(rng, (frames, 3), _SLOWNESS) * limits / 2, -1.3 * limits, 1.3 * limits)
 
 
 def smile(rng: np.random.Generator, frames: int) -> Floats:
-    """How far the corners of the mouth are up, [T] in -1..1."""
+    """Generate how far the corners of the mouth are raised, [T] in -1..1."""
     return np.clip(rng.uniform(-0.2, 0.5) + 0.4 * _drift(rng, (frames,), _MOOD), -1, 1)
 
 
 def blinks(rng: np.random.Generator, frames: int) -> Floats:
-    """How far the eyes are closed, [T] in 0..1."""
+    """Generate how far the eyes are closed, [T] in 0..1."""
     closed = np.zeros(frames + len(_BLINK))
     at = rng.exponential(_BLINK_EVERY) * FPS
     while at < frames:
@@ -50,7 +50,7 @@ def blinks(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def gaze(rng: np.random.Generator, frames: int) -> Floats:
-    """Where the eyes look, [T, 2] in -1..1: they rest, and jump."""
+    """Generate where the eyes look, [T, 2] in -1..1: they rest, and jump."""
     looks = np.zeros((frames, 2))
     at = 0
     while at < frames:
@@ -63,7 +63,7 @@ def gaze(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def _drift(rng: np.random.Generator, shape: tuple[int, ...], seconds: float) -> Floats:
-    """Smooth noise along the first axis, with a standard deviation of 1."""
+    """Generate smooth noise along the first axis, with a standard deviation of 1."""
     spread = seconds * FPS / 2
     reach = int(4 * spread)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)

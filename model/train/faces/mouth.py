@@ -1,8 +1,9 @@
 """The rule by which a drawn mouth follows the sound.
 
-It needs no letters: how loud a frame is opens the mouth, the first resonance of the voice says how
-far (high in *a*, low in *i* and *u*), the second one how wide it is (high in *i*, low in *u*), and
-a hiss brings the teeth together. So mouths differ at equal loudness.
+It needs no letters: loudness opens the mouth, the first formant determines how far (high in *a*,
+    low
+in *i* and *u*), the second how wide it is (high in *i*, low in *u*), and a hiss brings the teeth
+together. So mouths differ at equal loudness.
 """
 
 from typing import TypeAlias
@@ -16,18 +17,18 @@ Floats: TypeAlias = NDArray[np.float64]
 
 FPS = 25
 HOP = SAMPLE_RATE // FPS
-"""Samples of a frame."""
+"""Samples per frame."""
 _WINDOW = 1024
-_QUIETEST = 30.0  # dB below the loud parts at which the mouth is closed
-_SILENCE = 1e-5  # mean square below which nothing is heard
+_QUIETEST = 30.0  # dB below the loud parts, at which the mouth is closed
+_SILENCE = 1e-5  # mean square below which there is silence
 _HEIGHTS = (320.0, 660.0)  # Hz of the lower centroid: nearly closed, wide open
 _WIDTHS = (1300.0, 2350.0)  # Hz of the upper centroid: rounded, spread
-_SPREAD = 0.65  # width of a mouth that hisses
-_REST = 0.5  # width of a mouth that is silent
+_SPREAD = 0.65  # mouth width during a hiss
+_REST = 0.5  # mouth width in silence
 
 
 def follow(wave_N: NDArray[np.float32]) -> tuple[Floats, Floats]:
-    """Say how far the mouth is open and how wide it is.
+    """Compute how far the mouth is open and how wide it is.
 
     Args:
         wave_N: Whole frames of speech at 16 kHz.
@@ -59,7 +60,7 @@ def follow(wave_N: NDArray[np.float32]) -> tuple[Floats, Floats]:
 
 
 def loudness(wave_N: NDArray[np.float32]) -> Floats:
-    """Say how loud each frame is, 0..1 over 30 dB, [N / 640], smoothed as the mouth's way is.
+    """Compute how loud each frame is, 0..1 over 30 dB, [N / 640], smoothed like the mouth's motion.
 
     Args:
         wave_N: Whole frames of speech at 16 kHz.
@@ -68,7 +69,7 @@ def loudness(wave_N: NDArray[np.float32]) -> Floats:
 
 
 def _power(wave_N: NDArray[np.float32]) -> Floats:
-    """Spectrum around each frame, [T, F]."""
+    """Compute the spectrum around each frame, [T, F]."""
     frames = len(wave_N) // HOP
     side = (_WINDOW - HOP) // 2
     padded = np.pad(wave_N[: frames * HOP].astype(np.float64), (side, side))
@@ -77,7 +78,7 @@ def _power(wave_N: NDArray[np.float32]) -> Floats:
 
 
 def _level(power_T: Floats) -> Floats:
-    """Loudness in 0..1, against the loud parts of the same clip."""
+    """Compute loudness in 0..1, relative to the loud parts of the same clip."""
     loud = np.percentile(power_T, 95)
     if loud < _SILENCE * _WINDOW**2 / 4:
         return np.zeros_like(power_T)
@@ -90,6 +91,6 @@ def _share(values: Floats, low: float, high: float) -> Floats:
 
 
 def _smooth(values_T: Floats) -> Floats:
-    """The same as lips can move: each frame with half of its neighbours."""
+    """Smooth as lips can move: each frame with half of its neighbours."""
     padded = np.pad(values_T, 1, mode="edge")
     return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4

@@ -1,7 +1,7 @@
-"""Drawings of a face that talks: smooth shapes at four times the size, then scaled down.
+"""Draws a talking face: smooth shapes at four times the size, then scaled down.
 
-Places are in parts of the picture's shorter side, from its centre, x to the right and y down; a
-face's own places turn and move with the head.
+Coordinates are fractions of the picture's shorter side, from its centre, x to the right and y down;
+face coordinates turn and move with the head.
 """
 
 from dataclasses import dataclass
@@ -22,44 +22,44 @@ EYE_X, EYE_Y = 0.112, -0.045
 EYE_WIDTH, EYE_HEIGHT = 0.066, 0.047
 """Half of an open eye's width, and its height above the centre."""
 IRIS = 0.037
-"""Radius."""
+"""Radius of the iris."""
 GAZE_X, GAZE_Y = 0.022, 0.016
-"""How far the iris goes at a gaze of 1."""
+"""Displacement of the iris at a gaze of 1."""
 MOUTH_Y = 0.165
 NARROWEST, WIDEST = 0.05, 0.115
-"""Half of the mouth's width at a width of 0 and 1."""
+"""Half of the mouth's width at width 0 and 1."""
 TALLEST = 0.125
 """Height of the mouth's inside at an opening of 1."""
 LINE = 0.007
-"""The same of a closed mouth."""
+"""The same for a closed mouth."""
 INSIDE: Rgb = (74, 20, 32)
 TEETH: Rgb = (250, 248, 242)
 TONGUE: Rgb = (158, 58, 68)
 WHITE: Rgb = (252, 252, 250)
 PUPIL: Rgb = (22, 20, 24)
 PIVOT = np.array([0.0, 0.33])
-"""What a head turns about."""
+"""Pivot of the head."""
 NEARER = np.array([0.3, 0.15])
-"""Part of the head's way that eyes, nose and mouth go further: they are nearer."""
+"""Fraction of the head's motion by which eyes, nose and mouth move further, being nearer."""
 
-_FOLLOWS = 0.3  # of the head's way, that the shoulders go
+_FOLLOWS = 0.3  # fraction of the head's motion that the shoulders follow
 _LIP = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """What of a face changes from frame to frame; the order is that of a clip's truth.
+    """What changes in a face from frame to frame, in the order of a clip's truth.
 
     Attributes:
-        opening: Of the mouth, 0 closed to 1.
-        width: Of the mouth, 0 rounded to 1 spread.
-        smile: How far the corners of the mouth are up, -1..1.
-        blink: 0 open eyes to 1 closed ones.
-        gaze_x: Where the eyes look, -1 left (in the picture) to 1.
-        gaze_y: -1 up to 1 down.
-        sway_x: The head's place, in parts of the picture's shorter side.
-        sway_y: The same downwards.
-        roll: The head's turn in radians, clockwise.
+        opening: Opening of the mouth, 0 closed to 1.
+        width: Width of the mouth, 0 rounded to 1 spread.
+        smile: How far the corners of the mouth are raised, -1..1.
+        blink: 0 for open eyes to 1 for closed ones.
+        gaze_x: Horizontal gaze, -1 left (in the picture) to 1.
+        gaze_y: Vertical gaze, -1 up to 1 down.
+        sway_x: The head's position, as a fraction of the picture's shorter side.
+        sway_y: The same, downwards.
+        roll: The head's rotation in radians, clockwise.
     """
 
     opening: float = 0.0
@@ -80,7 +80,7 @@ class Painter:
         """Draw what never moves.
 
         Args:
-            person: Who.
+            person: The person.
             size: Picture's (H, W).
         """
         self.person, self.size = person, size
@@ -117,12 +117,12 @@ class Painter:
         self._shift = np.array([pose.sway_x, pose.sway_y])
 
     def _head(self, points: Points) -> Points:
-        """From the head's own places to the picture's pixels, oversampled."""
+        """Convert face coordinates to the picture's pixels, oversampled."""
         placed = (points - PIVOT) @ self._turn + PIVOT + self._shift
         return placed * self._scale + self._centre
 
     def _front(self, points: Points) -> Points:
-        """The same of what is at the front of the head."""
+        """Convert coordinates at the front of the head likewise."""
         return self._head(points + NEARER * self._shift)
 
     def _fill(self, points: Points, colour: Rgb) -> None:
@@ -159,7 +159,7 @@ class Painter:
 
         t = np.linspace(-1, 1, 25)[:, None]
         top = 0.4 + 0.13 * np.abs(t) ** 2.6
-        below = self.size[0] / min(self.size)  # beyond the lower edge, also of a tall picture
+        below = self.size[0] / min(self.size)  # beyond the lower edge, even of a tall picture
         body = np.concatenate([np.hstack([0.42 * t, top]), [[0.46, below], [-0.46, below]]])
         self._fill(place(body), person.clothes)
         collar = np.hstack([0.12 * t, 0.405 + 0.055 * (1 - t**2)])
@@ -167,7 +167,7 @@ class Painter:
         self._fill(
             place(np.concatenate([collar, corners])), mix(person.clothes, (255, 255, 255), 0.25)
         )
-        # The neck joins both: its upper end goes with the head, its lower one with the shoulders.
+        # The neck joins both: its upper end follows the head, its lower one the shoulders.
         bend = np.linspace(0, 1, 9)[:, None]
         sides = [
             (1 - bend) * self._head(np.array([[x, 0.2]])) + bend * place(np.array([[x * 1.1, 0.4]]))
@@ -266,20 +266,20 @@ class Painter:
 
 
 def picture_points(size: tuple[int, int]) -> Points:
-    """Places of all pixels of a picture (H, W), [H, W, 2]."""
+    """Compute the coordinates of all pixels of a picture (H, W), [H, W, 2]."""
     height, width = size
     rows, columns = np.mgrid[:height, :width] + 0.5
     return np.stack([columns - width / 2, rows - height / 2], -1) / min(size)
 
 
 def turned(roll: float) -> Points:
-    """Matrix that turns rows of points clockwise."""
+    """Compute the matrix that rotates rows of points clockwise."""
     sine, cosine = np.sin(roll), np.cos(roll)
     return np.array([[cosine, sine], [-sine, cosine]])
 
 
 def _band(x: Points, top: Points, bottom: Points) -> Points:
-    """Outline of what lies between two curves over the same x, [2 n, 2]."""
+    """Outline the area between two curves over the same x, [2 n, 2]."""
     return np.concatenate([np.stack([x, top], -1), np.stack([x, bottom], -1)[::-1]])
 
 

@@ -1,8 +1,8 @@
-"""The loop of every training: updates, metrics, checkpoints. It knows no method.
+"""The loop of every training: updates, metrics, checkpoints, independent of the method.
 
-What happens in an update depends on its number alone, so a run that goes on from a checkpoint
-makes the updates that it would have made, and so do other numbers of ranks: a micro-batch belongs
-to all of them, and each takes its share of the samples.
+An update depends on its index alone, so a run that resumes from a checkpoint makes the updates that
+it would have made, and so do other numbers of ranks: a micro-batch belongs to all of them, and each
+takes its share of the samples.
 """
 
 import time
@@ -25,25 +25,25 @@ from .saving import State, save
 from .shards import reduce_gradients
 from .update import set_rate, take_step
 
-_REMEMBERED = 20  # updates, whose mean time is what the others will take
+_REMEMBERED = 20  # updates whose mean time is extrapolated
 
 
 class Data(Protocol):
-    """Where batches come from."""
+    """Source of batches."""
 
     def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        """One whole micro-batch: tensors [samples, ...], which depend on the arguments alone."""
+        """Return a whole micro-batch: tensors [samples, ...] that depend only on the arguments."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """Where in a run a micro-batch stands.
+    """The position of a micro-batch in a run.
 
     Attributes:
-        step: Number of the update.
-        micro: Number of the micro-batch in it.
-        samples: Indices in the update's batch of the samples at hand.
+        step: Index of the update.
+        micro: Index of the micro-batch in it.
+        samples: Indices, in the update's batch, of the samples at hand.
     """
 
     step: int
@@ -52,28 +52,28 @@ class At:
 
 
 class Task(Protocol):
-    """What is learnt: one or several networks, each in its turn."""
+    """What is learned: one or several networks, each in its turn."""
 
     def turns(self, step: int) -> Sequence[str]:
-        """Networks that take a step in an update, one after the other."""
+        """List the networks that take a step in an update, in order."""
         ...
 
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """What a network descends: the mean over the samples at hand, and numbers to record."""
+        """Compute a network's loss, the mean over the samples at hand, and numbers to record."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step: Updates done.
-        steps: Updates in all.
-        seconds: Of the last one.
-        left: Seconds until the end.
+        steps: Total updates.
+        seconds: Seconds of the last one.
+        left: Estimated seconds until the end.
         numbers: Metrics of the last update.
     """
 
@@ -96,25 +96,25 @@ def train(
     asked: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> bool:
-    """Make the updates that are left; a checkpoint every now and then, and at the end.
+    """Make the remaining updates, with checkpoints at intervals and at the end.
 
     Args:
         run: The settings.
-        task: What is learnt.
-        state: Where the run stands; its step is the number of updates done.
+        task: What is learned.
+        state: State of the run; its step is the number of updates done.
         data: The batches.
-        folder: Of the run: settings, metrics, checkpoints.
-        comm: The ranks, for tensors on the CPU; one alone by default.
-        phase: Entered for each ``update`` and ``save``, `Watchdog.phase`.
-        asked: Whether somebody wants the run to stop; on any rank, after any update.
-        tell: Told of every update.
+        folder: The run's folder: settings, metrics, checkpoints.
+        comm: The ranks, for tensors on the CPU; by default just one.
+        phase: Entered for each ``update`` and ``save``, as in `Watchdog.phase`.
+        asked: Returns whether to stop the run; on any rank, after any update.
+        tell: Called after every update.
 
     Returns:
         Whether the run has reached its end; if not, it has stopped after a checkpoint.
 
     Raises:
         UserError: The ranks cannot share a micro-batch, or a file cannot be written.
-        NumericsError: A loss or gradient is not finite; the last checkpoint stands.
+        NumericsError: A loss or gradient is not finite; the last checkpoint is kept.
     """
     comm = comm or LocalCommunicator()
     if run.micro_batch % comm.size:
@@ -157,7 +157,7 @@ def train(
 
 
 def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -> dict[str, float]:
-    """Let each network whose turn it is take one step; the state's step counts on later.
+    """Let each network whose turn it is take one step; does not advance the state's step.
 
     Returns:
         Means over micro-batches and ranks: ``TURN loss``, ``TURN norm`` of the gradient, and what
@@ -206,7 +206,7 @@ def _step(run: Run, state: State, turn: str, means: Mapping[str, float]) -> floa
 
 
 def _mean(comm: Communicator, numbers: Mapping[str, float]) -> dict[str, float]:
-    """Mean over the ranks, which have the same names."""
+    """Average over the ranks, which all have the same names."""
     names = sorted(numbers)
     values = torch.tensor([numbers[name] for name in names], dtype=torch.float64)
     if comm.size > 1:

@@ -1,8 +1,9 @@
-"""Muon: momentum of which each matrix is made orthogonal, so that all its directions are learnt.
+"""Muon: orthogonalises each matrix's momentum, so that all its directions are learned.
 
-Sources: Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", whose
-iteration and factors these are; the size of a step is that of Moonshot AI 2025 (arXiv 2502.16982),
-about AdamW's, so one learning rate serves both.
+Sources: Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", for
+    the
+iteration and its factors; the step size is that of Moonshot AI 2025 (arXiv 2502.16982), similar to
+AdamW's, so one learning rate serves both.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,15 +15,15 @@ from torch import Tensor
 _MOMENTUM = 0.95
 _ROUNDS = 5
 _FACTORS = 3.4445, -4.7750, 2.0315
-_LIKE_ADAM = 0.2  # root mean square of AdamW's steps, over the learning rate
-_NARROWEST = 4  # of a matrix; what is narrower has hardly any directions
+_LIKE_ADAM = 0.2  # root mean square of AdamW's steps, relative to the learning rate
+_NARROWEST = 4  # narrower matrices have hardly any directions
 _NOTHING = 1e-12
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for matrices and kernels, [rows, the rest]; AdamW, without decay, for all other shapes.
 
-    Parameters that are shared out among ranks are not for it: a matrix must be whole.
+    Not for parameters sharded among ranks: a matrix must be whole.
     """
 
     def __init__(
@@ -37,18 +38,18 @@ class Muon(torch.optim.Optimizer):
         """Take the parameters.
 
         Args:
-            parameters: Those that learn.
+            parameters: Parameters that learn.
             lr: Learning rate of both.
-            betas: Of AdamW.
-            eps: Of AdamW.
-            weight_decay: Of matrices and kernels, times the learning rate.
+            betas: AdamW's betas.
+            eps: AdamW's epsilon.
+            weight_decay: Decay of matrices and kernels, relative to the learning rate.
         """
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(parameters, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step by the gradients that are there."""
+        """Take one step along the present gradients."""
         assert closure is None, "the loss is not computed again"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -92,7 +93,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Bring all singular values of a matrix near one, between about 0.7 and 1.2.
 
     Args:
-        matrix: float32 [rows, columns]; of one that is zero nothing is left.
+        matrix: float32 [rows, columns]; a zero matrix stays zero.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix

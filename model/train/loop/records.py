@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a header, and a line for each update that is recorded."""
+"""``metrics.jsonl``: a header, and a line for each recorded update."""
 
 import json
 import os
@@ -16,18 +16,19 @@ _MOST_BYTES = 1 << 30  # ten million lines
 
 
 class Records:
-    """The file, open to be added to. Each line is written at once, so a reader sees whole ones."""
+    """The file, open for appending. Each line is written at once, so readers see whole lines."""
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
-        """Begin a file, or go on with one.
+        """Create a file, or continue one.
 
         Args:
             path: The file.
-            after: The last update that counts: lines of later ones, which a run that was killed
-                has left, are taken out, as is half a line.
+            after: The last update that counts: later lines, left by a killed run, are removed, and
+                so
+                is a partial line.
 
         Raises:
-            UserError: The file is of another kind or cannot be written.
+            UserError: The file has another format or cannot be written.
         """
         self.path = path
         lines = [entry for entry in read_records(path) if entry["step"] <= after]
@@ -56,10 +57,10 @@ class Records:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Lines of a file of metrics, without its header and without half a line at its end.
+    """Read the lines of a metrics file, without its header and any partial line at its end.
 
     Raises:
-        UserError: The file is of another kind, or damaged.
+        UserError: The file has another format, or is damaged.
     """
     if not is_file(path):
         return []

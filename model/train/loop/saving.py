@@ -1,9 +1,9 @@
-"""Checkpoints of a run: all that it needs to go on, bit for bit, on any number of ranks.
+"""Checkpoints of a run: everything needed to resume, bit for bit, on any number of ranks.
 
-``checkpoints/step-00000100/`` holds a file for each shard, ``part-0-of-2.safetensors``, with the
-rows that the rank has of every tensor, and last of all ``done.json``: a folder without it is what
-a run that was killed while saving has left, and is no checkpoint. On several machines the folder
-must be one that all of them see.
+``checkpoints/step-00000100/`` holds a file per shard, ``part-0-of-2.safetensors``, with the rank's
+rows of every tensor, and ``done.json``, written last: a folder without it was left by a run that
+was
+killed while saving, and is not a checkpoint. On several machines the folder must be visible to all.
 """
 
 import re
@@ -36,12 +36,12 @@ _CURE = "resume from the checkpoint before: remove this one's folder"
 
 @dataclass(kw_only=True)
 class State:
-    """What a run has come to.
+    """The state of a run.
 
     Attributes:
-        networks: Those that learn, by name.
-        optimizers: Theirs.
-        averages: Average weights of those that have one.
+        networks: Networks that learn, by name.
+        optimizers: Their optimisers.
+        averages: Average weights, for those that have them.
         step: Updates done.
     """
 
@@ -51,13 +51,13 @@ class State:
     step: int = 0
 
     def __post_init__(self) -> None:
-        """Each network has an optimiser."""
+        """Check that each network has an optimiser."""
         assert self.networks.keys() == self.optimizers.keys() >= self.averages.keys()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Done:
-    """What ``done.json`` holds."""
+    """The contents of ``done.json``."""
 
     livetalk_checkpoint: Literal[1]
     step: Count
@@ -65,18 +65,18 @@ class _Done:
 
 
 def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
-    """Write a checkpoint; the last two are kept.
+    """Write a checkpoint, and keep the last two.
 
     Args:
-        state: What to save.
-        folder: The run's.
-        comm: The ranks, all of which call this.
+        state: State to save.
+        folder: The run's folder.
+        comm: The ranks, all of which must call this.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: It cannot be written; earlier ones stay.
+        UserError: It cannot be written; earlier ones are kept.
     """
     comm = comm or LocalCommunicator()
     path = folder / CHECKPOINTS / f"step-{state.step:08d}"
@@ -100,19 +100,19 @@ def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None where there is none."""
+    """Return the newest complete checkpoint of a run; None without one."""
     return next((path for path in reversed(_saved(folder)) if is_file(path / DONE)), None)
 
 
 def load(state: State, path: Path) -> None:
-    """Go on from a checkpoint, on this rank's share of all tensors.
+    """Restore a checkpoint, for this rank's share of all tensors.
 
     Args:
-        state: Of the same networks and optimisers, which may have other values and other shards.
+        state: With the same networks and optimisers; values and shards may differ.
         path: The checkpoint's folder.
 
     Raises:
-        UserError: It is damaged, or of other networks.
+        UserError: It is damaged, or belongs to other networks.
     """
     try:
         done = build(_Done, read_json(path / DONE, "checkpoint", cure=_CURE))
@@ -136,21 +136,21 @@ def load(state: State, path: Path) -> None:
 
 
 class _Stored:
-    """Tensors whose rows lie in several files, one after the other."""
+    """Tensors whose rows are spread over several files, in order."""
 
     def __init__(self, path: Path, parts: Sequence[SafetensorsFile]) -> None:
         self.path, self._parts = path, parts
         self.keys = {key for part in parts for key in part.shapes}
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of all of it."""
+        """Return the whole shape."""
         shapes = [part.shapes[key][0] for part in self._parts if key in part.shapes]
         if not shapes[0]:
             return ()
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def read(self, key: str, rows: range | None = None) -> Tensor:
-        """Some rows of it, or all; fresh."""
+        """Read some rows, or all; returns a fresh tensor."""
         pieces, offset = [], 0
         for part in self._parts:
             if key not in part.shapes:
@@ -201,7 +201,7 @@ def _fill(state: State, stored: _Stored) -> None:
 
 
 def _like(parameter: Tensor, stored: _Stored, key: str) -> Tensor:
-    """A tensor of an optimiser, shared out as its parameter is."""
+    """Create an optimiser's tensor, sharded like its parameter."""
     if not isinstance(parameter, DTensor) or stored.shape(key) != tuple(parameter.shape):
         return stored.read(key)
     local = stored.read(key, _rows(parameter)).to(parameter.to_local().device)
@@ -215,7 +215,7 @@ def _like(parameter: Tensor, stored: _Stored, key: str) -> Tensor:
 
 
 def _tensors(state: State) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a state by their keys in a checkpoint."""
+    """Yield all tensors of a state with their keys in a checkpoint."""
     yield from _weights(state)
     for name, network in state.networks.items():
         held = state.optimizers[name].state
@@ -239,13 +239,13 @@ def _is_optimizers(key: str) -> bool:
 
 
 def _places(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Name of a parameter -> its number in the optimiser."""
+    """Map parameter names to their indices in the optimiser."""
     names = {id(parameter): name for name, parameter in learning(network)}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     return {names[id(parameter)]: number for number, parameter in enumerate(held)}
 
 
-# Which rows are whose ------------------------------------------------------------------------
+# Assignment of rows to ranks ----------------------------------------------------------------
 
 
 def _local(value: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def _giver(value: Tensor) -> Callable[[], Tensor]:
 
 
 def _rows(value: Tensor) -> range | None:
-    """This rank's rows of a tensor that is shared out; None: it has all of them."""
+    """Return this rank's rows of a sharded tensor; None if it has all of them."""
     if not isinstance(value, DTensor):
         return None
     axis, count = _axis(value), value.shape[0]
@@ -269,14 +269,14 @@ def _rows(value: Tensor) -> range | None:
 
 
 def _axis(value: DTensor) -> int:
-    """The axis of the mesh over which rows are shared out; the others hold copies."""
+    """Return the mesh axis over which rows are sharded; the other axes hold copies."""
     (axis,) = [i for i, p in enumerate(value.placements) if isinstance(p, Shard)]
     assert value.placements[axis] == Shard(0)
     return axis
 
 
 def _mine(value: Tensor, rank: int) -> bool:
-    """Whether this rank is the one to save what it has of a tensor."""
+    """Return whether this rank should save its part of a tensor."""
     if not isinstance(value, DTensor):
         return rank == 0
     mesh, axis = value.device_mesh, _axis(value)
@@ -285,7 +285,7 @@ def _mine(value: Tensor, rank: int) -> bool:
 
 
 def _place(state: State) -> tuple[int, int]:
-    """Number of this rank's shard, and how many there are."""
+    """Return the index of this rank's shard, and the number of shards."""
     for _, value in _weights(state):
         if isinstance(value, DTensor):
             axis = _axis(value)
@@ -301,17 +301,17 @@ def _part(number: int, count: int) -> str:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """Folders of checkpoints, whole or not, the oldest first."""
+    """List checkpoint folders, complete or not, oldest first."""
     return sorted(
         path for path in (folder / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)
     )
 
 
 def _forget(folder: Path) -> None:
-    """Remove all but the last whole checkpoints, and what killed runs have left."""
+    """Remove all but the last complete checkpoints, and what killed runs have left."""
     saved = _saved(folder)
     whole = [path for path in saved if is_file(path / DONE)]
     for path in saved:
         if path not in whole[-KEPT:]:
-            (path / DONE).unlink(missing_ok=True)  # first: half a folder is no checkpoint
+            (path / DONE).unlink(missing_ok=True)  # first: a partial folder is not a checkpoint
             shutil.rmtree(path, ignore_errors=True)

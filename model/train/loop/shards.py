@@ -1,7 +1,7 @@
-"""One process, or many that share parameters, gradients and optimiser states: FSDP2.
+"""A single process, or many that shard parameters, gradients and optimiser states: FSDP2.
 
-Each transformer block is gathered when it runs and let go again, the rest as a whole. Parameters
-stay in float32; products run in bf16 on a GPU, and gradients are summed in float32.
+Each transformer block is gathered when it runs and then freed, the rest as a whole. Parameters stay
+in float32; products run in bf16 on a GPU, and gradients are summed in float32.
 
 Source: PyTorch FSDP (arXiv 2304.11277); untested on a GPU.
 """
@@ -19,13 +19,13 @@ from ..chunks.network import Network
 
 
 def make_mesh(device: torch.device, world: int, *, copies: int = 1) -> DeviceMesh:
-    """Ranks as (copies, shards): parameters are shared out within a row, and each row has all.
+    """Arrange ranks as (copies, shards): parameters are sharded within a row, and each row has all.
 
     Args:
-        device: Where the ranks' tensors lie.
-        world: Ranks.
-        copies: How often the parameters are there in full; more than one (HSDP) keeps the
-            gathering within nodes.
+        device: Device of the ranks' tensors.
+        world: Number of ranks.
+        copies: Number of full copies of the parameters; more than one (HSDP) keeps gathering
+            within nodes.
 
     Raises:
         UserError: The copies do not divide the ranks.
@@ -39,25 +39,25 @@ def make_mesh(device: torch.device, world: int, *, copies: int = 1) -> DeviceMes
 
 
 def share_out(network: Network, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Share out a network's parameters over a mesh, in place; optimisers are made afterwards.
+    """Shard a network's parameters over a mesh, in place; create optimisers afterwards.
 
     Args:
-        network: With all parameters on this rank's device, the same on all ranks.
+        network: Network with all parameters on this rank's device, equal on all ranks.
         mesh: From `make_mesh`.
-        dtype: Of products and activations.
+        dtype: Dtype of products and activations.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=dtype,
         reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # the network casts by itself, and not its modulation
+        cast_forward_inputs=False,  # the network casts by itself, except its modulation
     )
     for block in network.dit.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    # The rest too: else what runs without gradients would leave it gathered, and grow stale.
+    # The rest too: otherwise runs without gradients would leave it gathered, and stale.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def reduce_gradients(network: nn.Module, wanted: bool) -> None:
-    """Sum gradients over the ranks in the next backward pass, or leave that to a later one."""
+    """Sum gradients over the ranks in the next backward pass, or defer it."""
     if isinstance(network, FSDPModule):
         cast(FSDPModule, network).set_requires_gradient_sync(wanted)

@@ -1,4 +1,4 @@
-"""What every training has in common: its parts, its folder, and what is seen of it on the way."""
+"""What all trainings share: their parts, their folder, and pictures along the way."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,15 +33,15 @@ _CURE = "give another folder with --output"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that is ready to go.
+    """A training, ready to run.
 
     Attributes:
-        task: What is learnt.
+        task: What is learned.
         state: The networks.
         data: The batches.
-        sample: Draws a picture of what the networks can do: uint8 [H, W, 3], truth above, made
+        sample: Draws a picture of what the networks can do: uint8 [H, W, 3], truth above, output
             below.
-        finish: Writes what the product reads into a folder; returns the files.
+        finish: Writes what the product reads to a folder; returns the files.
     """
 
     task: Task
@@ -53,13 +53,13 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a run's folder is of.
+    """What a run's folder is about.
 
     Attributes:
         livetalk_training: Version of the file.
-        kind: What is trained.
+        kind: Kind of training.
         data: The clips.
-        sources: Name -> folder of what is there already.
+        sources: Name -> folder of earlier results.
     """
 
     livetalk_training: Literal[1] = 1
@@ -69,10 +69,10 @@ class About:
 
 
 def begin_folder(folder: Path, about: About) -> None:
-    """Make a run's folder.
+    """Create a run's folder.
 
     Raises:
-        UserError: Something is there already, or it cannot be written.
+        UserError: Something exists there already, or it is not writable.
     """
     kind = find(folder).kind
     if is_file(folder / ABOUT):
@@ -83,7 +83,7 @@ def begin_folder(folder: Path, about: About) -> None:
 
 
 def read_folder(folder: Path) -> tuple[About, Run]:
-    """Read what a run's folder is of, and its settings.
+    """Read what a run's folder is about, and its settings.
 
     Raises:
         UserError: There is no run, or it is damaged.
@@ -100,11 +100,11 @@ def read_folder(folder: Path) -> tuple[About, Run]:
 
 
 def start_state(run: Run, networks: Mapping[str, nn.Module], rates: Mapping[str, float]) -> State:
-    """Optimisers for networks, and averages where the settings want them.
+    """Create optimisers for networks, and averages if the settings request them.
 
     Args:
         run: The settings.
-        networks: Those that learn, with gradients.
+        networks: Networks that learn, with gradients.
         rates: Their learning rates.
     """
     return State(
@@ -134,18 +134,18 @@ def carry_out(
     asked: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> Sequence[Path]:
-    """Go on from the last checkpoint to the end, with pictures on the way.
+    """Resume from the last checkpoint and run to the end, with pictures along the way.
 
     Args:
         run: The settings.
         training: What to do.
-        folder: Of the run, begun.
-        sample_every: Updates between two pictures; 0: none.
+        folder: The run's folder, already created.
+        sample_every: Updates between two pictures; 0 for none.
         asked: See `loop.train`.
-        tell: Told of every update.
+        tell: Called after every update.
 
     Returns:
-        The files that the product reads; none where the run was asked to stop.
+        The files that the product reads; none if the run was asked to stop.
 
     Raises:
         UserError: A file is damaged or cannot be written.
@@ -176,12 +176,12 @@ def write_picture(path: Path, picture_HWC: Tensor) -> None:
 
 
 def truth_above(true_CTHW: Tensor, made_CTHW: Tensor, columns: int = 8) -> Tensor:
-    """Frames from a video side by side, with what was made of them below: uint8 [2H, k W, 3].
+    """Place frames from a video side by side, generated ones below: uint8 [2H, k W, 3].
 
     Args:
         true_CTHW: The true frames, -1 to 1.
-        made_CTHW: Those made.
-        columns: How many, spread over the video.
+        made_CTHW: The generated frames.
+        columns: Number of frames, spread over the video.
     """
     frames = torch.linspace(0, true_CTHW.shape[1] - 1, min(columns, true_CTHW.shape[1])).long()
     rows = [video[:, frames].permute(2, 1, 3, 0).flatten(1, 2) for video in (true_CTHW, made_CTHW)]
@@ -190,7 +190,7 @@ def truth_above(true_CTHW: Tensor, made_CTHW: Tensor, columns: int = 8) -> Tenso
 
 @contextlib.contextmanager
 def averaged(state: State, name: str) -> Any:
-    """A network with its average in place of its weights, for a while."""
+    """Use a network's average instead of its weights within the block."""
     network = state.networks[name]
     if name not in state.averages:
         yield network

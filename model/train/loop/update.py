@@ -1,4 +1,4 @@
-"""One step of an optimiser, and the average of weights that is sampled with."""
+"""One optimiser step, and the exponential moving average of weights."""
 
 from collections.abc import Iterable
 
@@ -10,17 +10,17 @@ from livetalk_kernels.errors import NumericsError
 
 
 def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> float:
-    """Take one step by the gradients that are there, cut to a norm.
+    """Take one step along the present gradients, clipped to a norm.
 
     Args:
-        optimizer: Of all parameters that learn.
-        max_norm: Most of the gradient's norm.
+        optimizer: Optimiser of all parameters that learn.
+        max_norm: Maximum norm of the gradient.
 
     Returns:
-        The norm before the cut.
+        The norm before clipping.
 
     Raises:
-        NumericsError: The gradient is not finite; no weight has been changed.
+        NumericsError: The gradient is not finite; no weight was changed.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -32,21 +32,21 @@ def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> flo
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set the learning rates to a part of those that the optimiser was made with."""
+    """Scale the learning rates relative to those that the optimiser was created with."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
 class Average:
-    """Exponential average of a network's weights in float32.
+    """Exponential moving average of a network's weights in float32.
 
     Attributes:
-        decay: Part of the average that stays in an update.
+        decay: Fraction of the average that remains after an update.
         weights: Name -> averaged parameter.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Begin with the weights as they are."""
+        """Start with the present weights."""
         self.decay = decay
         self.weights = {
             name: parameter.detach().float().clone() for name, parameter in learning(network)
@@ -54,17 +54,17 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """``average <- decay average + (1 - decay) weights``."""
+        """Update ``average <- decay average + (1 - decay) weights``."""
         for name, parameter in learning(network):
             self.weights[name].lerp_(parameter.detach().float(), 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
-        """Put the average into a network of the same parameters."""
+        """Copy the average to a network with the same parameters."""
         for name, parameter in learning(network):
             parameter.copy_(self.weights[name])
 
 
 def learning(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Parameters that learn, by name."""
+    """List the parameters that learn, by name."""
     return ((name, p) for name, p in network.named_parameters() if p.requires_grad)

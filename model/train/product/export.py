@@ -1,4 +1,4 @@
-"""What training has made, in the published layout: ``livetalk generate --checkpoint`` takes it."""
+"""Exports training results in the published layout, for ``livetalk generate --checkpoint``."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ...weights.safetensors_file import TensorSpec, write_safetensors
 from ..chunks.network import Network
 
 DIT_FILE = "diffusion_pytorch_model.safetensors"
-_PREFIX = "dit."  # of a `Network`'s names
+_PREFIX = "dit."  # in a `Network`'s names
 
 
 def export_network(
@@ -33,15 +33,15 @@ def export_network(
     """Write ``config.json`` and the transformer's weights under their published names.
 
     Args:
-        network: The network; with shared-out parameters all ranks call this.
-        folder: Where to; files of these names are replaced.
-        own: What the model says of its use; None leaves ``config.json`` as published ones are.
-        weights: Name -> tensor in place of the network's own, `Average.weights`.
-        dtype: Of the file; by default the parameters'.
+        network: The network; if its parameters are sharded, all ranks must call this.
+        folder: Target folder; files with these names are replaced.
+        own: What the model declares about its use; None writes ``config.json`` like published ones.
+        weights: Name -> tensor that replaces the network's own, `Average.weights`.
+        dtype: Dtype of the file; by default the parameters'.
         leads: Whether this rank writes.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: The folder is not writable.
     """
     dit = network.dit
     held = {
@@ -72,7 +72,7 @@ def export_vae(vae: VAE, folder: Path) -> None:
     """Write the VAE's weights under their published names.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: The folder is not writable.
     """
     with new_file(folder / VAE_FILE) as file:
         torch.save({name: value.detach().cpu() for name, value in vae.state_dict().items()}, file)

@@ -1,7 +1,8 @@
-"""Trained weights as the package brings them: half precision, hashed, with what is known of them.
+"""Packs trained weights for distribution: half precision, hashed, with documentation.
 
 A folder has ``config.json``, ``diffusion_pytorch_model.safetensors``, ``Wan2.1_VAE.safetensors``
-and ``audio_encoder/``, which any command takes; and besides ``README.md``, the data card,
+and
+``audio_encoder/``, which every command accepts; and in addition ``README.md``, the data card,
 ``training.jsonl``, the log of all trainings, ``evaluation.json`` and ``SHA256SUMS``.
 """
 
@@ -38,19 +39,19 @@ CARD = "README.md"
 LOG = "training.jsonl"
 EVALUATION = "evaluation.json"
 MOST_BYTES = 12_000_000
-"""Of all files together."""
-_LINES = 60  # of a training in the log, at most
-_LABEL = "checkpoint"  # as 'livetalk doctor --verify-manifest' names it
+"""Limit for all files together."""
+_LINES = 60  # maximum per training in the log
+_LABEL = "checkpoint"  # as in 'livetalk doctor --verify-manifest'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What was written.
+    """The result of packing.
 
     Attributes:
-        folder: Where.
+        folder: Target folder.
         bytes: Size of each file, by its path in the folder.
-        lost: Largest difference that rounding made, by file, in parts of a tensor's largest value.
+        lost: Largest rounding difference, per file, relative to a tensor's largest value.
     """
 
     folder: Path
@@ -67,19 +68,19 @@ def pack(
     dtype: torch.dtype = torch.float16,
     most_bytes: int = MOST_BYTES,
 ) -> Packed:
-    """Write what a finished ``train teacher`` or ``distill`` has made as bundled weights.
+    """Pack the results of a finished ``train teacher`` or ``distill`` as bundled weights.
 
     Args:
         run: The run's folder.
-        target: Where to; a folder that is there is replaced, at once.
-        evaluation: What ``livetalk evaluate --json`` has said of it.
-        note: Said in the data card of how these runs came about.
-        dtype: Of the weights.
-        most_bytes: Of all files together.
+        target: Target folder; an existing one is replaced atomically.
+        evaluation: Output of ``livetalk evaluate --json`` for it.
+        note: Explanation for the data card of how these runs came about.
+        dtype: Dtype of the weights.
+        most_bytes: Limit for all files together.
 
     Raises:
-        UserError: The run is unfinished, a weight does not fit into the dtype, or all is too large;
-            then nothing is changed.
+        UserError: The run is unfinished, a weight does not fit in the dtype, or the total is too
+            large; then nothing is changed.
     """
     source = CheckpointFolder(run)
     if source.own is None or source.audio_encoder is None:
@@ -128,10 +129,10 @@ def pack(
 
 
 def trained_before(run: Path) -> Mapping[Kind, Path]:
-    """Folders of the trainings that made a teacher or a student, in their order, itself the last.
+    """Collect the folders of the trainings behind a teacher or student, in order, itself last.
 
     Raises:
-        UserError: One of them is missing or no run.
+        UserError: One of them is missing or not a run.
     """
     about, _ = read_folder(run)
     names: Mapping[Kind, str] = {"vae": "vae", "audio": "audio_encoder", "teacher": "teacher"}
@@ -147,7 +148,7 @@ def trained_before(run: Path) -> Mapping[Kind, Path]:
 def data_card(
     runs: Mapping[Kind, Path], dtype: torch.dtype, *, evaluated: bool, note: str = ""
 ) -> str:
-    """Say in Markdown what the weights are made of and what they are for."""
+    """Describe in Markdown what the weights are made from and what they are for."""
     last = list(runs.values())[-1]
     index = read_index(Path(read_folder(last)[0].data) / INDEX)
     height, width = index.size
@@ -192,10 +193,10 @@ def _read(source: Path) -> Mapping[str, Tensor]:
 
 
 def _write(weights: Mapping[str, Tensor], target: Path, dtype: torch.dtype) -> float:
-    """Write weights as safetensors of a dtype; the largest difference that makes.
+    """Write weights as safetensors in a dtype; return the largest rounding difference.
 
     Raises:
-        UserError: A weight does not fit into the dtype.
+        UserError: A weight does not fit in the dtype.
     """
     lost, entries = 0.0, []
     for key, value in weights.items():
@@ -216,14 +217,14 @@ def _entry(key: str, spec: TensorSpec, value: Tensor) -> tuple[str, TensorSpec, 
 
 
 def _log(runs: Mapping[Kind, Path]) -> Sequence[bytes]:
-    """Settings of each training, and some of its metrics, a line each."""
+    """Format each training's settings, and some of its metrics, one per line."""
     lines = []
     for kind, folder in runs.items():
         settings = (folder / RESOLVED).read_text("utf-8")
         lines.append(json_bytes({"training": kind, "settings": settings}))
         metrics = read_records(folder / METRICS)
         every = -(-len(metrics) // _LINES)
-        kept = metrics[::-1][:: max(every, 1)][::-1]  # the last one among them
+        kept = metrics[::-1][:: max(every, 1)][::-1]  # including the last one
         lines += [json_bytes({"training": kind, **entry}) for entry in kept]
     return lines
 

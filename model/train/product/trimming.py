@@ -1,8 +1,9 @@
-"""A model that was only ever given zeros for prompt and picture, without what answers to them.
+"""Trims a model that was only ever given zeros for prompt and picture.
 
-The answer is a constant, so the two large matrices that give it become a bias, and the 512 rows of
-text and 257 of image, which are all alike, become one each: attention over equal keys gives their
-value. The flow stays the same up to rounding; a file of 12 MB becomes one of 7.
+Its response to them is constant, so the two large matrices involved become a bias, and the 512 rows
+of
+text and 257 of image, which are all equal, become one each: attention over equal keys returns their
+value. The flow stays the same up to rounding; a 12 MB file becomes one of 7 MB.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 from ...own import ENTRY, OwnModel
 
 WIDTH = 16
-"""Of the zeros that are left."""
+"""Width of the remaining zeros."""
 _IMAGE, _TEXT = "img_emb.proj", "text_embedding.0"
 
 
@@ -24,13 +25,13 @@ def trim(
     """Fold zero inputs into biases.
 
     Args:
-        weights: Of the transformer, by their published names.
-        config: What ``config.json`` holds.
+        weights: Weights of the transformer, by their published names.
+        config: Contents of ``config.json``.
         own: Which inputs are zeros.
 
     Returns:
-        The weights in float32 and the configuration without what is folded; what is small already
-        stays as it is.
+        The weights in float32 and the configuration without what is folded; what is already small
+        is unchanged.
     """
     kept = {key: value.float() for key, value in weights.items()}
     said = dict(config)

@@ -1,1 +1,1 @@
-"""Readers: mouth, eyes and place of a drawn face, measured in its pictures by geometry."""
+"""Readers: measure mouth, eyes and position of a drawn face in its pictures, by geometry."""

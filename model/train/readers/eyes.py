@@ -1,4 +1,4 @@
-"""Compares the eyes of a face with drawn ones: how far the lids are down, and where they look."""
+"""Compares the eyes of a face with drawn ones: how far the lids are closed, and where they look."""
 
 from itertools import product
 from typing import TypeAlias
@@ -16,18 +16,18 @@ _LIDS = np.linspace(0, 1, 6)
 _ACROSS = np.linspace(-1, 1, 7)
 _DOWN = np.linspace(-1, 1, 5)
 _GRIDS = (_LIDS, _ACROSS, _DOWN)
-_HALF_CLOSED = 0.25  # blink beyond which a look cannot be told
-_STEP = 0.75  # furthest from the best drawn ones, in steps of a grid
+_HALF_CLOSED = 0.25  # blink above which the gaze cannot be determined
+_STEP = 0.75  # maximum distance from the best drawn ones, in grid steps
 
 
 class EyeReader:
     """Knows one person's eyes in many positions."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
-        """Draw them.
+        """Draw the eyes.
 
         Args:
-            person: Whose.
+            person: The person.
             size: Pictures' (H, W).
         """
         self._scale = float(min(size))
@@ -44,11 +44,11 @@ class EyeReader:
         self._squares = (self._drawn**2).sum(axis=1)
 
     def read(self, frame_HWC: Floats, place: Place) -> tuple[float, float, float]:
-        """Blink, and where the eyes look: NaN where they are too far closed.
+        """Measure blink and gaze; gaze is NaN if the eyes are too far closed.
 
         Args:
             frame_HWC: float64 [H, W, 3], 0..255.
-            place: Where the face is.
+            place: Position of the face.
         """
         seen = self._patch(frame_HWC, place)
         misfits = self._squares - 2 * self._drawn @ seen
@@ -71,7 +71,7 @@ class EyeReader:
 
 
 def _slope(drawn: Floats, at: NDArray[np.intp], axis: int) -> Floats:
-    """How the patch changes along an axis of the grid, by a step."""
+    """Compute how the patch changes along a grid axis, per step."""
     last = drawn.shape[axis] - 1
     before, after = at.copy(), at.copy()
     before[axis], after[axis] = max(at[axis] - 1, 0), min(at[axis] + 1, last)

@@ -1,8 +1,9 @@
-"""Mouth, eyes and place of a drawn face, read off its pictures by colours and places.
+"""Measures mouth, eyes and position of a drawn face in its pictures, by colours and positions.
 
-Nothing is learnt, and no loss uses it: it judges what a model has drawn of a known person. The head
-is found where the person at rest, turned and shifted, fits best. What is not skin around the mouth
-has a height and a breadth; the eyes are compared with drawn ones.
+Nothing is learned, and no loss uses it: it judges what a model has drawn of a known person. The
+    head
+is found where the person at rest, rotated and shifted, fits best. What is not skin around the mouth
+has a height and a width; the eyes are compared with drawn ones.
 """
 
 from collections.abc import Sequence
@@ -21,24 +22,24 @@ from .registration import HeadFinder, Place
 Floats: TypeAlias = NDArray[np.float64]
 
 READ = ("opening", "width", "blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
-"""Columns of what is read, named as in the truth."""
-_LIKENESS = 20.0  # distance of colours, of 255, at which a pixel is taken for another
-_MOUTH_ASIDE, _MOUTH_ABOVE, _MOUTH_BELOW = 0.14, 0.075, 0.122  # from the mouth's middle
-_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # of openings and widths to compare with
+"""Measured columns, named as in the truth."""
+_LIKENESS = 20.0  # colour distance, of 255, at which a pixel is taken for another
+_MOUTH_ASIDE, _MOUTH_ABOVE, _MOUTH_BELOW = 0.14, 0.075, 0.122  # from the mouth's centre
+_GRID = np.array([0.0, 0.15, 0.4, 0.7, 1.0])  # openings and widths to compare with
 _ROUNDS = 4
-_RIM = 0.015  # of a face, that is not looked at
-_THIN = 0.008  # height of a closed mouth's end
+_RIM = 0.015  # edge of a face that is ignored
+_THIN = 0.008  # height of a closed mouth's corner
 _MIDDLE = 0.025  # half of the columns in which the mouth's height is measured
 
 
 class FaceReader:
-    """Reads pictures of one person."""
+    """Measures pictures of one person."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
-        """Look at the person at rest.
+        """Analyse the person at rest.
 
         Args:
-            person: Who is seen.
+            person: The person seen.
             size: Pictures' (H, W).
         """
         skin = person.skin
@@ -56,18 +57,18 @@ class FaceReader:
         self._eyes = EyeReader(person, size)
 
     def read(self, frames_THWC: NDArray[np.uint8]) -> Floats:
-        """Read pictures.
+        """Measure pictures.
 
         Args:
             frames_THWC: uint8 [T, H, W, 3].
 
         Returns:
-            [T, 8], columns `READ`. Gaze is NaN where the eyes are closed.
+            [T, 8], columns `READ`. Gaze is NaN if the eyes are closed.
         """
         return self.read_places(frames_THWC)[0]
 
     def read_places(self, frames_THWC: NDArray[np.uint8]) -> tuple[Floats, list[Place]]:
-        """Read pictures; what `read` returns, and where each face is."""
+        """Measure pictures; return what `read` does, and the position of each face."""
         frames = [frame.astype(np.float64) for frame in frames_THWC]
         places = [self._finder.find(frame) for frame in frames]
         values = [self._values(*pair) for pair in zip(frames, places, strict=True)]
@@ -79,7 +80,7 @@ class FaceReader:
         return [opening, width, *self._eyes.read(frame, place), *sway, place.roll]
 
     def _mouth(self, frame: Floats, place: Place) -> tuple[float, float]:
-        """Height of the mouth with its lips, and its breadth."""
+        """Measure the height of the mouth including lips, and its width."""
         x, y = np.moveaxis(place.to_face(self._points), -1, 0)
         y = y - MOUTH_Y
         box = np.clip((y + _MOUTH_ABOVE) * self._scale, 0, 1)
@@ -89,7 +90,7 @@ class FaceReader:
         mouth = box * (1 - self._like(frame, self._skin))
         columns = np.clip((_MIDDLE - np.abs(x)) * self._scale + 0.5, 0, 1)
         height = (mouth * columns).sum() / self._scale**2 / (2 * _MIDDLE)
-        # Columns of a curved mouth are counted where they are: by their place in the face.
+        # Columns of a curved mouth are counted where they are: by their position in the face.
         places = np.clip((x + _MOUTH_ASIDE) * self._scale, 0, None)
         left = places.astype(int)
         share = places - left
@@ -99,19 +100,19 @@ class FaceReader:
         return float(height), float(breadth)
 
     def _like(self, frame: Floats, colours: Sequence[Rgb]) -> Floats:
-        """How like the nearest of some colours each pixel is, [H, W] in 0..1."""
+        """Compute how similar each pixel is to the nearest of some colours, [H, W] in 0..1."""
         away = ((frame - np.array(colours, np.float64)[:, None, None]) ** 2).sum(axis=-1)
         return np.asarray(np.exp(-away.min(axis=0) / (2 * _LIKENESS**2)))
 
 
 class _Mouths:
-    """Heights and breadths of drawn mouths, [opening, width]: each tells a little of both."""
+    """Heights and widths of drawn mouths, [opening, width]: each depends a little on both."""
 
     def __init__(self, heights: Floats, breadths: Floats) -> None:
         self._heights, self._breadths = heights, breadths
 
     def solve(self, height: float, breadth: float) -> tuple[float, float]:
-        """Find opening and width of a mouth, by turns."""
+        """Find opening and width of a mouth by alternating between them."""
         opening, width = 0.3, 0.5
         for _ in range(_ROUNDS):
             opening = _inverse(height, _between(self._heights.T, width))
@@ -120,10 +121,10 @@ class _Mouths:
 
 
 def _between(curves: Floats, at: float) -> Floats:
-    """The curve between those that belong to the grid's values."""
+    """Interpolate between the curves of the grid's values."""
     return np.array([np.interp(at, _GRID, values) for values in curves.T])
 
 
 def _inverse(value: float, curve: Floats) -> float:
-    """Where on the grid a rising curve has a value."""
+    """Find where on the grid a rising curve has a value."""
     return float(np.interp(value, np.maximum.accumulate(curve), _GRID))

@@ -1,8 +1,9 @@
-"""Finds a known head in a picture: how far it is shifted and turned against itself at rest.
+"""Finds a known head in a picture: its shift and rotation relative to rest.
 
 First whole pixels and few angles by correlation, then Gauss-Newton steps on the difference of the
-two pictures, in which what differs much (a blink) counts little. Source of the second part: B. D.
-Lucas and T. Kanade, "An iterative image registration technique" (IJCAI 1981).
+two
+pictures, in which large differences (a blink) count little. Source of the second part: B. D. Lucas
+and T. Kanade, "An iterative image registration technique" (IJCAI 1981).
 """
 
 from dataclasses import dataclass
@@ -17,19 +18,19 @@ from ..faces.painter import EYE_Y, MOUTH_Y, PIVOT, Painter, Pose, picture_points
 Floats: TypeAlias = NDArray[np.float64]
 
 _TURNS = (-0.1, -0.05, 0.0, 0.05, 0.1)  # radians
-_FURTHEST = 0.085  # shift of a head, in parts of the picture's shorter side
+_FURTHEST = 0.085  # shift of a head, as a fraction of the picture's shorter side
 _STEPS = 10
 _DOUBTFUL = 40.0  # difference, of 255, at which a pixel counts half
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where eyes, nose and mouth are against those of the head at rest.
+    """Position of eyes, nose and mouth relative to the head at rest.
 
     Attributes:
-        x: To the right, in parts of the picture's shorter side.
+        x: To the right, as a fraction of the picture's shorter side.
         y: Down.
-        roll: Turned, in radians.
+        roll: Rotation, in radians.
     """
 
     x: float = 0.0
@@ -37,11 +38,11 @@ class Place:
     roll: float = 0.0
 
     def to_picture(self, points: Floats) -> Floats:
-        """From places in the face to places in the picture, [..., 2]."""
+        """Convert face coordinates to picture coordinates, [..., 2]."""
         return np.asarray((points - PIVOT) @ turned(self.roll) + PIVOT + (self.x, self.y))
 
     def to_face(self, points: Floats) -> Floats:
-        """The other way round."""
+        """Convert picture coordinates to face coordinates, [..., 2]."""
         return np.asarray((points - PIVOT - (self.x, self.y)) @ turned(-self.roll) + PIVOT)
 
 
@@ -49,10 +50,10 @@ class HeadFinder:
     """Finds one person's head."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
-        """Draw it at rest, and turned.
+        """Draw it at rest, and rotated.
 
         Args:
-            person: Whose.
+            person: The person.
             size: Pictures' (H, W).
         """
         self._size, self._scale = size, float(min(size))
@@ -63,13 +64,13 @@ class HeadFinder:
         seen = _features(points)
         self._points, self._rest = points[seen], rest[seen]
         x, y = (self._points - PIVOT).T[..., None]
-        # Along the columns: how the picture changes with a shift to the right, down, and a turn.
+        # Columns: how the picture changes with a shift to the right, down, and a rotation.
         self._slopes = (
             np.stack([right[seen], down[seen], -y * right[seen] + x * down[seen]]) * self._scale
         )
 
     def find(self, frame_HWC: Floats) -> Place:
-        """Say where eyes, nose and mouth are.
+        """Locate eyes, nose and mouth.
 
         Args:
             frame_HWC: float64 [H, W, 3], 0..255.
@@ -88,7 +89,7 @@ class HeadFinder:
         return Place(x=float(place[0]), y=float(place[1]), roll=float(place[2]))
 
     def _coarse(self, frame: Floats) -> Floats:
-        """The same in whole pixels and the angles that were drawn."""
+        """Locate them to whole pixels and the drawn angles."""
         reach = int(np.ceil(_FURTHEST * self._scale))
         near = np.arange(-reach, reach + 1)
         spectrum = np.fft.rfft2(frame, axes=(0, 1))
@@ -106,7 +107,7 @@ class HeadFinder:
 def _spectra(
     painter: Painter, points: Floats, turn: float
 ) -> tuple[NDArray[Any], NDArray[Any], float]:
-    """Spectra of the turned head and of where it counts, and its sum of squares."""
+    """Compute spectra of the rotated head and its mask, and its sum of squares."""
     counts = _features(Place(roll=turn).to_face(points)).astype(np.float64)
     picture = painter.draw(Pose(roll=turn)) * counts[..., None]
     spectrum = np.conj(np.fft.rfft2(picture, axes=(0, 1)))
@@ -114,13 +115,13 @@ def _spectra(
 
 
 def _features(points: Floats) -> NDArray[np.bool_]:
-    """Where eyes, brows and nose of a head at rest are."""
+    """Mark the eyes, brows and nose of a head at rest."""
     x, y = np.moveaxis(points, -1, 0)
     return (np.abs(x) < 0.2) & (y > EYE_Y - 0.15) & (y < MOUTH_Y - 0.06)
 
 
 def sample(frame_HWC: Floats, places_M2: Floats) -> Floats:
-    """Pixels between pixels, [M, 3]; places from the picture's centre, in pixels."""
+    """Interpolate pixels, [M, 3]; positions relative to the picture's centre, in pixels."""
     height, width, _ = frame_HWC.shape
     x = np.clip(places_M2[:, 0] + width / 2 - 0.5, 0, width - 1.001)
     y = np.clip(places_M2[:, 1] + height / 2 - 0.5, 0, height - 1.001)

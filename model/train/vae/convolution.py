@@ -1,8 +1,9 @@
-"""A convolution with fast gradients in float32, which oneDNN computes at a tenth of its speed.
+"""A convolution with fast gradients in float32, for which oneDNN is ten times slower.
 
-Without instructions for bf16, PyTorch hands both gradients of a 3D convolution of few channels to
-its own loops. The gradient of the input is a convolution again, and that of the weight a product of
-matrices for each row of taps.
+Without bf16 instructions, PyTorch computes both gradients of a 3D convolution with few channels in
+its
+own loops. The gradient of the input is a convolution again, and that of the weight a matrix product
+for each row of taps.
 """
 
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ Padding: TypeAlias = tuple[int, int, int]
 
 
 def convolve(x_BCTHW: Tensor, weight: Tensor, bias: Tensor, padding: Padding) -> Tensor:
-    """Convolve with stride 1, and with gradients.
+    """Convolve with stride 1, with gradients.
 
     Args:
         x_BCTHW: Float32, channels_last_3d.
@@ -64,13 +65,13 @@ def weight_gradient(
 ) -> Tensor:
     """Sum dy[o, p] x[c, p + tap] over all pixels p.
 
-    x is copied once for each column of taps. Pixels are then rows of a matrix, and another row of
-    taps is a fixed offset in it; zero rows after each picture keep the sums from running into the
-    next one.
+    x is copied once per column of taps. Pixels are then rows of a matrix, and another row of taps
+    is a
+    fixed offset in it; zero rows after each picture keep the sums from running into the next one.
 
     Args:
-        x_BCTHW: What was convolved.
-        dy_BOTHW: The gradient of the result.
+        x_BCTHW: Input of the convolution.
+        dy_BOTHW: Gradient of the result.
         taps: (kt, kh, kw).
         padding: Zeros around x.
 

@@ -1,4 +1,4 @@
-"""What the VAE descends: how far the pictures that it gives back are from those that it got."""
+"""The VAE's losses: how far the reconstructed pictures are from the originals."""
 
 from collections.abc import Sequence
 
@@ -9,30 +9,30 @@ from torch import Tensor
 from ..faces.painter import EYE_X, EYE_Y, MOUTH_Y, NEARER
 
 EDGES, MOTION, COLOUR, SQUARES = 0.5, 0.5, 1.0, 1.0
-"""Factors beside the plain difference, which has 1."""
+"""Factors relative to the plain difference, which has 1."""
 CONTRAST = 0.5
-"""Factor of `contrast_loss`, where it is wanted."""
+"""Factor of `contrast_loss`, if used."""
 FEATURES = 4.0
-"""What a difference at the mouth or an eye counts more than elsewhere, at most."""
+"""Maximum weight of a difference at the mouth or an eye, relative to elsewhere."""
 COARSE = 8
-"""Side of the squares of pixels whose mean colour is compared."""
-_FAINT = 1e-4  # mean square below which contrast is none
+"""Side of the pixel blocks whose mean colour is compared."""
+_FAINT = 1e-4  # mean square below which there is no contrast
 _PLACES = ((0.0, MOUTH_Y, 0.15, 0.12), (-EYE_X, EYE_Y, 0.1, 0.08), (EYE_X, EYE_Y, 0.1, 0.08))
-# x and y of mouth and eyes, and how far their weight reaches, in parts of the shorter side
+# x and y of mouth and eyes, and the reach of their weight, as fractions of the shorter side
 _MOVES = "sway_x", "sway_y"
 
 
 def vae_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
-    """Differences of pixels, edges, motion and coarse colour, a scalar.
+    """Combine differences of pixels, edges, motion and coarse colour; a scalar.
 
     Absolute values, so that small errors count, and squares, since a few pixels at moving edges
-    make most of the mean square error. The coarse colours keep large areas from drifting, which
-    no pixel shows; differences in time keep still areas from flickering.
+    dominate the mean square error. Coarse colours keep large areas from drifting, which single
+    pixels do not reveal; temporal differences keep still areas from flickering.
 
     Args:
         made_BCTHW: Decoded pictures, -1 to 1, not clamped.
-        true_BCTHW: The pictures that were coded.
-        weight_BTHW: What a pixel counts; see `face_weight`.
+        true_BCTHW: The original pictures.
+        weight_BTHW: Weight of each pixel; see `face_weight`.
     """
     error, weight = made_BCTHW - true_BCTHW, weight_BTHW[:, None]
     pixels = ((error.abs() + SQUARES * error.square()) * weight).mean()
@@ -48,15 +48,15 @@ def vae_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Ten
 
 
 def contrast_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -> Tensor:
-    """Difference of how much neighbouring pixels differ, in squares of `COARSE` pixels; a scalar.
+    """Compare the local contrast between neighbouring pixels, per block of `COARSE`; a scalar.
 
-    An edge that is not quite certain is drawn soft by `vae_loss`, which is nearest to all that it
-    could be. This wants it as sharp as it was.
+    `vae_loss` draws an uncertain edge soft, closest to everything it could be. This loss requires
+    the original sharpness.
 
     Args:
         made_BCTHW: See `vae_loss`.
-        true_BCTHW: Likewise.
-        weight_BTHW: Likewise.
+        true_BCTHW: See `vae_loss`.
+        weight_BTHW: See `vae_loss`.
     """
     made, true = (_contrast(pictures) for pictures in (made_BCTHW, true_BCTHW))
     weight_BTHW = F.avg_pool2d(weight_BTHW, COARSE)
@@ -64,7 +64,7 @@ def contrast_loss(made_BCTHW: Tensor, true_BCTHW: Tensor, weight_BTHW: Tensor) -
 
 
 def _contrast(pictures_BCTHW: Tensor) -> Tensor:
-    """Root mean square of the differences between neighbours, [B, T, H/8, W/8]."""
+    """Compute the root mean square difference between neighbours, [B, T, H/8, W/8]."""
     squares = [
         F.pad(pictures_BCTHW.diff(dim=axis).square().mean(1), pad)
         for axis, pad in ((3, (0, 0, 0, 1)), (4, (0, 1)))
@@ -73,13 +73,13 @@ def _contrast(pictures_BCTHW: Tensor) -> Tensor:
 
 
 def face_weight(truth_BTK: Tensor, names: Sequence[str], size: tuple[int, int]) -> Tensor:
-    """1, and more around a drawn face's mouth and eyes, float32 [B, T, H, W].
+    """Return 1, and more around a drawn face's mouth and eyes, float32 [B, T, H, W].
 
-    Half of a VAE's mean square error is in those few pixels, and all that a face says.
+    Half of a VAE's mean square error is in those few pixels, and all that a face expresses.
 
     Args:
-        truth_BTK: What is true of each frame.
-        names: Of its columns; without the head's place, as of videos, all pixels count the same.
+        truth_BTK: Truth of each frame.
+        names: Its columns; without the head's position, as for videos, all pixels count the same.
         size: Pictures' (H, W).
     """
     (height, width), shape = size, truth_BTK.shape[:2]

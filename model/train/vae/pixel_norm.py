@@ -1,4 +1,4 @@
-"""The VAE's norm and SiLU with a backward pass of its own: a third of what autograd makes of it.
+"""The VAE's norm and SiLU with a custom backward pass, in a third of autograd's time.
 
 Sums over a pixel's few channels are products with a small matrix, which is far faster than a
 reduction over 8 neighbours.
@@ -14,7 +14,7 @@ _LEAST = 1e-12  # added to the mean square
 
 
 def norm_silu(x_BCTHW: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of ``gamma x / rms(x)``, the root mean square being that of a pixel's channels.
+    """Compute SiLU of ``gamma x / rms(x)``, with the root mean square over a pixel's channels.
 
     Args:
         x_BCTHW: Any floating dtype; channels_last_3d is fastest.

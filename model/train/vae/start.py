@@ -1,13 +1,15 @@
-"""Where the VAE begins: as a code by principal components, that random weights take long to reach.
+"""Initialises the VAE as a principal component code, which random weights take long to reach.
 
-A VAE of random weights first learns to give back one grey picture, then coarse colours: its norms
-throw away how bright a pixel is, and all that a picture has must find its way through narrow
-layers. The encoder's path beside the residual blocks can hold the best linear code of 8 x 8
-pixels, so it is computed from pictures and written there, halving after halving; the decoder's path
-learns its other half within seconds. Residual blocks begin as nothing.
+A VAE with random weights first learns to reproduce a grey picture, then coarse colours: its norms
+discard how bright a pixel is, and everything in a picture must find its way through narrow layers.
+The encoder's path around the residual blocks can hold the best linear code of 8 x 8 pixels, so it
+is
+computed from pictures and written there, halving by halving; the decoder's path learns its half
+within seconds. Residual blocks start as zero.
 
-A norm keeps sizes only if something in each pixel has always the same size: channels that hold no
-picture are constants. SiLU is undone by pairs, ``silu(u) - silu(-u) = u``.
+A norm preserves magnitudes only if something in each pixel has constant magnitude: channels that
+    hold
+no picture are constants. SiLU is undone by pairs, ``silu(u) - silu(-u) = u``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,27 +29,27 @@ from ...vae_layers import (
     Upsample,
 )
 
-_HALVED = 0.5  # what a component is multiplied by, so that a mean of four stays of its size
+_HALVED = 0.5  # factor of a component, so that a mean of four keeps its magnitude
 _CONSTANT, _LATE, _LAST = (
     1.0,
     6.0,
     3.0,
 )  # the constants: of pixels, of latents, of the decoder's end
 _SPARE = 2  # channels of constants, per ``dim``, where two pixels are one
-_LEAST = 1e-4  # spread of a component
+_LEAST = 1e-4  # minimum spread of a component
 _PICTURE = 0.4  # mean square of a pixel's colour
-_FAINT = 0.1  # norm weight of constants: SiLU shall not make much of them
-_STEADY = 4  # spreads that the mean of a constant lies from 0, at least
-_FEW = 16  # pictures by which channels are weighed
-_RANDOM = 0.2  # what is kept of random weights where constants are
+_FAINT = 0.1  # norm weight of constants, so that SiLU does not amplify them
+_STEADY = 4  # minimum spreads between the mean of a constant and 0
+_FEW = 16  # pictures used to weight channels
+_RANDOM = 0.2  # fraction kept of random weights where constants are
 
 
 @torch.no_grad()
 def start_from_pictures(vae: VAE, pictures_NCHW: Tensor) -> None:
-    """Write the code into a VAE of random weights.
+    """Write the code into a VAE with random weights.
 
     Args:
-        vae: Changed in place; at least 12 channels wide.
+        vae: Modified in place; at least 12 channels wide.
         pictures_NCHW: Pixels in -1..1, sides multiples of 8; a few hundred.
     """
     dim, codes = vae.config.dim, vae.config.z_dim
@@ -79,7 +81,7 @@ def start_from_pictures(vae: VAE, pictures_NCHW: Tensor) -> None:
 
 
 def _still_blocks(modules: Iterable[nn.Module]) -> None:
-    """Residual blocks and attention add nothing; frames are averaged and repeated."""
+    """Make residual blocks and attention add nothing; average and repeat frames."""
     for module in modules:
         if isinstance(module, ResidualBlock):
             _clear(module.residual["6"])
@@ -100,7 +102,7 @@ def _still_blocks(modules: Iterable[nn.Module]) -> None:
 
 
 def _weigh_channels(vae: VAE, video_BCTHW: Tensor) -> None:
-    """Let each residual block see what varies at a spread of one, and constants hardly."""
+    """Scale each residual block's inputs to a spread of one, constants hardly."""
 
     def weigh(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(block, ResidualBlock)
@@ -109,7 +111,7 @@ def _weigh_channels(vae: VAE, video_BCTHW: Tensor) -> None:
         unit_BCTHW = inputs[0] * inputs[0].square().mean(1, keepdim=True).clamp_min(_LEAST).rsqrt()
         spread_C, mean_C = torch.std_mean(unit_BCTHW, dim=(0, 2, 3, 4))
         weights_C = 1 / spread_C.clamp_min(_FAINT)
-        weights_C[spread_C < _FAINT**2] = 1.0  # nothing, so far
+        weights_C[spread_C < _FAINT**2] = 1.0  # nothing so far
         weights_C[mean_C.abs() > _STEADY * spread_C + _FAINT] = _FAINT
         norm.gamma.copy_(weights_C.view_as(norm.gamma))
 
@@ -130,7 +132,7 @@ def _hooked(block: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 
 def _code(layers: nn.ModuleList, pictures_NCHW: Tensor, kept: tuple[int, int, int]) -> None:
-    """Let each halving keep the components that tell most; the last ones are of unit size."""
+    """Make each halving keep the most informative components; the last have unit variance."""
     downs = [layer for layer in layers if isinstance(layer, Downsample)]
     for layer, count in zip(downs, kept, strict=True):
         last, conv = layer is downs[-1], _image_conv(layer)
@@ -152,14 +154,14 @@ def _code(layers: nn.ModuleList, pictures_NCHW: Tensor, kept: tuple[int, int, in
 
 
 def components(rows_NC: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Principal components.
+    """Compute principal components.
 
     Args:
         rows_NC: The data.
-        count: How many, K.
+        count: Number of components, K.
 
     Returns:
-        Mean [C], axes [C, K], those that tell most first, and the spread along each [K].
+        Mean [C], axes [C, K], most informative first, and the spread along each [K].
     """
     mean_C = rows_NC.mean(0)
     centred = rows_NC - mean_C
@@ -168,12 +170,12 @@ def components(rows_NC: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blocks(images_NCHW: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H/2, W/2, 4 C], the pixels of 2 x 2."""
+    """Reshape [N, C, H, W] to [N, H/2, W/2, 4 C], blocks of 2 x 2 pixels."""
     return images_NCHW.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
 def _keep_sizes(norm: nn.Module, count: int, square: float, constant: float, spare: int) -> None:
-    """Let a norm give back what it gets, where channels are pictures."""
+    """Make a norm preserve its input where channels are pictures."""
     assert isinstance(norm, NormSiLU)
     mean_square = (count * square + spare * constant**2) / (count + spare)
     norm.gamma[:count] = mean_square**0.5
@@ -199,7 +201,7 @@ def _pass(conv: CausalConv, count: int) -> None:
 
 
 def _middle_tap(conv: CausalConv) -> tuple[int, int, int]:
-    """The tap at the same pixel of the same frame."""
+    """Return the tap at the same pixel of the same frame."""
     _, _, frames, rows, columns = conv.weight.shape
     return frames - 1, rows // 2, columns // 2
 

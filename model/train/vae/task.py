@@ -1,10 +1,10 @@
-"""The training of the VAE: what it sees, what it learns by, and what the product reads of it.
+"""Training of the VAE: its data, its losses, and what the product reads.
 
-It begins as a code by principal components. Residual blocks of the smaller pictures join first:
-they cost least. Windows are long from the start, since a VAE that saw short videos alone drifts in
-colour, but pieces of pictures, the smaller the longer they are: many small updates teach more than
-few large ones. Whole pictures, whose edges and attention no piece shows, come at last. The encoder
-rests before the blocks of the largest pictures join: it costs nearly as much as the decoder, which
+It starts as a principal component code. Residual blocks at the smaller resolutions join first: they
+are cheapest. Windows are long from the start, since a VAE that only saw short videos drifts in
+colour, but crops are smaller the longer they are: many small updates teach more than few large
+ones. Whole pictures, for edges and attention that no crop shows, come last. The encoder stops
+learning before the blocks at full resolution join: it costs nearly as much as the decoder, which
 has more to learn.
 """
 
@@ -36,25 +36,25 @@ from .whole import NO_BLOCKS, round_trip
 
 VAE_TURN = "vae"
 SHORT, MIDDLE, LONG = 9, 17, CHUNK_FRAMES
-"""Frames of a window."""
+"""Frames per window."""
 BLOCKS = ((0.10, NO_BLOCKS), (0.27, 4), (0.43, 2), (1.0, 1))
-"""Share of the updates until which residual blocks are `round_trip`'s."""
+"""Fraction of the updates until which residual blocks are `round_trip`'s."""
 CODER = 0.43
-"""Share of the updates in which the encoder learns."""
+"""Fraction of the updates in which the encoder learns."""
 LATE = 0.86
-"""Share of the updates from which pictures are whole, and shall be as sharp as they were."""
+"""Fraction of the updates from which pictures are whole and must keep their sharpness."""
 PICTURES = 160
-"""Of the principal components."""
+"""Pictures for the principal components."""
 GREY = 0.125
-"""Share of the samples that are a picture and grey behind it, as a portrait's latents need."""
-_STEP = 16  # sides of pieces are multiples
+"""Fraction of samples that are a picture followed by grey, as a portrait's latents need."""
+_STEP = 16  # sides of crops are multiples of this
 _LEAST_PIECE = 32
-_SAMPLES = 8  # that the statistics are taken of
-_FLAT = 1e-3  # spread below which a latent's channel says nothing
+_SAMPLES = 8  # for the statistics
+_FLAT = 1e-3  # spread below which a latent's channel is uninformative
 
 
 def vae_training(run: Run, clips: Clips) -> Training:
-    """A new VAE to be trained.
+    """Set up the training of a new VAE.
 
     Raises:
         UserError: No clip is long enough.
@@ -84,7 +84,7 @@ def vae_training(run: Run, clips: Clips) -> Training:
 
 @dataclass(frozen=True)
 class VaeTask:
-    """Code, decode, compare.
+    """Encode, decode, compare.
 
     Attributes:
         steps: Updates of the run.
@@ -94,21 +94,21 @@ class VaeTask:
 
     @property
     def rest(self) -> int:
-        """Number of the first update in which the encoder does not learn."""
+        """Index of the first update in which the encoder does not learn."""
         return math.ceil(CODER * self.steps)
 
     def blocks(self, step: int) -> int:
-        """Which residual blocks take part in an update; see `round_trip`."""
+        """Return which residual blocks take part in an update; see `round_trip`."""
         return next(blocks for share, blocks in BLOCKS if step < share * self.steps or share == 1)
 
     def turns(self, step: int) -> Sequence[str]:
-        """The VAE, always."""
+        """Train the VAE in every update."""
         return (VAE_TURN,)
 
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """`vae_loss`, and the mean difference of a colour in 0..255."""
+        """Compute `vae_loss`, and the mean colour difference in 0..255."""
         vae = state.networks[turn]
         assert isinstance(vae, VAE)
         if at.step == self.rest and at.micro == 0 and turn in state.averages:
@@ -128,10 +128,10 @@ class VaeTask:
 
 
 class VaeData:
-    """Pieces of clips, as long and as large as the update wants them."""
+    """Crops of clips, as long and as large as an update requires."""
 
     def __init__(self, clips: Clips, run: Run) -> None:
-        """Look for clips that are long enough.
+        """Select clips that are long enough.
 
         Raises:
             UserError: There are none.
@@ -143,7 +143,7 @@ class VaeData:
         }
 
     def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        """``video`` [B, 3, F, h, w], -1 to 1, and ``weight`` [B, F, h, w]."""
+        """Return ``video`` [B, 3, F, h, w], -1 to 1, and ``weight`` [B, F, h, w]."""
         first = micro * self._run.micro_batch
         samples = range(first, first + self._run.micro_batch)
         frames, size = self._shape(step, micro)
@@ -161,7 +161,7 @@ class VaeData:
         }
 
     def _shape(self, step: int, micro: int) -> tuple[int, tuple[int, int]]:
-        """Frames and size of an update's pictures; later on half are long."""
+        """Choose frames and size of an update's pictures; later, half of the windows are long."""
         early = step < LATE * self._run.steps
         lengths = (SHORT, MIDDLE, LONG) if early else (SHORT, MIDDLE, LONG, LONG)
         frames = lengths[self._draws.below(len(lengths), "vae frames", step=step, micro=micro)]
@@ -181,24 +181,24 @@ class VaeData:
 
 @torch.no_grad()
 def settle_encoder(vae: VAE, average: Average) -> None:
-    """Let the encoder be its average, which wavers less, for the decoder to learn what it says."""
+    """Replace the encoder by its average, which fluctuates less, for the decoder to learn from."""
     for name, parameter in learning(vae):
         if name.startswith(("encoder.", "conv1.")):
             parameter.copy_(average.weights[name])
 
 
 def _pictures(clips: Clips, run: Run) -> Tensor:
-    """Pictures of all clips, [N, 3, H, W] in -1..1."""
+    """Collect pictures of all clips, [N, 3, H, W] in -1..1."""
     reader = WindowReader(clips, Draws(seed=run.seed), frames=1)
     windows = reader.read(step=0, samples=range(PICTURES), purpose="vae start")
     return windows.pictures()[:, :, 0]
 
 
 def piece_size(size: tuple[int, int], frames: int) -> tuple[int, int]:
-    """Size of pieces of which windows of all lengths have about as many pixels.
+    """Choose a crop size so that windows of all lengths have about as many pixels.
 
-    Whole pictures of short windows, two thirds of the sides of middle ones, half of long ones, in
-    whole steps of 16, but not too small.
+    Whole pictures for short windows, two thirds of the sides for middle ones, half for long ones,
+    in whole steps of 16, but not too small.
     """
     part = {SHORT: 1.0, MIDDLE: 2 / 3, LONG: 1 / 2}[frames]
     rows, columns = (
@@ -209,7 +209,7 @@ def piece_size(size: tuple[int, int], frames: int) -> tuple[int, int]:
 
 
 def finished_vae(state: State, clips: Clips, run: Run) -> VAE:
-    """The VAE as it is used: averaged where there is an average, its latents in the usual range."""
+    """Return the VAE for use: averaged if there is an average, its latents in the usual range."""
     network = state.networks[VAE_TURN]
     assert isinstance(network, VAE)
     vae = copy.deepcopy(network)
@@ -227,15 +227,15 @@ def finished_vae(state: State, clips: Clips, run: Run) -> VAE:
 
 @torch.no_grad()
 def fold_statistics(vae: VAE, latents_BCTHW: Tensor) -> None:
-    """Change the two outermost convolutions of the latents so that each channel is about N(0, 1).
+    """Rescale the two outermost convolutions of the latents so that each channel is about N(0, 1).
 
-    The product normalises latents by published numbers, which are those of other weights. With
-    ``a`` and ``b`` the mean and spread of what that gives here, coding becomes ``(n - a) / b``, and
-    decoding undoes it: the pictures stay the same.
+    The product normalises latents by published constants, which belong to other weights. With ``a``
+    and ``b`` the mean and spread of the result here, encoding becomes ``(n - a) / b``, and decoding
+    undoes it: the pictures stay the same.
 
     Args:
-        vae: Frozen; changed in place.
-        latents_BCTHW: What it makes of videos, normalised by the published numbers.
+        vae: Frozen; modified in place.
+        latents_BCTHW: Its latents of videos, normalised by the published constants.
     """
     spread_C, a_C = torch.std_mean(latents_BCTHW.double(), dim=(0, 2, 3, 4))
     b_C = spread_C.clamp_min(_FLAT)
@@ -252,7 +252,7 @@ def fold_statistics(vae: VAE, latents_BCTHW: Tensor) -> None:
 
 
 def _cropped(pixels: Tensor, places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """A piece of each sample [..., H, W], where two shares in 0..1 say."""
+    """Crop each sample [..., H, W] at the position given by two fractions in 0..1."""
     rows, columns = (
         (share_B * (side - wanted + 1)).long().clamp(max=side - wanted).tolist()
         for share_B, side, wanted in zip(places, pixels.shape[-2:], size, strict=True)

@@ -1,12 +1,16 @@
-"""The VAE as it is trained: over a whole video at once, channels-last, in bf16 where that is fast.
+"""The VAE in training: over a whole video at once, channels-last, in bf16 where that is fast.
 
-A stream's cache cuts a video into pieces of 1, 4, 4, ... frames, and every convolution into as many
-calls, whose histories autograd then has to copy. Nothing later is ever seen, so the same numbers
-come of one call on all frames behind two frames of zeros; only the first frame is apart where
-frames are halved or doubled. On two cores an update takes a sixth of the time.
+A stream's cache splits a video into pieces of 1, 4, 4, ... frames, and every convolution into as
+many
+calls, whose histories autograd then has to copy. Nothing depends on later frames, so one call on
+all
+frames after two frames of zeros gives the same result; only the first frame is separate where
+frames
+are halved or doubled. On two cores an update takes a sixth of the time.
 
-Residual blocks of the larger sizes may be left out, which makes an update cheaper still: what is
-left is as the weights of a block's last convolution being zero.
+Residual blocks at the larger resolutions may be skipped, which makes an update even cheaper, as if
+the
+weights of a block's last convolution were zero.
 """
 
 from collections.abc import Iterable
@@ -33,7 +37,7 @@ from .convolution import convolve
 from .pixel_norm import norm_silu
 
 NO_BLOCKS = 2 * SPATIAL
-"""For `round_trip`."""
+"""Value of ``blocks`` in `round_trip` that skips all."""
 _LAYOUT = torch.channels_last_3d
 _ONCE = (1, 1, 1)
 
@@ -46,15 +50,15 @@ def round_trip(
     blocks: int = 1,
     coder_learns: bool = True,
 ) -> Tensor:
-    """Code pictures and decode them, as `VAE.encode` and `VAE.decode` do.
+    """Encode and decode pictures, like `VAE.encode` and `VAE.decode`.
 
     Args:
-        vae: With weights in float32, which get gradients.
+        vae: VAE with float32 weights, which get gradients.
         video_BCTHW: Pixels in -1..1, [B, 3, 1 + 4 k, H, W].
-        dtype: Of what is between; `training_dtype` by default.
-        blocks: Residual blocks take part where a place is so many pixels wide, or more: 1, all of
-            them; `NO_BLOCKS`, none.
-        coder_learns: False: the encoder gets no gradient.
+        dtype: Dtype of intermediates; `training_dtype` by default.
+        blocks: Use residual blocks where a position covers at least this many pixels: 1 for all;
+            `NO_BLOCKS` for none.
+        coder_learns: Whether the encoder gets gradients.
 
     Returns:
         Pixels of the same shape, float32, not clamped.
@@ -68,14 +72,14 @@ def round_trip(
 
 @torch.no_grad()
 def encode_whole(vae: VAE, video_BCTHW: Tensor) -> Tensor:
-    """Code a video as `VAE.encode` does, in a third of the time where bf16 is fast.
+    """Encode a video like `VAE.encode`, in a third of the time where bf16 is fast.
 
     Args:
         vae: Prepared.
         video_BCTHW: Pixels in -1..1, [B, 3, 1 + 4 k, H, W].
 
     Returns:
-        Latents [B, 16, 1 + k, H/8, W/8], float32, normalised; with bf16 off by about 1 % of their
+        Latents [B, 16, 1 + k, H/8, W/8], float32, normalised; bf16 deviates by about 1 % of their
         spread, less than the VAE's own error.
     """
     x = video_BCTHW.to(training_dtype()).contiguous(memory_format=_LAYOUT)
@@ -84,7 +88,7 @@ def encode_whole(vae: VAE, video_BCTHW: Tensor) -> Tensor:
 
 
 def _encode(vae: VAE, x: Tensor, widest: int) -> Tensor:
-    """Pixels -> latents, not normalised."""
+    """Map pixels to latents, not normalised."""
     encoder = vae.encoder
     x = _stages(encoder.downsamples, _causal(encoder.conv1, x), widest)
     moments = _causal(vae.conv1, _head(encoder.head, _middle(encoder.middle, x, widest)))
@@ -92,7 +96,7 @@ def _encode(vae: VAE, x: Tensor, widest: int) -> Tensor:
 
 
 def _decode(vae: VAE, z: Tensor, widest: int) -> Tensor:
-    """Latents, not normalised -> pixels."""
+    """Map latents, not normalised, to pixels."""
     decoder = vae.decoder
     x = _causal(decoder.conv1, _causal(vae.conv2, z.contiguous(memory_format=_LAYOUT)))
     return _head(
@@ -141,7 +145,7 @@ def _normed(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _attention(block: AttentionBlock, x: Tensor) -> Tensor:
-    """Among the pixels of each frame."""
+    """Attend among the pixels of each frame."""
     images_NLC = x.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
     unit = F.normalize(images_NLC.float(), dim=-1) * x.shape[1] ** 0.5
     normed = (unit * block.norm.gamma.float().flatten()).to(x.dtype)
@@ -156,7 +160,7 @@ def _pointwise(conv: ConvWeights, x: Tensor) -> Tensor:
 
 
 def _down(layer: Downsample, x: Tensor) -> Tensor:
-    """Half the rows and columns; with time also half of all frames but the first."""
+    """Halve rows and columns; with time also all frames but the first."""
     conv, (top, bottom, left, right) = layer.resample["1"], DOWNSAMPLE_PADDING
     assert isinstance(conv, ConvWeights)
     x = F.pad(x, (left, right, top, bottom))
@@ -169,7 +173,7 @@ def _down(layer: Downsample, x: Tensor) -> Tensor:
 
 
 def _up(layer: Upsample, x: Tensor) -> Tensor:
-    """Twice the rows and columns; with time also of all frames but the first, apart from it."""
+    """Double rows and columns; with time also all frames but the first, separately."""
     if layer.time_conv is not None and x.shape[2] > 1:
         rest = _causal(layer.time_conv, x[:, :, 1:].contiguous(memory_format=_LAYOUT))
         halves = rest.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
@@ -190,13 +194,14 @@ def _up(layer: Upsample, x: Tensor) -> Tensor:
 
 
 def _causal(conv: CausalConv, x: Tensor) -> Tensor:
-    """A convolution that sees zeros before the first frame."""
+    """Convolve with zeros before the first frame."""
     before, (rows, _, columns, _) = conv.context, conv.padding
-    if x.shape[2] == 1:  # its other taps meet zeros
+    if x.shape[2] == 1:  # its other taps see zeros
         return _convolve(x, conv.weight[:, :, -1:], conv.bias, (0, rows, columns))
     if x.shape[2] <= before:
-        # oneDNN's gradient of a bf16 weight is of memory that nobody wrote, where there are fewer
-        # frames than taps: so the zeros are written out.
+        # With fewer frames than taps, oneDNN computes the gradient of a bf16 weight from memory
+        # that
+        # nobody wrote: so the zeros are written explicitly.
         return _convolve(
             F.pad(x, (0, 0, 0, 0, before, 0)), conv.weight, conv.bias, (0, rows, columns)
         )
