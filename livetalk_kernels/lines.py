@@ -30,7 +30,7 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def brief(error: BaseException, longest: int = 300) -> str:
-    """Say in one line what went wrong: the error's kind, and the beginning of its text."""
+    """Format an error in one line: its type, and the beginning of its text."""
     text = " ".join(str(error).split())[:longest]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

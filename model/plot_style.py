@@ -1,4 +1,4 @@
-"""One look for all pictures: fonts, resolution, and the line that says what was measured where."""
+"""One style for all plots: fonts, resolution, and the line that names the hardware."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -27,21 +27,21 @@ def new_figure(title: str, width: float, height: float) -> Figure:
 
 
 def hardware_line(machine: Mapping[str, Any]) -> str:
-    """GPU or CPU, torch and commit, of what `livetalk_kernels.machine.machine` has noted."""
+    """Name GPU or CPU, torch and commit, from what `livetalk_kernels.machine.machine` returned."""
     gpu = machine["gpu"]
     name = machine["cpu"] if not gpu else gpu["name"] if isinstance(gpu, Mapping) else gpu
     return f"{name}, torch {machine['torch']}, commit {machine['commit'] or 'unknown'}"
 
 
 def picture(figure: Figure, kind: str = "png") -> bytes:
-    """Draw a figure; ``kind``: ``png`` or ``svg``."""
+    """Render a figure as ``png`` or ``svg``."""
     drawn = BytesIO()
     figure.savefig(drawn, format=kind, dpi=DPI)
     return drawn.getvalue()
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write a figure, by the ending of the file's name.
+    """Write a figure in the format of the file's suffix.
 
     Raises:
         UserError: The file cannot be written.

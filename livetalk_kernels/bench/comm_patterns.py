@@ -86,11 +86,11 @@ def link_patterns(world: int, sizes: Iterable[int]) -> list[Pattern]:
 
 
 def exchanges(world: int, run: Callable[[Communicator], object]) -> list[Exchange]:
-    """Note what ranks would send each other, exchange after exchange.
+    """Record what ranks would send each other, one exchange after another.
 
     Args:
         world: Ranks.
-        run: What each of them does; called once for each, and all must exchange as often.
+        run: Called once per rank, with its communicator; all ranks must exchange equally often.
     """
     logs: list[list[Exchange]] = []
     for rank in range(world):

@@ -88,7 +88,7 @@ class Suite:
         return cls(cases=tuple(cases), skipped=skipped)
 
     def results(self, results: Sequence[Result], *, complete: bool) -> dict[str, Any]:
-        """What came of it, for machines: score, cases, means, and what was skipped."""
+        """Report the results for machines: score, cases, means, and what was skipped."""
         score = score_of(results)
         return {
             "complete": complete,
@@ -102,12 +102,12 @@ class Suite:
 
 
 def score_of(results: Sequence[Result]) -> Score | None:
-    """Our kernels over the models' sizes; None where there is no rival, or nothing of ours."""
+    """Score our kernels over the models' sizes; None without a rival, or a kernel of ours."""
     return Score.of({result.name: result.standing for result in results if result.case.large})
 
 
 def known_ops(names: Sequence[str]) -> list[str]:
-    """Every op named, once, or all of them.
+    """List every op named, once, or all of them.
 
     Raises:
         UserError: There is no such op.
@@ -133,7 +133,7 @@ def attempt(
         case: The case.
         settings: How to time.
         limits: Of the machine.
-        say: Told what is going on.
+        say: Called with progress messages.
         named: The user has asked for it, however long it takes.
     """
     say("measuring the machine")

@@ -217,7 +217,7 @@ def open_readers(devices: "Sequence[torch.device]", nvml: ModuleType | None) -> 
         devices: Devices of the run; those that are not GPUs count as the host.
         nvml: ``pynvml``; None if not installed.
     """
-    import torch  # what samples all GPUs may be without
+    import torch  # not needed to sample all GPUs
 
     readers: list[Reader] = [HostReader()]
     for device in dict.fromkeys(devices):
@@ -233,7 +233,7 @@ def open_readers(devices: "Sequence[torch.device]", nvml: ModuleType | None) -> 
 
 
 def gpu_readers(nvml: ModuleType | None) -> list[Reader]:
-    """Every GPU that NVML knows, in its order; columns begin with the UUID, as torch has it."""
+    """Open every GPU that NVML knows, in its order; columns begin with the UUID torch reports."""
     if nvml is None:
         return []
     try:

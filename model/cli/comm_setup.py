@@ -42,7 +42,7 @@ class Setup:
     grid: Grid
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Convert to JSON's types."""
         return {
             "preset": self.preset.name,
             "size": list(self.size),
@@ -92,7 +92,7 @@ def setup_of(args: argparse.Namespace, device: torch.device, ranks: Ranks | None
 
 
 def _world(nproc: int | None, device: torch.device, ranks: Ranks | None) -> int:
-    """Ranks in all."""
+    """Count the ranks."""
     world = ranks.world if ranks else nproc or 1
     if nproc is not None and nproc != world:
         raise UserError(f"--nproc {nproc}: torchrun has started {world} ranks; drop it")

@@ -23,7 +23,7 @@ Fill = Callable[[ClipWriter], list[str]]
 
 
 def fill_folder(output: Path, index: Index, fill: Fill) -> dict[str, Any]:
-    """Let a folder be filled; whatever ends it, the index says what is there."""
+    """Fill a folder; however that ends, the index lists what is there."""
     writer = ClipWriter(output, index)
     before = len(writer.entries)
     complete = False
@@ -60,7 +60,7 @@ def fill_folder(output: Path, index: Index, fill: Fill) -> dict[str, Any]:
 def drawn(
     args: argparse.Namespace, size: tuple[int, int], frames: int
 ) -> tuple[dict[str, Any], tuple[str, ...], Fill]:
-    """Drawn clips: their settings, what is true of them, and what draws them."""
+    """Prepare drawn clips: return their settings, the names of their truth, and what draws them."""
     if args.crop is not None:
         raise UserError(f"--crop {args.crop}: goes with --videos")
     program = voices.find_program()
@@ -97,7 +97,7 @@ def drawn(
 def videos(
     args: argparse.Namespace, size: tuple[int, int], frames: int
 ) -> tuple[dict[str, Any], tuple[str, ...], Fill]:
-    """Clips of videos, likewise."""
+    """Prepare clips of videos, likewise."""
     for name in _ONLY_DRAWN:
         if getattr(args, name) is not None:
             raise UserError(f"--{name} {getattr(args, name)}: goes with --synthetic")

@@ -1,4 +1,4 @@
-"""What ranks send each other while a stream is made: patterns for ``livetalk bench comm``.
+"""Lists what ranks send each other during a stream: patterns for ``livetalk bench comm``.
 
 Sizes are those of the model's dry run, messages those of the runtime's own exchanges.
 """
@@ -65,7 +65,7 @@ class Sizes:
 
     @classmethod
     def of(cls, preset: Preset, size: tuple[int, int], dtype: torch.dtype) -> Self:
-        """Collect those of a model and a picture of ``size`` (height, width) pixels."""
+        """Collect the sizes of a model and a picture of ``size`` (height, width) pixels."""
         dit, latent = preset.dit, (size[0] // SPATIAL, size[1] // SPATIAL)
         frames, rows, columns = dit.patch_size
         patch = frames * rows * columns
@@ -131,7 +131,7 @@ def model_patterns(sizes: Sizes, mesh: Mesh, grid: Grid) -> list[Pattern]:
 
 
 def _attention_patterns(sizes: Sizes, mesh: Mesh) -> list[Pattern]:
-    """Of a layer's self-attention: of all heads, and of one for each rank."""
+    """List the exchanges of a layer's self-attention: with all heads, and with one per rank."""
     many = _attention(sizes, mesh, sizes.heads)
     found: list[Pattern] = []
     to_heads = [entry for entry in many if entry.kind == "all_to_all"]
@@ -149,7 +149,7 @@ def _attention_patterns(sizes: Sizes, mesh: Mesh) -> list[Pattern]:
 
 
 def _attention(sizes: Sizes, mesh: Mesh, heads: int) -> list[Exchange]:
-    """Exchanges of one self-attention with so many heads."""
+    """Record the exchanges of one self-attention with ``heads`` heads."""
 
     def run(comm: Communicator) -> None:
         recorder = Recorder("cpu", sizes.dtype)
@@ -164,9 +164,9 @@ def _attention(sizes: Sizes, mesh: Mesh, heads: int) -> list[Exchange]:
 
 
 def _halo_patterns(sizes: Sizes, grid: Grid) -> list[Pattern]:
-    """One row or column at each border of a slice, and pixels at its corners, level by level.
+    """List the halos: a row or column at each border of a slice and corner pixels, per level.
 
-    At the smallest and the largest level of a 2-D grid rows, columns and corners stand alone too.
+    At the smallest and largest levels of a 2-D grid, also rows, columns and corners separately.
     """
     found = []
     flat = 1 in (grid.rows, grid.columns)
@@ -198,7 +198,7 @@ def _border(grid: Grid, source: int, target: int) -> str:
 def _slice(
     comm: Communicator, grid: Grid, latent: tuple[int, int]
 ) -> tuple[HaloExchange, tuple[int, int]]:
-    """Divide a picture; rows and columns of this rank's slice of the latent."""
+    """Divide a picture; return also rows and columns of this rank's slice of the latent."""
     halo = HaloExchange(comm, grid, latent)
     rows, columns = halo.slices.boxes[comm.rank]
     return halo, (len(rows), len(columns))

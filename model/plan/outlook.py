@@ -1,4 +1,4 @@
-"""What ``livetalk plan`` answers: a request, its plans, and what they rest on."""
+"""Answers ``livetalk plan``: a request, its plans, and what they rest on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ class Request:
         return self.preset or ("mid" if self.gpu.lower() == "cpu" else "14b")
 
     def job(self, itemsize: int) -> Job:
-        """What is done for a chunk, in numbers of ``itemsize`` bytes.
+        """Describe the work of a chunk, in numbers of ``itemsize`` bytes.
 
         Raises:
             UserError: Preset or size is no good.
@@ -85,7 +85,7 @@ class Request:
         )
 
     def choice(self, fp8: bool | None) -> Choice:
-        """Which splits are looked at.
+        """Select the splits to consider.
 
         Raises:
             UserError: The grid is none.
@@ -94,12 +94,12 @@ class Request:
         return Choice(ulysses=self.ulysses, ring=self.ring, grid=grid, fp8=fp8)
 
     def title(self, job: Job) -> str:
-        """Model, size and steps."""
+        """Describe model, size and steps."""
         fused = ", fused biases" * self.fuse_bias
         return f"{self.model} at {job.size[0]}x{job.size[1]}, {job.steps} steps{fused}"
 
     def settings(self, job: Job, world: int, nodes: int) -> dict[str, Any]:
-        """What a forecast is of, for machines."""
+        """Describe the forecast's subject for machines."""
         return {
             "forecast": True,
             "settings": {
@@ -143,7 +143,7 @@ class GpuOutlook:
 
     @classmethod
     def of(cls, request: Request, *, plotted: bool = False) -> Self:
-        """Forecast.
+        """Forecast a request for GPUs.
 
         Args:
             request: Of a GPU.
@@ -189,7 +189,7 @@ class GpuOutlook:
 
     @property
     def title(self) -> str:
-        """Of the table."""
+        """Title of the table."""
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{self._model}, bf16, {self.world} x {self.machine.gpu.title}{nodes}"
 
@@ -210,7 +210,7 @@ class GpuOutlook:
         draw(curves, target, title=title, commit=commit())
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the source of every figure."""
+        """Convert to JSON's types, with the source of every figure."""
         job, machine, evidence = self.job, self.machine, self.evidence
         quantities = machine.gpu.quantities() | dict(evidence.figures)
         parts = parameters(job.dit, job.vae, job.encoder)
@@ -249,7 +249,7 @@ class CpuOutlook:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Fit, and forecast.
+        """Fit to the reports, and forecast.
 
         Raises:
             UserError: The request cannot be met, or there are no reports of that kind.
@@ -283,11 +283,11 @@ class CpuOutlook:
 
     @property
     def title(self) -> str:
-        """Of the table."""
+        """Title of the table."""
         return f"{self.request.title(self.job)}, {self.request.dtype or 'fp32'}, CPU"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Convert to JSON's types."""
         return self.request.settings(self.job, 1, 1) | {
             "rates": self.machine.rates.as_dict(),
             "fitted_to": [str(report.path) for report in self.reports],
