@@ -18,8 +18,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image
 from psnr import psnr
+from random_models import TORCH
 
 from livetalk_kernels import KernelConfig
 from livetalk_kernels.machine import machine
@@ -27,7 +27,7 @@ from livetalk_kernels.outputs import write_text
 from livetalk_model import load_pipeline
 from livetalk_model.dry_run.work import dit_flops, vae_flops
 from livetalk_model.loading import DTYPES
-from livetalk_model.media.synthetic import speech
+from livetalk_model.media.synthetic import picture, speech
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream.session import Session
 
@@ -42,8 +42,6 @@ class Variant:
     floor: float = 60
 
 
-# The published code runs PyTorch's own kernels.
-TORCH = ("reference", "chunk_attention=sdpa", "context_attention=sdpa", "audio_attention=sdpa")
 COMPARISONS = {
     "reuse": {
         "published fp32": Variant(dtype="fp32", reuse=False, backend=TORCH),
@@ -58,12 +56,6 @@ COMPARISONS = {
     },
 }
 DIT_STAGES = ("audio K/V", "denoise")
-
-
-def portrait() -> Image.Image:
-    """A smooth picture."""
-    y, x = np.mgrid[:128, :128]
-    return Image.fromarray(np.stack([x * 2, y * 2, 255 - x - y // 2], -1).clip(0, 255).astype("u1"))
 
 
 def chunk(session: Session, index: int) -> np.ndarray:
@@ -132,7 +124,7 @@ def measure(args: argparse.Namespace) -> dict:
             backend=KernelConfig.parse(variant.backend),
             reuse=variant.reuse,
         )
-        avatar = pipeline.prepare(portrait())
+        avatar = pipeline.prepare(picture(pipeline.preparer.size))
         sessions[name] = pipeline.session(avatar)
         flops[name] = count(pipeline, len(avatar.context), avatar.size, 4)
         frames[name] = [chunk(sessions[name], index) for index in range(2)]

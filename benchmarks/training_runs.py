@@ -45,7 +45,8 @@ def train_words(folder: Path, kind: Kind, run: Run, sources: Mapping[str, Path])
         run: The settings.
         sources: Option without dashes -> folder.
     """
-    words = ["train", kind, "--output", str(folder)]
+    # On a CPU also where there is a GPU: the recipe's settings and times are those of CPU cores.
+    words = ["train", kind, "--output", str(folder), "--device", "cpu"]
     if is_file(folder / RESOLVED):
         return [*words, "--resume"]
     if is_file(folder / ABOUT):

@@ -13,7 +13,7 @@ replaced by counting functions and classes with the parameters of the real ones.
 It detects names and arguments that torch does not know, tensors of two devices in one call, GPU
 memory read as if it were the host's, and whatever breaks a capture: synchronising, copies to and
 from memory that is not pinned, and relying on results that a capture only records. It knows nothing
-of kernels, stream order, memory or real time.
+of kernels, stream order, memory or real time, and checks no devices in a backward pass.
 """
 
 import sys
@@ -31,7 +31,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..backends.triton_launch import Launch
-from .fake_cuda_classes import Capture, CUDAGraph, Event, Generator, Stream, Work, graph, profile
+from .fake_cuda_classes import (
+    Capture,
+    CUDAGraph,
+    Event,
+    Generator,
+    Stream,
+    Work,
+    graph,
+    profile,
+    tensors_in,
+)
 from .fake_kernels import KERNELS
 from .fake_nccl import FakeNccl
 
@@ -47,7 +57,7 @@ CPU = torch.device("cpu")
 OURS = "livetalk"  # operators whose kernels may be Python, which also sees the GPU
 # Functions that accept tensors of two devices: the result is on the first one's.
 CROSSING = {"copy_", "to", "__getitem__", "__setitem__", "index_put_", "set_", "tensor"}
-CROSSING |= {".data", "_has_compatible_shallow_copy_type"}
+CROSSING |= {".data", "_has_compatible_shallow_copy_type", "__deepcopy__"}
 MOVES = {"to", "cpu", "cuda"}
 # Functions that copy values to the host, which waits for the GPU.
 WAITING = {
@@ -59,6 +69,7 @@ FROM_HOST = {"tensor", "as_tensor"}
 ASKING = {
     *("dim", "size", "numel", "stride", "storage_offset", "element_size", "untyped_storage"),
     *("data_ptr", "is_contiguous", "is_floating_point", "is_inference", "nelement", "__len__"),
+    "_parse_to",  # the arguments of a module's `to`
 }
 TO_NUMPY = {"numpy", "__array__"}
 CAPTURING = "CUDA error: operation not permitted when stream is capturing"
@@ -208,8 +219,11 @@ class FakeCuda:
             self.calls[name] += 1
             return ANSWERS[name](self, *args, **kwargs)
         if name in ASKING or (name.startswith(".") and len(args) == 1):
-            return function(*args, **kwargs)
-        tensors = _tensors(args, kwargs)
+            found = function(*args, **kwargs)
+            if name == ".grad" and found is not None and args[0].untyped_storage() in self.home:
+                self.home[found.untyped_storage()] = self.home[args[0].untyped_storage()]
+            return found
+        tensors = tensors_in(args, kwargs)
         homes = [self.device_of(tensor) for tensor in tensors]
         asked = self._asked(name, args, kwargs)
         place = asked or next((home for home in homes if home.type == "cuda"), CPU)
@@ -226,7 +240,7 @@ class FakeCuda:
         result = run()
         if name in MOVES and place != homes[0] and result.untyped_storage() in read:
             result = result.clone()
-        made = _tensors(result)
+        made = tensors_in(result)
         fresh = [x for x in made if x.device == CPU and x.untyped_storage() not in read]
         for tensor in fresh:
             if place.type == "cuda":
@@ -241,7 +255,7 @@ class FakeCuda:
         """Run a Triton kernel, which only its interpreter can do, on plain CPU tensors."""
         self.calls["launch"] += 1
         with torch._C.DisableTorchFunction():
-            tensors = _tensors(*launch.arguments.values())
+            tensors = tensors_in(*launch.arguments.values())
             homes = {self.device_of(tensor) for tensor in tensors}
             if homes - {torch.device("cuda", self.current)}:
                 raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
@@ -276,7 +290,8 @@ class FakeCuda:
             home for tensor, home in zip(tensors, homes, strict=True) if tensor.ndim or home != CPU
         }
         first_on_host = name == "__getitem__" and homes[0] == CPU
-        if len(mixed) > 1 and (name not in CROSSING or first_on_host):
+        backward = torch._C._current_graph_task_id() >= 0  # whose tensors the mode does not see
+        if len(mixed) > 1 and (name not in CROSSING or first_on_host) and not backward:
             found = ", ".join(map(str, sorted(mixed, key=str)))
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -436,7 +451,7 @@ class _Mode(TorchFunctionMode):
         if function is torch.device:
             return function(*args, **kwargs)
         if getattr(function, "namespace", "") == OURS:  # an operator, whose kernel may be Python
-            if any(tensor.device != CPU for tensor in _tensors(args, kwargs)):  # meta, or traced
+            if any(tensor.device != CPU for tensor in tensors_in(args, kwargs)):  # meta, or traced
                 return function(*args, **kwargs)
             with self:
                 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -476,22 +491,9 @@ def _on_cpu(given: Any, *, name: str) -> Any:
     return {**found, "device": CPU} if found.get("device") is not None else found
 
 
-def _tensors(*given: Any) -> list[Tensor]:
-    """List the tensors in nested tuples, lists and dictionaries, in order."""
-    found: list[Tensor] = []
-    for value in given:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _tensors(*value)
-        elif isinstance(value, dict):
-            found += _tensors(*value.values())
-    return found
-
-
 def _again(run: Callable[[], Any], result: Any, fresh: list[Tensor]) -> None:
     """Repeat a call, and write the new values to its first results."""
     with torch._C.DisableTorchFunction(), torch.inference_mode():
-        for old, new in zip(_tensors(result), _tensors(run()), strict=True):
+        for old, new in zip(tensors_in(result), tensors_in(run()), strict=True):
             if any(old is tensor for tensor in fresh):
                 old.copy_(new)

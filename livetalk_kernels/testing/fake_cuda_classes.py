@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from .fake_cuda import FakeCuda
@@ -235,3 +236,16 @@ class profile:  # noqa: N801 (torch's name)
 
 def _span(seconds: float) -> SimpleNamespace:
     return SimpleNamespace(elapsed_us=lambda: seconds * 1e6)
+
+
+def tensors_in(*given: Any) -> list[Tensor]:
+    """Find tensors in nested tuples, lists and dictionaries, in order."""
+    found: list[Tensor] = []
+    for value in given:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found

@@ -31,6 +31,7 @@ COLUMNS = 80
 MOST_NAMES = 5  # in a warning
 REPLACED = "replaces an existing file; through a link, the file it points to"
 """How every output treats an existing file, for the options' help."""
+STDOUT = "-"  # for ``--json``, in place of a file
 MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
 Subparsers = Any  # argparse's own type is private
@@ -78,14 +79,19 @@ def _add_audio_encoder_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_device_options(parser: argparse._ActionsContainer) -> None:
-    """Add ``--device`` and ``--dtype``."""
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``."""
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
         help="cpu, cuda, cuda:N, or auto: the GPU where there is one (default)",
     )
+
+
+def add_device_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device`` and ``--dtype``."""
+    add_device_option(parser)
     add_dtype_option(
         parser,
         ("auto", "fp32", "bf16"),

@@ -19,6 +19,7 @@ from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
+CPU = torch.device("cpu")
 DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
@@ -41,14 +42,14 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
 """Defaults for `settings.Run`, unless a file gives others."""
 
 
-def training_ops() -> Ops:
-    """Bind ops with gradients, on the CPU."""
-    return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+def training_ops(device: torch.device = CPU) -> Ops:
+    """Bind ops with gradients."""
+    return bind_ops(KernelConfig(), device=device, dtype=torch.float32, differentiable=True)
 
 
-def training_dtype() -> torch.dtype:
-    """Return the dtype of training products: bf16 if this processor multiplies it, else float32."""
-    return product_dtype(torch.device("cpu"), torch.bfloat16)
+def training_dtype(device: torch.device = CPU) -> torch.dtype:
+    """Return the dtype of training products: bf16 if the device multiplies it, else float32."""
+    return product_dtype(device, torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:

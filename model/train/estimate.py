@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from livetalk_kernels.runtime.comm import LocalCommunicator
-
 from .chunks.features import FeatureData
 from .data.clips import Clips, ClipWriter, Index
 from .data.synthetic import TRUTH, make_clip
 from .demo import Kind
 from .loop.loop import update
+from .loop.place import Place
 from .loop.training import About, Training
 from .settings import Run
 from .trainings import make_training
@@ -114,6 +113,6 @@ def _updates(training: Training, run: Run, places: int) -> float:
     for step in (steps[0], *steps):  # the first one computes features and warms up
         state.step = step
         begin = time.perf_counter()
-        update(run, training.task, state, training.data, LocalCommunicator())
+        update(run, training.task, state, training.data, Place())
         seconds.append(time.perf_counter() - begin)
     return sum(seconds[1:]) / places * run.steps

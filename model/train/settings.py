@@ -84,6 +84,18 @@ class Run:
         """Samples per micro-batch, over all ranks."""
         return self.batch // self.accumulate
 
+    def check_ranks(self, count: int) -> None:
+        """Refuse numbers of ranks that cannot share a micro-batch.
+
+        Raises:
+            UserError: They cannot.
+        """
+        if self.micro_batch % count:
+            raise UserError(
+                f"batch = {self.batch}, accumulate = {self.accumulate}: {count} ranks cannot share "
+                f"a micro-batch of {self.micro_batch} evenly; change one of them"
+            )
+
     def rate_factor(self, step: int) -> float:
         """Compute an update's fraction of the peak learning rates, 0 to 1.
 

@@ -42,7 +42,7 @@ RESCUE = 2.0
 """Seconds that ``on_failure`` may take."""
 UNANSWERED = 30.0
 """Seconds without a response from the store."""
-_STUCK = 5.0  # seconds after a signal until a blocked main thread is given up
+STUCK = 5.0  # seconds after a signal until a blocked main thread is given up
 _LEAVE = 10.0  # seconds that a main thread has to leave after its own error
 INTERRUPTED = 130
 _BAD_INPUT = 2
@@ -79,7 +79,7 @@ class Watchdog:
         *,
         deadlines: Deadlines,
         on_failure: Callable[[], object] | None = None,
-        patience: float = _STUCK,
+        patience: float = STUCK,
     ) -> None:
         """Prepare; nothing happens until it is entered.
 

@@ -18,6 +18,8 @@ Entry: TypeAlias = tuple[str, TensorSpec, Callable[[], Tensor]]
 
 AUDIO_CONFIG = "config.json"
 AUDIO_WEIGHTS = "model.safetensors"
+AUDIO_PICKLE = "pytorch_model.bin"
+"""The weights of published encoders that have no safetensors."""
 
 
 def export_audio(network: Wav2Vec2, folder: Path) -> None:

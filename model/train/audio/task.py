@@ -23,6 +23,7 @@ from ..demo import new_audio_network
 from ..draws import Draws
 from ..faces.mouth import FPS, HOP
 from ..loop.loop import At
+from ..loop.place import Place
 from ..loop.saving import State
 from ..loop.training import Training, averaged, start_state
 from ..settings import Run
@@ -116,25 +117,34 @@ class AudioTask:
         return (read - mouth).square().mean(), {}
 
 
-def audio_training(run: Run, clips: Clips) -> Training:
+def audio_training(run: Run, clips: Clips, place: Place | None = None) -> Training:
     """Set up the training of a new audio encoder.
+
+    Args:
+        run: The settings.
+        clips: The data.
+        place: The device and the ranks, each of which has all of it; by default one, on the CPU.
 
     Raises:
         UserError: No clip is long enough, or nothing is known of its mouths.
     """
+    place = place or Place()
     reader, data = MouthReader(new_audio_network(run.seed)).requires_grad_(), AudioData(clips, run)
+    place.settle(reader)
     state = start_state(run, {AUDIO_TURN: reader}, {AUDIO_TURN: run.learning_rate})
     heard = data.read(0, [0], "audio sample")
 
     @torch.no_grad()
     def sample() -> Tensor:
         with averaged(state, AUDIO_TURN) as network:
-            return curves(heard["mouth"][0], network(heard["values"])[0, -FRAMES:])
+            read = network(place.take(heard["values"]))[0, -FRAMES:]
+            return curves(heard["mouth"][0], read.cpu())
 
     def finish(folder: Path) -> Sequence[Path]:
         with averaged(state, AUDIO_TURN) as network:
             assert isinstance(network, MouthReader)
-            export_audio(network.encoder, folder)
+            if place.leads:
+                export_audio(network.encoder, folder)
         return [folder / AUDIO_WEIGHTS]
 
     return Training(task=AudioTask(), state=state, data=data, sample=sample, finish=finish)

@@ -159,6 +159,23 @@ class Course:
     draws: Draws
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """What comes of a student's turn.
+
+    Attributes:
+        loss: What it descends, a scalar with its graph.
+        latents: Its clean latents, detached.
+        at: Where it stood.
+        chunk: Number of the chunk, from 1.
+    """
+
+    loss: Tensor
+    latents: Tensor
+    at: Brink
+    chunk: int
+
+
 def stand(
     student: Flow, course: Course, batch: Batch, purpose: str, *, step: int, micro: int = 0
 ) -> tuple[Brink, int]:
@@ -184,7 +201,7 @@ def stand(
         schedule=course.schedule,
         exit_step=below(steps, f"{purpose} exit", step=step, micro=micro),
         hand_over=batch.hand_over,
-        draw_noise=lambda number, draw, first: _noise(
+        draw_noise=lambda number, draw, first: drawn_noise(
             course, batch, f"{purpose} rollout {number} {draw}", step
         ),
     )
@@ -193,24 +210,20 @@ def stand(
 
 def student_turn(
     student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
-) -> tuple[Tensor, dict[str, float]]:
-    """Compute the student's loss, which depends only on the arguments.
-
-    Returns:
-        The loss with its graph; which chunk and timestep it was for.
-    """
+) -> Taught:
+    """Compute the student's loss, which depends only on the arguments."""
     at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
     matched = match(
         student,
         course.real,
         fake,
         at,
-        noise=_noise(course, batch, "student score", step),
+        noise=drawn_noise(course, batch, "student score", step),
         uniform=course.draws.shared_uniform("student time", step=step, micro=micro),
         method=course.method,
         truth=batch.truth[chunk] if batch.truth else None,
     )
-    return matched.loss, {"chunk": chunk + 1, "timestep": float(at.timestep[0])}
+    return Taught(loss=matched.loss, latents=matched.latents, at=at, chunk=chunk + 1)
 
 
 def critic_turn(
@@ -224,13 +237,13 @@ def critic_turn(
         fake,
         latents,
         at,
-        noise=_noise(course, batch, "critic score", step),
+        noise=drawn_noise(course, batch, "critic score", step),
         uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
         method=course.method,
     )
 
 
-def _noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
+def drawn_noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
     """Draw noise for the batch's samples on its device."""
     noise = course.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
     return noise.to(batch.start.device)

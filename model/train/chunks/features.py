@@ -126,7 +126,11 @@ class FeatureData:
     def portrait_db(self, clips: int) -> float:
         """Compute the worst PSNR in dB at which the VAE reconstructs some clips' portraits."""
         rows = [self._features(clip) for clip in self._usable[:clips]]
-        return min(portrait_db(self._vae, row.picture[None], row.portrait[None]) for row in rows)
+        device = self._vae.conv1.weight.device
+        return min(
+            portrait_db(self._vae, row.picture[None].to(device), row.portrait[None].to(device))
+            for row in rows
+        )
 
     def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
         """Stack what all chunks of a clip share."""
@@ -145,7 +149,8 @@ class FeatureData:
     @torch.no_grad()
     def _compute(self, clip: int) -> Features:
         frames, sound, index = self._clips.frames(clip), self._clips.sound(clip), self._clips.index
-        video = from_uint8(frames.permute(3, 0, 1, 2)[None], torch.float32)
+        pixels = frames.permute(3, 0, 1, 2)[None].to(self._vae.conv1.weight.device)
+        video = from_uint8(pixels, torch.float32)
         stream = AudioStream(self._encoder, fps=FPS, frames=CHUNK_FRAMES)
         weight = face_weight(self._clips.truth(clip)[None], index.truth, index.size)
         latents, weights, windows, heard = [], [], [], 0
@@ -157,11 +162,11 @@ class FeatureData:
             heard = end
         picture = video[:, :, -1:]
         return Features(
-            latents=torch.stack(latents),
+            latents=torch.stack(latents).cpu(),
             weight=torch.stack(weights),
-            windows=torch.stack(windows),
-            portrait=encode_whole(self._vae, before_grey(picture))[0],
-            picture=picture[0],
+            windows=torch.stack(windows).cpu(),
+            portrait=encode_whole(self._vae, before_grey(picture))[0].cpu(),
+            picture=picture[0].cpu(),
         )
 
 

@@ -8,7 +8,7 @@ stage 2 windows and, for the oracle, ``latents`` and ``motion`` of K chunks, [B,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ..draws import Draws
 from ..loop.loop import At
 from ..loop.saving import State
 from .distill import Batch, Course, Truth, critic_turn, student_turn
+from .health import Health
 from .network import Conditions
 from .rollout import through_pixels
 from .teacher import Lesson, draw_lesson, teacher_loss
@@ -73,10 +74,12 @@ class DistillTask:
     Attributes:
         course: What stays the same.
         hand_over: Computes the motion latents that follow a chunk.
+        health: Measures the fake score.
     """
 
     course: Course
     hand_over: HandOver
+    health: Health = field(default_factory=Health)
 
     def turns(self, step: int) -> Sequence[str]:
         """Train the critic, and at intervals the student."""
@@ -86,12 +89,17 @@ class DistillTask:
     def loss(
         self, state: State, turn: str, batch: Mapping[str, Tensor], at: At
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """Compute `student_turn` or `critic_turn`."""
+        """Compute `critic_turn`, or `student_turn`; with the latter, the critic's health."""
         streams = self._streams(batch, at)
         student, critic = state.networks[STUDENT], state.networks[CRITIC]
         given = student, critic, self.course, streams
         if turn == STUDENT:
-            return student_turn(*given, step=at.step, micro=at.micro)
+            taught = student_turn(*given, step=at.step, micro=at.micro)
+            health = self.health.look(
+                critic, self.course, streams, taught, step=at.step, micro=at.micro
+            )
+            where = {"chunk": taught.chunk, "timestep": float(taught.at.timestep[0])}
+            return taught.loss, where | health
         return critic_turn(*given, step=at.step, micro=at.micro), {}
 
     def _streams(self, batch: Mapping[str, Tensor], at: At) -> Batch:

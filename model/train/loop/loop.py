@@ -16,13 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from livetalk_kernels.errors import NumericsError, UserError
-from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+from livetalk_kernels.errors import NumericsError
+from livetalk_kernels.runtime.comm import Communicator
 
 from ..settings import RESOLVED, Run
+from .place import Place
 from .records import METRICS, Records
 from .saving import State, save
-from .shards import reduce_gradients
+from .shards import average_gradients, reduce_gradients
 from .update import set_rate, take_step
 
 _REMEMBERED = 20  # updates whose mean time is extrapolated
@@ -74,7 +75,7 @@ class Progress:
         steps: Total updates.
         seconds: Seconds of the last one.
         left: Estimated seconds until the end.
-        numbers: Metrics of the last update.
+        numbers: Latest metrics; a network that was not trained in this update keeps its last ones.
     """
 
     step: int
@@ -91,7 +92,7 @@ def train(
     data: Data,
     folder: Path,
     *,
-    comm: Communicator | None = None,
+    place: Place | None = None,
     phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     asked: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda progress: None,
@@ -104,10 +105,10 @@ def train(
         state: State of the run; its step is the number of updates done.
         data: The batches.
         folder: The run's folder: settings, metrics, checkpoints.
-        comm: The ranks, for tensors on the CPU; by default just one.
+        place: The device and the ranks; by default one rank on the CPU.
         phase: Entered for each ``update`` and ``save``, as in `Watchdog.phase`.
         asked: Returns whether to stop the run; on any rank, after any update.
-        tell: Called after every update.
+        tell: Called after every update, on every rank.
 
     Returns:
         Whether the run has reached its end; if not, it has stopped after a checkpoint.
@@ -116,13 +117,11 @@ def train(
         UserError: The ranks cannot share a micro-batch, or a file cannot be written.
         NumericsError: A loss or gradient is not finite; the last checkpoint is kept.
     """
-    comm = comm or LocalCommunicator()
-    if run.micro_batch % comm.size:
-        raise UserError(
-            f"batch = {run.batch}, accumulate = {run.accumulate}: {comm.size} ranks cannot share a "
-            f"micro-batch of {run.micro_batch} evenly; change one of them"
-        )
+    place = place or Place()
+    comm = place.control
+    run.check_ranks(comm.size)
     saved, durations = state.step, deque[float](maxlen=_REMEMBERED)
+    latest: dict[str, float] = {}
     records = None
     if comm.rank == 0:
         run.write(folder / RESOLVED)
@@ -131,7 +130,8 @@ def train(
         while state.step < run.steps and not _anyone(comm, asked()):
             begin = time.monotonic()
             with phase("update"):
-                numbers = update(run, task, state, data, comm)
+                numbers = update(run, task, state, data, place)
+            latest = latest | numbers  # another one: who was told of the last keeps it
             state.step += 1
             durations.append(time.monotonic() - begin)
             if records and (state.step % run.record_every == 0 or state.step == run.steps):
@@ -144,7 +144,7 @@ def train(
             tell(
                 Progress(
                     step=state.step, steps=run.steps, seconds=durations[-1], left=left,
-                    numbers=numbers,
+                    numbers=latest,
                 )
             )  # fmt: skip
         if saved != state.step:
@@ -156,7 +156,7 @@ def train(
     return state.step == run.steps
 
 
-def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -> dict[str, float]:
+def update(run: Run, task: Task, state: State, data: Data, place: Place) -> dict[str, float]:
     """Let each network whose turn it is take one step; does not advance the state's step.
 
     Returns:
@@ -164,6 +164,7 @@ def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -
         the task records; the same on all ranks.
     """
     found: dict[str, float] = {}
+    comm = place.control
     size = run.micro_batch // comm.size
     for turn in task.turns(state.step):
         network, optimizer = state.networks[turn], state.optimizers[turn]
@@ -177,12 +178,14 @@ def update(run: Run, task: Task, state: State, data: Data, comm: Communicator) -
                 micro=micro,
                 samples=range(first + rows.start, first + rows.stop),
             )
-            batch = {key: value[rows] for key, value in data.batch(state.step, micro).items()}
+            whole = data.batch(state.step, micro)
+            batch = {key: place.take(value[rows]) for key, value in whole.items()}
             reduce_gradients(network, micro == run.accumulate - 1)
             loss, numbers = task.loss(state, turn, batch, at)
             (loss / run.accumulate).backward()
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value / run.accumulate
+        average_gradients(network, place.world)
         means = _mean(comm, sums)
         set_rate(optimizer, run.rate_factor(state.step))
         means["norm"] = _step(run, state, turn, means)

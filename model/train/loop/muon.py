@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _MOMENTUM = 0.95
 _ROUNDS = 5
@@ -23,7 +24,8 @@ _NOTHING = 1e-12
 class Muon(torch.optim.Optimizer):
     """Muon for matrices and kernels, [rows, the rest]; AdamW, without decay, for all other shapes.
 
-    Not for parameters sharded among ranks: a matrix must be whole.
+    For parameters sharded among ranks, each rank gathers the matrix's gradient and orthogonalises
+    all of it; momentum stays sharded.
     """
 
     def __init__(
@@ -68,10 +70,19 @@ def _step_matrix(parameter: Tensor, state: dict[str, Tensor], group: dict[str, A
     if not state:
         state["momentum"] = torch.zeros_like(gradient)
     momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-    turned = orthogonal(gradient.lerp(momentum, _MOMENTUM).flatten(1)).view(parameter.shape)
+    turned = _turned(gradient.lerp(momentum, _MOMENTUM))
     size = _LIKE_ADAM * max(parameter.flatten(1).shape) ** 0.5
     parameter.mul_(1 - group["lr"] * group["weight_decay"])
     parameter.add_(turned, alpha=-group["lr"] * size)
+
+
+def _turned(direction: Tensor) -> Tensor:
+    """The direction made orthogonal; of one that is shared out, this rank's rows."""
+    if not isinstance(direction, DTensor):
+        return orthogonal(direction.flatten(1)).view(direction.shape)
+    whole = _turned(direction.full_tensor())
+    # All ranks have computed the same, so nothing is sent.
+    return distribute_tensor(whole, direction.device_mesh, direction.placements, src_data_rank=None)
 
 
 def _step_others(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ in float32; products run in bf16 on a GPU, and gradients are summed in float32.
 Source: PyTorch FSDP (arXiv 2304.11277); untested on a GPU.
 """
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -14,8 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from livetalk_kernels.errors import UserError
-
-from ..chunks.network import Network
+from livetalk_kernels.runtime.comm import Communicator
 
 
 def make_mesh(device: torch.device, world: int, *, copies: int = 1) -> DeviceMesh:
@@ -31,18 +31,21 @@ def make_mesh(device: torch.device, world: int, *, copies: int = 1) -> DeviceMes
         UserError: The copies do not divide the ranks.
     """
     if copies < 1 or world % copies:
-        raise UserError(f"{copies} copies: do not divide {world} ranks; use a divisor")
+        raise UserError(f"--copies {copies}: does not divide {world} ranks; use a divisor")
     if copies == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     shape = copies, world // copies
     return init_device_mesh(device.type, shape, mesh_dim_names=("copy", "shard"))
 
 
-def share_out(network: Network, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def share_out(
+    network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype: torch.dtype
+) -> None:
     """Shard a network's parameters over a mesh, in place; create optimisers afterwards.
 
     Args:
-        network: Network with all parameters on this rank's device, equal on all ranks.
+        network: Network, equal on all ranks; parameters on the host move to a GPU part by part.
+        blocks: Its parts that are gathered one at a time.
         mesh: From `make_mesh`.
         dtype: Dtype of products and activations.
     """
@@ -51,13 +54,32 @@ def share_out(network: Network, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # the network casts by itself, except its modulation
     )
-    for block in network.dit.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     # The rest too: otherwise runs without gradients would leave it gathered, and stale.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def reduce_gradients(network: nn.Module, wanted: bool) -> None:
-    """Sum gradients over the ranks in the next backward pass, or defer it."""
+    """Average gradients over the ranks in the next backward pass, or defer it."""
     if isinstance(network, FSDPModule):
         cast(FSDPModule, network).set_requires_gradient_sync(wanted)
+
+
+def average_gradients(network: nn.Module, world: Communicator) -> None:
+    """Average the gradients of a network that every rank has whole, after all backward passes.
+
+    One that is shared out has done so by itself.
+
+    Args:
+        network: The same on all ranks, and so is which parameters have gradients.
+        world: The ranks, for tensors on its device.
+
+    Raises:
+        CommError: A rank is lost.
+    """
+    if world.size == 1 or isinstance(network, FSDPModule):
+        return
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            world.all_reduce(parameter.grad, "sum", kind="gradients").div_(world.size)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +18,10 @@ from livetalk_kernels.outputs import new_file, write_json
 
 from ..demo import Kind
 from ..settings import RESOLVED, Run
+from .curves import write_curves
 from .loop import Data, Progress, Task, train
 from .muon import Muon
+from .place import Place
 from .saving import State, last_checkpoint, load
 from .update import Average, learning
 
@@ -40,8 +43,9 @@ class Training:
         state: The networks.
         data: The batches.
         sample: Draws a picture of what the networks can do: uint8 [H, W, 3], truth above, output
-            below.
-        finish: Writes what the product reads to a folder; returns the files.
+            below. Called on all ranks.
+        finish: Writes what the product reads to a folder; returns the files. Called on all ranks;
+            the first one writes.
     """
 
     task: Task
@@ -131,6 +135,8 @@ def carry_out(
     folder: Path,
     *,
     sample_every: int,
+    place: Place | None = None,
+    phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     asked: Callable[[], bool] = lambda: False,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> Sequence[Path]:
@@ -140,9 +146,11 @@ def carry_out(
         run: The settings.
         training: What to do.
         folder: The run's folder, already created.
-        sample_every: Updates between two pictures; 0 for none.
+        sample_every: Updates between two pictures, with the curves so far; 0 for none.
+        place: See `loop.train`.
+        phase: See `loop.train`.
         asked: See `loop.train`.
-        tell: Called after every update.
+        tell: Called after every update, on the first rank.
 
     Returns:
         The files that the product reads; none if the run was asked to stop.
@@ -155,14 +163,27 @@ def carry_out(
     if there is not None:
         run.check_resumed(folder / RESOLVED)
         load(training.state, there)
+    place = place or Place()
 
     def told(progress: Progress) -> None:
-        if sample_every and (progress.step % sample_every == 0 or progress.step == run.steps):
-            write_picture(folder / SAMPLES / f"step-{progress.step:08d}.png", training.sample())
-        tell(progress)
+        last = progress.step == run.steps
+        if sample_every and (last or progress.step % sample_every == 0):
+            with phase("update"):
+                picture = training.sample()
+            if place.leads:
+                write_picture(folder / SAMPLES / f"step-{progress.step:08d}.png", picture)
+                write_curves(folder)
+        if place.leads:
+            tell(progress)
 
-    done = train(run, training.task, training.state, training.data, folder, asked=asked, tell=told)
-    return training.finish(folder) if done else ()
+    done = train(
+        run, training.task, training.state, training.data, folder,
+        place=place, phase=phase, asked=asked, tell=told,
+    )  # fmt: skip
+    if not done:
+        return ()
+    with phase("save"):
+        return training.finish(folder)
 
 
 def write_picture(path: Path, picture_HWC: Tensor) -> None:
@@ -172,7 +193,7 @@ def write_picture(path: Path, picture_HWC: Tensor) -> None:
         UserError: It cannot be written.
     """
     with new_file(path) as file:
-        Image.fromarray(picture_HWC.contiguous().numpy()).save(file, "PNG")
+        Image.fromarray(picture_HWC.cpu().contiguous().numpy()).save(file, "PNG")
 
 
 def truth_above(true_CTHW: Tensor, made_CTHW: Tensor, columns: int = 8) -> Tensor:

@@ -25,6 +25,7 @@ from ..data.windows import WindowReader, Windows
 from ..demo import new_vae
 from ..draws import Draws
 from ..loop.loop import At
+from ..loop.place import Place
 from ..loop.saving import State
 from ..loop.training import Training, averaged, start_state, truth_above
 from ..loop.update import Average, learning
@@ -53,8 +54,13 @@ _SAMPLES = 8  # for the statistics
 _FLAT = 1e-3  # spread below which a latent's channel is uninformative
 
 
-def vae_training(run: Run, clips: Clips) -> Training:
+def vae_training(run: Run, clips: Clips, place: Place | None = None) -> Training:
     """Set up the training of a new VAE.
+
+    Args:
+        run: The settings.
+        clips: The data.
+        place: The device and the ranks, each of which has all of it; by default one, on the CPU.
 
     Raises:
         UserError: No clip is long enough.
@@ -62,6 +68,8 @@ def vae_training(run: Run, clips: Clips) -> Training:
     vae, data = new_vae(run.seed), VaeData(clips, run)
     start_from_pictures(vae, _pictures(clips, run))
     vae.requires_grad_()
+    place = place or Place()
+    place.settle(vae)
     task, state = (
         VaeTask(run.steps),
         start_state(run, {VAE_TURN: vae}, {VAE_TURN: run.learning_rate}),
@@ -73,10 +81,12 @@ def vae_training(run: Run, clips: Clips) -> Training:
     def sample() -> Tensor:
         with averaged(state, VAE_TURN) as network:
             blocks = task.blocks(max(0, state.step - 1))
-            return truth_above(seen[0], round_trip(network, seen, blocks=blocks)[0])
+            made = round_trip(network, place.take(seen), blocks=blocks)
+            return truth_above(seen[0], made[0].cpu())
 
     def finish(folder: Path) -> Sequence[Path]:
-        export_vae(finished_vae(state, clips, run), folder)
+        if place.leads:
+            export_vae(finished_vae(state, clips, run), folder)
         return [folder / VAE_FILE]
 
     return Training(task=task, state=state, data=data, sample=sample, finish=finish)
@@ -215,7 +225,7 @@ def finished_vae(state: State, clips: Clips, run: Run) -> VAE:
     vae = copy.deepcopy(network)
     if VAE_TURN in state.averages:
         state.averages[VAE_TURN].copy_to(vae)
-    vae.requires_grad_(False).prepare()
+    vae.cpu().requires_grad_(False).prepare()
     reader = WindowReader(clips, Draws(seed=run.seed), frames=LONG)
     windows = (
         reader.read(step=0, samples=[sample], purpose="vae statistics")

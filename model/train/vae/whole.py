@@ -55,7 +55,7 @@ def round_trip(
     Args:
         vae: VAE with float32 weights, which get gradients.
         video_BCTHW: Pixels in -1..1, [B, 3, 1 + 4 k, H, W].
-        dtype: Dtype of intermediates; `training_dtype` by default.
+        dtype: Dtype of intermediates; by default `training_dtype` of the video's device.
         blocks: Use residual blocks where a position covers at least this many pixels: 1 for all;
             `NO_BLOCKS` for none.
         coder_learns: Whether the encoder gets gradients.
@@ -63,7 +63,8 @@ def round_trip(
     Returns:
         Pixels of the same shape, float32, not clamped.
     """
-    x = video_BCTHW.to(dtype or training_dtype()).contiguous(memory_format=_LAYOUT)
+    x = video_BCTHW.to(dtype or training_dtype(video_BCTHW.device))
+    x = x.contiguous(memory_format=_LAYOUT)
     widest = video_BCTHW.shape[4] // blocks
     with torch.set_grad_enabled(coder_learns and torch.is_grad_enabled()):
         z = _encode(vae, x, widest)
@@ -82,8 +83,11 @@ def encode_whole(vae: VAE, video_BCTHW: Tensor) -> Tensor:
         Latents [B, 16, 1 + k, H/8, W/8], float32, normalised; bf16 deviates by about 1 % of their
         spread, less than the VAE's own error.
     """
-    x = video_BCTHW.to(training_dtype()).contiguous(memory_format=_LAYOUT)
-    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.mean, vae.config.std))
+    x = video_BCTHW.to(training_dtype(video_BCTHW.device)).contiguous(memory_format=_LAYOUT)
+    mean, std = (
+        torch.tensor(values, device=x.device).view(-1, 1, 1, 1)
+        for values in (vae.config.mean, vae.config.std)
+    )
     return (_encode(vae, x, video_BCTHW.shape[4]).float() - mean) / std
 
 
@@ -217,10 +221,10 @@ def _convolve(
     stride: tuple[int, int, int] = _ONCE,
 ) -> Tensor:
     x = x.contiguous(memory_format=_LAYOUT)
-    if x.dtype == torch.float32 and stride == _ONCE:
+    if x.device.type == "cpu" and x.dtype == torch.float32 and stride == _ONCE:
         return convolve(x, weight, bias, padding)
     weight = weight.to(x.dtype).contiguous(memory_format=_LAYOUT)
-    if not torch.backends.mkldnn.is_available():
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return F.conv3d(x, weight, bias.to(x.dtype), stride, padding)
     # conv3d leaves small tensors to PyTorch's own loops, which are far slower.
     return torch.mkldnn_convolution(x, weight, bias.to(x.dtype), padding, stride, _ONCE, 1)
