@@ -3,10 +3,10 @@
     python benchmarks/tiers.py --dtype fp32 --output tiers.json
     python benchmarks/tiers.py --tier avx2 --op causal_conv3d --output tiers.json
 
-Each set has a process of its own, whose oneDNN and PyTorch are held to that set too. Backends take
-turns on one thread, with the caches flushed before each call. CPU time is compared, since on a busy
-machine the clock tells nothing. The ratio is the median of the rounds': the fastest other backend's
-time over that of ``auto``. Results are not checked: the tests do that on every set.
+Each set has a process of its own, whose oneDNN, MKL and PyTorch are held to that set too. Backends
+take turns on one thread, with the caches flushed before each call. CPU time is compared, since on a
+busy machine the clock tells nothing. The ratio is the median of the rounds': the fastest other
+backend's time over that of ``auto``. Results are not checked: the tests do that on every set.
 """
 
 import argparse
@@ -37,8 +37,12 @@ from livetalk_kernels.spec import Arguments, Case
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LIBRARIES = {  # tier -> the most that oneDNN and PyTorch's own loops may use
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+LIBRARIES = {  # tier -> the most that oneDNN, PyTorch's own and compiled loops, and MKL may use
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
     "avx512_bf16": {},
 }
