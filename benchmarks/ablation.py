@@ -95,7 +95,8 @@ def evaluate(args: argparse.Namespace, name: str, folders: Sequence[Path], chunk
         _run(
             [
                 *LIVETALK, "evaluate", "--data", str(args.held_out), "--chunks", str(chunks),
-                "--streams", "1", "--output", str(output), "--checkpoint", *map(str, folders),
+                "--streams", "1", "--color-correction", "off", "--output", str(output),
+                "--checkpoint", *map(str, folders),
             ]
         )  # fmt: skip
     return report

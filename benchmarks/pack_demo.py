@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.train.packing import pack
+from livetalk_model.train.product.packing import pack
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

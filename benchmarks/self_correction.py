@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import new_file
 from livetalk_model.sampler import timesteps
+from livetalk_model.train.chunks.distill import critic_loss, match
+from livetalk_model.train.chunks.flow import per_sample
+from livetalk_model.train.chunks.network import Conditions
+from livetalk_model.train.chunks.rollout import roll_out, take_step
+from livetalk_model.train.chunks.scores import fake_score, noised_for_scores, real_score
 from livetalk_model.train.config import Distillation, Guidance
-from livetalk_model.train.distill import critic_loss, match
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.flow import per_sample
-from livetalk_model.train.network import Conditions
-from livetalk_model.train.rollout import roll_out, take_step
-from livetalk_model.train.scores import fake_score, noised_for_scores, real_score
 
 SCHEMA = "livetalk/self-correction/1"
 PLAIN = Guidance(audio=1.0, text=None)

@@ -25,16 +25,16 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
 from livetalk_kernels.machine import machine
 from livetalk_kernels.units import duration
-from livetalk_model.train.clips import INDEX, read_index
+from livetalk_model.train.data.clips import INDEX, read_index
+from livetalk_model.train.data.voices import INSTALL, PROGRAM, find_program
 from livetalk_model.train.demo import DEMO, SETTINGS, Kind
 from livetalk_model.train.estimate import DATASET, Recipe, estimate
-from livetalk_model.train.packing import SUMS
+from livetalk_model.train.product.packing import SUMS
 from livetalk_model.train.settings import Run
-from livetalk_model.train.voices import INSTALL, PROGRAM, find_program
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 PACK = Path(__file__).with_name("pack_demo.py")
-CLIPS, SECONDS = 256, 6.0
+CLIPS, SECONDS = 512, 4.0
 MINUTES = 40.0
 RECORD = "stages.jsonl"
 PACKED = "demo"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import is_file
-from livetalk_model.train.audio_export import AUDIO_WEIGHTS
+from livetalk_model.train.audio.export import AUDIO_WEIGHTS
 from livetalk_model.train.demo import Kind
-from livetalk_model.train.export import DIT_FILE
+from livetalk_model.train.loop.training import ABOUT
+from livetalk_model.train.product.export import DIT_FILE
 from livetalk_model.train.settings import RESOLVED, Run
-from livetalk_model.train.training import ABOUT
 from livetalk_model.weights.checkpoint import VAE_FILE
 
 MADE: dict[Kind, str] = {
@@ -45,7 +45,8 @@ def train_words(folder: Path, kind: Kind, run: Run, sources: Mapping[str, Path])
         run: The settings.
         sources: Option without dashes -> folder.
     """
-    words = ["train", kind, "--output", str(folder)]
+    # On a CPU also where there is a GPU: the recipe's settings and times are those of CPU cores.
+    words = ["train", kind, "--output", str(folder), "--device", "cpu"]
     if is_file(folder / RESOLVED):
         return [*words, "--resume"]
     if is_file(folder / ABOUT):

@@ -15,12 +15,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from livetalk_model.bundled import SPEECH
 from livetalk_model.media.audio import SAMPLE_RATE, AudioReader
-from livetalk_model.train.identity import Identity
-from livetalk_model.train.painter import Painter, Pose
+from livetalk_model.train.faces.identity import Identity
+from livetalk_model.train.faces.painter import Painter, Pose
 
 FOLDER = Path(__file__).resolve().parent
 PERSONS = {"ada": 27, "ben": 1, "carl": 34, "dora": 404}
-"""Bundled portraits, by the numbers that `train.cast` splits: training never sees dora."""
+"""Bundled portraits, by the numbers that `train.faces.cast` splits: training never sees dora."""
 SIDE = 192
 WIDTH, HEIGHT = 448, 768
 SCALE = 3

@@ -1,8 +1,8 @@
 """Livetalk's kernels: ops with several backends each, and the dispatch that picks one.
 
-``bind_ops`` gives a model its ops, ``KernelConfig`` says which backends the user wants, and
-``support_table`` says what could run. They are imported when first used, so that a program that
-only prints its help does not wait for torch.
+``bind_ops`` binds a model's ops, ``KernelConfig`` holds the user's choice of backends, and
+``support_table`` lists what can run here. All are imported lazily, so that a program that only
+prints its help does not wait for torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What ``auto`` would choose on a GPU that is not here, and what installing more would change."""
+"""Predicts what ``auto`` would choose on an absent GPU, and what libraries would change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from .gpus import Gpu
 from .registry import op_names
 from .spec import Case
 
-CUDA, CUDNN = "13.0", "9.19"  # what is supposed of a torch for CUDA, where this one is for CPUs
+CUDA, CUDNN = "13.0", "9.19"  # assumed for a torch built for CUDA, where this one is for CPUs
 NEWEST = "999"  # newer than any release
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Another choice of ``auto``, were a library there.
+    """A choice of ``auto`` that one more (or newer) library would change.
 
     Attributes:
         library: Its name in `LIBRARIES`.
-        install: What installs it, or a newer one.
-        op: The op that it changes.
-        now: Backend that ``auto`` takes for it.
-        then: Backend that it would take.
+        install: Command that installs or upgrades it.
+        op: The op affected.
+        now: Backend that ``auto`` picks today.
+        then: Backend that it would pick.
     """
 
     library: str
@@ -38,10 +38,10 @@ class Change:
 
 
 def suppositions(installed: Libraries = INSTALLED) -> dict[str, str]:
-    """What has to be supposed to ask about a GPU that is not here; else all is as installed.
+    """Return what must be assumed to ask about an absent GPU; all else is as installed.
 
-    CUDA and cuDNN where this torch is for CPUs; and the compiled kernels, which load beside a GPU
-    alone, where their file is there.
+    CUDA and cuDNN if this torch is for CPUs; and the compiled CUDA kernels, which load only on a
+    machine with a GPU, if their file exists.
     """
     found: dict[str, str] = {}
     if not installed.find("cuda")[0]:
@@ -62,7 +62,7 @@ def choose(
     gpu: Gpu | None = None,
     libraries: Libraries = INSTALLED,
 ) -> dict[str, Choice]:
-    """Op -> its backend, when a model is built and sizes are not known; as of `Case`."""
+    """Map each op to its backend at model build time, sizes unknown; arguments as in `Case`."""
     return {
         op: resolve(Case(op=op, device=device, dtype=dtype, gpu=gpu, libraries=libraries), config)
         for op in op_names()
@@ -78,15 +78,15 @@ def changes(
     gpu: Gpu | None = None,
     libraries: Libraries = INSTALLED,
 ) -> list[Change]:
-    """What each library alone would change, installed or in its newest release.
+    """List what each library alone, installed or upgraded, would change.
 
     Args:
-        choices: What is chosen as it is.
-        config: As of `choose`, like the others.
-        device: Where.
+        choices: The current choices.
+        config: As in `choose`, like the others.
+        device: Device type that the model would run on.
         dtype: Dtype of activations.
-        gpu: GPU that is not here.
-        libraries: What is installed.
+        gpu: The absent GPU.
+        libraries: Installed libraries.
     """
     found = []
     for name, library in LIBRARIES.items():

@@ -1,6 +1,6 @@
-"""What an op's public function uses to find its backend on every call.
+"""Backend lookup for an op's public function, on every call.
 
-Models do not come this way: they bind their ops once (``livetalk_kernels.bind_ops``).
+Models bypass it: they bind their ops once (``livetalk_kernels.bind_ops``).
 """
 
 import functools
@@ -18,13 +18,13 @@ from .tuning import Tuning
 def resolve_call(
     op: str, backend: str | None, device: torch.device, dtype: torch.dtype, /, **dims: int
 ) -> Callable[..., Any]:
-    """Implementation for one call of an op; remembered per device, dtype and sizes.
+    """Return the implementation for one call of an op, cached per device, dtype and sizes.
 
     Args:
         op: Name of the op.
-        backend: The call's own choice; None leaves it to ``LIVETALK_BACKEND``, then ``auto``,
-            which asks the file of ``LIVETALK_CONFIG`` first.
-        device: Where the tensors lie.
+        backend: The call's own choice; None defers to ``LIVETALK_BACKEND``, then ``auto``,
+            which consults the file of ``LIVETALK_CONFIG`` first.
+        device: Device of the tensors.
         dtype: Dtype of the activations, as in ``Case``.
         **dims: Sizes of the call, by the letters of the op's shape legend.
 

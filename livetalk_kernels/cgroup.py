@@ -1,8 +1,8 @@
-"""Limits that a container, a batch system or systemd sets on this process by Linux control groups.
+"""CPU and memory limits that containers, batch systems or systemd set through Linux control groups.
 
-A limit of any ancestor holds for the groups below it, so the smallest one counts. Version 1 has a
-tree of groups per controller, version 2 one tree for all; a hybrid system has both. Which group is
-ours is in ``/proc/self/cgroup``, where its tree is mounted in ``/proc/self/mountinfo``.
+A limit applies to all descendants, so the smallest among a group's ancestors counts. Version 1 has
+a tree of groups per controller, version 2 a single tree; hybrid systems have both.
+``/proc/self/cgroup`` names our group, ``/proc/self/mountinfo`` where its tree is mounted.
 """
 
 import re
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 UNLIMITED = 1 << 60
-"""Bytes from which on a memory limit is none: version 1 writes a number near 2**63."""
-_CACHE = ("active_file", "inactive_file")  # pages that the kernel takes back when it needs them
+"""Bytes above which a memory limit means "none": version 1 writes a number near 2**63."""
+_CACHE = ("active_file", "inactive_file")  # pages that the kernel reclaims when needed
 
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupLimits:
-    """What this process may use at most; None: no group says.
+    """Limits on this process; None where no group sets one.
 
     Attributes:
-        cpus: CPUs that all processes of the group may keep busy, such as 0.5.
-        memory: Bytes that all processes of the group may hold.
-        memory_left: Of them, bytes that are still free; file cache counts as free.
+        cpus: CPUs that all processes of the group may keep busy together, such as 0.5.
+        memory: Bytes that all processes of the group may hold together.
+        memory_left: Bytes of it that are still free; the page cache counts as free.
     """
 
     cpus: float | None = None
@@ -34,10 +34,10 @@ def cgroup_limits(root: Path = Path("/")) -> CgroupLimits:
     """Read the limits of this process's own groups and all their ancestors.
 
     Args:
-        root: Folder that holds ``proc`` and the mount points; another one in tests.
+        root: Folder that holds ``proc`` and the mount points; tests pass their own.
 
     Returns:
-        The smallest limits; none where there are no groups or they cannot be read.
+        The smallest limits; all None if there are no groups or they cannot be read.
     """
     cpus = [limit for folder in _groups(root, "cpu") if (limit := _cpus(folder)) is not None]
     memory = [found for folder in _groups(root, "memory") if (found := _memory(folder)) is not None]
@@ -50,7 +50,7 @@ def cgroup_limits(root: Path = Path("/")) -> CgroupLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Mount:
-    """A mounted tree of groups: where, from which group on, and its v1 controllers (v2: none)."""
+    """A mounted tree of groups: mount point, top group, and its v1 controllers (v2: none)."""
 
     point: PurePosixPath
     top: PurePosixPath
@@ -58,7 +58,7 @@ class _Mount:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of our group and its ancestors, for a controller, in every tree that may have it."""
+    """Yield the folders of our group and its ancestors in every tree that may have a controller."""
     own: dict[str, PurePosixPath] = {}  # controller -> our group; empty: version 2
     for entry in _lines(root / "proc/self/cgroup"):
         _, names, path = [*entry.split(":", 2), "", ""][:3]
@@ -69,8 +69,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         fitting = [m for m in mounts if (name in m.controllers if name else not m.controllers)]
         if group is None or not fitting:
             continue
-        # A mount of another part of the tree says nothing about us. In a group namespace paths
-        # may not match at all; what is mounted first is then our own group.
+        # A mount of an unrelated subtree says nothing about us. In a cgroup namespace paths may not
+        # match at all; the first mount is then our own group.
         holding = [m for m in fitting if group.is_relative_to(m.top) and ".." not in group.parts]
         for mount in holding or fitting[:1]:
             below = group.relative_to(mount.top) if holding else PurePosixPath()
@@ -95,19 +95,19 @@ def _mounts(root: Path) -> Iterator[_Mount]:
 
 
 def _cpus(folder: Path) -> float | None:
-    """CPU quota of one group, in CPUs."""
+    """Return the CPU quota of one group, in CPUs."""
     quota, period = [*_words(folder / "cpu.max"), "", ""][:2]
     if not quota:
         quota, period = (
             " ".join(_words(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period")
         )
     if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
-        return None  # "max", -1, or there is no such file
+        return None  # "max", -1, or no such file
     return int(quota) / int(period)
 
 
 def _memory(folder: Path) -> tuple[int, int] | None:
-    """(limit, held without file cache) of one group, in bytes; None without a limit."""
+    """Return (limit, usage without page cache) of one group in bytes; None without a limit."""
     stat = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat") if " " in line)
     limits = [_bytes(folder / name) for name in ("memory.max", "memory.high")]
     held, prefix = _bytes(folder / "memory.current"), ""
@@ -132,7 +132,7 @@ def _words(file: Path) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines of a file; none where it cannot be read, as in a container that hides it."""
+    """Return the lines of a file; none if it cannot be read, as in a container that hides it."""
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -140,5 +140,5 @@ def _lines(file: Path) -> list[str]:
 
 
 def _unescape(field: str) -> str:
-    r"""A path of ``mountinfo``, where ``\040`` is a blank."""
+    r"""Decode a path of ``mountinfo``, in which ``\040`` is a space."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

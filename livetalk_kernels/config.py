@@ -1,4 +1,4 @@
-"""Which backends are wanted, by flags, variables and a tuning file."""
+"""The user's choice of backends, from flags, variables and a tuning file."""
 
 import functools
 import os
@@ -16,15 +16,15 @@ from .tuning import Tuning
 
 @dataclass(frozen=True, kw_only=True)
 class KernelConfig:
-    """Backend of every op. Validates itself against the ops and backends that exist.
+    """The requested backend of every op; validates itself against the existing ops and backends.
 
     Attributes:
-        default: Backend for every op that has it; ops without it use ``auto``.
-        backends: Op -> backend, for single ops; it wins over ``default``.
-        tuning: What ``auto`` asks first; None: nothing.
+        default: Backend for every op that has it; other ops use ``auto``.
+        backends: Op -> backend, for single ops; takes precedence over ``default``.
+        tuning: File that ``auto`` consults first; None for none.
 
     Raises:
-        UserError: An op does not exist, an op has no such backend, or no op at all has it.
+        UserError: An op does not exist, an op lacks the backend named for it, or no op has it.
     """
 
     default: str = "auto"
@@ -50,10 +50,11 @@ class KernelConfig:
 
     @classmethod
     def parse(cls, choices: Iterable[str]) -> "KernelConfig":
-        """Read choices such as ``["triton", "add_norm=reference"]``; a later one wins.
+        """Parse choices such as ``["triton", "add_norm=reference"]``; later ones take precedence.
 
         Args:
-            choices: Each is ``NAME`` (all ops), ``OP=NAME``, or several of them with commas.
+            choices: Each is ``NAME`` (all ops), ``OP=NAME``, or several of them separated by
+                commas.
 
         Raises:
             UserError: Bad syntax or an unknown name.
@@ -71,12 +72,12 @@ class KernelConfig:
     ) -> "KernelConfig":
         """Combine command-line flags with ``LIVETALK_BACKEND`` and ``LIVETALK_CONFIG``; flags win.
 
-        A flag for all ops overrides the variable wholly; flags for single ops override it for
-        those.
+        A flag for all ops overrides the variable entirely; flags for single ops override it for
+        those ops only.
 
         Args:
             flags: Values of the ``--backend`` flags.
-            environ: Environment to read, the process's own by default.
+            environ: Environment to read; by default the process's own.
             tuning: File of the ``--config`` flag.
 
         Raises:
@@ -95,7 +96,7 @@ class KernelConfig:
         return cls(default=default or "auto", backends=backends, tuning=found)
 
     def wanted(self, op: str) -> tuple[str, bool]:
-        """Backend for one op, and whether it was named for just this op."""
+        """Return the backend requested for an op, and whether it was named for this op alone."""
         if op in self.backends:
             return self.backends[op], True
         return self.default, False
@@ -104,11 +105,11 @@ class KernelConfig:
 def find_tuning(
     path: str | Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Tuning | None:
-    """The tuning file that ``auto`` asks: the given one, else ``LIVETALK_CONFIG``'s, else None.
+    """Load the tuning file for ``auto``: the given one, else ``LIVETALK_CONFIG``'s, else None.
 
     Args:
         path: File of the ``--config`` flag.
-        environ: Environment to read, the process's own by default.
+        environ: Environment to read; by default the process's own.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -123,17 +124,17 @@ def find_tuning(
         state = os.stat(value)
         return _load_once(value, state.st_mtime_ns, state.st_size, state.st_ino)
     except UserError as error:
-        raise UserError(f"{TUNING_VARIABLE}: {error}; mend or unset the variable") from None
+        raise UserError(f"{TUNING_VARIABLE}: {error}; fix or unset the variable") from None
 
 
 @functools.lru_cache(maxsize=8)
 def _load_once(path: str, *state: int) -> Tuning:
-    """Read a file again only when it has changed: calls outside a model ask every time."""
+    """Reread a file only when it has changed: calls outside a model check it every time."""
     return Tuning.load(path)
 
 
 def _split(choices: Iterable[str]) -> tuple[str | None, dict[str, str]]:
-    """Take apart ``NAME`` and ``OP=NAME``; a later choice wins over an earlier one."""
+    """Parse ``NAME`` and ``OP=NAME``; later choices take precedence."""
     default: str | None = None
     backends: dict[str, str] = {}
     for part in (part.strip() for choice in choices for part in choice.split(",")):

@@ -1,4 +1,4 @@
-"""Pick the backend of an op that runs, and say why; `registry` finds them."""
+"""Pick the backend that an op runs on, and explain the choice; `registry` finds the backends."""
 
 import functools
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .config import KernelConfig
     from .tuning import Tuning
 
-NO_GRADIENTS = "it has no gradients"  # why a backend cannot be trained with
+NO_GRADIENTS = "it has no gradients"  # why a backend cannot be used in training
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ class Choice:
 
     Attributes:
         name: Name of the backend.
-        run: Its implementation, to be called without further lookups.
-        pack: What it makes of a constant weight; None where it makes nothing.
-        approximate: Its results are not exact.
-        reason: Why this one, for logs and tables.
-        caution: What a user should know although it runs; mostly empty.
+        run: Its implementation, callable without further lookups.
+        pack: Packs a constant weight in advance; None if the backend does not pack.
+        approximate: Whether its results are approximate.
+        reason: Why it was picked, for logs and tables.
+        caution: What a user should know although it runs; usually empty.
     """
 
     name: str
@@ -59,7 +59,7 @@ def support_table(
     libraries: Libraries = INSTALLED,
     **dims: int,
 ) -> dict[str, dict[str, str | None]]:
-    """Op -> backend -> None if it can run, else the reason why not; arguments as of `Case`."""
+    """Map op -> backend -> None if it can run, else why it cannot; arguments as in `Case`."""
     table = {}
     for op in op_names():
         case = Case(op=op, device=device, dtype=dtype, dims=dims, gpu=gpu, libraries=libraries)
@@ -70,13 +70,13 @@ def support_table(
 def resolve(
     case: Case, config: "KernelConfig", *, differentiable: bool = False, main: Case | None = None
 ) -> Choice:
-    """Pick the backend for a case; arguments are as for `pick`.
+    """Pick the backend for a case; see also `pick`.
 
     Args:
-        case: What will be run; sizes that are not known yet may be absent.
-        config: The user's choice.
-        differentiable: Take only what autograd goes through.
-        main: The case that a named backend is meant for, where it is another one.
+        case: The problem; sizes that are not known yet may be absent.
+        config: The user's choices.
+        differentiable: Consider only backends that support autograd.
+        main: The case that a named backend was chosen for, if another one.
 
     Raises:
         UserError: The backend named for this op cannot run the case.
@@ -104,17 +104,17 @@ def pick(
     """Pick a backend by name.
 
     Args:
-        case: What will be run.
+        case: The problem.
         wanted: Name of a backend, or ``auto``.
-        named: It was named for just this op, so it must exist; a name meant for all ops leaves
-            an op without it to ``auto``.
-        tuning: What ``auto`` asks before the op's own preference.
-        differentiable: Take only what autograd goes through.
-        main: The case that a named backend is meant for, where it is another one: a backend that
-            runs that, but not this, leaves this to ``auto``.
+        named: Whether it was named for this op alone and so must exist; an op that lacks a
+            backend named for all ops falls back to ``auto``.
+        tuning: File that ``auto`` consults before the op's own preference.
+        differentiable: Consider only backends that support autograd.
+        main: The case that a named backend was chosen for, if another one: a backend that can run
+            that case but not this one falls back to ``auto`` here.
 
     Raises:
-        UserError: The backend cannot run the case, or has no gradients where they are needed.
+        UserError: The backend cannot run the case, or lacks the gradients that are needed.
     """
     if wanted == "auto":
         return _pick_auto(case, "auto", tuning, differentiable)
@@ -153,7 +153,7 @@ def _choice(case: Case, backend: Backend, reason: str, caution: str | None) -> C
 
 
 def _warning_first(message: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation, with one warning when it is first called: many ops never are."""
+    """Wrap an implementation to warn on its first call only: many bound ops are never called."""
 
     @functools.wraps(run)
     def warned(*arguments: Any, **keywords: Any) -> Any:
@@ -164,7 +164,7 @@ def _warning_first(message: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_gradients(case: Case) -> list[str]:
-    """Backends that autograd goes through and that can run a case, sorted."""
+    """List the backends that support autograd and can run a case, sorted."""
     found = ((name, load_backend(case.op, name)) for name in backend_names(case.op))
     return [name for name, one in found if one.differentiable and one.supports(case) is None]
 

@@ -1,4 +1,4 @@
-"""Reads and sets environment variables; nothing else in the packages does."""
+"""Reads and sets environment variables; the only module that does."""
 
 import os
 from collections.abc import Mapping
@@ -12,29 +12,29 @@ EXCLUDE_VARIABLE = "LIVETALK_EXCLUDE"
 
 
 def variable(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """Read a variable, without blanks around it; empty if it is not set.
+    """Read a variable, stripped of surrounding blanks; empty if unset.
 
     Args:
         name: Name of the variable.
-        environ: Environment to read, the process's own by default.
+        environ: Environment to read; by default the process's own.
     """
     return (os.environ if environ is None else environ).get(name, "").strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process's place among the ranks that torchrun has started; validates itself.
+    """This process's place among the ranks that torchrun started; validates itself.
 
     Attributes:
-        rank: Number of this process, over all nodes.
-        world: Ranks in all.
-        local_rank: Number of this process on its node.
-        local_world: Ranks on this node.
-        node: Number of this node.
+        rank: Index of this process across all nodes.
+        world: Total number of ranks.
+        local_rank: Index of this process on its node.
+        local_world: Number of ranks on this node.
+        node: Index of this node.
         address: Host of the store that all ranks share.
         port: The store's port.
-        agent_store: The store lives in torchrun's process; if not, rank 0 has to host it.
-        run: Name of the run, another one after each restart by torchrun.
+        agent_store: Whether torchrun's own process hosts the store; if not, rank 0 does.
+        run: Identifier of the run; changes with each restart by torchrun.
 
     Raises:
         UserError: The numbers contradict each other.
@@ -51,7 +51,7 @@ class Ranks:
     run: str
 
     def __post_init__(self) -> None:
-        """Check all numbers."""
+        """Validate all numbers."""
         if not (0 <= self.rank < self.world and 0 <= self.local_rank < self.local_world):
             raise UserError(
                 f"RANK={self.rank} WORLD_SIZE={self.world} LOCAL_RANK={self.local_rank} "
@@ -66,16 +66,16 @@ class Ranks:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> "Ranks | None":
-        """What torchrun has told this process; None if it was not started by torchrun.
+        """Read torchrun's variables; None if the process was not started by torchrun.
 
         Args:
-            environ: Environment to read, the process's own by default.
+            environ: Environment to read; by default the process's own.
 
         Raises:
-            UserError: A variable is missing or makes no sense.
+            UserError: A variable is missing or invalid.
         """
         environ = os.environ if environ is None else environ
-        # Others set RANK and WORLD_SIZE too (job schedulers, for a node), but only torchrun this.
+        # Job schedulers set RANK and WORLD_SIZE too (for a node); this one is torchrun's alone.
         run = environ.get("TORCHELASTIC_RUN_ID")
         if run is None:
             return None
@@ -102,19 +102,19 @@ class Ranks:
 
 
 def leave_nccl_errors_to_us() -> None:
-    """Keep NCCL's own watchdog from aborting the process: over a lost rank, or a fault on the GPU.
+    """Keep NCCL's own watchdog from aborting the process on a lost rank or a GPU fault.
 
-    Ours names the rank and lets the video be finished first, and the main thread meets the fault
-    itself and says where. What the user has set stays.
+    Our watchdog names the rank and lets the video be finished first, and the main thread
+    encounters the fault itself and reports where. The user's own settings are kept.
     """
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     os.environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
 
 
 def omp_threads(environ: Mapping[str, str] | None = None) -> str | None:
-    """The user's own ``OMP_NUM_THREADS``; None if it is not set.
+    """Return the user's own ``OMP_NUM_THREADS``; None if unset.
 
     Args:
-        environ: Environment to read, the process's own by default.
+        environ: Environment to read; by default the process's own.
     """
     return (os.environ if environ is None else environ).get("OMP_NUM_THREADS")

@@ -1,9 +1,9 @@
-"""The table of GPUs: what each can run and how fast it is at most, with the source of every figure.
+"""The table of GPUs: what each can run and its peak speeds, with the source of every figure.
 
-`livetalk plan` forecasts from it, and ``livetalk backends --gpu NAME`` asks the backends about a
-GPU that is not here. Peaks are dense, without structured sparsity; bandwidths are per second, and
-those of links in one direction. What a data sheet states is kept apart from what others measured
-(the rates that large products and attention really reach) and from what is assumed.
+`livetalk plan` forecasts from it, and ``livetalk backends --gpu NAME`` asks the backends about an
+absent GPU. Peaks are dense, without structured sparsity; bandwidths are per second, those of links
+in one direction. Data-sheet figures are kept apart from what others measured (the rates that large
+matrix products and attention actually reach) and from assumptions.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,8 +14,8 @@ from types import MappingProxyType
 from .errors import UserError
 
 SHEET, ELSEWHERE, HERE, ASSUMED = "data sheet", "measured elsewhere", "measured here", "assumed"
-FA2, FA3, BEST = "fa2", "fa3", "best"  # kernels of attention
-ATTENTION_RATE = "attention "  # before a kernel's name, in the names of figures
+FA2, FA3, BEST = "fa2", "fa3", "best"  # attention kernels
+ATTENTION_RATE = "attention "  # prefix of a kernel's name, in the names of figures
 
 _T, _G = 1e12, 1e9
 
@@ -30,11 +30,11 @@ Source: CUDA Programming Guide, technical specifications per compute capability.
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A figure and where it comes from.
+    """A figure and its source.
 
     Attributes:
         value: In SI units: bytes, bytes per second, FLOP/s, a count.
-        source: Title of the document, or what was done to measure it.
+        source: Title of the document, or how it was measured.
         kind: ``data sheet``, ``measured elsewhere``, ``measured here`` or ``assumed``.
     """
 
@@ -43,7 +43,7 @@ class Quantity:
     kind: str = SHEET
 
     def __post_init__(self) -> None:
-        """A figure without a source is none."""
+        """Reject a figure without a source."""
         assert self.value > 0 and self.source
         assert self.kind in {SHEET, ELSEWHERE, HERE, ASSUMED}
 
@@ -53,20 +53,20 @@ class Gpu:
     """One type of GPU.
 
     Attributes:
-        name: What ``--gpu`` takes.
-        title: Its name for people.
+        name: Value of ``--gpu``.
+        title: Display name.
         capability: Compute capability.
         memory: Bytes.
-        bandwidth: Of the memory.
-        sms: Multiprocessors.
-        bf16: Dense peak of the tensor cores.
-        fp8: The same in FP8; None where they know none.
-        fp64: Peak outside the tensor cores, which the published rotation in complex128 needs.
-        nvlink: To the other GPUs of a node, one way; by PCIe where there is no NVLink.
-        network: To other nodes, one way and per GPU.
-        matmul: What large products in bf16 reach.
+        bandwidth: Memory bandwidth.
+        sms: Streaming multiprocessors.
+        bf16: Dense tensor-core peak.
+        fp8: The same in FP8; None if the tensor cores lack it.
+        fp64: Peak outside the tensor cores, used by the published rotation in complex128.
+        nvlink: To other GPUs of the node, one way; over PCIe without NVLink.
+        network: To other nodes, one way, per GPU.
+        matmul: Rate that large bf16 matrix products reach.
         matmul_fp8: The same in FP8.
-        attention: Kernel -> what attention to many keys, 128 channels a head, reaches in 16 bits.
+        attention: Kernel -> 16-bit rate of attention to many keys with 128 channels per head.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Gpu:
         return SHARED_MEMORY[self.capability]
 
     def quantities(self) -> dict[str, Quantity]:
-        """All figures by name."""
+        """Map names to all figures."""
         found: dict[str, Quantity] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -114,7 +114,7 @@ _B200 = "NVIDIA Blackwell architecture brief, HGX B200"
 
 
 def _hopper(name: str, title: str, **given: Quantity) -> Gpu:
-    """A GH100 with all that its variants share."""
+    """Build an entry for a GH100, with what all its variants share."""
     attention = {
         FA2: Quantity(value=0.35 * 989 * _T, source=_FA2_HOPPER, kind=ELSEWHERE),
         FA3: Quantity(value=650 * _T, source=_DESIGN, kind=ELSEWHERE),
@@ -140,7 +140,7 @@ def _graphics(
     name: str, title: str, capability: tuple[int, int], *, pcie: Quantity, network: Quantity,
     **given: Quantity,
 ) -> Gpu:  # fmt: skip
-    """A card without NVLink; what large products and attention reach on it is assumed."""
+    """Build an entry for a card without NVLink; its product and attention rates are assumed."""
     bf16, fp8 = given["bf16"].value, given["fp8"].value
     attention = Quantity(value=0.73 * bf16, source="as an A100's share of its peak", kind=ASSUMED)
     return Gpu(
@@ -286,15 +286,15 @@ _TABLE = (
 
 GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.name: gpu for gpu in _TABLE})
 OTHER_FORMS = frozenset({"pcie", "nvl", "40gb", "3e", "mig", "laptop", "d"})
-"""Words in a driver's name for a device that is not of the form in the table, or a part of one."""
+"""Words in a driver's device name that mark another form than the table's, or part of a device."""
 
 
 def get_gpu(name: str, *, besides: Collection[str] = ()) -> Gpu:
-    """Find the GPU of a name.
+    """Look up a GPU by name.
 
     Args:
-        name: As ``--gpu`` takes it.
-        besides: What else ``--gpu`` takes there, for the message.
+        name: A value of ``--gpu``.
+        besides: Other values that ``--gpu`` accepts there, for the message.
 
     Raises:
         UserError: It is not in the table; the message lists those that are.
@@ -306,10 +306,10 @@ def get_gpu(name: str, *, besides: Collection[str] = ()) -> Gpu:
 
 
 def find_gpu(title: str) -> Gpu | None:
-    """Find the GPU that a driver's name for a device, such as ``NVIDIA H200``, stands for.
+    """Find the GPU that a driver's device name, such as ``NVIDIA H200``, denotes.
 
-    None for a GPU that the table lacks, also for another form of one that it has, such as
-    ``NVIDIA H100 PCIe``: memory, clocks and links of that are others.
+    None for a GPU that the table lacks, including another form of one that it has, such as
+    ``NVIDIA H100 PCIe``: its memory, clocks and links differ.
     """
     words = title.lower().replace("-", " ").split()
     if OTHER_FORMS & {*words}:

@@ -1,19 +1,21 @@
-"""What becomes of freed memory: kept, so that no call pays its page faults again, or given back.
+"""Controls freed memory: kept, so that later calls don't pay its page faults again, or returned.
 
-A call allocates its outputs. glibc gives large blocks back to the system when they are freed, or
-keeps them, by what was freed before; the next call then waits for the system to clear the same
-pages, or does not. That costs several times what a fused op does, and says nothing about it. What
-loading a model has freed is another matter: it is as much as the model, and is not used again.
+Every call allocates its outputs. Depending on what was freed before, glibc returns large blocks to
+the system or keeps them; if returned, the next call waits for the system to zero the same pages.
+That costs several times a fused op's own time and hides in its measurement. Memory freed while
+loading is different: it is as large as the model, and is never reused.
 """
 
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_MXFAST = -1, -4, 1  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_MXFAST = -1, -4, 1  # from glibc's malloc.h
 
-# Each aligned block leaves a small rest in front of it. While glibc sets such rests aside for small
-# requests, the freed block does not become whole again, and the next one is new memory. It sets a
-# limited number aside; after this many calls blocks are used again.
+# Each aligned block leaves a small remainder in front of it. While glibc keeps such remainders in
+# its
+# bins for small requests, the freed block is not coalesced, and the next one is new memory. The
+# bins
+# are limited; after this many calls blocks are reused.
 CALLS_UNTIL_KEPT = 12
 
 
@@ -21,10 +23,10 @@ SETTINGS = ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_MXFAST, 0))
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc, for this process and from now on, to give no memory back to the system.
+    """Ask glibc to return no memory to the system, for this process and from now on.
 
     Returns:
-        Whether it does; other C libraries have no such setting.
+        Whether it complies; other C libraries have no such setting.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -33,10 +35,10 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the system what has been freed and kept until now; a third of a second for a gigabyte.
+    """Return freed memory to the system; takes a third of a second per gigabyte.
 
     Returns:
-        Whether anything was given back; other C libraries than glibc keep to their own ways.
+        Whether any was returned; C libraries other than glibc are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

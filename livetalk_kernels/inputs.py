@@ -1,4 +1,4 @@
-"""Files that come in: what a path is, and text and JSON of bounded size, with one-line errors."""
+"""Reads input files: checks paths, bounds the size of text and JSON, reports errors in one line."""
 
 import dataclasses
 import errno
@@ -16,12 +16,12 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from .errors import UserError
 
 TEXT_BYTES = 16 << 20
-"""Most bytes of a text file, where its reader names no other limit."""
+"""Largest text file in bytes, unless its reader sets another limit."""
 REPORT_BYTES = 64 << 20
-"""The same of a report that has a record of every chunk."""
+"""The same for a report with a record per chunk."""
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
-_LARGEST = 2**63  # of whole numbers in JSON; what reads them counts in 64 bits
-_EXACT = 2**53  # up to which every reader of JSON agrees on whole numbers
+_LARGEST = 2**63  # bound on whole numbers in JSON; their readers count in 64 bits
+_EXACT = 2**53  # bound up to which every JSON reader represents whole numbers exactly
 _ENCODINGS = (
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -32,13 +32,13 @@ _NO_NUMBER = "no finite number of 64 bits"
 _BOM = b"\xef\xbb\xbf"
 _SPECIAL = (
     (stat.S_ISFIFO, "is a pipe; write it to a file first"),
-    (stat.S_ISSOCK, "is a socket; write what comes from it to a file first"),
-    (stat.S_ISCHR, "is a device; write what comes from it to a file first"),
-    (stat.S_ISBLK, "is a device; write what comes from it to a file first"),
+    (stat.S_ISSOCK, "is a socket; write its data to a file first"),
+    (stat.S_ISCHR, "is a device; write its data to a file first"),
+    (stat.S_ISBLK, "is a device; write its data to a file first"),
 )
 _PROBLEMS = {
-    errno.EACCES: "may not be read; change its permissions or those of its folders",
-    errno.EPERM: "may not be read; change its permissions or those of its folders",
+    errno.EACCES: "cannot be read; change its permissions or those of its folders",
+    errno.EPERM: "cannot be read; change its permissions or those of its folders",
     errno.ENAMETOOLONG: "the name is longer than file systems allow; check the path",
     errno.ELOOP: "is a link that leads back to itself; remove it",
 }
@@ -46,18 +46,18 @@ _PROBLEMS = {
 T = TypeVar("T")
 
 
-# What a path is ---------------------------------------------------------------------------
+# Paths ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is at a path.
+    """The result of looking at a path.
 
     Attributes:
-        kind: ``special`` is a pipe, a device or a socket, ``dangling`` a link to nothing,
-            ``unusable`` what the system refuses to look at.
-        bytes: Size of a file; of some files of the system it is 0 although they can be read.
-        problem: What keeps it from being read as a file or a folder, and what to do; else empty.
+        kind: ``special`` is a pipe, a device or a socket, ``dangling`` a broken link,
+            ``unusable`` what the system refuses to examine.
+        bytes: Size of a file; 0 for some system files, although they can be read.
+        problem: Why it cannot be read as a file or folder, and what to do; else empty.
     """
 
     kind: Literal["file", "folder", "missing", "dangling", "special", "unusable"]
@@ -66,7 +66,7 @@ class Found:
 
 
 def find(path: Path | str) -> Found:
-    """Look at a path, following links, without opening it. Never raises."""
+    """Look at a path, following links, without opening it; never raises."""
     try:
         state = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +81,7 @@ def find(path: Path | str) -> Found:
     except OSError as error:
         return Found(kind="unusable", problem=_problem(error))
     except ValueError:  # a zero byte, or a character that no name can have
-        return Found(kind="unusable", problem="is no possible name of a file; check the path")
+        return Found(kind="unusable", problem="is not a possible file name; check the path")
     if stat.S_ISREG(state.st_mode):
         return Found(kind="file", bytes=state.st_size)
     if stat.S_ISDIR(state.st_mode):
@@ -91,28 +91,28 @@ def find(path: Path | str) -> Found:
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether a path is a regular file; False where it cannot be told."""
+    """Return whether a path is a regular file; False if that cannot be determined."""
     return find(path).kind == "file"
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether a path is a folder; False where it cannot be told."""
+    """Return whether a path is a folder; False if that cannot be determined."""
     return find(path).kind == "folder"
 
 
 def check_folder(path: Path | str, missing: str) -> Path:
-    """Check that a path is a folder, and not one that only holds the one that is meant.
+    """Check that a path is a folder, and not merely the parent of the one that is meant.
 
     Args:
         path: The folder.
-        missing: What to do where there is none, for example ``"give the one of wav2vec2"``.
+        missing: What to do if it is missing, for example ``"give the one of wav2vec2"``.
 
     Returns:
         The path.
 
     Raises:
-        UserError: It is missing or no folder, may not be read, or is the root of a download
-            cache, whose snapshots are such folders.
+        UserError: It is missing or not a folder, cannot be read, or is the root of a download
+            cache, whose snapshots are the folders to name.
     """
     path, found = Path(path), find(path)
     if found.kind == "missing":
@@ -133,7 +133,7 @@ def check_folder(path: Path | str, missing: str) -> Path:
 
 
 def _snapshot(cache: Path) -> Path:
-    """The snapshot of a download cache that its branch ``main`` names, else the newest."""
+    """Return the snapshot of a download cache that branch ``main`` refers to, else the newest."""
     folder = cache / "snapshots"
     try:
         main = (cache / "refs/main").read_text("ascii", "replace")[:80].strip()
@@ -149,26 +149,26 @@ def _snapshot(cache: Path) -> Path:
 
 
 def check_input(path: Path | str, what: str, *, missing: str = "check the path") -> Path:
-    """Check that a file is there, is a regular file, can be read and is not empty.
+    """Check that a file exists, is a regular file, is readable and is not empty.
 
     Args:
         path: The file.
-        what: What it is to the user, for example ``"audio"``; used in the messages.
-        missing: What to do where there is none.
+        what: What the file is to the user, for example ``"audio"``; used in messages.
+        missing: What to do if it is missing.
 
     Returns:
         The path.
 
     Raises:
-        UserError: It is missing, a folder, a pipe, a device, empty, a pointer of Git LFS that
-            stands for a file, or may not be read.
+        UserError: It is missing, a folder, a pipe, a device, empty, a Git LFS pointer, or not
+            readable.
     """
     with open_input(path, what, missing=missing):
         return Path(path)
 
 
 def open_input(path: Path | str, what: str, *, missing: str = "check the path") -> BinaryIO:
-    """Open a file after `check_input`'s checks; never waits for anybody.
+    """Open a file after `check_input`'s checks; never blocks.
 
     Raises:
         UserError: See `check_input`.
@@ -181,19 +181,19 @@ def open_input(path: Path | str, what: str, *, missing: str = "check the path") 
     if found.problem:
         raise UserError(f"{path}: {found.problem}")
     try:
-        # Between both looks it may have become a pipe: opening one must not wait for its writer.
+        # It may have become a pipe since it was checked: opening one must not wait for its writer.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise UserError(f"{path}: {_problem(error)}") from None
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is no regular file; write it to a file first")
+            raise UserError(f"{path}: is not a regular file; write it to a file first")
         head = file.read(len(LFS_HEAD))
         if not head:
             raise UserError(f"{path}: the {what} file is empty; record, export or download it")
         if head == LFS_HEAD:
             raise UserError(
-                f"{path}: is a pointer of Git LFS, not the {what} file that it stands for; run "
+                f"{path}: is a Git LFS pointer, not the {what} file itself; run "
                 "'git lfs pull' in its repository"
             )
         file.seek(0)
@@ -213,7 +213,7 @@ def _link_target(path: Path | str) -> str | None:
 
 
 def _problem(error: OSError) -> str:
-    """Say what the system's refusal means, and what to do."""
+    """Explain a refusal by the system, and what to do."""
     usual = f"cannot be read ({error.strerror}); check the path"
     return _PROBLEMS.get(error.errno or 0, usual)
 
@@ -228,9 +228,9 @@ def read_bytes(
 
     Args:
         path: The file.
-        what: What it is to the user, for example ``"tuning"``.
-        limit: Most bytes. The file's own size is not asked: it is 0 for files of the system.
-        missing: What to do where there is none.
+        what: What the file is to the user, for example ``"tuning"``.
+        limit: Most bytes. The file's own size is not consulted: system files report 0.
+        missing: What to do if it is missing.
 
     Raises:
         UserError: See `check_input`; or it is too large.
@@ -254,12 +254,12 @@ def read_text(
 
     Args:
         source: A file's path, or the bytes themselves.
-        what: What it is to the user; of bytes, their name in messages.
+        what: What the file is to the user; for bytes, their name in messages.
         limit: Most bytes.
-        missing: What to do where there is no file.
+        missing: What to do if there is no file.
 
     Raises:
-        UserError: See `read_bytes`; or it is of another encoding, or no text.
+        UserError: See `read_bytes`; or it has another encoding, or is not text.
     """
     if isinstance(source, bytes):
         name, data = what, _bounded(source, what, limit)
@@ -289,17 +289,17 @@ def read_json(
     limit: int = TEXT_BYTES,
     missing: str = "check the path",
 ) -> dict[str, Any]:
-    """Read the object in a JSON text: no name twice, finite numbers, bounded size and depth.
+    """Read the object in a JSON text: unique names, finite numbers, bounded size and depth.
 
     Args:
         source: A file's path, or the bytes themselves.
-        what: What it is to the user; of bytes, their name in messages.
-        cure: What to do about a file that is no such JSON, for example ``"profile again"``.
+        what: What the file is to the user; for bytes, their name in messages.
+        cure: What to do if the file is not such JSON, for example ``"profile again"``.
         limit: Most bytes.
-        missing: What to do where there is no file.
+        missing: What to do if there is no file.
 
     Raises:
-        UserError: See `read_text`; or it is no JSON by these rules, or no object.
+        UserError: See `read_text`; or it breaks these rules, or is not an object.
     """
     text = read_text(source, what, limit=limit, missing=missing)
     name = what if isinstance(source, bytes) else source
@@ -328,10 +328,10 @@ def _parse(text: str) -> object:
     """Parse JSON strictly.
 
     Raises:
-        ValueError: A name is there twice, or a number is not finite or beyond 64 bits.
+        ValueError: A name occurs twice, or a number is not finite or exceeds 64 bits.
         RecursionError: It is nested too deeply.
     """
-    wrong: list[str] = []  # the number that is no good, until it is known where it stands
+    wrong: list[str] = []  # the offending number, until its place is known
 
     def whole(digits: str) -> int | float:
         if len(digits) > len(str(_LARGEST)) + 1 or not -_LARGEST <= int(digits) < _LARGEST:
@@ -352,7 +352,7 @@ def _parse(text: str) -> object:
 
     def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        # Objects end from the inside out, so the number may stand in one that has not ended yet.
+        # Objects are completed from the inside out, so the number may be in one that is still open.
         place = next((name for name, value in pairs if _holds_nan(value)), None) if wrong else None
         if place is not None:
             raise ValueError(f"{place:.60}: {wrong[0]:.24} is {_NO_NUMBER}")
@@ -385,7 +385,7 @@ def _holds_nan(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both included, for ``Annotated`` fields that `build` fills."""
+    """Inclusive bounds of a number, for ``Annotated`` fields that `build` fills."""
 
     low: float
     high: float
@@ -396,18 +396,18 @@ Count = Annotated[int, Range(0, _EXACT)]
 
 
 def build(kind: type[T], value: object, where: str = "") -> T:
-    """Make a dataclass of a JSON object, with the types and ranges of its fields.
+    """Build a dataclass from a JSON object, checking the types and ranges of its fields.
 
     Args:
         kind: The dataclass. Fields may be ``bool``, ``int``, ``float``, ``str``, ``Any``,
             ``Literal``, other dataclasses, tuples and mappings of these, any of them ``| None``,
-            and ``Annotated`` with a `Range`. Names that it does not have are ignored.
-        value: What the JSON holds.
-        where: Name of the value in messages; empty at the top.
+            and ``Annotated`` with a `Range`. Unknown names are ignored.
+        value: The parsed JSON.
+        where: Name of the value in messages; empty at the top level.
 
     Raises:
-        ValueError: A field is missing, or of another type or out of range; the message starts with
-            its name, as ``choices[3].p50.cpu``. Also what the dataclass itself raises.
+        ValueError: A field is missing, out of range or of another type; the message starts with
+            its name, such as ``choices[3].p50.cpu``. Also what the dataclass itself raises.
     """
     assert dataclasses.is_dataclass(kind)
     if not isinstance(value, dict):
@@ -431,7 +431,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """Check a value against a type, and turn lists into tuples and whole numbers into floats."""
+    """Check a value against a type; convert lists to tuples, and whole numbers to floats."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -486,7 +486,7 @@ def _scalar(hint: type, value: Any, name: str) -> Any:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return "null" if value is None else f"{value!r:.40}"

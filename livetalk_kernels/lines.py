@@ -1,28 +1,28 @@
-"""Lines for people, of what a user or a file named."""
+"""Makes single printable lines of text that came from a user or a file."""
 
 from collections.abc import Iterable
 
 LONGEST = 2000
-"""Characters of a line; a path may take a few hundred."""
+"""Maximum characters in a line; a path may take a few hundred."""
 LISTED = 8
-"""Names in a list."""
+"""Maximum names in a list."""
 
 _LONGEST_NAME = 200
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    r"""Make one line of a text, whatever is in it.
+    r"""Make a text a single line, whatever it contains.
 
-    Control characters (line ends, escape sequences of terminals, those that turn the direction of
-    writing), bytes of no encoding and all else that cannot be seen become escapes such as ``\n``
-    and ``\x1b``; the middle of a long text is left out. A line that is fine stays as it is.
+    Control characters (line ends, terminal escape sequences, marks that reverse the direction of
+    writing), undecodable bytes and everything else invisible are escaped as ``\n`` or ``\x1b``;
+    the middle of a long text is left out. A line that is fine is unchanged.
 
     Args:
-        text: What is to be shown.
-        longest: Characters of the result, at most.
+        text: Text to show.
+        longest: Maximum characters of the result.
     """
-    if len(text) > longest:  # before it is escaped: what matters is at the ends
+    if len(text) > longest:  # before escaping: what matters is at the ends
         text = _shortened(text, longest)
     if text.isprintable():
         return text
@@ -30,7 +30,7 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def list_keys(keys: Iterable[str]) -> str:
-    """At most eight names in one line, and how many more there are."""
+    """List at most eight names in one line, and how many more there are."""
     names = list(keys)
     more = len(names) - LISTED
     shown = ", ".join(one_line(name, _LONGEST_NAME) for name in names[:LISTED])
@@ -40,13 +40,13 @@ def list_keys(keys: Iterable[str]) -> str:
 def _shortened(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
-    end = longest // 3  # where a message says what to do
+    end = longest // 3  # where messages say what to do
     return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
 def _visible(character: str) -> str:
     if character.isprintable() or character in _JOINERS:
         return character
-    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is not in UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()

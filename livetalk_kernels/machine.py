@@ -1,8 +1,8 @@
-"""What this machine is, and what of it this process may use: the one place for such facts.
+"""Facts about this machine, and how much of it this process may use: the one place for them.
 
-CPU, GPUs, caches, memory, versions of what is installed; and the limits that affinity and control
-groups (containers, batch systems) set, which are below what the machine has. Torch is imported
-only where it is asked: a command line reads the CPU quota before it needs torch.
+CPU, GPUs, caches, memory and installed versions; and the limits set by affinity and control groups
+(containers, batch systems), which may be below what the machine has. Torch is imported only where
+it is needed: a command line reads the CPU quota before it needs torch.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path("/")
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-USUAL_CACHE = 32 << 20  # bytes, where the system does not say
+USUAL_CACHE = 32 << 20  # bytes, if the system does not report it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Cpus:
     """The CPUs of this machine, and how many of them this process may use.
 
     Attributes:
-        logical: All that the system counts, hyper-threads among them.
-        affinity: Logical ones that this process may run on.
-        quota: CPUs that its control group may keep busy, such as 0.5; None: no limit.
+        logical: All that the system counts, including hyper-threads.
+        affinity: Logical CPUs that this process may run on.
+        quota: CPUs that its control group may keep busy, such as 0.5; None for no limit.
     """
 
     logical: int
@@ -46,7 +46,7 @@ class Cpus:
 
     @property
     def usable(self) -> int:
-        """Threads that can run at once: more of them than the quota has would wait in turns."""
+        """Threads that can run at once: any more than the quota would take turns."""
         return min(self.affinity, max(1, math.ceil(self.quota or self.affinity)))
 
 
@@ -55,9 +55,9 @@ class Memory:
     """The CPU's memory, in bytes.
 
     Attributes:
-        total: Of the machine.
-        limit: Of this process's control group, where that is less; None: no limit.
-        available: What can still be taken: of the machine and of the limit.
+        total: Memory of the machine.
+        limit: Limit of this process's control group, if lower; None for no limit.
+        available: What can still be allocated, given both.
     """
 
     total: int
@@ -69,7 +69,7 @@ def cpus(root: Path = ROOT) -> Cpus:
     """Count the CPUs.
 
     Args:
-        root: Folder that holds ``proc`` and the mounted control groups; another one in tests.
+        root: Folder that holds ``proc`` and the mounted control groups; tests pass their own.
     """
     logical = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
@@ -81,14 +81,14 @@ def cpus(root: Path = ROOT) -> Cpus:
 
 
 def physical_cores() -> int:
-    """Cores of the machine: hyper-threads do not count, as with torch's own default."""
-    import psutil  # a machine that is measured for its GPU may be without
+    """Count the machine's cores without hyper-threads, like torch's own default."""
+    import psutil  # optional where only a GPU is measured
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """Read the CPU's memory as it is now; ``root`` as in `cpus`."""
+    """Read the current state of the CPU's memory; ``root`` as in `cpus`."""
     total, available = _host_memory(root)
     limits = cgroup_limits(root)
     limited = limits.memory is not None and limits.memory < total
@@ -101,7 +101,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def _host_memory(root: Path) -> tuple[int, int]:
-    """(total, available) bytes of the machine."""
+    """Return (total, available) bytes of the machine."""
     info = root / "proc/meminfo"
     if not info.is_file():
         import psutil  # see above
@@ -115,7 +115,7 @@ def _host_memory(root: Path) -> tuple[int, int]:
 
 
 def machine() -> dict[str, Any]:
-    """Hardware, limits, threads, versions, commit and date; call it before the run."""
+    """Collect hardware, limits, threads, versions, commit and date; call it before the run."""
     import torch
 
     from .backends import cpu
@@ -142,7 +142,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Model name of the CPU."""
+    """Return the CPU's model name."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -152,17 +152,17 @@ def cpu_name() -> str:
 
 
 def gpus() -> tuple[list[dict[str, Any]], str]:
-    """All GPUs by NVML, which needs no CUDA context.
+    """List all GPUs through NVML, which needs no CUDA context.
 
     Returns:
-        One entry per GPU: ``name``, ``uuid``, ``driver``, ``memory_bytes``, clocks in MHz now and
-        at most, and ``power_limit_w`` (None where the GPU does not tell); and why there is none,
-        where there is none.
+        One entry per GPU: ``name``, ``uuid``, ``driver``, ``memory_bytes``, current and maximum
+        clocks in MHz, and ``power_limit_w`` (None if the GPU does not report it); and, if the list
+        is empty, why.
     """
     try:
-        import pynvml  # takes a moment, and only reports want it
+        import pynvml  # slow to import, and only reports need it
     except ImportError:
-        return [], "NVML cannot be asked: pip install nvidia-ml-py"
+        return [], "NVML is not available: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -180,7 +180,7 @@ def gpus() -> tuple[list[dict[str, Any]], str]:
 
 
 def gpu_entry(device: "torch.device") -> dict[str, Any] | None:
-    """NVML's entry of a GPU (see `gpus`): torch may see fewer of them, in another order."""
+    """Return NVML's entry of a GPU (see `gpus`): torch may see fewer, in another order."""
     import torch
 
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -188,7 +188,7 @@ def gpu_entry(device: "torch.device") -> dict[str, Any] | None:
 
 
 def version(distribution: str) -> str | None:
-    """Installed version of a distribution; None without it."""
+    """Return the installed version of a distribution; None if absent."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -196,7 +196,7 @@ def version(distribution: str) -> str | None:
 
 
 def last_level_cache() -> int:
-    """Bytes of the CPU's largest cache."""
+    """Return the bytes of the CPU's largest cache."""
     sizes = [USUAL_CACHE] if not CACHES.is_dir() else []
     for file in CACHES.glob("index*/size"):
         text = file.read_text(encoding="ascii").strip()
@@ -206,7 +206,7 @@ def last_level_cache() -> int:
 
 
 def boot_id() -> str:
-    """Tell this machine, from its start on, from every other: processes on it share a clock."""
+    """Identify this machine since its boot: processes with equal ids share a clock."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:  # not Linux
@@ -214,9 +214,9 @@ def boot_id() -> str:
 
 
 def commit() -> str:
-    """The commit of livetalk's own repository, ``-dirty`` where it is changed; empty without one.
+    """Return the commit of livetalk's own repository, ``-dirty`` if modified; empty without one.
 
-    The folder where the command was started may be in another repository, so it does not count.
+    The working directory may belong to another repository, so it is not consulted.
     """
     if not (REPOSITORY / "setup.py").is_file():
         return ""
@@ -227,13 +227,13 @@ def commit() -> str:
             text=True,
             check=False,
         )
-    except FileNotFoundError:  # there is no git
+    except FileNotFoundError:  # git is not installed
         return ""
     return done.stdout.strip()
 
 
 def _gpu() -> dict[str, Any] | None:
-    """The GPU that torch uses, with CUDA's version; None without one."""
+    """Describe the GPU that torch uses, with CUDA's version; None without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -266,6 +266,6 @@ def _describe(pynvml: ModuleType, handle: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _unless_hidden(pynvml: ModuleType) -> Iterator[None]:
-    """Pass over what this GPU or this user may not be told."""
+    """Ignore what this GPU or this user's permissions do not reveal."""
     with contextlib.suppress(pynvml.NVMLError):
         yield

@@ -1,7 +1,7 @@
-"""How busy the CPUs are, and by whom: by this process, or by others that it shares them with.
+"""Measures how busy the CPUs are, and whether with this process or with others.
 
-Threads that compute one op wait for the slowest of them. Where another program holds a CPU, that
-one is late in every op, so a run loses far more than the share that the other takes.
+Threads that compute one op wait for the slowest of them. A thread whose CPU another program holds
+is late in every op, so a run loses far more than the other program's share.
 """
 
 import math
@@ -13,19 +13,19 @@ from pathlib import Path
 
 from .machine import ROOT, cpus
 
-_NOTABLE = 0.25  # CPUs: less than this is what any system does beside
+_NOTABLE = 0.25  # CPUs: any system uses up to this much in the background
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuShares:
-    """Who kept the CPUs busy for a while; numbers of CPUs, on average.
+    """Who kept the CPUs busy over an interval; numbers of CPUs, on average.
 
     Attributes:
         usable: What this process may use: see `livetalk_kernels.machine.Cpus`.
-        own: Kept busy by this process and by its children that have ended.
+        own: Kept busy by this process and its terminated children.
         others: Kept busy by other programs, on the CPUs that this process may run on.
-        switches: How often a thread of this process had to leave its CPU to another thread.
-        seconds: How long.
+        switches: Involuntary context switches of this process's threads.
+        seconds: Length of the interval.
     """
 
     usable: int
@@ -35,7 +35,7 @@ class CpuShares:
     seconds: float
 
     def crowded(self, threads: int) -> str:
-        """Where one of so many computing threads had to share its CPU: that, and what to do."""
+        """Describe contention, and the cure, if one of ``threads`` busy threads shared its CPU."""
         if self.others < _NOTABLE or threads + self.others < self.usable + _NOTABLE:
             return ""
         left = max(1, self.usable - math.ceil(self.others - _NOTABLE))
@@ -47,20 +47,20 @@ class CpuShares:
 
 
 class CpuWatch:
-    """Looks at the counters of the system, now and later."""
+    """Compares the system's counters between two moments."""
 
     def __init__(self, root: Path = ROOT) -> None:
-        """Begin.
+        """Start the interval.
 
         Args:
-            root: Folder that holds ``proc``; another one in tests.
+            root: Folder that holds ``proc``; tests pass their own.
         """
         self._root = root
         self._affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
         self._begin = self._counters()
 
     def read(self) -> CpuShares | None:
-        """What happened since the beginning; None where the system does not count."""
+        """Return what happened since the start; None if the system does not count."""
         now, begin = self._counters(), self._begin
         if now is None or begin is None or now[0] <= begin[0]:
             return None
@@ -75,13 +75,13 @@ class CpuWatch:
         )
 
     def _counters(self) -> tuple[float, float, float, float] | None:
-        """The clock; CPU seconds of all programs and of this one; switches that it did not want."""
+        """Return the clock, CPU seconds of all programs and of this one, involuntary switches."""
         file = self._root / "proc/stat"
         if not file.is_file():
             return None
         lines = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
         ticks = sum(
-            # User, nice, system, hardware and software interrupts, and what a hypervisor kept.
+            # User, nice, system, hardware and software interrupts, and time stolen by a hypervisor.
             sum(int(words[place]) for place in (1, 2, 3, 6, 7, 8))
             for words in lines
             if words[0].startswith("cpu") and words[0] != "cpu" and self._ours(int(words[0][3:]))

@@ -1,4 +1,4 @@
-"""Files that go out: one-line errors, and outputs that appear only when complete."""
+"""Writes output files, which appear only when complete; reports errors in one line."""
 
 import errno
 import json
@@ -17,9 +17,9 @@ from .errors import UserError
 
 PROBE_BYTES = 65536
 PART = ".part"
-"""Ending of a file that is being written; its name is ``NAME.<8 hexadecimal digits>.part``."""
+"""Suffix of a file that is being written; its name is ``NAME.<8 hexadecimal digits>.part``."""
 LEFT_SECONDS = 24 * 3600
-"""Age at which a ``.part`` file is no longer taken for that of a run under way."""
+"""Age above which a ``.part`` file is assumed to be abandoned rather than in use."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _RANDOM_BYTES = 4
@@ -36,23 +36,23 @@ _KINDS = (
 def check_output(
     path: Path | str, suffixes: Collection[str], *, inputs: Iterable[Path | str | None] = ()
 ) -> Path:
-    """Check, before any work is done, that a file could be written there. Leaves nothing behind.
+    """Check, before any work is done, that a file could be written; leaves nothing behind.
 
-    Folders that do not exist yet are made by `PartFile`; here the nearest one that exists must
-    take a small file.
+    Missing folders are created by `PartFile`; here the nearest existing one must accept a small
+    file.
 
     Args:
-        path: The file to be written; one that exists will be replaced, and of a symbolic link
-            what stands behind it.
-        suffixes: The endings that are understood, for example ``(".mp4", ".npy")``.
-        inputs: Files that are read; None stands for one that is not given.
+        path: The file to write; an existing one will be replaced, through a symbolic link if it
+            is one.
+        suffixes: Accepted suffixes, for example ``(".mp4", ".npy")``.
+        inputs: Files that are read; None for those not given.
 
     Returns:
         The path.
 
     Raises:
-        UserError: Unknown ending, the path is a folder, a device, a FIFO, a socket or one of the
-            inputs, its folder is a file, is not writable, or its disk is full.
+        UserError: Unknown suffix, the path is a folder, a device, a FIFO, a socket or one of the
+            inputs, its folder is a file or not writable, or its disk is full.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -74,7 +74,7 @@ def check_output(
 
 
 def output_error(path: Path, error: OSError) -> UserError:
-    """Say in one line what kept a file from being written, and what to do."""
+    """Say in one line why a file could not be written, and what to do."""
     folder = path.absolute().parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space or use another folder")
@@ -88,31 +88,31 @@ def output_error(path: Path, error: OSError) -> UserError:
 
 
 def old_parts(path: Path) -> list[Path]:
-    """What runs that were killed have left of an output: its ``.part`` files of a day and more.
+    """List the ``.part`` files of an output, a day old or more, that killed runs left behind.
 
-    Nobody deletes them: a video among them can be played.
+    Nothing deletes them: a partial video can be played.
     """
     target = _behind(path)
     stem = re.escape(_stem(target))
     name = re.compile(rf"{stem}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{re.escape(PART)}")
     found = []
-    with suppress(OSError):  # no such folder yet, or not to be read: nothing is known to be left
+    with suppress(OSError):  # no such folder, or unreadable: nothing is known to be left
         for entry in os.scandir(target.parent):
             if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(OSError):  # it has just got its name
+                with suppress(OSError):  # it was renamed meanwhile
                     if time.time() - entry.stat().st_mtime > LEFT_SECONDS:
                         found.append(Path(entry.path))
     return sorted(found)
 
 
 def part_pattern(path: Path) -> Path:
-    """The names of an output's ``.part`` files, for who does not know the random part of one."""
+    """Return a glob for an output's ``.part`` files, whose random part is unknown."""
     target = _behind(path)
     return target.with_name(f"{_stem(target)}.*{PART}")
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all.
+    """Write a text as UTF-8, completely or not at all.
 
     Raises:
         UserError: The file cannot be written.
@@ -123,23 +123,23 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextmanager
 def new_file(path: Path | str) -> Iterator[BinaryIO]:
-    """Write a file that appears, complete, at the end of the block, and not on any exception.
+    """Write a file that appears, complete, when the block ends, and not after an exception.
 
     Args:
-        path: The file; one of that name is replaced.
+        path: The file; an existing one is replaced.
 
     Yields:
         The stream to write to.
 
     Raises:
-        UserError: The file cannot be made or written. Other exceptions pass through.
+        UserError: The file cannot be created or written. Other exceptions pass through.
     """
     file = PartFile(path)
     try:
         with file.open() as stream:
             yield stream
         file.commit()
-    except BaseException as error:  # Ctrl-C as well
+    except BaseException as error:  # including Ctrl-C
         file.discard()
         if isinstance(error, OSError):
             raise output_error(file.path, error) from None
@@ -147,25 +147,25 @@ def new_file(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path | str, value: object, *, indent: int | None = 1) -> None:
-    """Write a report or a trace that every reader of JSON takes, whatever the names in it are.
+    """Write a report or trace as JSON that every reader accepts, whatever names it holds.
 
     Args:
         path: The file, as in `new_file`.
         value: Plain values; no number is NaN or infinite.
-        indent: Blanks per level; None: all in one line.
+        indent: Blanks per level; None for a single line.
 
     Raises:
-        UserError: The file cannot be made or written.
+        UserError: The file cannot be created or written.
     """
     with new_file(path) as stream:
         stream.write(json_bytes(value, indent=indent))
 
 
 def json_bytes(value: object, *, indent: int | None = None) -> bytes:
-    r"""Encode plain values as JSON in UTF-8, with the end of a line.
+    r"""Encode plain values as JSON in UTF-8, with a final line end.
 
     A file name in another encoding reaches Python as lone surrogates, which neither UTF-8 nor JSON
-    has; its bytes are shown as ``\xe9``, as by Python's ``backslashreplace``.
+    allows; its bytes are shown as ``\xe9``, as by Python's ``backslashreplace``.
     """
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     return _SURROGATE.sub(_backslash, text).encode() + b"\n"
@@ -177,22 +177,22 @@ def _backslash(found: re.Match[str]) -> str:
 
 
 class PartFile:
-    """An output that is written beside its final name and renamed when it is complete.
+    """An output that is written under a temporary name and renamed when it is complete.
 
-    Any number of processes may write the same output: each has a file of its own, and the one that
-    is complete last stays. Where the output is a symbolic link, what stands behind it is replaced
-    (or made, if there is nothing yet), and the link stays.
+    Any number of processes may write the same output: each has its own file, and the last one
+    completed wins. If the output is a symbolic link, its target is replaced (or created), and the
+    link remains.
 
     Attributes:
-        path: The final name, as it was given.
-        part: The file itself until then, ``NAME.<random>.part`` in the folder of what is replaced.
+        path: The final name, as given.
+        part: The file itself until then, ``NAME.<random>.part`` in the target's folder.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Make the folder, where it is missing, and an empty ``.part`` file.
+        """Create the folder, if missing, and an empty ``.part`` file.
 
         Raises:
-            UserError: The folder or the file cannot be made, or something is there that is not a
+            UserError: The folder or the file cannot be created, or the path exists and is not a
                 regular file.
         """
         self.path = path = Path(path)
@@ -212,19 +212,19 @@ class PartFile:
             raise output_error(path, error) from None
 
     def open(self) -> BinaryIO:
-        """The stream to write to; to be closed before `commit`, and to be asked for once."""
+        """Return the stream to write to; call it once, and close it before `commit`."""
         return os.fdopen(self._descriptor, "wb", closefd=False)
 
     def fileno(self) -> int:
-        """The descriptor, open until `commit` or `discard`, for a stream that does not close it."""
+        """Return the descriptor, open until `commit` or `discard`, for writers that keep it."""
         return self._descriptor
 
     def commit(self) -> None:
-        """Give the file its final name; a file of that name is replaced in one step.
+        """Rename the file to its final name, atomically replacing an existing one.
 
         Raises:
-            UserError: What is there by now cannot be replaced: then the complete file is kept
-                under its present name, which the message tells.
+            UserError: The target can no longer be replaced; the complete file is kept under its
+                present name, which the message gives.
             OSError: The disk is full.
         """
         try:
@@ -245,9 +245,9 @@ class PartFile:
             raise UserError(f"{why}; the complete file is left in {self.part}") from None
 
     def discard(self) -> None:
-        """Remove the ``.part`` file and the folders that were made for it.
+        """Remove the ``.part`` file and the folders that were created for it.
 
-        After `commit` it does nothing, and what that has kept stays.
+        After `commit` it does nothing, and what that kept remains.
         """
         self._close()
         if not self._kept:
@@ -256,7 +256,7 @@ class PartFile:
         self._remove_folders()
 
     def _new(self) -> tuple[Path, int]:
-        """A file that was not there, and its descriptor."""
+        """Create a new file, and return it with its descriptor."""
         mode = 0o666 if self._replaced is None else self._replaced & 0o666 | 0o600
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for _ in range(_TRIES):
@@ -273,42 +273,42 @@ class PartFile:
 
     def _remove_folders(self) -> None:
         for folder in self._made:
-            with suppress(OSError):  # not empty: someone else uses it by now
+            with suppress(OSError):  # not empty: in use by someone else
                 folder.rmdir()
 
 
 def _behind(path: Path | str) -> Path:
-    """What is written for an output: itself, or what a symbolic link points to."""
+    """Resolve an output to the file that is written: itself, or a symbolic link's target."""
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _same(target: Path, source: Path | str) -> bool:
-    """Whether an output that exists is an input."""
+    """Return whether an existing output is an input."""
     try:
         return target.samefile(source)
-    except OSError:  # who reads the input tells what is wrong with it
+    except OSError:  # the input's reader reports what is wrong with it
         return False
 
 
 def _stem(target: Path) -> str:
-    """Start of the ``.part`` files' names: the target's name, cut to what the folder takes."""
+    """Return the start of the ``.part`` files' names: the target's, cut to the folder's limit."""
     try:
         longest = os.pathconf(target.parent, "PC_NAME_MAX")
-    except OSError:  # the folder is still to be made
+    except OSError:  # the folder does not exist yet
         longest = 255
     room = longest - len(f".{PART}") - 2 * _RANDOM_BYTES
     stem = target.name
-    while len(os.fsencode(stem)) > room:  # by characters: half a one may not be a name
+    while len(os.fsencode(stem)) > room:  # by characters: half of one may not be valid
         stem = stem[:-1]
     return stem
 
 
 def _regular(path: Path, target: Path) -> int | None:
-    """The mode of the regular file that is there; None where there is nothing.
+    """Return the mode of the regular file at a path; None if nothing is there.
 
     Raises:
-        UserError: Something else is there.
-        OSError: It cannot be seen.
+        UserError: Something other than a regular file is there.
+        OSError: It cannot be examined.
     """
     try:
         mode = os.stat(target).st_mode

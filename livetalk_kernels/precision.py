@@ -1,4 +1,4 @@
-"""The dtypes that the ops calculate in, and how exactly fp32 is multiplied."""
+"""The dtypes that ops compute in, and how exactly fp32 is multiplied."""
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -8,42 +8,42 @@ import torch
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0  # largest finite e4m3fn value; the cast beyond it gives NaN, so every caller clamps
-FP8_BLOCK = 128  # neighbours that share a scale, where a row has more than one
+FP8_MAX = 448.0  # largest finite e4m3fn value; casts beyond it give NaN, so every caller clamps
+FP8_BLOCK = 128  # elements that share a scale, where a row has more than one
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name for people and files: ``bfloat16``."""
+    """Return the name for display and files: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def math_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which a formula is evaluated: float64 for float64 inputs, float32 for all others."""
+    """Return the dtype that formulas are evaluated in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def full_fp32(x: Tensor) -> AbstractContextManager[None]:
     """Multiply fp32 as fp32 within the block, not as TF32, which keeps 10 bits of each factor.
 
-    PyTorch lets cuDNN take TF32 by default: fp32 convolutions on a GPU are then wrong by 3e-4.
-    The switches belong to the process, so they are restored when the last thread leaves; another
-    thread's convolutions meanwhile may be more exact than it asked for, never less.
+    PyTorch lets cuDNN use TF32 by default: fp32 convolutions on a GPU are then wrong by 3e-4.
+    The switches are process-wide, so they are restored when the last thread leaves; meanwhile
+    another thread's convolutions may be more exact than requested, never less.
 
     Args:
-        x: What is multiplied; the block changes nothing unless it is fp32 on a GPU.
+        x: An operand; the block changes nothing unless it is fp32 on a GPU.
     """
     return _IEEE if x.is_cuda and x.dtype == torch.float32 else nullcontext()
 
 
 class _Ieee:
-    """Turns TF32 off while at least one thread is inside."""
+    """Disables TF32 while at least one thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._allowed = (False, False)  # what used TF32 before: convolutions, matrix products
+        self._allowed = (False, False)  # previous settings: convolutions, matrix products
 
     def __enter__(self) -> None:
         with self._lock:
@@ -60,7 +60,7 @@ class _Ieee:
 
 
 _IEEE = _Ieee()
-_cudnn: Any = torch.backends.cudnn  # its types leave ``conv`` out
+_cudnn: Any = torch.backends.cudnn  # its type stubs lack ``conv``
 
 
 def _tf32() -> tuple[bool, bool]:

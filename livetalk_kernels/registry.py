@@ -1,24 +1,24 @@
-"""Which ops there are, and which backends each has: folders and files, nothing is registered.
+"""Finds the ops and their backends: folders and files; nothing is registered.
 
 A backend is a file ``ops/<op>/<backend>.py`` with
 
-* ``run``: the op, with the signature of the contract's function but for ``backend``;
+* ``run``: the op, with the signature of the contract's function except ``backend``;
 * ``supports(case) -> str | None``: None, or why it cannot run this case, with the command that
-  mends it where there is one. Sizes that are not known yet are absent from ``case.dims``;
-* optionally ``APPROXIMATE = True``: ``auto`` never picks it, unless a tuning file says so;
-* optionally ``DIFFERENTIABLE = True``: autograd goes through ``run``, so it may be trained with.
-  Derivatives are those of the first output at least: an LSE may have none;
+  fixes it if there is one. Sizes that are not known yet are absent from ``case.dims``;
+* optionally ``APPROXIMATE = True``: ``auto`` never picks it unless a tuning file says so;
+* optionally ``DIFFERENTIABLE = True``: ``run`` supports autograd, so it may be used in training.
+  At least the first output has derivatives: an LSE may have none;
 * optionally ``caution(case) -> str | None``: what a user should know although it runs, such as
-  that it is slow with an old library; it is warned of when the backend is first called;
-* optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: what the
-  backend makes of a weight that stays as it is, so that not every call makes it. A call that is
-  given it reads none of the weight's numbers. On the meta device it gives the size alone;
-* optionally ``workspace(case) -> int``: bytes that a call allocates besides its results, at the
-  most and at the time when it has those;
+  slowness with an old library; logged as a warning on the backend's first call;
+* optionally ``pack(weight) -> Tensor | None``, for ops with an argument ``packed``: packs a
+  constant weight in advance, so that calls need not. A call that receives it reads none of the
+  weight's values. On the meta device the result has only its size;
+* optionally ``workspace(case) -> int``: bytes that a call allocates in addition to its results, at
+  its peak, while it holds those;
 * for Triton kernels ``launches``, see ``backends.triton_launch``.
 
-The file imports everywhere: a missing library is a reason that ``supports`` gives. Files whose
-name starts with an underscore are no backends.
+The file is importable everywhere: ``supports`` gives a missing library as its reason. Files whose
+name starts with an underscore are not backends.
 """
 
 import functools
@@ -37,7 +37,7 @@ from .errors import UserError
 from .spec import Case, OpSpec
 
 OPS_PACKAGE = f"{__package__}.ops"
-LEFT_OUT = f"is left out by {EXCLUDE_VARIABLE}"  # why such a backend cannot run
+LEFT_OUT = f"is left out by {EXCLUDE_VARIABLE}"  # why an excluded backend cannot run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,15 @@ class Backend:
     """One implementation of an op.
 
     Attributes:
-        name: Its file's name.
+        name: Name of its file.
         run: The implementation.
-        supports: None, or the reason why it cannot run a case.
-        caution: What a user should know although it runs; mostly None.
-        approximate: Its results are not exact; it must be named to be used.
-        differentiable: Autograd goes through it.
-        pack: What it makes of a constant weight; None where it makes nothing.
-        workspace: Bytes that a call allocates besides its results.
-        launches: The Triton kernels that it launches; None where it has none.
+        supports: Returns None, or why it cannot run a case.
+        caution: Returns what a user should know although it runs; usually None.
+        approximate: Whether its results are approximate; then it must be named to be used.
+        differentiable: Whether it supports autograd.
+        pack: Packs a constant weight in advance; None if it does not pack.
+        workspace: Returns the bytes that a call allocates in addition to its results.
+        launches: The Triton kernels that it launches; None if there are none.
     """
 
     name: str
@@ -68,22 +68,22 @@ class Backend:
 
 
 def op_names() -> list[str]:
-    """Names of all ops: the folders in ``livetalk_kernels/ops``."""
+    """List all ops: the folders in ``livetalk_kernels/ops``."""
     return [name for name, is_folder in _modules(importlib.import_module(OPS_PACKAGE)) if is_folder]
 
 
 def backend_names(op: str) -> list[str]:
-    """Names of all backends of an op, runnable here or not: the files in its folder."""
+    """List all backends of an op, runnable here or not: the files in its folder."""
     return [name for name, _ in _modules(_op_package(op)) if not name.startswith("_")]
 
 
 def all_backend_names() -> list[str]:
-    """Names of all backends that at least one op has."""
+    """List all backends that at least one op has."""
     return sorted({name for op in op_names() for name in backend_names(op)})
 
 
 def load_op(op: str) -> OpSpec:
-    """The contract of an op."""
+    """Import the contract of an op."""
     spec = _op_package(op).OP
     assert isinstance(spec, OpSpec) and spec.name == op, f"ops/{op} must define OP = OpSpec(...)"
     return spec
@@ -107,14 +107,14 @@ def load_backend(op: str, name: str) -> Backend:
 
 
 def excluded(environ: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]:
-    """Backends that ``LIVETALK_EXCLUDE`` says cannot run here: (op, backend).
+    """Read the backends that ``LIVETALK_EXCLUDE`` rules out: (op, backend).
 
-    The variable is a list such as ``add_norm=triton,quantize=cuda``. What stands there has a
-    reason not to be taken, as if its library were missing: `auto` passes it over, to name it is
-    an error, and nothing tests or times it.
+    The variable is a list such as ``add_norm=triton,quantize=cuda``. Its entries behave as if
+    their library were missing: `auto` skips them, naming one is an error, and nothing tests or
+    times them.
 
     Args:
-        environ: Environment to read, the process's own by default.
+        environ: Environment to read; by default the process's own.
 
     Raises:
         UserError: Bad syntax, an unknown name, or ``reference``, without which nothing runs.
@@ -137,11 +137,11 @@ def _excluded(value: str) -> frozenset[tuple[str, str]]:
 
 
 def _modules(package: ModuleType) -> tuple[tuple[str, bool], ...]:
-    """Names in a package, sorted, and whether each is a folder. New files are seen."""
+    """List the names in a package, sorted, and whether each is a folder; notices new files."""
     return _sorted_modules(tuple((path, tuple(os.listdir(path))) for path in package.__path__))
 
 
-@functools.lru_cache(maxsize=256)  # every call of an op's public function looks
+@functools.lru_cache(maxsize=256)  # every call of an op's public function looks it up
 def _sorted_modules(
     folders: tuple[tuple[str, tuple[str, ...]], ...],
 ) -> tuple[tuple[str, bool], ...]:

@@ -1,6 +1,6 @@
 """What an op declares about itself: its cases, cost and preferred backends.
 
-Every folder ``ops/<op>/`` has an ``OP = OpSpec(...)`` in its ``__init__.py``. Dispatch, tests,
+Every folder ``ops/<op>/`` defines an ``OP = OpSpec(...)`` in its ``__init__.py``. Dispatch, tests,
 benchmarks and the command line know an op through this object alone.
 """
 
@@ -25,24 +25,24 @@ Sizes: TypeAlias = tuple[dict[str, int], dict[str, Any]]
 LINEARS, ATTENTION, CROSS, NORMS = "linears", "attention", "cross", "norms"
 CONVOLUTIONS, ACTIVATIONS = "convolutions", "activations"
 KINDS = (LINEARS, ATTENTION, CROSS, NORMS, CONVOLUTIONS)
-"""Parts of a stage that ops make up; ``cross``: attention to what no step changes."""
+"""Parts of a stage that ops make up; ``cross``: attention to context that no step changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One problem that a backend is asked about, tested or timed with.
+    """One problem that a backend is queried, tested or timed with.
 
     Attributes:
         op: Name of the op.
-        device: Where the tensors lie.
-        dtype: Dtype of the model's activations: of the inputs, or of what FP8 operands become.
-        dims: Sizes by the letter of the op's shape legend, such as ``{"L": 1512, "D": 5120}``.
-            When a model is built only some are known, so a backend reads them with ``.get``.
-        options: Anything else that selects a variant, such as ``{"layout": "head"}``.
+        device: Device of the tensors.
+        dtype: Dtype of the model's activations: of the inputs, or of dequantised FP8 operands.
+        dims: Sizes by the letters of the op's shape legend, such as ``{"L": 1512, "D": 5120}``.
+            Only some are known when a model is built, so backends read them with ``.get``.
+        options: Whatever else selects a variant, such as ``{"layout": "head"}``.
         name: Name of a representative case; empty in dispatch.
-        large: A real model's size, for benchmarks; tests leave it out.
-        gpu: GPU that is asked about in place of the one that is here.
-        libraries: What is installed, or supposed to be.
+        large: Of a real model's size: benchmarked, not tested.
+        gpu: GPU that is asked about instead of the one present.
+        libraries: Installed or assumed libraries.
     """
 
     op: str
@@ -56,14 +56,14 @@ class Case:
     libraries: Libraries = INSTALLED
 
     def __post_init__(self) -> None:
-        """Reject sizes that are no sizes."""
+        """Reject invalid sizes."""
         for key, size in self.dims.items():
             if size < 0:
                 raise ValueError(f"{self.op}: dimension {key} is {size}; sizes are 0 or more")
 
     @property
     def capability(self) -> tuple[int, int] | None:
-        """Compute capability of the GPU; None where there is none."""
+        """Compute capability of the GPU; None without one."""
         if self.gpu is not None:
             return self.gpu.capability
         if self.device.type != "cuda" or not torch.cuda.is_available():
@@ -72,11 +72,11 @@ class Case:
 
     @property
     def shared_memory(self) -> int:
-        """Bytes of shared memory that a block may opt in to on the GPU, which there must be."""
+        """Bytes of shared memory that a block may opt in to; requires a GPU."""
         if self.gpu is not None:
             return self.gpu.shared_memory
         found = torch.cuda.get_device_properties(self.device)
-        # Torch's stubs lack it, and so do GPUs that are not NVIDIA's.
+        # Torch's stubs lack it, and so do GPUs of other vendors.
         return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
     def at(
@@ -87,21 +87,21 @@ class Case:
         large: bool = False,
         **dims: int,
     ) -> "Case":
-        """The same op, device and dtype at another, named size."""
+        """Return a case for the same op, device and dtype at another, named size."""
         return dataclasses.replace(self, name=name, dims=dims, options=options or {}, large=large)
 
     def __str__(self) -> str:
-        """Short form for test names and tables."""
+        """Return a short form for test names and tables."""
         return f"{self.op}-{self.name or 'case'}-{dtype_name(self.dtype)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Least work of a case: what an ideal kernel must calculate and move.
+    """Least work of a case: what an ideal kernel must compute and move.
 
     Attributes:
         flops: Floating-point operations; a multiply-add counts as two.
-        bytes: Bytes read and written, every input and output once.
+        bytes: Bytes read and written, counting every input and output once.
     """
 
     flops: int
@@ -110,13 +110,13 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How exact one result must be; by default the float rule of the numerics contract.
+    """Required accuracy of one result; by default the float rule of the numerics contract.
 
     Attributes:
-        calc_diff: Bound on ``calc_diff`` in place of the float rule, for results that FP8
-            rounding is part of.
+        calc_diff: Bound on ``calc_diff`` that replaces the float rule, for results that
+            inherently include FP8 rounding.
         half_slack: Absolute error allowed on top of the float rule where the inputs are 16-bit.
-            For fp32 outputs that are not themselves results, such as an LSE.
+            For fp32 outputs that are not results in themselves, such as an LSE.
     """
 
     calc_diff: float | None = None
@@ -124,7 +124,7 @@ class Bound:
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """An op's result as a tuple, also where it is a single tensor."""
+    """Return an op's result as a tuple, even if it is a single tensor."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -136,21 +136,21 @@ class OpSpec:
         name: Name of the op and of its folder.
         summary: One line for tables and help.
         kind: One of `KINDS`.
-        function: The public function; it takes ``backend=`` besides the backends' arguments.
-        preference: Where -> backends that ``auto`` tries there, best first; ``reference`` comes
-            after them. Where: a device type, ``cuda``; or GPUs of a generation or one compute
-            capability, ``cuda 9`` or ``cuda 9.0``, which count before the plain type. A backend
-            that is not in it runs only when it is named.
-        cases: ``cases(device, dtype)`` gives representative cases, tiny ones and the model's.
-        make_inputs: ``make_inputs(case, generator)`` gives the arguments of a call.
-        cost: ``cost(case)`` gives the least work.
-        read: ``read(*arguments, **keywords)`` gives dims and options of the case that a call is:
-            the inverse of ``make_inputs``, except for how rows of a wider tensor lie in memory.
-        dtypes: Dtypes of the activations that every backend is tested with, where it runs.
+        function: The public function; it takes ``backend=`` in addition to the backends' arguments.
+        preference: Target -> backends that ``auto`` tries there, best first; ``reference`` follows
+            them. A target is a device type (``cuda``) or, taking precedence over it, a GPU
+            generation or compute capability (``cuda 9``, ``cuda 9.0``). A backend that is not
+            listed runs only when named.
+        cases: ``cases(device, dtype)`` returns representative cases, tiny ones and the model's.
+        make_inputs: ``make_inputs(case, generator)`` returns the arguments of a call.
+        cost: ``cost(case)`` returns the least work.
+        read: ``read(*arguments, **keywords)`` returns dims and options of the call's case: the
+            inverse of ``make_inputs``, except for the strides of rows within a wider tensor.
+        dtypes: Activation dtypes that every backend is tested with, where it runs.
         values: Outputs -> tensors to compare with ``truth``; FP8 ops dequantise here.
         truth: Exact results for arguments in fp64. None: ``reference`` on those arguments.
-        bounds: How exact each of ``values`` must be. Empty: the float rule for all.
-        approximate_bounds: The same for approximate backends. Empty: they are held to ``bounds``.
+        bounds: Required accuracy of each of ``values``. Empty: the float rule for all.
+        approximate_bounds: The same for approximate backends. Empty: ``bounds`` apply.
     """
 
     name: str
@@ -169,11 +169,11 @@ class OpSpec:
     approximate_bounds: tuple[Bound, ...] = ()
 
     def bounds_of(self, *, approximate: bool) -> tuple[Bound, ...]:
-        """How exact each result of an exact or an approximate backend must be; empty as above."""
+        """Return the required accuracy of each result of an exact or approximate backend."""
         return (approximate and self.approximate_bounds) or self.bounds
 
     def preferred(self, case: Case) -> tuple[str, ...]:
-        """All that ``auto`` tries where a case runs, best first."""
+        """List all backends that ``auto`` tries for a case, best first."""
         where = [case.device.type]
         if case.capability is not None:
             major, minor = case.capability
@@ -190,9 +190,9 @@ def random_tensor(
     offset: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Normal random tensor on the case's device; drawn on the CPU, so equal on every device.
+    """Draw a normal random tensor for the case's device, on the CPU, so equal on every device.
 
-    On the ``meta`` device it has no values, and nothing is drawn.
+    On the ``meta`` device nothing is drawn.
     """
     if case.device.type == "meta":
         return torch.empty(shape, dtype=dtype or case.dtype, device="meta")

@@ -1,13 +1,13 @@
-"""What ``livetalk tune`` has found out: the fastest backend per op and shape on known machines.
+"""Results of ``livetalk tune``: the fastest backend per op and shape on known machines.
 
-A file holds one entry per machine that it was made on. An entry is used where its key is that of
-the machine that runs: hardware, driver and versions; else it is stale, and `Tuning.advise` says
-why. A configuration is the name of a backend today; ``Choice.options`` has room for more.
+A file holds one entry per machine. An entry applies if its key matches the current machine:
+hardware, driver and versions; else it is stale, and `Tuning.advise` says why. A configuration is
+just a backend's name today; ``Choice.options`` leaves room for more.
 
-Which shapes count: choices of the op and dtype whose sizes are nearest to those that are known,
-by the sum of abs(log(size / size)) over the letters that both have; equal sizes are at distance 0.
-When a model is built few sizes are known, so several choices are equally near. Of the backends
-that were measured at all of them, the one with the least time for all calls together wins.
+Lookup: among the choices for the op and dtype, those nearest to the known sizes, by the sum of
+abs(log(size / size)) over the letters that both have; equal sizes are at distance 0. Few sizes are
+known when a model is built, so several choices may be equally near. Of the backends measured at all
+of them, the one with the least total time of all calls wins.
 """
 
 import functools
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TuningKey:
-    """What times depend on.
+    """What timings depend on.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
@@ -54,10 +54,10 @@ class TuningKey:
         instructions: Instruction sets of our kernels and torch's; a GPU's compute capability.
         threads: CPU threads; 0 on a GPU.
         driver: The GPU's driver; empty on a CPU.
-        versions: Of ``livetalk``, ``torch`` and ``triton`` (empty: not installed); on a GPU of
-            ``cuda``, ``cudnn`` and the libraries of attention and of products as well; and of our
-            ``kernels``: a digest of their sources and libraries, which tells apart two states of
-            a working tree as well.
+        versions: Of ``livetalk``, ``torch`` and ``triton`` (empty: not installed); on a GPU also of
+            ``cuda``, ``cudnn`` and the attention and matrix-product libraries; and of our
+            ``kernels``: a digest of their sources and libraries, which also distinguishes states
+            of a working tree.
     """
 
     device: str
@@ -69,11 +69,11 @@ class TuningKey:
 
     @classmethod
     def of(cls, device: torch.device) -> "TuningKey":
-        """The key of this machine, as it is now."""
+        """Compute the key of this machine in its current state."""
         return _key(device, 0 if device.type == "cuda" else torch.get_num_threads())
 
     def difference(self, here: "TuningKey") -> str | None:
-        """What is another than ``here``; None where nothing is."""
+        """Describe how this key differs from ``here``; None if it does not."""
         then, now = self._flat(), here._flat()
         parts = [
             f"{name} was {then.get(name) or 'absent'}, is {now.get(name) or 'absent'}"
@@ -83,7 +83,7 @@ class TuningKey:
         return ", ".join(parts) or None
 
     def same_hardware(self, other: "TuningKey") -> bool:
-        """Whether driver and versions are all that may differ."""
+        """Return whether the keys differ in driver and versions at most."""
         names = ("device", "name", "instructions", "threads")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
@@ -100,11 +100,11 @@ class Choice:
         op: Name of the op.
         dtype: As in ``Case``, such as ``bfloat16``.
         dims: Sizes, as in ``Case``.
-        variant: What else the case was: ``Case.options``.
-        calls: How often it is called, in proportion to the other choices.
-        backend: The fastest that is right.
-        options: Of the backend; none has any today.
-        p50: Every backend that was timed -> median seconds of a call.
+        variant: The rest of the case: ``Case.options``.
+        calls: Relative frequency of this call among the choices.
+        backend: The fastest correct one.
+        options: Options of the backend; unused today.
+        p50: Every timed backend -> median seconds per call.
     """
 
     op: str
@@ -117,7 +117,7 @@ class Choice:
     p50: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Reject impossible values."""
         if self.backend not in self.p50:
             raise ValueError(f"{self.backend} was not timed")
         for name, seconds in self.p50.items():
@@ -126,13 +126,13 @@ class Choice:
 
     @property
     def shape(self) -> str:
-        """What another choice for the same shape has as well."""
+        """What choices for the same shape have in common."""
         return json.dumps([self.op, self.dtype, self.dims, self.variant], sort_keys=True)
 
     def distance(self, dims: Mapping[str, int]) -> float:
-        """How far its sizes are from those known: sum of abs(log(size / size))."""
+        """Compute the distance of its sizes from the known ones: sum of abs(log(size / size))."""
         letters = dims.keys() & self.dims.keys()
-        if "d" not in self.dims:  # H is heads where there is d, and else rows, which nobody knows
+        if "d" not in self.dims:  # H counts heads where there is d; else rows, which are unknown
             letters -= {"H"}
         pairs = ((max(dims[letter], 1), max(self.dims[letter], 1)) for letter in letters)
         return round(math.fsum(abs(math.log(a / b)) for a, b in pairs), 9)
@@ -140,13 +140,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineEntry:
-    """All that was found out on one machine.
+    """All results from one machine.
 
     Attributes:
         key: The machine.
-        complete: False: the run was interrupted, or its budget did not last for all shapes.
-        date: When.
-        commit: Of which state of livetalk; empty if unknown.
+        complete: False if the run was interrupted, or its budget did not last for all shapes.
+        date: Date of the run.
+        commit: Commit of livetalk; empty if unknown.
         choices: One per op, dtype, sizes and variant.
     """
 
@@ -157,7 +157,7 @@ class MachineEntry:
     choices: tuple[Choice, ...]
 
     def unknown_backend(self) -> str | None:
-        """None, or an op or a backend that was timed and does not exist here."""
+        """Name an op or a timed backend that does not exist here; None if all do."""
         ops = op_names()
         for choice in self.choices:
             if choice.op not in ops:
@@ -189,10 +189,10 @@ class Tuning:
         make = f"make it by 'livetalk tune --output {path}'"
         value = read_json(path, "tuning", cure=AGAIN, missing=make)
         if value.get("format") != FORMAT:
-            raise UserError(f"{path}: is no tuning file; name one that 'livetalk tune' wrote")
+            raise UserError(f"{path}: is not a tuning file; name one that 'livetalk tune' wrote")
         if value.get("version") != FORMAT_VERSION:
             raise UserError(
-                f"{path}: is a tuning file of version {value.get('version')!r:.40}, and "
+                f"{path}: is a tuning file of version {value.get('version')!r:.40}, but only "
                 f"{FORMAT_VERSION} is understood; {AGAIN}"
             )
         try:
@@ -202,15 +202,15 @@ class Tuning:
         return cls(path=str(path), machines=machines)
 
     def as_json(self) -> dict[str, Any]:
-        """For the file."""
+        """Convert to plain values for the file."""
         machines = [asdict(entry) for entry in self.machines]
         return {"format": FORMAT, "version": FORMAT_VERSION, "machines": machines}
 
     def updated(self, entry: MachineEntry) -> "Tuning":
-        """With a machine's newer entry.
+        """Return a copy with a machine's newer entry.
 
-        What was found with the same key for other shapes stays, and so do other machines; what
-        the same hardware did with another driver or version goes.
+        Results with the same key for other shapes are kept, and so are other machines; results of
+        the same hardware with another driver or version are dropped.
         """
         others = [old for old in self.machines if not old.key.same_hardware(entry.key)]
         same = [old for old in self.machines if old.key == entry.key]
@@ -225,7 +225,7 @@ class Tuning:
         return Tuning(path=self.path, machines=(*others, merged))
 
     def entry(self, device: torch.device) -> MachineEntry | str:
-        """The entry of this machine; or why there is none that can be used, in a few words."""
+        """Return the entry of this machine, or why none applies, in a few words."""
         here = TuningKey.of(device)
         entries = [entry for entry in self.machines if entry.key.device == device.type]
         if not entries:
@@ -235,13 +235,13 @@ class Tuning:
         return entries[0] if reason is None else reason
 
     def advise(self, case: Case) -> tuple[str | None, str]:
-        """The fastest backend for a case.
+        """Find the fastest backend for a case.
 
         Args:
-            case: What will be run; sizes that are not known yet may be absent.
+            case: The problem; sizes that are not known yet may be absent.
 
         Returns:
-            Name of the backend, or None; and why. A stale file is a warning, once.
+            Name of the backend, or None; and why. A stale file is warned of once.
         """
         entry = self.entry(case.device)
         if isinstance(entry, str):
@@ -269,14 +269,14 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class _Machines:
-    """What a file holds besides its format."""
+    """The contents of a file apart from its format."""
 
     machines: tuple[MachineEntry, ...]
 
 
 @functools.cache
 def _key(device: torch.device, threads: int) -> TuningKey:
-    """Key of this machine; that of a GPU is untested on a GPU."""
+    """Compute the key of this machine; the GPU part is untested."""
     names = ("livetalk", "torch", "triton")
     versions = {name: version(name) or "" for name in names} | {"kernels": _digest()}
     if device.type == "cuda":
@@ -301,7 +301,7 @@ def _key(device: torch.device, threads: int) -> TuningKey:
 
 @functools.cache
 def _digest() -> str:
-    """Short digest of the ops' sources and of the compiled libraries."""
+    """Compute a short digest of the ops' sources and of the compiled libraries."""
     files = [
         *FOLDER.glob("*.py"),
         *FOLDER.glob("backends/*.py"),

@@ -1,6 +1,6 @@
-"""Formats quantities with their units, in one style: three digits, SI prefixes, ``61 %``.
+"""Formats quantities with their units in one style: three digits, SI prefixes, ``61 %``.
 
-Bytes are decimal, as data sheets of GPUs and of bandwidths give them: 1 GB is 10^9 bytes.
+Bytes are decimal, as in data sheets of GPUs and bandwidths: 1 GB is 10^9 bytes.
 """
 
 import math
@@ -10,23 +10,23 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def number(value: float) -> str:
-    """Three digits, or all of them before the point: ``0.123``, ``1234``."""
+    """Format three digits, or all those before the point: ``0.123``, ``1234``."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def seconds(value: float) -> str:
-    """Format a time in the unit that suits it: ``81.7 µs``, ``850 ms``, ``14.7 s``."""
+    """Format a time in a suitable unit: ``81.7 µs``, ``850 ms``, ``14.7 s``."""
     factor, unit = time_unit(value)
     return f"{number(value * factor)} {unit}"
 
 
 def time_unit(value: float) -> tuple[float, str]:
-    """Choose the unit in which a time in seconds is less than 1000: its factor and its name."""
+    """Choose the unit in which a time in seconds is below 1000; return its factor and name."""
     return next((unit for unit in _TIMES if abs(value) * unit[0] < 999.5), _TIMES[-1])
 
 
 def ms(value: float) -> str:
-    """Format a time in seconds in ms, three digits or whole ones: ``14,717 ms``."""
+    """Format a time in seconds as ms, with three digits or whole: ``14,717 ms``."""
     value *= 1e3
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
@@ -51,7 +51,7 @@ def data_size(count: float) -> str:
 
 
 def big_count(count: int) -> str:
-    """Format a number of things, with a letter for the scale: ``18.9 B`` is 18.9 billion."""
+    """Format a count with a letter for the scale: ``18.9 B`` is 18.9 billion."""
     for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= limit:
             return f"{count / limit:.1f} {unit}"
@@ -59,18 +59,18 @@ def big_count(count: int) -> str:
 
 
 def prefixed(value: float) -> str:
-    """Three digits and an SI prefix, to be followed by a unit: ``140 G``."""
+    """Format three digits and an SI prefix, to be followed by a unit: ``140 G``."""
     value = float(f"{value:.3g}")  # 999.6 is 1 k
     power = min(len(_PREFIXES) - 1, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
     return f"{value / 1000**power:.3g} {_PREFIXES[power]}"
 
 
 def percent(share: float) -> str:
-    """Format a share of 1 in per cent: ``61 %``, ``0.7 %``."""
+    """Format a fraction of 1 in per cent: ``61 %``, ``0.7 %``."""
     return f"{100 * share:.0f} %" if abs(share) >= 0.0995 else f"{100 * share:.2g} %"
 
 
 def percent_change(ratio: float) -> str:
-    """Format a ratio as a change in per cent, with its sign but no unit: ``+9.8``, ``+200``."""
+    """Format a ratio as a signed change in per cent, without the unit: ``+9.8``, ``+200``."""
     value = 100 * (ratio - 1)
     return f"{value:+.0f}" if abs(value) >= 99.5 else f"{value:+.1f}"

@@ -1,6 +1,6 @@
 """The streaming avatar model, assembled on livetalk's kernels.
 
-``from livetalk_model import load_pipeline`` is the way in; the README shows ten lines of it.
+``from livetalk_model import load_pipeline`` is the entry point; the README shows ten lines of it.
 """
 
 from typing import TYPE_CHECKING, Any

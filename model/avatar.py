@@ -1,4 +1,4 @@
-"""The avatar file: all that the model needs to know of one portrait and prompt.
+"""The avatar file: everything that the model needs to know about one portrait and prompt.
 
 A safetensors file with the prompt embedding, the image features, the conditioning latents and the
 fitted portrait, so that generation needs neither the text nor the image encoder.
@@ -28,7 +28,7 @@ _AGAIN = "make it again with 'livetalk prepare'"
 
 
 def before_grey(picture_BCTHW: Tensor) -> Tensor:
-    """A picture, and grey frames behind it for the rest of a chunk: `Avatar.condition` codes that.
+    """Append grey frames to a picture for the rest of a chunk, the input of `Avatar.condition`.
 
     Args:
         picture_BCTHW: [B, 3, 1, H, W] in -1..1.
@@ -42,7 +42,7 @@ def before_grey(picture_BCTHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Avatar:
-    """One person, ready to talk.
+    """One person, ready to be animated.
 
     Attributes:
         context: Prompt embedding, float [L, 4096], L <= 512.
@@ -51,9 +51,9 @@ class Avatar:
             Its first frame is the portrait alone and starts the first chunk.
         portrait: The fitted picture, uint8 [3, H, W]; the colour reference.
         model: Fingerprint of the model that made it (`Preparer.fingerprint`).
-        prompt: The text behind ``context``; empty if unknown.
-        note: How the embeddings were made, when not by the published encoders.
-        warnings: What the user should know of the portrait, a line each; not in the file.
+        prompt: The text that ``context`` encodes; empty if unknown.
+        note: How the embeddings were made, if not by the published encoders.
+        warnings: What the user should know about the portrait, one line each; not in the file.
     """
 
     context: Tensor
@@ -71,24 +71,24 @@ class Avatar:
         return self.portrait.shape[1], self.portrait.shape[2]
 
     def save(self, path: str | Path) -> None:
-        """Write the avatar file, with its folder; at once or not at all.
+        """Write the avatar file, and its folder; completely or not at all.
 
         Raises:
-            UserError: The folder cannot be made or written, or the disk is full.
+            UserError: The folder cannot be created or written to, or the disk is full.
         """
         with new_file(Path(path)) as file:
             file.write(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The contents of an avatar file."""
-        from safetensors.torch import save  # a machine that only measures is without
+        """Serialise to the contents of an avatar file."""
+        from safetensors.torch import save  # optional on a machine that only measures
 
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
         return save(tensors, {"format": FORMAT, **{name: getattr(self, name) for name in _TEXTS}})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` made, on another rank; it is not checked again."""
+        """Deserialise the output of `to_bytes` on another rank, without checking it again."""
         from safetensors.torch import load
 
         tensors: dict[str, Any] = load(data)
@@ -114,10 +114,10 @@ class Avatar:
 
 
 def _check_shapes(path: Path | str, specs: dict[str, TensorSpec]) -> None:
-    """Refuse shapes and dtypes that no `prepare` writes.
+    """Reject shapes and dtypes that `prepare` never writes.
 
     Raises:
-        UserError: There is one.
+        UserError: There are any.
     """
     shapes = {name: list(shape) for name, (shape, _) in specs.items()}
     picture, latent = shapes["portrait"], shapes["condition"]
@@ -134,7 +134,7 @@ def _check_shapes(path: Path | str, specs: dict[str, TensorSpec]) -> None:
 
 
 def load_embedding(path: str | Path, name: str) -> Tensor:
-    """One precomputed embedding from a safetensors file.
+    """Read one precomputed embedding from a safetensors file.
 
     Args:
         path: The file.
@@ -144,7 +144,7 @@ def load_embedding(path: str | Path, name: str) -> Tensor:
         The tensor, float and finite.
 
     Raises:
-        UserError: The file or the tensor is missing, damaged, or not of finite floats.
+        UserError: The file or the tensor is missing, damaged, or does not hold finite floats.
     """
     file = SafetensorsFile(
         Path(path),
@@ -159,10 +159,10 @@ def load_embedding(path: str | Path, name: str) -> Tensor:
 
 
 def _read(file: SafetensorsFile, name: str, cure: str) -> Tensor:
-    """A tensor of its own; one that is a picture, or finite floats.
+    """Read and copy a tensor: a picture, or finite floats.
 
     Raises:
-        UserError: It is of another dtype, or holds NaN or Inf.
+        UserError: It has another dtype, or holds NaN or Inf.
     """
     dtype = file.shapes[name][1]
     if dtype not in (*FLOATS, torch.uint8) or (dtype == torch.uint8) != (name == "portrait"):

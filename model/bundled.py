@@ -1,4 +1,4 @@
-"""What comes with the package: trained weights, portraits, and a speech."""
+"""Files that come with the package: trained weights, portraits, and a speech."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ SPEECH = _SAMPLES / "speech.wav"
 
 
 def bundled_weights(preset: str) -> Path | None:
-    """Folder of the trained weights of a preset; None where its weights are random.
+    """Return the folder of a preset's trained weights; None if its weights are random.
 
     Raises:
-        UserError: They are not in this installation.
+        UserError: They are missing from this installation.
     """
     if not get_preset(preset).bundled:
         return None
@@ -32,5 +32,5 @@ def bundled_weights(preset: str) -> Path | None:
 
 
 def bundled_portraits() -> Mapping[str, Path]:
-    """Name -> picture, of the portraits that ``--portrait`` knows by name."""
+    """Map the names that ``--portrait`` accepts to their pictures."""
     return {path.stem: path for path in sorted(_SAMPLES.glob("*.png"))}

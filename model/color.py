@@ -1,8 +1,8 @@
-"""Colour correction: each frame takes the portrait's mean and spread of colour.
+"""Colour correction: gives each frame the portrait's mean and standard deviation of colour.
 
-Without it the colours drift, since every chunk is conditioned on frames that the chunk before
-made. Statistics are matched per frame and channel in CIE L*a*b* (Reinhard et al., "Color Transfer
-between Images", 2001; conversions after IEC 61966-2-1 and CIE 15 with the D65 white).
+Without it colours drift, since every chunk is conditioned on frames of the previous one. Statistics
+are matched per frame and channel in CIE L*a*b* (Reinhard et al., "Color Transfer between Images",
+2001; conversions after IEC 61966-2-1 and CIE 15 with the D65 white).
 
 Layout legend: C = 3 channels, T frames, H rows, W columns.
 """
@@ -32,17 +32,17 @@ _TO_WHITE = tuple(
 _FROM_WHITE = tuple(
     tuple(value * white for value, white in zip(row, _WHITE, strict=True)) for row in _RGB_FROM_XYZ
 )
-_EPSILON = 0.008856  # where CIE's cube root turns into a line
-_KAPPA = 903.3  # slope of that line
+_EPSILON = 0.008856  # where CIE's cube root becomes linear
+_KAPPA = 903.3  # slope of the linear part
 
-# A spread below this is rounding of a flat channel (L* has steps of 8e-6 in float32), which must
-# not be stretched to the portrait's spread.
+# A deviation below this is rounding in a flat channel (L* has steps of 8e-6 in float32), which must
+# not be stretched to the portrait's.
 _FLAT = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ColorStats:
-    """Colour of a picture.
+    """Colour statistics of a picture.
 
     Attributes:
         mean: Mean of L*, a*, b* over all pixels, float32 [3].
@@ -54,7 +54,7 @@ class ColorStats:
 
 
 def reference_stats(image: torch.Tensor) -> ColorStats:
-    """Colour statistics that frames are matched to; the portrait's are computed once.
+    """Compute the statistics that frames are matched to, once per portrait.
 
     Args:
         image: [3, H, W] or [1, 3, 1, H, W], sRGB in [-1, 1], any float dtype.
@@ -74,34 +74,35 @@ def reference_stats(image: torch.Tensor) -> ColorStats:
 
 
 def to_lab(signed_CTHW: torch.Tensor) -> torch.Tensor:
-    """L*, a*, b* of sRGB in [-1, 1], float32 [3, T, H, W]."""
+    """Convert sRGB in [-1, 1] to L*, a*, b*, float32 [3, T, H, W]."""
     return _lab(signed_CTHW)[0]
 
 
 def match_color(
     frames: torch.Tensor, reference: ColorStats, strength: float, *, halo: Whole = WHOLE
 ) -> torch.Tensor:
-    """Frames with the reference's colour statistics.
+    """Give frames the reference's colour statistics.
 
     For every frame and every channel of L*a*b*::
 
         lab' = (lab - mean) * std_reference / std + mean_reference
         out = (1 - strength) * frame + strength * clamp(rgb(lab'), 0, 1)
 
-    (the last line on [0, 1]). Frames do not depend on each other, so any split along T gives the
-    same result. All arithmetic is float32 and rounded once to the input's dtype.
+    (the last line on [0, 1]). Frames are independent, so any split along T gives the same result.
+    All
+    arithmetic is float32, rounded once to the input's dtype.
 
     Args:
         frames: [1, 3, T, H, W], sRGB in [-1, 1], any float dtype, any strides.
         reference: Statistics of the portrait, on the same device.
         strength: 0 (off: ``frames`` itself is returned) to 1 (full).
-        halo: Of which picture the frames are a slice; mean and std are those of all slices.
+        halo: The picture that the frames are a slice of; mean and std are taken over all slices.
 
     Returns:
         A tensor of the shape, dtype and device of ``frames``.
 
     Raises:
-        UserError: The shape or the strength is impossible.
+        UserError: The shape or the strength is invalid.
     """
     if frames.ndim != 5 or frames.shape[:2] != (1, 3):
         raise UserError(f"frames: expected [1, 3, T, H, W], got {list(frames.shape)}")
@@ -121,7 +122,7 @@ def match_color(
 
 
 def _spread(lab_CTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Population standard deviation and mean of every channel and frame, [3, T] each."""
+    """Compute standard deviation (population) and mean of every channel and frame, [3, T] each."""
     return torch.std_mean(lab_CTHW, dim=(-2, -1), correction=0)
 
 
@@ -133,12 +134,12 @@ def _mix(x: torch.Tensor, matrix: tuple[tuple[float, ...], ...], out: torch.Tens
     return out
 
 
-# The two conversions write into two buffers in turn: on a CPU a fresh tensor of this size costs
-# more (page faults) than the arithmetic that fills it.
+# The two conversions alternate between two buffers: on a CPU a fresh tensor of this size costs more
+# (page faults) than the arithmetic that fills it.
 
 
 def _lab(signed_CTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SRGB in [-1, 1] -> (L*a*b*, scratch), both new float32 tensors of the input's shape."""
+    """Convert sRGB in [-1, 1] to (L*a*b*, scratch): new float32 tensors of the input's shape."""
     a = torch.empty(signed_CTHW.shape, dtype=torch.float32, device=signed_CTHW.device)
     a.copy_(signed_CTHW).mul_(0.5).add_(0.5)
     b = a.add(0.055).div_(1.055).pow_(2.4)
@@ -155,17 +156,18 @@ def _lab(signed_CTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _signed_rgb(lab_CTHW: torch.Tensor, scratch_CTHW: torch.Tensor) -> torch.Tensor:
-    """L*a*b* -> sRGB clamped to [-1, 1]; both arguments are overwritten, one is the result."""
+    """Convert L*a*b* to sRGB clamped to [-1, 1]; overwrites both arguments, one is the result."""
     a, b = lab_CTHW, scratch_CTHW
     torch.add(a[0], 16.0, out=b[1]).div_(116.0)
     torch.add(b[1], a[1], alpha=1 / 500, out=b[0])
     torch.sub(b[1], a[2], alpha=1 / 200, out=b[2])
-    # For L* the published code tests L* > kappa * epsilon, for the others f^3 > epsilon. These
+    # For L* the published code tests L* > kappa * epsilon, for the others f^3 > epsilon. The
     # thresholds differ in the fifth digit, where cube and line meet: one test serves all three.
     cube = torch.pow(b, 3, out=a)
     curved = cube > _EPSILON
     xyz = torch.where(curved, cube, b.mul_(116 / _KAPPA).sub_(16 / _KAPPA), out=b)
     linear = _mix(xyz, _FROM_WHITE, out=a).clamp_(0.0, 1.0)
     torch.gt(linear, 0.0031308, out=curved)
-    curve = torch.pow(linear, 1 / 2.4, out=b).mul_(2 * 1.055).sub_(2 * 0.055 + 1)
+    # 2.11 x - 1.11, written so that 1 stays 1 in float32: white is byte 255, as published, not 254.
+    curve = torch.pow(linear, 1 / 2.4, out=b).sub_(1).mul_(2 * 1.055).add_(1)
     return torch.where(curved, curve, linear.mul_(2 * 12.92).sub_(1), out=a).clamp_(-1, 1)

@@ -1,4 +1,4 @@
-"""Is a checkpoint folder complete? Everything is answered from headers; no weights are read."""
+"""Checks whether a checkpoint folder is complete, from headers alone; no weights are read."""
 
 import dataclasses
 import math
@@ -48,16 +48,16 @@ class Component:
 
     Attributes:
         name: Part of the model.
-        needed_for: The command that needs it.
-        status: ``found`` means that its headers are whole and fit the model, ``not needed`` that
-            the model was trained without that part.
-        files: Its files that are there.
-        bytes: Their size together.
+        needed_for: Command that needs it.
+        status: ``found``: its headers are intact and fit the model; ``not needed``: the model was
+            trained without it.
+        files: Its existing files.
+        bytes: Their total size.
         tensors: Number of tensors.
-        parameters: Numbers in them.
-        dtypes: Dtypes, the most frequent first.
-        problem: What is wrong and what to do; empty if nothing is. A part that is ``found`` may
-            have one as well, which makes its results approximate.
+        parameters: Number of values in them.
+        dtypes: Dtypes, most frequent first.
+        problem: What is wrong and what to do; else empty. A part that is ``found`` may also have a
+            problem, one that makes its results approximate.
     """
 
     name: str
@@ -73,17 +73,17 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointReport:
-    """What `inspect_checkpoint` found.
+    """The result of `inspect_checkpoint`.
 
     Attributes:
-        components: One row each.
+        components: One row per part.
     """
 
     components: tuple[Component, ...]
 
     @property
     def complete(self) -> bool:
-        """All that ``generate`` needs is there, and nothing that is there is broken."""
+        """Whether everything that ``generate`` needs is there, and nothing is broken."""
         return not any(
             row.status == "broken" or (row.status == "missing" and row.needed_for == "generate")
             for row in self.components
@@ -91,21 +91,21 @@ class CheckpointReport:
 
     @property
     def can_prepare(self) -> bool:
-        """``prepare`` needs no precomputed embeddings either."""
+        """Whether ``prepare`` works without precomputed embeddings."""
         return self.complete and not any(row.status == "missing" for row in self.components)
 
 
 def inspect_checkpoint(
     folder: str | Path, audio_encoder: str | Path | None = None
 ) -> CheckpointReport:
-    """Check a folder in the published layout, and how its parts fit together.
+    """Check a folder in the published layout, and that its parts fit together.
 
     Args:
         folder: The checkpoint.
-        audio_encoder: Folder of wav2vec2; without it the checkpoint's own is checked, if any.
+        audio_encoder: Folder of wav2vec2; by default the checkpoint's own is checked, if any.
 
     Returns:
-        The report; problems of the weights are rows in it.
+        The report; problems with the weights are rows in it.
 
     Raises:
         UserError: One of the folders does not exist.
@@ -147,7 +147,7 @@ def inspect_checkpoint(
 
 
 def _inspect_own(checkpoint: CheckpointFolder, dit: Component) -> tuple[OwnModel | None, Component]:
-    """What a model of our own training says of its use, and the row of the DiT with its faults."""
+    """Read what a self-trained model declares, and return the DiT's row with any faults."""
     if dit.status != "found":
         return None, dit
     try:
@@ -157,7 +157,7 @@ def _inspect_own(checkpoint: CheckpointFolder, dit: Component) -> tuple[OwnModel
 
 
 def _without_encoders(report: CheckpointReport, own: OwnModel) -> CheckpointReport:
-    """The same where encoders that the model has not are not missed."""
+    """Don't report encoders as missing that the model does not use."""
     spared = {"text encoder", "tokenizer"} if own.prompt_zeros else set()
     spared |= {"image encoder"} if own.image_zeros else set()
     return CheckpointReport(
@@ -177,16 +177,16 @@ def _inspect(
     check: Callable[[TensorFiles], None],
     candidates: Sequence[Path] = (),
 ) -> Component:
-    """Row of one component.
+    """Build the row of one component.
 
     Args:
         name: Part of the model.
-        needed_for: The command that needs it.
-        source: What to open.
+        needed_for: Command that needs it.
+        source: File or folder to open.
         check: Raises a UserError if the tensors are not those of this component.
-        candidates: Files that there may be, if ``source`` is a folder.
+        candidates: Possible files, if ``source`` is a folder.
     """
-    # A link to nothing, or a pipe, is opened too, which says what it is.
+    # Broken links and pipes are opened too, which reports what they are.
     present = tuple(f for f in candidates or (source,) if find(f).kind not in ("missing", "folder"))
     if not present:
         problem = f"{source}: missing; download it"
@@ -218,7 +218,7 @@ def _count(specs: Collection[TensorSpec]) -> dict[str, Any]:
 def _inspect_dit(
     folder: Path, audio: AudioEncoderConfig | None
 ) -> tuple[Component, DiTConfig | None]:
-    """Row of the DiT, and its configuration if that could be found out."""
+    """Build the row of the DiT; return it with the configuration, if that could be determined."""
     configs: list[DiTConfig] = []
 
     def check(files: TensorFiles) -> None:
@@ -242,14 +242,14 @@ def _check_vae(files: TensorFiles) -> None:
 
 
 def _ops() -> Ops:
-    """Ops for modules that are built for their parameters' names only."""
+    """Bind ops for modules that are built only for their parameter names."""
     return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
 
 
 def _inspect_audio_encoder(
     folder: Path | None,
 ) -> tuple[Component, AudioEncoderConfig | None]:
-    """Row of the audio encoder, and its configuration if that could be read."""
+    """Build the row of the audio encoder; return it with the configuration, if readable."""
     name, needed_for = "audio encoder", "generate"
     if folder is None:
         problem = "not checked; name its folder with --audio-encoder DIR"
@@ -269,7 +269,7 @@ def _inspect_audio_encoder(
 
 
 def _inspect_tokenizer(folder: Path) -> Component:
-    """Row of the tokenizer; its contents are checked when it is used."""
+    """Build the row of the tokenizer, whose contents are checked on use."""
     row = Component(name="tokenizer", needed_for="prepare", status="found")
     if find(folder).kind == "missing":
         problem = f"{folder}: missing; download it"
@@ -293,17 +293,17 @@ def _check_text(files: TensorFiles, width: int | None) -> None:
 
 
 def _check_image(files: TensorFiles, tokens: int | None, width: int | None) -> None:
-    # The number of heads changes no shape.
+    # The number of heads does not affect any shape.
     tower, key_map, ignore = vision_on_meta(files, num_heads=1)
     check_module(tower, split_tensors(files), key_map=key_map, ignore=ignore)
     _check_size(files, "visual.pos_embedding", (1, tokens, width))
 
 
 def _check_size(files: TensorFiles, key: str, wanted: tuple[int | None, ...]) -> None:
-    """Check the sizes of a tensor that the DiT knows.
+    """Check sizes of a tensor against what the DiT expects.
 
     Raises:
-        UserError: They are others.
+        UserError: They differ.
     """
     shape = files.shapes[key][0]
     if any(want not in (None, have) for want, have in zip(wanted, shape, strict=True)):

@@ -1,4 +1,4 @@
-"""Shapes of the model: what the weights look like, nothing about how they run.
+"""Shapes of the model: what the weights look like, not how they run.
 
 Sources: the published ``config.json`` of the DiT (written by diffusers' ``save_pretrained``), the
 tensors of the published checkpoints, and the Wan2.1 latent statistics.
@@ -28,7 +28,7 @@ _LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
-# A chunk as the model was trained on it. The first latent is one video frame, each later one four.
+# A chunk as in training. The first latent is one video frame, each later one four.
 FRAMES_PER_LATENT = 4
 LATENT_FRAMES = 9
 MOTION_LATENTS = 2  # repeat the end of the chunk before
@@ -37,8 +37,8 @@ MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
 NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
 MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 
-# Switches of the published model class. Only this combination was ever trained and published;
-# any other changes the arithmetic, so it is refused rather than ignored.
+# Switches of the published model class. Only this combination was ever trained and published; any
+# other would change the arithmetic, so it is rejected rather than ignored.
 FIXED_SWITCHES = MappingProxyType(
     {
         "model_type": "i2v",
@@ -61,7 +61,7 @@ WAV2VEC2_KEYS: Mapping[str, str] = MappingProxyType(
         "pos_conv_groups": "num_conv_pos_embedding_groups",
     }
 )  # fmt: skip
-# Of wav2vec2, as its config.json names them.
+# Names in wav2vec2's config.json.
 ConvNorm: TypeAlias = Literal["group", "layer"]
 Activation: TypeAlias = Literal[
     "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh",
@@ -69,8 +69,8 @@ Activation: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-# Largest sizes: far beyond any model of this kind, and small enough that their products are
-# numbers which tensors can have. A width, or whatever is not listed, may be up to _MOST.
+# Upper bounds: far beyond any model of this kind, and small enough that products of sizes still are
+# valid tensor sizes. Widths, and whatever is not listed, may be up to _MOST.
 _MOST = 1 << 16
 _MOST_PARAMETERS = 10**12
 _MOST_DIT: Mapping[str, int] = MappingProxyType(
@@ -125,7 +125,7 @@ class DiTConfig:
         text_dim: Width of the text embedding (umT5-XXL).
         image_len: Tokens of the image embedding (CLIP ViT-H/14: class token + 16 x 16).
         image_dim: Width of the image embedding.
-        patch_size: Latent frames, rows and columns that make one token.
+        patch_size: Latent frames, rows and columns per token.
         audio_window: Video frames of audio embedding around each frame (odd).
         audio_layers: Layers of the audio encoder whose outputs are used.
         audio_dim: Width of the audio encoder.
@@ -136,7 +136,7 @@ class DiTConfig:
         eps: Epsilon of the blocks' norms.
 
     Raises:
-        UserError: A value is impossible; the message starts with the field's name.
+        UserError: A value is invalid; the message starts with the field's name.
     """
 
     dim: int = 5120
@@ -161,7 +161,7 @@ class DiTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes."""
+        """Reject invalid shapes."""
         integers = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -201,7 +201,7 @@ class DiTConfig:
 
     @property
     def fewest_parameters(self) -> int:
-        """Parameters of the largest matrices alone: a bound from below, without building any."""
+        """Parameters in the largest matrices alone: a lower bound that needs no model."""
         block = 8 * self.dim**2 + 2 * self.dim * self.ffn_dim
         audio = self.audio_window * self.audio_features * self.intermediate_dim
         tokens = self.intermediate_dim * self.context_tokens * self.output_dim
@@ -209,17 +209,17 @@ class DiTConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
+        """Channels per attention head."""
         return self.dim // self.num_heads
 
     @property
     def dims(self) -> dict[str, int]:
-        """Sizes that its ops are bound with: width, heads, channels of a head."""
+        """Sizes for binding its ops: width, heads, channels per head."""
         return {"D": self.dim, "H": self.num_heads, "d": self.head_dim}
 
     @property
     def audio_features(self) -> int:
-        """Audio numbers per video frame: layers times width of the audio encoder."""
+        """Audio values per video frame: layers times width of the audio encoder."""
         return self.audio_layers * self.audio_dim
 
     @classmethod
@@ -227,8 +227,8 @@ class DiTConfig:
         """Read the published ``config.json``.
 
         ``save_pretrained`` writes neither ``patch_size`` nor ``text_dim`` nor the audio encoder's
-        size: what is absent keeps its default. Keys that are not ours (``_class_name``, ...) are
-        ignored.
+        size:
+        absent keys keep their defaults. Keys that are not ours (``_class_name``, ...) are ignored.
 
         Args:
             path: The file.
@@ -237,8 +237,9 @@ class DiTConfig:
             The configuration.
 
         Raises:
-            UserError: The file is missing, is not JSON, or holds a value that cannot be; the
-                message names the file and the field.
+            UserError: The file is missing, is not JSON, or holds an invalid value; the message
+                names
+                the file and the field.
         """
         values = read_config(path)
         for name, expected in FIXED_SWITCHES.items():
@@ -268,7 +269,7 @@ class VAEConfig:
     z_dim: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes."""
+        """Reject invalid shapes."""
         _require_sizes({"dim": self.dim, "z_dim": self.z_dim}, _MOST_VAE)
         published = len(_LATENT_MEAN)
         _require(self.z_dim == published, "z_dim", f"must be {published}, got {self.z_dim}")
@@ -301,15 +302,15 @@ class AudioEncoderConfig:
         pos_conv_kernel: Kernel of the convolutional position embedding.
         pos_conv_groups: Groups of the convolutional position embedding.
         sample_rate: Samples per second of the input.
-        activation: Of the feed-forward.
+        activation: Activation of the feed-forward.
         eps: Epsilon of the transformer's norms.
-        pre_norm: Norms come before attention and feed-forward, not behind their sums.
-        conv_norm: ``group``, behind the first convolution; or ``layer``, behind every one.
-        conv_activation: Of the convolutions.
-        conv_bias: Whether the convolutions of the feature extractor have biases.
+        pre_norm: Whether norms precede attention and feed-forward, rather than following the sums.
+        conv_norm: ``group``, after the first convolution; or ``layer``, after every one.
+        conv_activation: Activation of the convolutions.
+        conv_bias: Whether the feature extractor's convolutions have biases.
 
     Raises:
-        UserError: A value is impossible; the message starts with the field's name.
+        UserError: A value is invalid; the message starts with the field's name.
     """
 
     layers: int = 12
@@ -330,7 +331,7 @@ class AudioEncoderConfig:
     conv_bias: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes."""
+        """Reject invalid shapes."""
         stages = ("conv_dim", "conv_kernel", "conv_stride")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         sizes = [field.name for field in dataclasses.fields(self) if field.type is int]
@@ -364,7 +365,7 @@ class AudioEncoderConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        """Read the ``config.json`` of a wav2vec2 folder, as transformers writes it.
+        """Read the ``config.json`` of a wav2vec2 folder, as written by transformers.
 
         Args:
             path: The file; absent keys keep wav2vec2-base's values.
@@ -373,8 +374,9 @@ class AudioEncoderConfig:
             The configuration.
 
         Raises:
-            UserError: The file is missing, is not JSON, or holds a value that cannot be; the
-                message names the file and the field.
+            UserError: The file is missing, is not JSON, or holds an invalid value; the message
+                names
+                the file and the field.
         """
         values = read_config(path)
         known = {name: values[key] for name, key in WAV2VEC2_KEYS.items() if key in values}
@@ -391,13 +393,13 @@ class Preset:
     """A named model size.
 
     Attributes:
-        name: What ``--preset`` takes.
+        name: Value of ``--preset``.
         dit: Diffusion transformer.
         vae: Video VAE.
         audio: Audio encoder.
         size: Default picture size (height, width) in pixels.
-        note: One line for people.
-        bundled: Trained weights come with the package; those of the others are random.
+        note: One line for display.
+        bundled: Whether trained weights come with the package; otherwise weights are random.
     """
 
     name: str
@@ -409,7 +411,7 @@ class Preset:
     bundled: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Reject parts that do not fit together."""
         _require(
             (self.dit.audio_layers, self.dit.audio_dim) == (self.audio.layers, self.audio.width),
             "audio",
@@ -457,7 +459,7 @@ _PRESETS = (
     ),
     Preset(
         name="demo",
-        dit=DiTConfig(  # zeros take the place of text and image: one short row of each will do
+        dit=DiTConfig(  # zeros replace text and image: one short row of each suffices
             dim=192, ffn_dim=512, num_heads=4, num_layers=4, audio_layers=2, audio_dim=96,
             intermediate_dim=64, output_dim=96, text_len=1, text_dim=16, image_len=1, image_dim=16,
         ),
@@ -474,10 +476,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
 
 
 def get_preset(name: str) -> Preset:
-    """Preset of that name.
+    """Look up a preset by name.
 
     Raises:
-        UserError: There is none; the message lists those that exist.
+        UserError: It does not exist; the message lists those that do.
     """
     if name not in PRESETS:
         raise UserError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")
@@ -485,7 +487,7 @@ def get_preset(name: str) -> Preset:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a ``config.json`` or an index of a checkpoint.
+    """Read a checkpoint's ``config.json`` or index.
 
     Raises:
         UserError: See `inputs.read_json`.
@@ -494,5 +496,5 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def short_dtype(name: str) -> str:
-    """Give torch's name of a dtype its short form: ``fp32`` for ``float32``. Others stay."""
+    """Shorten torch's name of a dtype: ``fp32`` for ``float32``; other names are unchanged."""
     return _SHORT_DTYPES.get(name, name)

@@ -1,8 +1,8 @@
-"""How far two configurations of one model are apart: per layer, per step and in the video.
+"""Measures how far two configurations of a model differ: per layer, per step and in the video.
 
 Configuration ``b`` runs; whenever one of its layers is called, the same layer of ``a`` is called
-with the same inputs, so that a layer's row is what that layer itself loses, not what it inherits.
-Beside that both generate the same chunks freely.
+with the same inputs, so that a layer's row shows its own error, not what it inherits. In addition,
+both generate the same chunks freely.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Configuration:
     """One side of a comparison.
 
     Attributes:
-        text: As it was given.
+        text: The text that it was parsed from.
         precision: ``exact`` or ``fp8``.
         dtype: ``auto``, ``fp32`` or ``bf16``.
-        reuse: False: the published schedule.
+        reuse: False for the published schedule.
         backend: Kernel backends.
     """
 
@@ -51,11 +51,11 @@ class Configuration:
 
     @classmethod
     def parse(cls, text: str, option: str) -> Self:
-        """Read ``precision=fp8,dtype=bf16,reuse=no,backend=cpu,add_norm=triton``; each is optional.
+        """Parse ``precision=fp8,dtype=bf16,reuse=no,backend=cpu,add_norm=triton``, all optional.
 
         Args:
-            text: What was given.
-            option: Name of the option that it was given by, for messages.
+            text: The text.
+            option: Name of the option that it came from, for messages.
 
         Raises:
             UserError: A part is not understood.
@@ -94,7 +94,7 @@ class Error:
     _size: float = field(default=0.0, repr=False)
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Take in one pair of tensors of equal shape."""
+        """Accumulate one pair of tensors of equal shape."""
         a, b = a.double(), b.double().to(a.device)
         difference = a - b
         rms = b.square().mean().sqrt().item()
@@ -110,19 +110,19 @@ class Error:
         return (self._error / self._size) ** 0.5 if self._size else self._error**0.5
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Convert to plain values."""
         return {"calls": self.calls, "relative": self.relative, "largest": self.largest}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Everything that was compared.
+    """The result of a comparison.
 
     Attributes:
         layers: Name of a layer -> its own error, over the steps of the first chunk.
         steps: The whole transformer's error in each step of the first chunk, on equal inputs.
         vae: ``decode`` and ``encode`` -> error on equal inputs.
-        psnr: Of each chunk's frames, both sides running freely, dB; None for equal frames.
+        psnr: PSNR of each chunk's frames, both sides running freely, dB; None for equal frames.
     """
 
     layers: Mapping[str, Error]
@@ -131,11 +131,11 @@ class Difference:
     psnr: Sequence[float | None]
 
     def worst(self, count: int) -> list[tuple[str, Error]]:
-        """The layers that lose most, worst first."""
+        """Return the layers with the largest errors, worst first."""
         return sorted(self.layers.items(), key=lambda item: -item[1].relative)[:count]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to plain values."""
         return {
             "layers": {name: error.as_dict() for name, error in self.layers.items()},
             "steps": [error.as_dict() for error in self.steps],
@@ -151,14 +151,14 @@ def compare(
     speech: Sequence[np.ndarray],
     options: StreamOptions,
 ) -> Difference:
-    """Compare two pipelines of the same weights.
+    """Compare two pipelines with the same weights.
 
     Args:
-        a: The one in question.
-        b: The one it is held against.
-        avatar: Whom to animate.
-        speech: Float32 samples of each chunk, 16 kHz mono, one chunk long each.
-        options: How to generate.
+        a: The pipeline under test.
+        b: The baseline.
+        avatar: Avatar to animate.
+        speech: Float32 samples per chunk, 16 kHz mono, one chunk long each.
+        options: Options of the stream.
     """
     layers: dict[str, Error] = {}
     steps: list[Error] = []
@@ -220,7 +220,7 @@ def _watch(watched: nn.Module, other: nn.Module, a: DiT, b: DiT, add: Any) -> An
 
 
 def _vae(a: Pipeline, b: Pipeline, avatar: Avatar) -> dict[str, Error]:
-    """Decode the portrait's first latents, and encode as many frames as follow a chunk."""
+    """Decode the portrait's first latents, and encode as many frames as continue a chunk."""
     errors = {"decode": Error(), "encode": Error()}
     with torch.inference_mode():
         latents = avatar.condition[None, :, :VAE_LATENTS].to(b.device, b.dtype)

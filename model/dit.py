@@ -1,10 +1,10 @@
 """The diffusion transformer: one step of denoising a chunk of latents.
 
-Tokens may be shared out by a `SequenceParallel`: all that is kept from token to token is then that
-of a part of them, and the result is gathered once, at the end of a step.
+Tokens may be shared among ranks by a `SequenceParallel`: everything that is kept per token then
+covers only this rank's tokens, and the result is gathered once, at the end of a step.
 
-Everything that does not change from step to step is made by a `prepare_*` method and handed to
-`DiT.forward`; how often it is made again is the caller's choice (`stream.work`).
+Everything that stays constant over steps is computed by a `prepare_*` method and passed to
+`DiT.forward`; how often that is done is up to the caller (`stream.work`).
 
 Source: SoulX-FlashTalk (arXiv 2512.23379) on Wan2.1-I2V-14B (arXiv 2503.20314).
 """
@@ -47,19 +47,19 @@ from .published import PublishedRope
 from .rope import rope_table
 from .weights.fill import Slot
 
-# A product of one row rounds otherwise than one of several: with as many as a stream's schedule
-# has, a sample that is trained with gets the bits that a stream would.
+# The product of one row rounds differently from that of several: with as many rows as a stream's
+# schedule has, a training sample gets the same bits as in a stream.
 TIME_ROWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioContext:
-    """What one chunk's audio gives the DiT.
+    """What one chunk's audio contributes to the DiT.
 
     Attributes:
-        layers: Keys and values of every layer, of the frames that the tokens at hand lie in; in
-            training what each layer makes them of.
-        regions: Where the persons are, with two; None with one.
+        layers: Keys and values of every layer, for the frames of the tokens at hand; in training,
+            what each layer computes them from.
+        regions: Where the persons are, if there are two; else None.
     """
 
     layers: Sequence[AudioKV | AudioTokens]
@@ -71,9 +71,9 @@ class StepModulation:
     """Scales, shifts and gates of one timestep, float32.
 
     Attributes:
-        blocks: [layers, 6, D]: shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2; in training
-            what each layer makes them of.
-        head: [2, D]: shift, 1 + scale; [2, B, 1, D] of several samples.
+        blocks: [layers, 6, D]: shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2; in training,
+            what each layer computes them from.
+        head: [2, D]: shift, 1 + scale; [2, B, 1, D] for several samples.
     """
 
     blocks: Tensor | Sequence[TimeProjection]
@@ -86,13 +86,13 @@ _twice = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 def _run_block(
     block: Block, x: Tensor, y: Tensor, gate: Tensor | None, *given: Any
 ) -> list[Tensor | None]:
-    """As often as it is called: a block itself takes its inputs out of the caller's list."""
+    """Run a block repeatedly: it removes its inputs from the caller's list itself."""
     stream: list[Tensor | None] = block([x, y, gate], *given)
     return stream
 
 
 def sinusoid(timestep: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of timesteps 0..1000.
+    """Compute the sinusoidal embedding of timesteps 0..1000.
 
     ``[cos(t w_i) ..., sin(t w_i) ...]`` with ``w_i = 10000 ** (-i / (width/2))``, in float64.
 
@@ -131,11 +131,11 @@ class DiT(nn.Module):
         Args:
             config: Shape of the model.
             ops: The bound ops.
-            reuse: Fused QKV product and fp32 RoPE tables; False: as published.
-            fp8: Linear layers of the blocks in FP8; needs ``reuse``.
-            m_major_scales: Theirs of 1x128 blocks lie with neighbouring tokens side by side.
-            parallel: How tokens are shared out; needs ``reuse``. By default they are not.
-            checkpointed: In training, blocks keep their inputs alone, and run again for gradients.
+            reuse: Fused QKV product and fp32 RoPE tables; False for the published schedule.
+            fp8: Use FP8 linear layers in the blocks; needs ``reuse``.
+            m_major_scales: Store their scales of 1x128 blocks with neighbouring tokens contiguous.
+            parallel: How tokens are shared among ranks; needs ``reuse``. By default they are not.
+            checkpointed: In training, keep only the inputs of blocks, and recompute for gradients.
         """
         super().__init__()
         self.parallel = parallel or SequenceParallel.alone(ops)
@@ -171,11 +171,11 @@ class DiT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.patch_embedding.weight.device
 
     def avatar_parameters(self) -> frozenset[str]:
-        """Parameters that `prepare_context` alone uses, once per avatar: a fifth of all bytes."""
+        """Name the parameters used only by `prepare_context`, once per avatar: a fifth of all."""
         layers = [
             layer
             for block in self._layers
@@ -185,11 +185,11 @@ class DiT(nn.Module):
         return frozenset(name for name, p in self.named_parameters() if id(p) in wanted)
 
     def key_map(self) -> Mapping[str, Slot]:
-        """Published checkpoint key -> where it goes in this module."""
+        """Map published checkpoint keys to their places in this module."""
         slots = {}
         parameters = dict(self.named_parameters())
         for name, parameter in parameters.items():
-            scale = f"{name}_scale"  # of a weight in FP8
+            scale = f"{name}_scale"  # of an FP8 weight
             if name.endswith("_scale"):
                 continue
             quantized = scale if scale in parameters else None
@@ -203,15 +203,15 @@ class DiT(nn.Module):
         return slots
 
     def token_grid(self, latent: Tensor | tuple[int, int, int]) -> tuple[int, int, int]:
-        """Token grid (frames, rows, columns) of a latent of size (frames, height, width)."""
+        """Compute the token grid (frames, rows, columns) of a latent (frames, height, width)."""
         size = latent if isinstance(latent, tuple) else tuple(latent.shape[-3:])
         frames, height, width = (n // p for n, p in zip(size, self.config.patch_size, strict=True))
         return frames, height, width
 
-    # What a step needs besides the latent --------------------------------------------------
+    # Inputs of a step other than the latent -------------------------------------------------
 
     def prepare_rope(self, grid: tuple[int, int, int]) -> NormRope:
-        """Norm and rotation of q and k for a token grid; depends on the size only."""
+        """Build the norm and rotation of q and k for a token grid; depends on the size only."""
         head_dim, device = self.config.head_dim, self.device
         if not self.reuse:
             return PublishedRope(grid, head_dim, self.ops, device)
@@ -231,15 +231,15 @@ class DiT(nn.Module):
         return norm_rope
 
     def prepare_context(self, text: Tensor, image: Tensor) -> list[ContextKV]:
-        """Keys and values of text and image in all layers; depends on the avatar only.
+        """Compute the text and image keys and values of all layers; depends on the avatar only.
 
         Args:
-            text: [L, 4096] prompt embedding, at most ``text_len`` rows. It is padded with zero
-                rows *before* the text layers, and the padding is attended to, as published.
+            text: [L, 4096] prompt embedding, at most ``text_len`` rows. As published, it is padded
+                with zero rows *before* the text layers, and the padding is attended to.
             image: [1, 257, 1280] CLIP features.
 
         Returns:
-            One `ContextKV` a layer.
+            One `ContextKV` per layer.
         """
         tokens = self._embed(text[None], image)
         return [block.cross_attn.keys_values(*tokens) for block in self._layers]
@@ -247,7 +247,7 @@ class DiT(nn.Module):
     def _embed(self, text_BSC: Tensor, image: Tensor) -> ContextTokens:
         padding = self.config.text_len - text_BSC.shape[1]
         assert padding >= 0, "the caller checks the prompt's length"
-        # Padding rows stay equal through every layer that acts on rows, so one stands for all.
+        # Padding rows stay equal through every row-wise layer, so one represents all.
         rows, repeats = (1, padding) if self.reuse and padding else (padding, 1)
         text_BSD = self.text_embedding(F.pad(text_BSC.to(self.dtype), (0, 0, 0, rows)))
         return ContextTokens(text_BSD, self.img_emb(image.to(self.dtype)), repeats)
@@ -255,13 +255,13 @@ class DiT(nn.Module):
     def prepare_audio(
         self, windows: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> AudioContext:
-        """Keys and values of the audio in all layers; depends on the chunk only.
+        """Compute the audio keys and values of all layers; depends on the chunk only.
 
         Args:
             windows: [P, F, window, layers, channels] audio features around every video frame;
                 P = 1 or 2 persons, F = 1 + n * vae_scale frames.
-            masks: [3, height, width] pixels above 0 where person 1, person 2, the rest are;
-                needed with two persons.
+            masks: [3, height, width] pixels, above 0 where person 1, person 2, the rest are; needed
+                with two persons.
             size: Token rows and columns of a frame; needed with two persons or several ranks.
 
         Returns:
@@ -269,7 +269,7 @@ class DiT(nn.Module):
         """
         tokens = self.audio_proj(windows.to(self.dtype))
         if self.parallel.mesh.world > 1:
-            assert size is not None, "where the tokens at hand lie depends on the size"
+            assert size is not None, "where the tokens at hand are depends on the size"
             per_frame = size[0] * size[1]
             rows = self.parallel.sequence(tokens.shape[1] * per_frame).rows
             tokens = tokens[:, rows.start // per_frame : -(-rows.stop // per_frame)]
@@ -282,13 +282,13 @@ class DiT(nn.Module):
         return AudioContext(layers=layers, regions=regions)
 
     def prepare_steps(self, timesteps: Tensor) -> list[StepModulation]:
-        """Modulation of every timestep; depends on the schedule only. Computed in float32.
+        """Compute the modulation of every timestep, in float32; depends on the schedule only.
 
         Args:
             timesteps: [N] shifted timesteps, 0 to 1000.
 
         Returns:
-            One `StepModulation` a timestep.
+            One `StepModulation` per timestep.
         """
         projected_N6D, head_N2D = self._embed_time(timesteps)
         blocks = torch.cat([block.modulation for block in self._layers]).float()
@@ -297,7 +297,7 @@ class DiT(nn.Module):
         return [StepModulation(blocks=b, head=h) for b, h in zip(blocks, head_N2D, strict=True)]
 
     def _embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Projection for the blocks, [N, 6, D], and modulation of the head, [N, 2, D]."""
+        """Compute the blocks' projection, [N, 6, D], and the head's modulation, [N, 2, D]."""
         wave = sinusoid(timesteps.to(self.device), self.config.freq_dim)
         hidden = F.silu(linear_fp32(self.time_embedding[0], wave))
         embedding = linear_fp32(self.time_embedding[2], hidden)
@@ -306,13 +306,13 @@ class DiT(nn.Module):
         return projected.unflatten(-1, (6, -1)), torch.stack((shift, scale + 1), dim=1)
 
     def prepare_condition(self, condition_BCTHW: Tensor) -> Tensor:
-        """Patch embedding (with bias) of the constant channels; depends on the avatar only.
+        """Embed the patches (with bias) of the constant channels; depends on the avatar only.
 
         Args:
             condition_BCTHW: [B, 20, T, H, W] mask (4) and portrait latent (16).
 
         Returns:
-            [B, L, D], of the tokens at hand.
+            [B, L, D], for the tokens at hand.
         """
         return self._patches(condition_BCTHW, slice(self.config.out_dim, None), bias=True)
 
@@ -324,7 +324,7 @@ class DiT(nn.Module):
             with full_fp32(x_BCTHW):
                 out = F.conv3d(x_BCTHW, weight, offset, stride=patch)
             return out.flatten(2).transpose(1, 2).contiguous()
-        # Patches do not overlap: as rows of a matrix, each token's can be had alone.
+        # Patches do not overlap: as rows of a matrix, tokens can be computed separately.
         split = x_BCTHW
         for dim, size in enumerate(patch):
             split = split.unflatten(2 + 2 * dim, (-1, size))
@@ -332,28 +332,28 @@ class DiT(nn.Module):
         rows = self.parallel.sequence(patches_BLC.shape[1]).rows
         return linear(patches_BLC[:, rows], weight.flatten(1), offset)
 
-    # The same in training, of a batch: what the blocks share, of which each makes its own ------
+    # The same for a training batch: shared inputs, from which each block computes its own -----
 
     def embed_context(self, text_BSC: Tensor, image: Tensor) -> list[ContextTokens]:
-        """What `prepare_context` makes, of several samples.
+        """Do what `prepare_context` does, for several samples.
 
         Args:
-            text_BSC: [B, L, 4096] prompt embeddings, zeros behind the shorter ones.
+            text_BSC: [B, L, 4096] prompt embeddings, padded with zeros.
             image: [B, 257, 1280] CLIP features.
         """
         return [self._embed(text_BSC, image)] * self.config.num_layers
 
     def embed_audio(self, windows: Tensor) -> AudioContext:
-        """What `prepare_audio` makes, of several samples.
+        """Do what `prepare_audio` does, for several samples.
 
         Args:
-            windows: [B, F, window, layers, channels] of one person a sample.
+            windows: [B, F, window, layers, channels], one person per sample.
         """
         tokens = AudioTokens(self.audio_proj(windows.to(self.dtype)))
         return AudioContext(layers=[tokens] * self.config.num_layers, regions=None)
 
     def embed_steps(self, timesteps: Tensor) -> StepModulation:
-        """What `prepare_steps` makes, of several samples with a timestep each.
+        """Do what `prepare_steps` does, for several samples with a timestep each.
 
         Args:
             timesteps: [B] shifted timesteps, 0 to 1000.
@@ -378,10 +378,10 @@ class DiT(nn.Module):
         audio: AudioContext,
         norm_rope: NormRope,
     ) -> Tensor:
-        """Predict the flow of a chunk at one timestep; in training of several.
+        """Predict the flow of a chunk at one timestep; in training, of several chunks.
 
         Args:
-            latent_BCTHW: [B, 16, T, H, W] noisy latents; B is 1 but in training.
+            latent_BCTHW: [B, 16, T, H, W] noisy latents; B is 1 except in training.
             condition: From `prepare_condition`.
             step: The timestep's modulation, from `prepare_steps` or `embed_steps`.
             context: From `prepare_context` or `embed_context`.
@@ -389,8 +389,8 @@ class DiT(nn.Module):
             norm_rope: From `prepare_rope`.
 
         Returns:
-            float32 [B, 16, T, H, W]: the raw model output; the flow that the sampler uses is its
-            negative.
+            float32 [B, 16, T, H, W]: the raw model output, the negative of the flow that the
+            sampler uses.
         """
         grid = self.token_grid(latent_BCTHW)
         tokens_per_frame = grid[1] * grid[2]
@@ -402,7 +402,7 @@ class DiT(nn.Module):
             tokens_per_frame=tokens_per_frame,
             token_offset=sequence.rows.start % tokens_per_frame,
         )
-        # The residual stream, what the layer before adds to it, and the gate of that.
+        # The residual stream, what the previous layer adds to it, and the gate of that.
         stream = [
             condition,
             self._patches(latent_BCTHW, slice(self.config.out_dim), bias=False),
@@ -424,7 +424,7 @@ class DiT(nn.Module):
         return self._unpatch(sequence.gather(self.head(h)), grid)
 
     def _unpatch(self, tokens_BLC: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Tokens of (row, column, channel) patches, channel fastest -> [B, 16, T, H, W]."""
+        """Rearrange (row, column, channel) patches, channel fastest, to [B, 16, T, H, W]."""
         _, rows, columns = self.config.patch_size
         patches = tokens_BLC.unflatten(1, grid).unflatten(-1, (rows, columns, self.config.out_dim))
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices, optional libraries."""
+"""What this machine provides: versions, devices, optional libraries."""
 
 import importlib
 import importlib.metadata
@@ -14,18 +14,18 @@ from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory,
 from livetalk_kernels.neighbours import CpuShares, CpuWatch
 from livetalk_kernels.units import data_size
 
-_MOMENT = 0.3  # seconds: what others do is an average
+_MOMENT = 0.3  # seconds over which other programs' load is averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """A library that livetalk uses where it is present.
+    """A library that livetalk uses if present.
 
     Attributes:
         name: Name of the distribution.
         version: Installed version; empty if absent or broken.
         used_for: What it is used for.
-        problem: Why it cannot be used and what to do; empty if it can.
+        problem: Why it cannot be used, and what to do; else empty.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Library:
     problem: str
 
 
-# Distribution, module, use, what pip installs it by.
+# Distribution, module, use, pip's argument to install it.
 OPTIONAL = (
     ("triton", "triton", "Triton kernels", "triton"),
     ("nvidia-cudnn-frontend", "cudnn", "cuDNN's FP8 attention", "livetalk[cudnn]"),
@@ -47,7 +47,7 @@ OPTIONAL = (
 
 
 def environment() -> dict[str, str]:
-    """Facts for a report: name -> value, both for people. Takes a moment: see `others_line`."""
+    """Collect facts for a report: name -> value, for display. Takes a moment: see `others_line`."""
     here, watch = cpus(), CpuWatch()
     time.sleep(_MOMENT)
     others = watch.read()
@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
 
 
 def kernels_line(used: str, idle: Mapping[str, str]) -> str:
-    """Say which instruction set the kernels use, and why the next higher one lies idle."""
+    """Say which instruction set the kernels use, and why the next higher one is unused."""
     lacks = [
         f"; {name} needs {lack.split()[0]}, which this CPU lacks" for name, lack in idle.items()
     ]
@@ -76,7 +76,7 @@ def kernels_line(used: str, idle: Mapping[str, str]) -> str:
 
 
 def quota_line(found: Cpus) -> str:
-    """How many CPUs this process may use, and why: ``0.5 of 2 CPUs: 1 thread``."""
+    """Say how many CPUs this process may use, and why: ``0.5 of 2 CPUs: 1 thread``."""
     threads = f"{found.usable} thread{'' if found.usable == 1 else 's'}"
     if found.quota is not None:
         return f"{found.quota:.3g} of {found.logical} CPUs: {threads}"
@@ -84,13 +84,13 @@ def quota_line(found: Cpus) -> str:
 
 
 def others_line(found: CpuShares) -> str:
-    """How many CPUs other programs keep busy now: ``0.0 of 2 CPUs``, and what that means."""
+    """Say how many CPUs other programs keep busy now: ``0.0 of 2 CPUs``, and the consequence."""
     line = f"keep {found.others:.1f} of {found.usable} CPUs busy now"
     return line + ("; runs will be slow and uneven" if found.crowded(found.usable) else "")
 
 
 def memory_line(found: Memory) -> str:
-    """Memory of the machine, the limit where there is one, and what is available."""
+    """Format the machine's memory, the limit if there is one, and what is available."""
     total = data_size(found.total)
     if found.limit is not None:
         total = f"{data_size(found.limit)} limit of a {total} machine"
@@ -98,7 +98,7 @@ def memory_line(found: Memory) -> str:
 
 
 def libraries() -> tuple[Library, ...]:
-    """The optional libraries, and why one cannot be used."""
+    """List the optional libraries, and why any cannot be used."""
     return tuple(
         _library(name, module, used_for, source) for name, module, used_for, source in OPTIONAL
     )
@@ -127,7 +127,7 @@ def _cuda() -> str:
 
 
 def _gpus() -> dict[str, str]:
-    """One entry per GPU with its driver."""
+    """Build one entry per GPU, with its driver."""
     found, reason = gpus()
     if not found:
         return {"GPU": f"none: {reason}"}

@@ -1,8 +1,8 @@
-"""Layers of the DiT. Norms and attention are ops; they know no rank.
+"""Layers of the DiT. Norms and attention are ops; layers are unaware of ranks.
 
-Shape suffixes: B batch (1 in streaming), L tokens, S keys, D width, H heads, d channels of a
-head, F latent frames, P persons. Parameter names are those of the published checkpoint, except
-that self-attention keeps q, k and v in one fused matrix (`SelfAttention.qkv`).
+Shape suffixes: B batch (1 in streaming), L tokens, S keys, D width, H heads, d channels per head,
+F latent frames, P persons. Parameter names are those of the published checkpoint, except that
+self-attention stores q, k and v in one fused matrix (`SelfAttention.qkv`).
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from .persons import place_voices, region_map, token_positions
 from .quantize import Fp8FeedForward, Fp8Linear, Quantized
 from .rope import rotate_1d
 
-# q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k, as
-# `LocalSequence.attention` takes them.
+# q, k [B, L, D], their norm weights, heads, eps -> normalised and rotated q, k, in the form that
+# `LocalSequence.attention` takes.
 NormRope = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 
-# Makes a linear layer of a block: inputs, outputs -> module. In bf16 and fp32 it is `Linear`.
+# Makes a linear layer of a block: inputs, outputs -> module; `Linear` in bf16 and fp32.
 LinearFactory = Callable[[int, int], nn.Module]
 
 
@@ -37,7 +37,7 @@ class Scale(nn.Module):
     """The per-channel weight of an RMS norm."""
 
     def __init__(self, dim: int) -> None:
-        """``weight`` [dim]."""
+        """Create ``weight`` [dim]."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim))
 
@@ -46,7 +46,7 @@ class Affine(nn.Module):
     """The per-channel weight and bias of a layer norm."""
 
     def __init__(self, dim: int) -> None:
-        """``weight`` and ``bias`` [dim]."""
+        """Create ``weight`` and ``bias`` [dim]."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.empty(dim))
@@ -56,7 +56,7 @@ class Affine(nn.Module):
 class ContextKV:
     """Keys and values of one layer's text and image cross-attention, [B, S, H, d] each.
 
-    ``text_repeats``: how many equal padding rows the last text row stands for.
+    ``text_repeats``: number of equal padding rows that the last text row represents.
     """
 
     k_image: Tensor
@@ -74,12 +74,13 @@ class AudioKV:
     v: Tensor
 
 
-# In training every block makes these of what all blocks share, so that its parameters are used
-# in its `forward` alone, and can be gathered for it. Tuples, whose tensors torch finds.
+# In training every block computes these from inputs that all blocks share, so that its parameters
+# are
+# used only in its `forward`, and can be gathered for it. Tuples, in which torch finds tensors.
 
 
 class ContextTokens(NamedTuple):
-    """What a block makes its `ContextKV` of: embedded text and image, [B, S, D] each."""
+    """What a block computes its `ContextKV` from: embedded text and image, [B, S, D] each."""
 
     text: Tensor
     image: Tensor
@@ -87,7 +88,7 @@ class ContextTokens(NamedTuple):
 
 
 class AudioTokens(NamedTuple):
-    """What a block makes its `AudioKV` of: audio tokens [B, F, S, C], one person a sample."""
+    """What a block computes its `AudioKV` from: audio tokens [B, F, S, C], a person per sample."""
 
     tokens: Tensor
 
@@ -99,9 +100,9 @@ class TimeProjection(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the tokens at hand lie, and how attention finds the others; the same in all blocks.
+    """Position of the tokens at hand, and how attention finds the others; the same in all blocks.
 
-    ``token_offset``: of the first token from the start of the first frame of the audio.
+    ``token_offset``: of the first token from the start of the audio's first frame.
     """
 
     norm_rope: NormRope
@@ -115,7 +116,7 @@ class SelfAttention(nn.Module):
     """Full attention over all tokens of a chunk, RMS norm over the whole width, 3-D RoPE."""
 
     def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory, *, fused: bool) -> None:
-        """``fused``: one product for q, k and v; otherwise three, as published."""
+        """Build the layers; ``fused``: one product for q, k and v; else three, as published."""
         super().__init__()
         self.config, self.ops, self.fused = config, ops, fused
         self.qkv = linear(config.dim, 3 * config.dim)
@@ -124,7 +125,7 @@ class SelfAttention(nn.Module):
         self.norm_k = Scale(config.dim)
 
     def project(self, x_BLD: Tensor | Quantized) -> tuple[Tensor, ...]:
-        """Queries, keys and values, [B, L, D] each; strided views when fused."""
+        """Compute queries, keys and values, [B, L, D] each; strided views if fused."""
         if self.fused:
             return self.qkv(x_BLD).chunk(3, dim=-1)
         assert isinstance(self.qkv, nn.Linear) and isinstance(x_BLD, Tensor), "published: no FP8"
@@ -156,7 +157,7 @@ class ContextAttention(nn.Module):
     """Cross-attention to text and image: one query, two softmaxes, summed before the output."""
 
     def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory) -> None:
-        """Projections of queries, of text and of image tokens."""
+        """Build the projections of queries, text tokens and image tokens."""
         super().__init__()
         self.config, self.ops = config, ops
         dim = config.dim
@@ -165,9 +166,10 @@ class ContextAttention(nn.Module):
         self.norm_q, self.norm_k, self.norm_k_img = Scale(dim), Scale(dim), Scale(dim)
 
     def keys_values(self, text_BSD: Tensor, image_BSD: Tensor, text_repeats: int) -> ContextKV:
-        """K and V of embedded text and image tokens; they depend on the avatar only.
+        """Compute K and V of embedded text and image tokens; they depend on the avatar only.
 
-        The four projections may lie on the host (`DiT.avatar_parameters`), and are brought along
+        The four projections may be stored on the host (`DiT.avatar_parameters`), and are copied
+        over
         one by one.
         """
 
@@ -202,7 +204,7 @@ class AudioAttention(nn.Module):
     """Cross-attention of each latent frame to that frame's audio tokens."""
 
     def __init__(self, config: DiTConfig, ops: Ops, linear: LinearFactory) -> None:
-        """Projections; keys and values share one matrix, keys first."""
+        """Build the projections; keys and values share one matrix, keys first."""
         super().__init__()
         self.config, self.ops = config, ops
         self.q_linear = linear(config.dim, config.dim)
@@ -210,7 +212,7 @@ class AudioAttention(nn.Module):
         self.proj = linear(config.dim, config.dim)
 
     def keys_values(self, tokens_PFSC: Tensor) -> AudioKV:
-        """K and V of one chunk's audio tokens [P, F, S, C]; they depend on the chunk only."""
+        """Compute K and V of a chunk's audio tokens [P, F, S, C]; they depend on the chunk only."""
         persons, _, tokens_per_person, _ = tokens_PFSC.shape
         kv = self.batch_keys_values(tokens_PFSC.transpose(0, 1).flatten(1, 2)[None])
         if persons == 1:
@@ -218,7 +220,7 @@ class AudioAttention(nn.Module):
         return AudioKV(k=place_voices(kv.k[0], tokens_per_person)[None], v=kv.v)
 
     def batch_keys_values(self, tokens_BFSC: Tensor) -> AudioKV:
-        """K and V of the audio tokens of several chunks, each of one person."""
+        """Compute K and V of the audio tokens of several chunks with one person each."""
         heads = self.config.num_heads
         k_BFSHd, v_BFSHd = self.kv_linear(tokens_BFSC).unflatten(-1, (2, heads, -1)).unbind(3)
         return AudioKV(k=k_BFSHd, v=v_BFSHd)
@@ -253,7 +255,7 @@ class Regions:
 
 
 class Block(nn.Module):
-    """One transformer block: its layers and modulation, joined at the seams by `add_norm`."""
+    """One transformer block: its layers and modulation, connected by `add_norm`."""
 
     def __init__(
         self, config: DiTConfig, ops: Ops, *, fused: bool, fp8: bool = False, m_major: bool = False
@@ -288,19 +290,21 @@ class Block(nn.Module):
     ) -> list[Tensor | None]:
         """Run the block.
 
-        What depends on neither latent nor step comes ready, or is made here: see `ContextTokens`.
+        Inputs that depend on neither latent nor step are passed in, or computed: see
+            `ContextTokens`.
 
         Args:
-            stream: The residual stream [B, L, D]; what the layer before adds to it, [B, L, D]; and
-                the gate of that, [D] or [B, 1, D], None meaning 1. They are taken out of the list,
-                so that the caller keeps no memory that the block is done with.
-            modulation: float32 [6, D] as in `StepModulation`, or what it is made of.
-            context: Keys and values of text and image, or what they are made of.
-            audio: Keys and values of the audio, or what they are made of.
-            place: Where the tokens lie.
+            stream: The residual stream [B, L, D]; what the previous layer adds to it, [B, L, D];
+                and the gate of that, [D] or [B, 1, D], None meaning 1. They are removed from the
+                list,
+                so that the caller does not keep memory alive that the block no longer needs.
+            modulation: float32 [6, D] as in `StepModulation`, or what it is computed from.
+            context: Keys and values of text and image, or what they are computed from.
+            audio: Keys and values of the audio, or what they are computed from.
+            place: Position of the tokens.
 
         Returns:
-            The same three behind this block.
+            The same three after this block.
         """
         x, y, gate = stream
         stream.clear()
@@ -329,7 +333,7 @@ class Block(nn.Module):
         return [x, y, gate2]
 
     def _modulate(self, projected_B6D: Tensor) -> tuple[Tensor, ...]:
-        """Shifts, scales and gates, float32 [D] each of one sample, [B, 1, D] of several."""
+        """Compute shifts, scales and gates, float32 [D] for one sample, [B, 1, D] for several."""
         modulation_B6D = self.modulation.float() + projected_B6D
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_B6D.unbind(1)
         parts = shift1, scale1 + 1, gate1, shift2, scale2 + 1, gate2
@@ -338,7 +342,7 @@ class Block(nn.Module):
     def _norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor | Quantized]:
-        """The seam of a block: the new residual stream, and its norm as the linears take it."""
+        """Compute the new residual stream, and its norm in the form that the linears take."""
         if not self.fp8:
             return add_norm(self.ops, x, y, gate, weight, bias, eps=self.eps)
         x, *normed = self.ops.add_norm_quant(x, y, gate, weight, bias, eps=self.eps)
@@ -355,7 +359,7 @@ def add_norm(
     *,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """The op `add_norm`, also where a batch has a modulation for each sample.
+    """Apply the op `add_norm`, also to a batch with a modulation per sample.
 
     Args:
         ops: The bound ops.
@@ -363,7 +367,7 @@ def add_norm(
         y: Branch to add [B, L, D].
         gate: [D], or [B, 1, D]; None means 1.
         weight: [D], or [B, 1, D].
-        bias: Likewise.
+        bias: [D], or [B, 1, D].
         eps: Added to the variance.
 
     Returns:
@@ -383,14 +387,14 @@ class Head(nn.Module):
     """Last modulation and projection to latent channels, in float32."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """``head``: Linear to patch volume x out_dim; ``modulation`` [1, 2, D]."""
+        """Create ``head``: Linear to patch volume x out_dim; ``modulation`` [1, 2, D]."""
         super().__init__()
         out = config.out_dim * config.patch_size[1] * config.patch_size[2]
         self.head = nn.Linear(config.dim, out)
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Modulated tokens [B, L, D] -> float32 [B, L, out]."""
+        """Project modulated tokens [B, L, D] to float32 [B, L, out]."""
         return linear_fp32(self.head, x_BLD)
 
 
@@ -398,7 +402,7 @@ class ImageEmbedding(nn.Module):
     """CLIP features to width D: LayerNorm, Linear, GELU (erf), Linear, LayerNorm; eps 1e-5."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """Layer 2 of ``proj`` is the activation."""
+        """Build the layers; layer 2 of ``proj`` is the activation."""
         super().__init__()
         self.proj = nn.Sequential(
             nn.LayerNorm(config.image_dim),
@@ -409,12 +413,12 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, features_BSC: Tensor) -> Tensor:
-        """[B, 257, 1280] -> [B, 257, D]."""
+        """Map [B, 257, 1280] to [B, 257, D]."""
         return self.proj(features_BSC)
 
 
 class AudioProjection(nn.Module):
-    """Windows of audio features, one per video frame, to audio tokens, one set per latent frame.
+    """Maps audio feature windows, one per video frame, to audio tokens, one set per latent frame.
 
     The first latent frame is one video frame and sees its whole window. Each later one is a group
     of ``vae_scale`` video frames and sees the first half of its first frame's window, the centres
@@ -422,7 +426,7 @@ class AudioProjection(nn.Module):
     """
 
     def __init__(self, config: DiTConfig) -> None:
-        """Three linear layers, the first in two versions, and a layer norm (eps 1e-5)."""
+        """Build three linear layers, the first in two versions, and a layer norm (eps 1e-5)."""
         super().__init__()
         self.config = config
         entries = config.audio_window + config.vae_scale - 1
@@ -434,7 +438,7 @@ class AudioProjection(nn.Module):
         self.norm = nn.LayerNorm(config.output_dim)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """[P, 1 + n*vae_scale, window, layers, channels] -> [P, 1 + n, tokens, output_dim]."""
+        """Map [P, 1 + n*vae_scale, window, layers, channels] to [P, 1 + n, tokens, output_dim]."""
         centre = self.config.audio_window // 2
         first = windows[:, :1].flatten(2)
         groups = windows[:, 1:].unflatten(1, (-1, self.config.vae_scale))

@@ -1,4 +1,4 @@
-"""Linear layers that a CPU without bf16 instructions computes in fp32 from weights kept in bf16."""
+"""Linear layers that a CPU without bf16 instructions computes in fp32 from bf16 weights."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ from livetalk_kernels.backends.cpu import product_dtype
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by `linear`."""
+    """``nn.Linear`` that uses `linear`."""
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Self:
@@ -21,7 +21,7 @@ class Linear(nn.Linear):
         return own
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """Map [..., in_features] to [..., out_features]."""
         return linear(input, self.weight, self.bias)
 
 
@@ -36,9 +36,10 @@ def take_over_linears(module: nn.Module) -> None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x weight^T + bias, summed in fp32 or better and rounded once.
 
-    Where the processor multiplies no bf16, PyTorch emulates it, slower than fp32. There the
-    operands are widened, exactly, which costs one pass over the weight, and the product is fp32's
-    own. The copy lives as long as the call.
+    If the processor lacks bf16 multiplication, PyTorch emulates it, more slowly than fp32. Then the
+    operands are widened, exactly, at the cost of one pass over the weight, and multiplied in fp32.
+    The
+    copy lives only during the call.
 
     Args:
         x: [..., K], any floating dtype.

@@ -1,4 +1,4 @@
-"""Load a model: from a checkpoint, or a preset with random or bundled weights."""
+"""Loads a model: from a checkpoint, or a preset with random or bundled weights."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +30,7 @@ from .weights.random_weights import RANDOM_SEED
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_PRESET = "demo"
-_PUBLISHED_PRESET = "14b"  # whose picture size checkpoints have
+_PUBLISHED_PRESET = "14b"  # its picture size applies to checkpoints
 
 
 def load_pipeline(
@@ -54,25 +54,25 @@ def load_pipeline(
         preset: ``14b``, ``small``, ``mid`` or ``tiny``: random weights of that size; ``demo``:
             the trained ones that come with the package, and the default.
         checkpoint: Folder of the published DiT and VAE (and T5 and CLIP, to prepare avatars).
-        audio_encoder: Folder of wav2vec2; needed with a ``checkpoint`` that brings none.
-        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU where there is one.
+        audio_encoder: Folder of wav2vec2; needed with a ``checkpoint`` that lacks one.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: the GPU if there is one.
         dtype: ``fp32``, ``bf16``, or ``auto``: bf16 on a GPU, else fp32.
         precision: ``exact``: linear layers in ``dtype``; ``fp8``: those of the transformer's blocks
             in FP8, an approximation.
         backend: Kernel backends; by default the environment's, else the best for each op.
-        reuse: False: the published schedule, for comparison.
-        fuse_bias: The VAE's residual blocks add their biases in other passes (see
-            `vae_layers.ResidualBlock`); the same frames.
-        m_major_scales: With ``fp8``, scales of 1x128 blocks lie as matrix products read them best;
-            the same frames.
-        team: The ranks that share the work, all of which load the model; one alone by default.
+        reuse: False for the published schedule, for comparison.
+        fuse_bias: Add biases of the VAE's residual blocks in other passes (see
+            `vae_layers.ResidualBlock`); gives the same frames.
+        m_major_scales: With ``fp8``, store scales of 1x128 blocks in the layout that matrix
+            products read fastest; gives the same frames.
+        team: Ranks that share the work, all of which load the model; by default just one.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
 
     Returns:
         The pipeline.
 
     Raises:
-        UserError: The choice is impossible, or weights are missing or damaged.
+        UserError: The choice is invalid, or weights are missing or damaged.
     """
     source = ModelSource.find(
         preset=preset,
@@ -101,10 +101,10 @@ def load_preparer(
     reuse: bool = True,
     fuse_bias: bool = False,
 ) -> Preparer:
-    """Load what makes avatars: no transformer, no audio encoder. Arguments as `load_pipeline`.
+    """Load what makes avatars: no transformer, no audio encoder; arguments as in `load_pipeline`.
 
     Raises:
-        UserError: The choice is impossible, or weights are missing or damaged.
+        UserError: The choice is invalid, or weights are missing or damaged.
     """
     return ModelSource.find(
         preset=preset,
@@ -120,26 +120,26 @@ def load_preparer(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where weights come from and how they will run; all of it is resolved and checked.
+    """Where weights come from and how they will run, resolved and checked.
 
-    Loading is in two steps, so that a mistake in what an avatar is made of shows before the
+    Loading takes two steps, so that a mistake in an avatar's inputs is reported before the
     transformer, by far the largest part, is read.
 
     Attributes:
-        preset: Name of the preset; for a checkpoint, the one whose picture size it has.
+        preset: Name of the preset; for a checkpoint, the one with the same picture size.
         folder: The checkpoint; None for random weights.
-        own: What a checkpoint of our own training says of its use.
+        own: What a self-trained checkpoint declares.
         audio_encoder: Folder of wav2vec2.
-        device: Where it runs.
-        dtype: Of DiT and VAE.
-        precision: Of the linear layers of the DiT's blocks: ``exact`` or ``fp8``.
+        device: Device to run on.
+        dtype: Dtype of DiT and VAE.
+        precision: Precision of the linear layers in the DiT's blocks: ``exact`` or ``fp8``.
         backend: Kernel backends.
-        reuse: False: the published schedule.
-        fuse_bias: The VAE's residual blocks add their biases in other passes.
-        m_major_scales: FP8 scales of 1x128 blocks lie with neighbouring tokens side by side.
+        reuse: False for the published schedule.
+        fuse_bias: Whether the VAE's residual blocks add their biases in other passes.
+        m_major_scales: Whether FP8 scales of neighbouring tokens' blocks are contiguous.
         cuda_graphs: On a GPU, replay captured steps instead of launching each kernel.
-        compiled: The transformer runs by torch.compile.
-        wrap: What is put around the bound ops of DiT and VAE, for example to time them.
+        compiled: Whether the transformer runs through torch.compile.
+        wrap: Wrapper around the bound ops of DiT and VAE, for example to time them.
     """
 
     preset: str
@@ -176,7 +176,7 @@ class ModelSource:
         """Resolve the arguments of `load_pipeline`.
 
         Raises:
-            UserError: The choice is impossible.
+            UserError: The choice is invalid.
         """
         if preset and checkpoint:
             raise UserError("--preset and --checkpoint: give one of them, not both")
@@ -227,14 +227,14 @@ class ModelSource:
 
     @property
     def spares_memory(self) -> bool:
-        """Weights that only a new avatar needs stay on the host; with FP8 on a GPU."""
+        """Whether weights needed only for a new avatar stay on the host: with FP8 on a GPU."""
         return self.precision == "fp8" and self.device.type == "cuda"
 
     def require_audio_encoder(self) -> None:
         """Check that there is an audio encoder, which generating needs.
 
         Raises:
-            UserError: A checkpoint that brings none, without ``--audio-encoder``.
+            UserError: A checkpoint lacks one, and there is no ``--audio-encoder``.
         """
         if self.folder is not None and self.audio_encoder is None:
             raise UserError(
@@ -256,7 +256,7 @@ class ModelSource:
             dit = self._build_dit(config)
             with open_weights(folder.dit) as files:
                 check_module(dit, files, key_map=dit.key_map())
-        channels = 4 * preset.vae.dim  # of the one wide head of the attention in the middle
+        channels = 4 * preset.vae.dim  # of the single wide head of the middle attention
         ops = self._bind({"H": 1, "d": channels}, main=config.dims)
         with torch.device("meta"):
             shape = preset.vae if folder is None else folder.vae_config()
@@ -275,15 +275,15 @@ class ModelSource:
         )
 
     def load_pipeline(self, preparer: Preparer, team: Team | None = None) -> Pipeline:
-        """Load transformer and, on rank 0, audio encoder beside the VAE of ``preparer``.
+        """Load transformer and, on rank 0, audio encoder to go with the VAE of ``preparer``.
 
         Args:
             preparer: From `load_preparer`.
-            team: The ranks that share the work; one alone by default.
+            team: Ranks that share the work; by default just one.
 
         Raises:
             UserError: Weights are missing or damaged, the audio encoder does not fit, or the work
-                cannot be shared as asked for.
+                cannot be shared as requested.
         """
         begin = time.perf_counter()
         team = Team() if team is None else team
@@ -354,7 +354,7 @@ class ModelSource:
         key_map: Mapping[str, Slot] | None,
         host: Collection[str] = (),
     ) -> bool:
-        """Fill a module; whether its weights come from FP8."""
+        """Fill a module; return whether its weights come from FP8."""
         where: Any = {"dtype": self.dtype, "device": self.device, "key_map": key_map, "host": host}
         if weights is None:
             random_module(module, seed=RANDOM_SEED, **where)
@@ -365,10 +365,10 @@ class ModelSource:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Device of that name.
+    """Look up a device by name.
 
     Raises:
-        UserError: The name is unknown, or that device is not here.
+        UserError: The name is unknown, or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -389,8 +389,8 @@ def resolve_device(name: str) -> torch.device:
 def use_device(name: str) -> torch.device:
     """Resolve a command's device, and make it the process's current one.
 
-    Libraries, and kernels of theirs that look at no tensor, work on the current device. A function
-    that others call may not change it; a command may.
+    Libraries, and those of their kernels that look at no tensor, use the current device. A function
+    that others call must not change it; a command may.
 
     Raises:
         UserError: As `resolve_device`.
@@ -402,7 +402,7 @@ def use_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Dtype of that name; ``auto`` is bf16 on a GPU and fp32 on a CPU.
+    """Look up a dtype by name; ``auto`` is bf16 on a GPU and fp32 on a CPU.
 
     Raises:
         UserError: The name is unknown.

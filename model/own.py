@@ -1,6 +1,6 @@
-"""What a model of our own training says of its use: the entry ``livetalk`` in ``config.json``.
+"""What a self-trained model declares about its use: the entry ``livetalk`` in ``config.json``.
 
-Published checkpoints have none. Their picture size is the published one, and their prompt and image
+Published checkpoints have none: their picture size is the published one, and prompt and image
 features come from encoders.
 """
 
@@ -16,8 +16,8 @@ from .config import MAX_SIDE, DiTConfig, read_config
 
 ENTRY = "livetalk"
 RUN_FILE = "training.json"
-"""What makes a folder that of a training run."""
-_STEP = 16  # sides of pictures are multiples
+"""File that identifies a folder as a training run."""
+_STEP = 16  # picture sides are multiples of this
 _MOST_ZEROS = 1 << 24
 _AGAIN = "write it again with 'livetalk train KIND --output DIR --resume'"
 
@@ -26,18 +26,18 @@ Side = Annotated[int, Range(_STEP, MAX_SIDE)]
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModel:
-    """What a model of our own training says of its use.
+    """What a self-trained model declares about its use.
 
     Attributes:
-        version: Of this entry.
+        version: Version of this entry.
         size: Default picture size (height, width) in pixels.
-        prompt_zeros: Rows of zeros in place of a prompt's embedding; 0: it has a text encoder.
-        image_zeros: Zeros take the place of the image encoder's features.
-        portrait_db: At which PSNR its VAE gives portraits of its data back, the worst of some;
-            None: unknown.
+        prompt_zeros: Rows of zeros that replace the prompt's embedding; 0 with a text encoder.
+        image_zeros: Whether zeros replace the image encoder's features.
+        portrait_db: PSNR at which its VAE reconstructs portraits of its data, the worst of
+            several; None if unknown.
 
     Raises:
-        ValueError: A side is no multiple of 16.
+        ValueError: A side is not a multiple of 16.
     """
 
     version: Literal[1] = 1
@@ -47,7 +47,7 @@ class OwnModel:
     portrait_db: Annotated[float, Range(0, 200)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model has."""
+        """Reject impossible sizes."""
         if any(side % _STEP for side in self.size):
             raise ValueError(f"size is {list(self.size)}, not multiples of {_STEP}")
 
@@ -59,10 +59,10 @@ class OwnModel:
             path: The file.
 
         Returns:
-            The entry; None where the model is a published one.
+            The entry; None for a published model.
 
         Raises:
-            UserError: The file or the entry is no good, or the run is unfinished or older than
+            UserError: The file or the entry is invalid, or the run is unfinished or older than
                 this entry.
         """
         run = is_file(path.parent / RUN_FILE)
@@ -86,11 +86,11 @@ class OwnModel:
         return own
 
     def entry(self) -> Mapping[str, Any]:
-        """What ``config.json`` holds of it."""
+        """Build the contents for ``config.json``."""
         return {ENTRY: dict(vars(self))}
 
     def _check_room(self, config: DiTConfig) -> None:
-        """Refuse constants that a damaged file makes huge.
+        """Reject constants that a damaged file makes huge.
 
         Raises:
             ValueError: They are too large for any model, or for this one.

@@ -1,11 +1,11 @@
-"""Two people in one picture: which token listens to whose voice.
+"""Two people in one picture: assigns tokens to voices.
 
-From self-attention's queries and the keys of the first latent frame, every token gets a weight
-for each of three regions (person 1, person 2, the rest). The region with the largest weight
-decides the token's position on a line; audio keys sit at fixed places of the same line, so a 1-D
-rotation lets a token hear the nearer voice.
+From self-attention's queries and the keys of the first latent frame, every token gets a weight for
+each of three regions (person 1, person 2, the rest). The region with the largest weight determines
+the token's position on a line; audio keys have fixed positions on the same line, so a 1-D rotation
+makes a token attend to the nearer voice.
 
-Source: SoulX-FlashTalk (arXiv 2512.23379), which has it from MultiTalk (arXiv 2505.22647).
+Source: SoulX-FlashTalk (arXiv 2512.23379), which adopts it from MultiTalk (arXiv 2505.22647).
 """
 
 import torch
@@ -15,19 +15,19 @@ from torch import Tensor
 from .rope import rotate_1d
 
 REGIONS = 3
-# Positions on the line: where each region's tokens lie, and where each voice's keys lie.
+# Positions on the line: those of each region's tokens, and of each voice's keys.
 PERSON_RANGE = ((0.0, 4.0), (20.0, 24.0))
 REST_POSITION = 12.0
 VOICE_POSITION = (2.0, 22.0)
-# Of a matrix product this wide, a CPU computes each row alike, however many there are.
+# In a matrix product this wide, a CPU computes all rows alike, however many there are.
 _WIDTH = 16
 
 
 def region_weights(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """Averaging weights of the first frame's tokens, per region.
+    """Compute averaging weights of the first frame's tokens, per region.
 
     Args:
-        masks: [3, height, width] pixels; above 0 is inside. Order: person 1, person 2, the rest.
+        masks: [3, height, width] pixels, above 0 inside. Order: person 1, person 2, the rest.
         rows: Token rows of a latent frame.
         columns: Token columns of a latent frame.
 
@@ -40,7 +40,7 @@ def region_weights(masks: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
-    """How much each token attends to each region of the first frame.
+    """Compute how much each token attends to each region of the first frame.
 
     ``map[r, l] = mean over heads of sum_s softmax_s(q_l . k_s / sqrt(d)) weights[r, s]``
 
@@ -53,7 +53,7 @@ def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
         float32 [3, L].
     """
     heads = q_LHd.shape[1]
-    # The published map is the mean of two half-head means; an odd last head is left out there.
+    # The published map is the mean of two half-head means; they omit an odd last head.
     used = heads if heads == 1 else heads - heads % 2
     scale = q_LHd.shape[-1] ** -0.5
     regions = weights_RS.shape[0]
@@ -66,10 +66,10 @@ def region_map(q_LHd: Tensor, k_SHd: Tensor, weights_RS: Tensor) -> Tensor:
 
 
 def token_positions(map_RL: Tensor, lowest_R: Tensor, highest_R: Tensor) -> Tensor:
-    """Position of every token on the line.
+    """Compute the position of every token on the line.
 
     Args:
-        map_RL: float32 [3, L] from `region_map`, of some tokens or all.
+        map_RL: float32 [3, L] from `region_map`, for some or all tokens.
         lowest_R: Each region's minimum over all tokens.
         highest_R: Each region's maximum over all tokens.
 
@@ -87,11 +87,11 @@ def token_positions(map_RL: Tensor, lowest_R: Tensor, highest_R: Tensor) -> Tens
 
 
 def place_voices(k_FSHd: Tensor, tokens_per_person: int) -> Tensor:
-    """Rotate each person's audio keys to that person's place.
+    """Rotate each person's audio keys to that person's position.
 
     Args:
         k_FSHd: [F, S, H, d]; S holds the persons' tokens one after the other.
-        tokens_per_person: Audio tokens of one person (32).
+        tokens_per_person: Audio tokens per person (32).
 
     Returns:
         [F, S, H, d] in the same dtype.

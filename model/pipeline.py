@@ -1,4 +1,4 @@
-"""The whole model, loaded: prepare avatars, open sessions."""
+"""The whole model, loaded: prepares avatars, opens sessions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .vae import VAE
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTimes:
-    """Seconds that loading took, per part."""
+    """Seconds that each part took to load."""
 
     dit: float
     vae: float
@@ -39,27 +39,27 @@ class LoadTimes:
 
 
 class Pipeline:
-    """A loaded model. `load_pipeline` makes it; open as many sessions at a time as you like.
+    """A loaded model. Create it with `load_pipeline`; open as many sessions at a time as you like.
 
-    Their chunks are made in turn, by a thread that lives while a session is open; on several ranks
-    as well.
+    Their chunks are made alternately, by a thread that lives while a session is open; the same
+    holds on several ranks.
 
     Attributes:
         dit: The transformer.
         vae: The VAE.
-        audio_encoder: The audio encoder; None on ranks that follow.
+        audio_encoder: The audio encoder; None on follower ranks.
         preparer: Makes avatars for it.
         ops: The bound ops of ``"dit"`` and ``"vae"``; their ``choices`` say which and why.
-        device: Where it runs.
-        dtype: Of the transformer and the VAE.
-        reuse: False: the published schedule, which computes constants again and again.
-        team: The ranks that share the work.
-        graphed: A stream replays CUDA graphs.
-        compiled: The transformer runs by torch.compile.
-        calls: What a stream calls: the models' methods, or what stands for them.
-        rounded: Weights of the transformer or the VAE were cast to FP8 before they were loaded.
-        random: The weights are random: the pictures mean nothing, the speed does.
-        load_times: How long loading took.
+        device: Device of the model.
+        dtype: Dtype of the transformer and the VAE.
+        reuse: False for the published schedule, which recomputes constants.
+        team: Ranks that share the work.
+        graphed: Whether streams replay CUDA graphs.
+        compiled: Whether the transformer runs through torch.compile.
+        calls: What a stream calls: the models' methods, or substitutes.
+        rounded: Whether weights of transformer or VAE had been cast to FP8 before loading.
+        random: Whether weights are random: then pictures are meaningless, but speed is real.
+        load_times: Loading times.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Pipeline:
         compiled: bool = False,
         rounded: bool = False,
     ) -> None:
-        """Put loaded parts together."""
+        """Assemble loaded parts."""
         self.rounded = rounded or preparer.rounded
         self.dit, self.audio_encoder, self.preparer = dit, audio_encoder, preparer
         self.vae: VAE = preparer.vae
@@ -90,7 +90,7 @@ class Pipeline:
 
     @property
     def approximate(self) -> list[str]:
-        """What of a run is not exact, besides `DiT.fp8`."""
+        """What in a run is not exact, apart from `DiT.fp8`."""
         found = {
             f"{op}={choice.name}"
             for ops in self.ops.values()
@@ -113,7 +113,7 @@ class Pipeline:
         prompt_embeds: Tensor | None = None,
         image_embeds: Tensor | None = None,
     ) -> Avatar:
-        """Make an avatar of a portrait and a prompt; see `Preparer.prepare`."""
+        """Make an avatar from a portrait and a prompt; see `Preparer.prepare`."""
         return self.preparer.prepare(
             portrait,
             prompt=prompt,
@@ -132,12 +132,12 @@ class Pipeline:
     ) -> Session:
         """Open a stream; in a team on rank 0, while the others `follow`.
 
-        While a chunk of another session is made, its end is waited for.
+        Waits if a chunk of another session is being made.
 
         Args:
             avatar: From `prepare`, or `Avatar.load`.
             options: Seed, steps, shift, colour correction and frame rate.
-            timeline: Where its stages are recorded.
+            timeline: Records its stages.
 
         Raises:
             UserError: The avatar was made by another model, or is too small for the team.
@@ -162,11 +162,11 @@ class Pipeline:
         timeline: Timeline | None = None,
         ended: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """What the other ranks of a team do until rank 0 calls `end`.
+        """Run a follower rank of a team until rank 0 calls `end`.
 
         Args:
-            timeline: Where the stages are recorded.
-            ended: Told how many chunks are done, of all sessions, after each of them.
+            timeline: Records the stages.
+            ended: Called after each chunk with the number of chunks done, over all sessions.
 
         Raises:
             CommError: A rank is lost.
@@ -174,7 +174,7 @@ class Pipeline:
         follow(self.dit, self.vae, self.team, timeline=timeline, calls=self.calls, ended=ended)
 
     def end(self) -> None:
-        """Rank 0: close all sessions and let the other ranks go.
+        """Close all sessions and release the other ranks; for rank 0.
 
         Raises:
             CommError: A rank was lost.

@@ -1,7 +1,7 @@
-"""Portrait and prompt to avatar: the part of the model that `livetalk prepare` needs.
+"""Portrait and prompt to avatar: the part of the model behind `livetalk prepare`.
 
-It takes the VAE and, where their embeddings are not given, the text and the image encoder, but
-neither the transformer nor the audio encoder.
+It uses the VAE and, unless their embeddings are given, the text and the image encoder, but neither
+the transformer nor the audio encoder.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ DEFAULT_PROMPT = (
 )
 RANDOM_NOTE = "random weights"
 
-_STRANGE_DB = 3.0  # below the worst of the data
-# Avatars do not depend on the audio encoder, and `prepare` does not know it.
+_STRANGE_DB = 3.0  # below the worst in the data
+# Avatars do not depend on the audio encoder, which `prepare` does not know.
 _AUDIO_FIELDS = ("audio_layers", "audio_dim")
 
 
@@ -45,11 +45,11 @@ class Preparer:
         config: Shape of the transformer that the avatars are for.
         vae: The VAE.
         size: Default picture size (height, width) in pixels.
-        random: The weights are random.
+        random: Whether the weights are random.
         ops: The ops of the VAE.
-        load_seconds: How long loading took.
-        fingerprint: 12 hex digits of the configuration and of some VAE weights, the same in every
-            dtype; an avatar file carries it.
+        load_seconds: Loading time.
+        fingerprint: 12 hex digits from the configuration and some VAE weights, the same for
+            every dtype; avatar files carry it.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Preparer:
         rounded: bool = False,
         own: OwnModel | None = None,
     ) -> None:
-        """Put loaded parts together; without a checkpoint the encoders are random.
+        """Assemble loaded parts; without a checkpoint the encoders are random.
 
-        Zeros take the place of encoders that the model says it has not (``own``).
+        Zeros replace encoders that the model declares it lacks (``own``).
         """
         self.rounded = rounded
         self.config, self.vae, self.size = config, vae, size
@@ -93,18 +93,19 @@ class Preparer:
         prompt_embeds: Tensor | None = None,
         image_embeds: Tensor | None = None,
     ) -> Avatar:
-        """Make an avatar of a portrait and a prompt.
+        """Make an avatar from a portrait and a prompt.
 
-        The text and image encoders are loaded for this call only, and only where their embedding
-        is not given.
+        The text and image encoders are loaded for this call only, and only if their embedding is
+        not
+        given.
 
         Args:
-            portrait: Picture file, PIL image (which is not turned) or `Portrait`; it is scaled to
+            portrait: Picture file, PIL image (which is not rotated) or `Portrait`; it is scaled to
                 cover ``size`` and cropped.
-            prompt: What is to be seen; a model without a text encoder takes none.
+            prompt: Description of the scene; ignored by a model without a text encoder.
             size: Height and width in pixels, multiples of 16; by default the model's.
-            crop: What is kept of the portrait: ``"top"``, ``"centre"`` or (x, y, width, height) in
-                its pixels; by default the centre, with a warning where that loses much.
+            crop: Part of the portrait to keep: ``"top"``, ``"centre"`` or (x, y, width, height) in
+                its pixels; by default the centre, with a warning if that loses much.
             prompt_embeds: [L, 4096], instead of encoding the prompt.
             image_embeds: [1, 257, 1280], instead of encoding the picture.
 
@@ -112,9 +113,9 @@ class Preparer:
             The avatar; its ``warnings`` are for the user.
 
         Raises:
-            UserError: The picture, the size, the crop or an embedding is no good, or an encoder's
-                weights are missing.
-            NumericsError: An encoder gave NaN or Inf; the message names it.
+            UserError: The picture, size, crop or an embedding is invalid, or an encoder's weights
+                are missing.
+            NumericsError: An encoder returned NaN or Inf; the message names it.
         """
         height, width = check_size(size or self.size)
         if isinstance(portrait, Image.Image):
@@ -158,11 +159,11 @@ class Preparer:
 
     @property
     def _wordless(self) -> bool:
-        """Zeros take the place of a prompt."""
+        """Whether zeros replace the prompt."""
         return self._own is not None and self._own.prompt_zeros > 0
 
     def _strangeness(self, video: Tensor, condition: Tensor) -> tuple[str, ...]:
-        """A warning where a portrait is unlike those that the model was trained on."""
+        """Warn if a portrait is unlike those that the model was trained on."""
         usual = None if self._own is None else self._own.portrait_db
         if usual is None:
             return ()
@@ -175,7 +176,7 @@ class Preparer:
         )
 
     def _encode_condition(self, video: Tensor) -> Tensor:
-        """Latents of the portrait followed by grey frames, [16, 9, H/8, W/8]."""
+        """Encode the portrait followed by grey frames, [16, 9, H/8, W/8]."""
         return self.vae.encode(before_grey(video))[0]
 
     def _encode_prompt(self, prompt: str) -> tuple[Tensor, str]:
@@ -219,11 +220,11 @@ class Preparer:
         Args:
             context: Prompt embedding, if given.
             features: Image embedding, if given.
-            context_name: What to call the first in an error: its file.
-            features_name: What to call the second.
+            context_name: Name of the first in errors: its file.
+            features_name: Name of the second.
 
         Raises:
-            UserError: A shape is not what the transformer takes.
+            UserError: A shape does not fit the transformer.
         """
         config = self.config
         rows, width = config.text_len, config.text_dim
@@ -246,7 +247,7 @@ class Preparer:
 
         Args:
             avatar: The avatar.
-            name: What to call it in an error: its file.
+            name: Its name in errors: its file.
 
         Raises:
             UserError: It was made by another one.
@@ -266,7 +267,7 @@ class Preparer:
 
 @torch.inference_mode()
 def portrait_db(vae: VAE, picture_BCTHW: Tensor, condition_BCTHW: Tensor) -> float:
-    """PSNR in dB at which a VAE gives a portrait back.
+    """Compute the PSNR in dB at which a VAE reconstructs a portrait.
 
     Args:
         vae: The VAE.
@@ -279,7 +280,7 @@ def portrait_db(vae: VAE, picture_BCTHW: Tensor, condition_BCTHW: Tensor) -> flo
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size itself, if the model can make pictures of it.
+    """Return the size, if the model can make pictures of it.
 
     Raises:
         UserError: Height or width is not a positive multiple of 16, or beyond 4096.

@@ -1,4 +1,4 @@
-"""What the published code repeats in every step and layer, for an honest comparison.
+"""What the published code repeats in every step and layer, for a fair comparison.
 
 `livetalk ... --no-reuse` runs this schedule: the results agree with the default one up to
 rounding, only the work differs.
@@ -17,7 +17,7 @@ from .rope import axis_widths, ladder
 class PublishedRope:
     """RMS norm and rotation as published: separate norms, complex numbers in double precision.
 
-    The table of the token grid is assembled anew at every call from three per-axis ladders.
+    The token grid's table is reassembled on every call from three per-axis ladders.
     """
 
     def __init__(self, grid: tuple[int, int, int], head_dim: int, ops: Ops, device: torch.device):

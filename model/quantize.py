@@ -1,8 +1,8 @@
 """FP8 linear layers: a quarter of fp32's bytes, and Hopper's fastest matrix products.
 
-Weights are e4m3 with one scale per output channel, made from the checkpoint while it is read.
+Weights are e4m3 with one scale per output channel, quantised while the checkpoint is read.
 Activations have one scale per token (or per 1x128 block, between the two feed-forward layers) and
-are quantised by the kernel that produces them where there is one, else by ``quantize``.
+are quantised by the kernel that produces them if possible, else by ``quantize``.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ PRECISIONS = ("exact", "fp8")
 
 
 class Quantized(NamedTuple):
-    """Activations in FP8: ``values * scale`` are what they stand for.
+    """Activations in FP8, which represent ``values * scale``.
 
     values: float8_e4m3fn [..., K]; scale: fp32 [..., 1], or [..., K/128] for blocks.
     """
@@ -35,7 +35,7 @@ class Fp8Linear(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, ops: Ops) -> None:
-        """Parameters as said, on the device of the moment, not filled."""
+        """Create the above parameters on the default device, uninitialised."""
         super().__init__()
         self.ops = ops
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=FP8), requires_grad=False)
@@ -43,7 +43,7 @@ class Fp8Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False)
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
-        """[..., K] -> [..., N]; what is not quantised yet is quantised here, per token."""
+        """Map [..., K] to [..., N]; quantise x per token if it is not yet quantised."""
         values, scale = as_quantized(x, self.ops)
         out = self.ops.fp8_gemm(
             values.flatten(0, -2),
@@ -57,27 +57,27 @@ class Fp8Linear(nn.Module):
 
 
 def as_quantized(x: Tensor | Quantized, ops: Ops) -> Quantized:
-    """Quantise per token, unless that has been done."""
+    """Quantise per token, unless already done."""
     return x if isinstance(x, Quantized) else Quantized(*ops.quantize(x))
 
 
 class Fp8FeedForward(nn.ModuleDict):
-    """Linear, GELU (tanh), Linear; the hidden activations exist in FP8 only.
+    """Linear, GELU (tanh), Linear; the hidden activations exist only in FP8.
 
     Parameter names are those of the published ``nn.Sequential``: layers ``0`` and ``2``.
     """
 
     def __init__(self, width: int, hidden: int, ops: Ops, *, m_major: bool = False) -> None:
-        """``hidden`` that is no multiple of 128 is quantised per token, by a kernel of its own.
+        """Build the layers; ``hidden`` not divisible by 128 is quantised per token, separately.
 
-        ``m_major``: the blocks' scales lie as the second product reads them best.
+        ``m_major``: store block scales in the layout that the second product reads fastest.
         """
         super().__init__({"0": Fp8Linear(width, hidden, ops), "2": Fp8Linear(hidden, width, ops)})
         self.ops, self.m_major = ops, m_major
         self.blocks = hidden % FP8_BLOCK == 0
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
-        """[..., width] -> the same shape."""
+        """Map [..., width] to the same shape."""
         first = self["0"]
         if not self.blocks:
             return self["2"](F.gelu(first(x), approximate="tanh"))

@@ -1,7 +1,7 @@
 """Rotary position tables of the DiT: 3-D over (frame, row, column), 1-D over a position.
 
-A head's channels are adjacent pairs ``(2j, 2j+1)``, rotated by an angle. Of the ``c = d/2`` pairs,
-the first ``c - 2 (c // 3)`` follow the latent frame, the next ``c // 3`` the row, the last
+A head's channels are adjacent pairs ``(2j, 2j+1)``, each rotated by an angle. Of the ``c = d/2``
+pairs, the first ``c - 2 (c // 3)`` encode the latent frame, the next ``c // 3`` the row, the last
 ``c // 3`` the column; every axis has its own ladder ``theta ** (-j / width)``.
 
 Source: Wan2.1 (arXiv 2503.20314), section 4; RoFormer (arXiv 2104.09864) for the rotation.
@@ -16,13 +16,13 @@ THETA = 10000.0
 
 
 def ladder(width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Angular frequencies ``theta ** (-j / width)`` for j < width, float64 [width], radians."""
+    """Compute frequencies ``theta ** (-j / width)`` for j < width, float64 [width], radians."""
     steps = torch.arange(width, dtype=torch.float64, device=device)
     return THETA ** (-steps / width)
 
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
-    """Channel pairs of a head that follow the frame, the row and the column."""
+    """Return how many channel pairs of a head encode the frame, the row and the column."""
     pairs = head_dim // 2
     return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
 
@@ -43,7 +43,7 @@ class RopeTable:
 def rope_table(
     grid: tuple[int, int, int], head_dim: int, device: torch.device | str = "cpu"
 ) -> RopeTable:
-    """Table for a token grid (frames, rows, columns); angles in float64, rounded to float32."""
+    """Compute the table for a token grid (frames, rows, columns), in float64 before rounding."""
     angles = []
     for axis, (size, width) in enumerate(zip(grid, axis_widths(head_dim), strict=True)):
         position = torch.arange(size, dtype=torch.float64, device=device)
@@ -63,7 +63,7 @@ def rotate_1d(x_NHd: Tensor, position_N: Tensor) -> Tensor:
         position_N: float32 [N], one position per row, unit: steps.
 
     Returns:
-        [N, H, d] in x's dtype; the rotation is done in float32.
+        [N, H, d] in x's dtype; the rotation is computed in float32.
     """
     pairs = x_NHd.shape[-1] // 2
     frequency = ladder(pairs, x_NHd.device).float()

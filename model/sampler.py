@@ -1,6 +1,6 @@
 """The few-step flow sampler of a distilled model.
 
-Source: SoulX-FlashTalk (arXiv 2512.23379); self-forcing style re-noising after every step.
+Source: SoulX-FlashTalk (arXiv 2512.23379); re-noising after every step as in self-forcing.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 
 MAX_STEPS = 1000
-# The distilled model was trained at these; other counts are spaced evenly.
+# The distilled model was trained at these; for other counts they are evenly spaced.
 _TRAINED = {2: (1000.0, 500.0), 4: (1000.0, 750.0, 500.0, 250.0)}
 
 
 def timesteps(steps: int, shift: float) -> Tensor:
-    """Shifted timesteps with a final 0.
+    """Compute shifted timesteps with a final 0.
 
-    ``t' = s t / (1 + (s - 1) t)`` on t/1000; t = 1000, 750, 500, 250 with 4 steps, 1000, 500
-    with 2, else evenly spaced from 1000 to 1.
+    ``t' = s t / (1 + (s - 1) t)`` on t/1000; t = 1000, 750, 500, 250 for 4 steps, 1000, 500 for 2,
+    else evenly spaced from 1000 to 1.
 
     Args:
         steps: Denoising steps, at least 1.
-        shift: s, from 0.001 to 1000; larger spends more steps on strong noise.
+        shift: s, from 0.001 to 1000; larger values spend more steps on strong noise.
 
     Returns:
         float32 [steps + 1], 1000 down to 0.
@@ -56,20 +56,20 @@ def denoise(
     """Denoise one chunk.
 
     ``x0 = x - t model(x, t)``, then ``x <- (1 - t') x0 + t' noise`` with t, t' in 0..1; the motion
-    latents are put back after every step.
+    latents are restored after every step.
 
     Args:
-        model: (latent [16, T, h, w], index of the step) -> raw output of the same shape, float32.
-            In training there is a batch in front of all of them.
+        model: (latent [16, T, h, w], step index) -> raw output of the same shape, float32. In
+            training all of them have a leading batch dimension.
         schedule: [steps + 1] from `timesteps`, on the CPU.
         motion: [16, 1 or 2, h, w] known first latent frames.
-        draw_noise: True for the first draw (in the model's dtype), False for a float32 one. It is
-            also called after the last step, whose noise has the factor 0, because the published
-            stream of random numbers goes on over the chunks.
-        until: Stop before this step; None: after the last.
+        draw_noise: Called with True for the first draw (in the model's dtype), False for a
+            float32 one. It is also called after the last step, with noise of factor 0, because the
+            published random number stream continues over the chunks.
+        until: Stop before this step; None to run them all.
 
     Returns:
-        float32 [16, T, h, w] clean latents, motion included; or what step ``until`` takes.
+        float32 [16, T, h, w] clean latents, including motion; or the input of step ``until``.
     """
     known = motion.shape[-3]
     latent = draw_noise(True)

@@ -1,8 +1,8 @@
-"""The causal video VAE of Wan2.1: 8 x 8 pixels and 4 frames to one latent of 16 channels.
+"""The causal video VAE of Wan2.1: maps 8 x 8 pixels and 4 frames to one latent of 16 channels.
 
-A video is coded in pieces of 1, 4, 4, ... frames, one latent each. A stream of pieces is continued
-by a cache that the caller holds; the modules keep no state. Frames and latents may be slices of a
-larger picture, if the stream's cache knows who has the others. Source: Wan et al. 2025
+A video is coded in pieces of 1, 4, 4, ... frames, one latent each. A stream of pieces continues
+through a cache that the caller holds; the modules are stateless. Frames and latents may be slices
+of a larger picture, if the stream's cache knows who has the others. Source: Wan et al. 2025
 (arXiv 2503.20314); arithmetic and key names are those of the published checkpoint.
 """
 
@@ -28,24 +28,24 @@ from .vae_layers import (
 from .weights.packed_weight import is_shape_only
 
 SPATIAL = 8  # pixels per latent, rows and columns
-TEMPORAL = 4  # frames per latent, but for the first
+TEMPORAL = 4  # frames per latent, except the first
 COLORS = 3
 KERNEL = (3, 3, 3)
 
 
 class EncoderCache(StreamCache):
-    """State of a stream of frames that are encoded."""
+    """State of a stream of frames being encoded."""
 
 
 class DecoderCache(StreamCache):
-    """State of a stream of latents that are decoded."""
+    """State of a stream of latents being decoded."""
 
 
 class Encoder(nn.Module):
-    """Frames to features of 1/8 of the size."""
+    """Maps frames to features of 1/8 of the size."""
 
     def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool, fuse_bias: bool) -> None:
-        """Four stages of widths 1, 2, 4 and 4 x ``dim``; the last one keeps its size."""
+        """Build four stages of widths 1, 2, 4 and 4 x ``dim``; the last one keeps its size."""
         super().__init__()
         dims = [config.dim * factor for factor in (1, 1, 2, 4, 4)]
         how = {"reuse": reuse, "fuse_bias": fuse_bias}
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.head = Head(dims[-1], 2 * config.z_dim, ops, reuse=reuse)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """A piece of frames -> moments [B, 2 * z_dim, 1, H/8, W/8]."""
+        """Map a piece of frames to moments [B, 2 * z_dim, 1, H/8, W/8]."""
         x = self.conv1(x_BCTHW, cache)
         for layer in self.downsamples:
             x = layer(x, cache)
@@ -69,10 +69,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to frames of 8 times the size."""
+    """Maps latents to frames of 8 times the size."""
 
     def __init__(self, config: VAEConfig, ops: Ops, *, reuse: bool, fuse_bias: bool) -> None:
-        """Four stages of widths 4, 4, 2 and 1 x ``dim``; upsampling halves the width."""
+        """Build four stages of widths 4, 4, 2 and 1 x ``dim``; upsampling halves the width."""
         super().__init__()
         dims = [config.dim * factor for factor in (4, 4, 4, 2, 1)]
         how = {"reuse": reuse, "fuse_bias": fuse_bias}
@@ -90,21 +90,23 @@ class Decoder(nn.Module):
         self.head = Head(dims[-1], COLORS, ops, reuse=reuse)
 
     def forward(self, z_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """One latent -> frames [B, 3, 1 or 4, 8H, 8W], not clamped."""
+        """Map one latent to frames [B, 3, 1 or 4, 8H, 8W], not clamped."""
         x = self._features(z_BCTHW, cache)
         return self.head(self.upsamples[-1](x, cache), cache)
 
     def warm(self, z_BCTHW: Tensor, cache: StreamCache, *, last: bool) -> None:
-        """Update the cache only, leaving out what no later frame sees.
+        """Update only the cache, skipping what no later frame depends on.
 
-        The head looks back at two frames of the last block, which the latent right before the
-        resumed stream provides (or at one, where that is all there is). Earlier latents matter to
-        the last block through the history of its first convolution alone.
+        The head looks back at two frames of the last block, which the latent just before the
+        resumed
+        stream provides (or at one, if that is all there is). Earlier latents affect the last block
+        only
+        through the history of its first convolution.
 
         Args:
             z_BCTHW: One latent.
-            cache: Stream that it continues.
-            last: The stream is resumed, or the cache used, after this latent.
+            cache: The stream that it continues.
+            last: Whether the stream is resumed, or the cache used, after this latent.
         """
         x = self._features(z_BCTHW, cache)
         block = self.upsamples[-1]
@@ -125,17 +127,17 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder with the published latent normalisation.
 
-    Build it (on the meta device, where weights follow), load the weights, call `prepare`. The
-    weights are frozen; they learn after ``requires_grad_()``, which needs ops with gradients, and
-    are prepared anew when they are frozen again.
+    Build it (on the meta device, if weights follow), load the weights, call `prepare`. Weights are
+    frozen; after ``requires_grad_()`` they can be trained, which needs ops with gradients, and are
+    prepared again when refrozen.
 
     Attributes:
         config: Widths and latent statistics.
-        reuse: Do less work for the same numbers (see `vae_layers`); False is the published
+        reuse: Do less work for the same result (see `vae_layers`); False for the published
             schedule.
-        fuse_bias: Biases of the residual blocks are added by the norm or sum behind them.
-        sample: The weight of ``conv1``, bf16 on the CPU, by which the model is recognised: a
-            backend may leave no weights but in an order of its own.
+        fuse_bias: Whether biases of residual blocks are added by the norm or sum after them.
+        sample: The weight of ``conv1``, bf16 on the CPU, which identifies the model: a backend
+            may keep weights only in its own layout.
     """
 
     sample: Tensor | None = None
@@ -145,7 +147,7 @@ class VAE(nn.Module):
     def __init__(
         self, config: VAEConfig, ops: Ops, *, reuse: bool = True, fuse_bias: bool = False
     ) -> None:
-        """Layers without weights' values."""
+        """Build the layers, with uninitialised weights."""
         super().__init__()
         self.config, self.reuse, self.fuse_bias = config, reuse, fuse_bias
         z = config.z_dim
@@ -175,18 +177,18 @@ class VAE(nn.Module):
                 module.prepare()
 
     def encode(self, video_BCTHW: Tensor, *, halo: Whole = WHOLE) -> Tensor:
-        """Code a whole video.
+        """Encode a whole video.
 
         Args:
             video_BCTHW: Pixels in [-1, 1], [B, 3, T, H, W], H and W multiples of 8. Frames beyond
                 the last full piece (1 + 4 * k frames) are ignored, as published.
-            halo: Whose slice the video is, and the latents will be (see `StreamCache`).
+            halo: The picture that video and latents are a slice of (see `StreamCache`).
 
         Returns:
             Latents [B, 16, 1 + k, H/8, W/8] of the model's dtype, normalised.
 
         Raises:
-            UserError: There is no frame, or the size does not fit.
+            UserError: There are no frames, or the size does not fit.
         """
         if video_BCTHW.shape[2] == 0:
             raise UserError("video to encode: it has no frames; pass at least one")
@@ -197,11 +199,11 @@ class VAE(nn.Module):
         return torch.cat(latents, dim=2)
 
     def encode_step(self, piece_BCTHW: Tensor, cache: EncoderCache) -> Tensor:
-        """Code the next piece of a stream.
+        """Encode the next piece of a stream.
 
         Args:
             piece_BCTHW: Pixels in [-1, 1]: 1 frame first, then 4 at a time.
-            cache: Stream; it is moved on.
+            cache: The stream; it advances.
 
         Returns:
             One latent [B, 16, 1, H/8, W/8] of the model's dtype, normalised.
@@ -229,14 +231,14 @@ class VAE(nn.Module):
 
         Args:
             latents_BCTHW: [B, 16, T, h, w], normalised.
-            clamp: To [-1, 1], as published; False leaves that, and Inf, to the caller.
-            halo: Whose slice the latents are, and the frames will be (see `StreamCache`).
+            clamp: Clamp to [-1, 1], as published; False leaves that, and Inf, to the caller.
+            halo: The picture that latents and frames are a slice of (see `StreamCache`).
 
         Returns:
             Pixels [B, 3, 1 + 4 * (T - 1), 8h, 8w] of the model's dtype.
 
         Raises:
-            UserError: There is no latent, or they do not have 16 channels.
+            UserError: There are no latents, or they do not have 16 channels.
         """
         if latents_BCTHW.shape[2] == 0:
             raise UserError("latents to decode: there are none; pass at least one")
@@ -251,12 +253,12 @@ class VAE(nn.Module):
 
         Args:
             latent_BCTHW: [B, 16, 1, h, w], normalised.
-            cache: Stream; it is moved on.
+            cache: The stream; it advances.
             clamp: See `decode`.
 
         Returns:
-            Pixels [B, 3, 1, 8h, 8w] of the first latent and [B, 3, 4, 8h, 8w] of later ones, of the
-            model's dtype.
+            Pixels [B, 3, 1, 8h, 8w] for the first latent and [B, 3, 4, 8h, 8w] for later ones, in
+            the model's dtype.
 
         Raises:
             UserError: It is not one latent of 16 channels.
@@ -266,14 +268,15 @@ class VAE(nn.Module):
         return frames.clamp_(-1, 1) if clamp else frames
 
     def warm(self, latents_BCTHW: Tensor, cache: DecoderCache) -> None:
-        """Move a stream over latents whose frames nobody wants.
+        """Advance a stream over latents whose frames are not needed.
 
-        `decode_step` goes on afterwards as if they had been decoded, though not everything was
-        calculated; the published schedule calculates all.
+        `decode_step` then continues as if they had been decoded, although not everything was
+        computed;
+        the published schedule computes all.
 
         Args:
             latents_BCTHW: [B, 16, T, h, w], normalised.
-            cache: Stream; it is moved on.
+            cache: The stream; it advances.
 
         Raises:
             UserError: They do not have 16 channels.
@@ -288,7 +291,7 @@ class VAE(nn.Module):
             cache.pieces += 1
 
     def _denormalise(self, latent_BCTHW: Tensor) -> Tensor:
-        """Latent of the sampler -> input of the decoder."""
+        """Convert a latent of the sampler to the decoder's input."""
         if latent_BCTHW.shape[1:3] != (self.config.z_dim, 1):
             channels, count = latent_BCTHW.shape[1:3]
             raise UserError(
@@ -299,19 +302,19 @@ class VAE(nn.Module):
         return self.conv2(self._enter(latent_BCTHW.float() * std + mean))
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latent channels, fp32 [16, 1, 1, 1]."""
+        """Return mean and standard deviation of the latent channels, fp32 [16, 1, 1, 1]."""
         mean, std = self.latent_mean, self.latent_std
         assert mean is not None and std is not None, "prepare() comes after loading"
         return mean, std
 
     def _enter(self, x_BCTHW: Tensor) -> Tensor:
-        """To the model's dtype and the memory format of its schedule."""
+        """Convert to the model's dtype and the memory format of its schedule."""
         layout = torch.channels_last_3d if self.reuse else torch.contiguous_format
         return x_BCTHW.to(self.conv1.weight.dtype).contiguous(memory_format=layout)
 
 
 def _middle(channels: int, ops: Ops, **how: bool) -> nn.ModuleList:
-    """Residual block, attention, residual block."""
+    """Build a residual block, attention, and a residual block."""
     return nn.ModuleList(
         [
             ResidualBlock(channels, channels, ops, **how),

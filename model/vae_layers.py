@@ -1,16 +1,16 @@
-"""Layers of the causal video VAE, stateless and without a notion of rank.
+"""Layers of the causal video VAE, stateless and unaware of ranks.
 
 Norms, convolutions over video and attention are ops.
 
 Shape suffixes: B batch, C channels, T frames, H rows, W columns. Parameter names are those of the
-published checkpoint. What a stream must remember lies in a `StreamCache` that is handed in, and
-with it an object that knows what lies beyond the edges of the frames.
+published checkpoint. A stream's state is in a `StreamCache` that is passed in, together with an
+object that knows what is beyond the edges of the frames.
 
-Every layer knows two schedules. ``reuse=False`` is the published one: planar memory, history and
-zeros joined to the input of each convolution, upsampling before convolving. ``reuse=True`` gives
-the same numbers, up to floating-point rounding, with less work: channels-last memory, no zero
-frames, and the upsampling folded into the taps of the convolution behind it. ``fuse_bias``, an
-option of the latter, is explained at `ResidualBlock`.
+Every layer supports two schedules. ``reuse=False`` is the published one: planar memory, history and
+zeros concatenated to the input of each convolution, upsampling before convolving. ``reuse=True``
+gives the same result, up to floating-point rounding, with less work: channels-last memory, no zero
+frames, and upsampling folded into the taps of the following convolution. ``fuse_bias``, an option
+of the latter, is explained at `ResidualBlock`.
 """
 
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ DOWNSAMPLE_PADDING = (0, 1, 0, 1)  # top, bottom, left, right
 
 
 class StreamCache:
-    """Where a stream of pieces stands: the last input frames of each causal convolution.
+    """State of a stream of pieces: the last input frames of each causal convolution.
 
-    Entries are replaced, never changed in place, so a fork costs nothing and stays as it was.
+    Entries are replaced, never modified in place, so a fork is free and unaffected by later pieces.
 
     Attributes:
-        frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W]; those of a slice with
-            its halo.
-        pieces: Pieces taken so far.
-        halo: What the frames are a part of: a picture of which other ranks have the other slices,
-            or by default nothing.
+        frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W]; for a slice,
+            including the halo.
+        pieces: Number of pieces so far.
+        halo: The picture that the frames are a slice of, if other ranks have the other slices;
+            by default none.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class StreamCache:
         *,
         halo: Whole = WHOLE,
     ) -> None:
-        """An empty cache, before the first piece, by default."""
+        """Create a cache, by default an empty one, before the first piece."""
         self.frames: dict[str, Tensor] = dict(frames or {})
         self.pieces, self.halo = pieces, halo
 
     def fork(self) -> Self:
-        """A copy that goes its own way; the tensors are shared until they are replaced."""
+        """Return an independent copy; tensors are shared until they are replaced."""
         return type(self)(self.frames, self.pieces, halo=self.halo)
 
     def remember(self, name: str, x_BCTHW: Tensor, count: int) -> None:
-        """Store the last ``count`` of the stored frames and the new ones, where there are so many.
+        """Store the last ``count`` of the stored frames and the new ones, or as many as there are.
 
-        What is stored is a copy: no view keeps a large tensor alive or shares the caller's memory.
+        Copies are stored: no view keeps a large tensor alive or shares the caller's memory.
         """
         if x_BCTHW.shape[2] < count and name in self.frames:
             older = self.frames[name][:, :, x_BCTHW.shape[2] - count :]
@@ -80,15 +80,15 @@ class ConvWeights(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A convolution over video whose outputs see no later frame.
+    """A convolution over video whose outputs depend on no later frame.
 
     Attributes:
-        packed: The weight as the op's backend wants it, instead of the weight's own numbers; None
-            where it has no such form.
-        name: Key of this layer's entry in the cache: its path in the model, set by the model.
-        late_bias: The bias, if it is left to whoever takes the result; else None.
-        context: Frames that it sees before the current one, or for ``stride`` 2 in time before
-            the first of a piece.
+        packed: The weight in the form that the op's backend wants, used instead of the weight's
+            values; None if it has no such form.
+        name: Key of this layer's entry in the cache: its path in the model, which sets it.
+        late_bias: The bias, if the consumer of the result adds it; else None.
+        context: Number of frames that it sees before the current one, or for temporal
+            ``stride`` 2 before the first of a piece.
     """
 
     ops: Ops
@@ -105,7 +105,7 @@ class CausalConv(nn.Module):
         stride: int = 1,
         leave_bias: bool = False,
     ) -> None:
-        """``weight`` [outputs, inputs, *kernel]; ``stride`` is that of time."""
+        """Create ``weight`` [outputs, inputs, *kernel]; ``stride`` is the temporal one."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
         self.bias = nn.Parameter(torch.empty(outputs))
@@ -120,11 +120,11 @@ class CausalConv(nn.Module):
 
     @property
     def late_bias(self) -> Tensor | None:
-        """See the class."""
+        """The bias, if the consumer of the result adds it; else None."""
         return self.bias if self.leave_bias else None
 
     def prepare(self) -> None:
-        """Put the weights into the order that the schedule convolves with."""
+        """Convert the weights to the form that the schedule convolves with."""
         if self.reuse and not is_shape_only(self.weight):
             weight = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
             self.weight.data, self.packed = pack_weight(self.ops, weight)
@@ -136,8 +136,8 @@ class CausalConv(nn.Module):
 
         Args:
             x_BCTHW: New frames.
-            cache: Stream that they continue; not needed by a kernel of one frame.
-            keep: Calculate the last ``keep`` output frames only.
+            cache: The stream that they continue; not needed by a one-frame kernel.
+            keep: Compute only the last ``keep`` output frames.
 
         Returns:
             Output frames [B, outputs, T or keep, H, W].
@@ -163,7 +163,7 @@ class CausalConv(nn.Module):
             x = F.pad(x, (left, right, top, bottom, zero_frames, 0))
             return self.ops.causal_conv3d(x, None, self.weight, self.bias, stride=self.stride)
 
-        if not any(self.padding):  # pixels do not see each other
+        if not any(self.padding):  # pixels are independent
             y, seen = run(x_BCTHW, history, self.padding), x_BCTHW
         else:
             assert cache is not None, f"{self.name} needs a stream"
@@ -183,26 +183,27 @@ class NormSiLU(nn.Module):
     ops: Ops
 
     def __init__(self, channels: int, ops: Ops) -> None:
-        """``gamma`` [channels, 1, 1, 1]."""
+        """Create ``gamma`` [channels, 1, 1, 1]."""
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(channels, 1, 1, 1))
         self.ops = ops
 
     def forward(self, x_BCTHW: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A fresh tensor of x's shape; ``bias`` [channels] is added to x first."""
+        """Return a fresh tensor of x's shape; ``bias`` [channels] is added to x first."""
         return self.ops.rms_norm_silu(x_BCTHW, self.gamma.flatten(), bias)
 
 
 class ResidualBlock(nn.Module):
-    """Two times norm, SiLU and convolution, beside a shortcut.
+    """Norm, SiLU and convolution, twice, in parallel with a shortcut.
 
-    PyTorch adds the bias of a convolution by cuDNN in a pass of its own. With ``fuse_bias`` the
-    convolutions leave theirs out: the first one's is added by the norm behind it, the second one's
-    and the shortcut's, as one vector, by the pass that adds the residual. By arithmetic, not
-    measured: what a block without a shortcut reads and writes on a GPU for 4 new frames behind 2
-    remembered ones, in units of its 4 frames (14B at 768x448: 264 MB in bf16 at full size):
+    PyTorch adds cuDNN's convolution bias in a separate pass. With ``fuse_bias`` the convolutions
+    omit
+    theirs: the first one's is added by the following norm, the second one's and the shortcut's, as
+    one vector, by the pass that adds the residual. By arithmetic, not measured: GPU memory traffic
+    of a block without a shortcut for 4 new frames after 2 remembered ones, in units of its 4 frames
+    (14B at 768x448: 264 MB in bf16 at full size):
 
-        pass                              as cuDNN does it    with ``fuse_bias``
+        pass                              cuDNN's way         with ``fuse_bias``
         norm and SiLU, twice              2 x (1 + 1)         2 x (1 + 1)
         join the history, twice           2 x (1.5 + 1.5)     2 x (1.5 + 1.5)
         convolve, twice                   2 x (1.5 + 1)       2 x (1.5 + 1)
@@ -211,10 +212,10 @@ class ResidualBlock(nn.Module):
         add the residual                  2 + 1               2 + 1
         together                          11 passes, 24       9 passes, 20
 
-    A shortcut's bias is another pass of 2 that goes.
+    A shortcut's bias saves another pass of 2.
 
     Attributes:
-        bias: What the residual's pass adds, fp32 [outputs]; None without ``fuse_bias``.
+        bias: Bias that the residual's pass adds, fp32 [outputs]; None without ``fuse_bias``.
     """
 
     ops: Ops
@@ -223,7 +224,7 @@ class ResidualBlock(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, ops: Ops, *, reuse: bool, fuse_bias: bool = False
     ) -> None:
-        """``shortcut`` exists where the width changes."""
+        """Build the layers; ``shortcut`` exists if the width changes."""
         super().__init__()
         kernel = (3, 3, 3)
         assert reuse or not fuse_bias, "the published schedule adds each bias where it stands"
@@ -243,7 +244,7 @@ class ResidualBlock(nn.Module):
         self.register_buffer("bias", None, persistent=False)
 
     def prepare(self) -> None:
-        """Join the biases that the residual's pass adds."""
+        """Combine the biases that the residual's pass adds."""
         if self.fuse_bias:
             self.bias = self._joined_bias()
 
@@ -253,7 +254,7 @@ class ResidualBlock(nn.Module):
         return torch.stack(biases).sum(0)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache, *, keep: int | None = None) -> Tensor:
-        """Frames of the same number and size, or the last ``keep`` of them."""
+        """Return frames of the same number and size, or the last ``keep`` of them."""
         branch = self.residual
         h = branch["2"](branch["0"](x_BCTHW), cache)
         h = branch["6"](branch["3"](h, branch["2"].late_bias), cache, keep=keep)
@@ -266,12 +267,12 @@ class ResidualBlock(nn.Module):
         return self.ops.add_residual(h, x, bias)
 
     def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
-        """Store what the first convolution of this block will want to see of these frames."""
+        """Store what this block's first convolution will need of these frames."""
         _remember(self.residual, x_BCTHW, cache)
 
 
 def _remember(layers: nn.ModuleDict, x_BCTHW: Tensor, cache: StreamCache) -> None:
-    """Store what convolution ``2`` behind norm ``0`` will want to see of these frames."""
+    """Store what convolution ``2`` after norm ``0`` will need of these frames."""
     conv = layers["2"]
     assert isinstance(conv, CausalConv)
     seen = cache.halo.join(layers["0"](x_BCTHW[:, :, -conv.context :]), conv.padding)
@@ -290,7 +291,7 @@ class AttentionBlock(nn.Module):
     ops: Ops
 
     def __init__(self, channels: int, ops: Ops) -> None:
-        """1 x 1 convolutions ``to_qkv`` and ``proj``."""
+        """Build 1 x 1 convolutions ``to_qkv`` and ``proj``."""
         super().__init__()
         self.ops = ops
         self.norm = _ChannelGamma(channels)
@@ -298,7 +299,7 @@ class AttentionBlock(nn.Module):
         self.proj = ConvWeights(channels, channels, 1)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """Frames of the same number and size."""
+        """Return frames of the same number and size."""
         batch, channels, frames, height, width = x_BCTHW.shape
         x_NLC = x_BCTHW.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, channels)
         unit_NLC = F.normalize(x_NLC.float(), dim=-1)
@@ -316,13 +317,13 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve rows and columns; with ``time`` also frames, all but the first of a stream."""
+    """Halves rows and columns; with ``time`` also frames, except the first of a stream."""
 
     ops: Ops
     packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
-        """``resample.1`` is a strided 3 x 3 convolution, ``time_conv`` one of 3 frames."""
+        """Build ``resample.1``, a strided 3 x 3 convolution, and ``time_conv`` over 3 frames."""
         super().__init__()
         self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels, 3)})
         self.register_buffer("packed", None, persistent=False)
@@ -332,7 +333,7 @@ class Downsample(nn.Module):
         )
 
     def prepare(self) -> None:
-        """Put the weights into the order that the schedule convolves with."""
+        """Convert the weights to the form that the schedule convolves with."""
         weight = _weights(self.resample).weight
         if self.reuse and not is_shape_only(weight):
             taps = weight.data.contiguous(memory_format=torch.channels_last).unsqueeze(2)
@@ -340,7 +341,7 @@ class Downsample(nn.Module):
             weight.data = taps.squeeze(2)
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """[B, C, 1, H/2, W/2] of the first piece, [B, C, T or T/2, H/2, W/2] of later ones."""
+        """Return [B, C, 1, H/2, W/2] for the first piece, then [B, C, T or T/2, H/2, W/2]."""
         conv = _weights(self.resample)
 
         def run(x: Tensor, _: Tensor | None, padding: Padding) -> Tensor:
@@ -362,10 +363,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double rows and columns and halve channels; with ``time`` double frames too.
+    """Doubles rows and columns and halves channels; with ``time`` doubles frames too.
 
-    The first latent of a stream keeps its one frame and is not remembered: the second is upsampled
-    in time as if nothing had been before it, as published.
+    The first latent of a stream keeps its single frame and is not remembered: the second is
+    upsampled in time as if nothing had preceded it, as published.
     """
 
     ops: Ops
@@ -374,7 +375,7 @@ class Upsample(nn.Module):
     packed: Tensor | None
 
     def __init__(self, channels: int, ops: Ops, *, time: bool, reuse: bool) -> None:
-        """``resample.1`` is a 3 x 3 convolution, ``time_conv`` one of 3 frames."""
+        """Build ``resample.1``, a 3 x 3 convolution, and ``time_conv`` over 3 frames."""
         super().__init__()
         self.resample = nn.ModuleDict({"1": ConvWeights(channels, channels // 2, 3)})
         self.ops, self.reuse = ops, reuse
@@ -397,7 +398,7 @@ class Upsample(nn.Module):
         return fold_upsampling(conv.weight).unsqueeze(2), conv.bias.repeat(4)
 
     def _folded(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Taps, bias and packed taps on the small image; of weights that learn, folded anew."""
+        """Return taps, bias and packed taps on the small image; refolded each time in training."""
         if _weights(self.resample).weight.requires_grad:
             return *self._fold(), None
         weight, bias = self.folded_weight, self.folded_bias
@@ -405,7 +406,7 @@ class Upsample(nn.Module):
         return weight, bias, self.packed
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """[B, C/2, T, 2H, 2W], and 2T frames of all pieces but the first with ``time``."""
+        """Return [B, C/2, T, 2H, 2W], with ``time`` 2T frames of all pieces but the first."""
         x = x_BCTHW
         if self.time_conv is not None and cache.pieces > 0:
             y = self.time_conv(x, cache)
@@ -431,16 +432,16 @@ class Head(nn.ModuleDict):
     """Norm, SiLU and the last convolution."""
 
     def __init__(self, inputs: int, outputs: int, ops: Ops, *, reuse: bool) -> None:
-        """``0.gamma``, ``2.weight`` and ``2.bias``."""
+        """Create ``0.gamma``, ``2.weight`` and ``2.bias``."""
         conv = CausalConv(inputs, outputs, (3, 3, 3), ops, reuse=reuse)
         super().__init__({"0": NormSiLU(inputs, ops), "2": conv})
 
     def forward(self, x_BCTHW: Tensor, cache: StreamCache) -> Tensor:
-        """[B, outputs, T, H, W]."""
+        """Return [B, outputs, T, H, W]."""
         return self["2"](self["0"](x_BCTHW), cache)
 
     def remember(self, x_BCTHW: Tensor, cache: StreamCache) -> None:
-        """Store what later frames will want to see of these."""
+        """Store what later frames will need of these."""
         _remember(self, x_BCTHW, cache)
 
 
@@ -451,7 +452,7 @@ def _weights(resample: nn.ModuleDict) -> ConvWeights:
 
 
 def fold_upsampling(weight_OIkk: Tensor) -> Tensor:
-    """Taps of a 3 x 3 convolution behind a nearest x2 upsampling, on the small image.
+    """Fold a nearest x2 upsampling into the taps of the 3 x 3 convolution after it.
 
     Along one axis output row 2r sees the upsampled rows 2r - 1, 2r, 2r + 1, which are the rows
     r - 1, r, r: taps (a, b + c). Row 2r + 1 sees r, r, r + 1: taps (a + b, c). Both axes give four
@@ -473,11 +474,11 @@ def fold_upsampling(weight_OIkk: Tensor) -> Tensor:
 
 
 def interleave_pixels(phases_BCTHW: Tensor) -> Tensor:
-    """Put the four phases of `fold_upsampling` into their pixels.
+    """Interleave the four phases of `fold_upsampling` into their pixels.
 
     Args:
-        phases_BCTHW: [B, 4 * C, T, H + 1, W + 1], the convolution of an image with a border of one;
-            even rows of the output start at its first row, odd ones at its second.
+        phases_BCTHW: [B, 4 * C, T, H + 1, W + 1], the convolution of an image with a border of
+            one; even output rows start at its first row, odd ones at its second.
 
     Returns:
         [B, C, T, 2H, 2W], channels_last_3d.
@@ -494,7 +495,7 @@ def interleave_pixels(phases_BCTHW: Tensor) -> Tensor:
 
 
 def interleave_frames(halves_BCTHW: Tensor) -> Tensor:
-    """[B, 2C, T, H, W] -> [B, C, 2T, H, W], channels_last_3d: even frames, then odd ones."""
+    """Map [B, 2C, T, H, W] to [B, C, 2T, H, W], channels_last_3d: even frames, then odd ones."""
     halves = halves_BCTHW.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))
     frames = halves.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     return frames.permute(0, 4, 1, 2, 3)

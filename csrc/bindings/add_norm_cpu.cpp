@@ -4,7 +4,7 @@
 namespace livetalk {
 namespace {
 
-// What add_norm and add_norm_quant are given, as their kernels want it.
+// Inputs of add_norm and add_norm_quant, in the form their kernels expect.
 struct Inputs {
   Tensor x, y, weight, bias;
   std::optional<Tensor> gate;

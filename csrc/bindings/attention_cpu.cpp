@@ -9,7 +9,7 @@
 namespace livetalk {
 namespace {
 
-constexpr int64_t packed_bytes = 32 << 20;  // units are packed together up to this
+constexpr int64_t packed_bytes = 32 << 20;  // units are packed together up to this size
 
 // k and v are [B, S, H, d], or [B, F, S, H, d].
 Keys keys_of(const Tensor& q, const Tensor& k, const Tensor& v, float last_bias = 0) {
@@ -39,7 +39,7 @@ Keys keys_of(const Tensor& q, const Tensor& k, const Tensor& v, float last_bias 
       (block + attention_block_round - 1) / attention_block_round * attention_block_round};
 }
 
-// Fills in what depends on the queries, and runs.
+// Completes the arguments that depend on the queries, and runs the kernel.
 Tensor run(const Tensor& q, Attention args) {
   const int64_t batch = q.size(0);
   Tensor out = torch::stable::new_empty(q, {batch, q.size(1), q.size(2), q.size(3)});
@@ -72,7 +72,7 @@ Tensor run(const Tensor& q, Attention args) {
   for (args.first_unit = 0; args.first_unit < units; args.first_unit += together) {
     const int64_t count = std::min(together, units - args.first_unit);
     parallel_rows(attention_pack_kernel(), args, count * blocks, 2 * block * args.channels);
-    // What a task does with a key's channel takes as long as a few elements of other ops.
+    // A task spends as long on a key's channel as other ops on a few elements.
     parallel_rows(attention_kernel(), args, count * tasks, 4 * (keys + 1) * args.channels);
   }
   return out;
@@ -109,7 +109,7 @@ Tensor audio_attention_cpu(
     int64_t token_offset) {
   STD_TORCH_CHECK(
       tokens_per_frame > 0 && token_offset >= 0,
-      "a frame needs tokens, and the first token an index from 0 on");
+      "a frame needs tokens, and the first token a non-negative index");
   STD_TORCH_CHECK(
       token_offset + q_BLHd.size(1) <= k_BFSHd.size(1) * tokens_per_frame,
       "tokens beyond the last audio frame");

@@ -1,5 +1,5 @@
-// The parts of the cpu backend of causal_conv3d that are compiled; ops/causal_conv3d/cpu.py decides
-// when they run.
+// The compiled parts of causal_conv3d's cpu backend; ops/causal_conv3d/cpu.py decides when they
+// run.
 #include "cpu/causal_conv3d.h"
 
 #include <string>
@@ -9,7 +9,7 @@
 namespace livetalk {
 namespace {
 
-constexpr int64_t least_pixels = 64;  // that a thread of the direct kernel has to work on
+constexpr int64_t least_pixels = 64;  // minimum per thread of the direct kernel
 
 int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -25,8 +25,8 @@ Video video(const Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), x.stride(4)};
 }
 
-// weight [O, I, t, h, w] in any memory format, fp32 or bf16 -> what causal_conv3d_packed multiplies
-// by, of the same dtype.
+// weight [O, I, t, h, w] in any memory format, fp32 or bf16 -> the form that causal_conv3d_packed
+// takes, with the same dtype.
 Tensor causal_conv3d_pack(Tensor weight) {
   check_dtype(weight, weight);
   PackConv3d args{};
@@ -42,7 +42,7 @@ Tensor causal_conv3d_pack(Tensor weight) {
   return packed;
 }
 
-// Taps that meet a frame which is not zero, summed over the output frames of one video.
+// Taps on nonzero frames, summed over the output frames of one video.
 int64_t real_taps(const CausalConv3d& args) {
   int64_t taps = 0;
   for (int64_t frame = 0; frame < args.frames; ++frame) {
@@ -58,18 +58,18 @@ bool fits_winograd(const CausalConv3d& args) {
   return true;
 }
 
-// Whether Winograd's algorithm is expected to take less time. Counted are products for each pair of
-// an input and an output channel; what transforms take was measured in units of these, on a Zen 5.
+// Whether Winograd's algorithm is expected to be faster. Costs are in products per pair of an input
+// and an output channel; those of transforms were measured in this unit, on a Zen 5.
 bool prefers_winograd(const CausalConv3d& args) {
   if (!fits_winograd(args)) return false;
-  constexpr double weights = 1000;            // a weight's taps to positions, for a thread
-  constexpr double inputs = 30, outputs = 15;  // a tile's, for each product that they are part of
+  constexpr double weights = 1000;            // transforming a weight, per thread
+  constexpr double inputs = 30, outputs = 15;  // transforming a tile, per product with it
   const double threads = torch::stable::get_num_threads();
   const double tiles = static_cast<double>(args.batch * args.tile_rows() * args.tile_columns());
   const double positions = 16.0 * static_cast<double>(args.frames / 2 * 4 + args.frames % 2 * 3);
   const double slow = 1 + inputs / static_cast<double>(args.outputs) +
                       outputs / static_cast<double>(args.inputs);
-  // A processor that multiplies bf16 does it twice as fast as fp32.
+  // Processors with bf16 multiplication do it twice as fast as in fp32.
   const double rate = args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
   const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
   return tiles * positions * slow + threads * weights < direct / rate;
@@ -84,7 +84,7 @@ void run_direct(const CausalConv3d& conv) {
       conv.all_taps() * conv.inputs * parts_of(conv.panels(), args.parts));
 }
 
-// Gives [B, T', H', W', O] of x's dtype. `method` is winograd, direct, or best for the one that
+// Returns [B, T', H', W', O] in x's dtype. `method` is winograd, direct, or best for the one that
 // should be faster.
 Tensor causal_conv3d_packed(
     Tensor x, std::optional<Tensor> history, Tensor packed, std::optional<Tensor> bias,

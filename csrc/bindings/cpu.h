@@ -1,4 +1,4 @@
-// What the CPU bindings share. Only the libtorch stable ABI is used, so that one binary serves
+// Shared by the CPU bindings. Only the libtorch stable ABI is used, so that one binary works with
 // every torch from 2.11 on.
 #pragma once
 
@@ -16,7 +16,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Calls kernel(args, begin, end) on pieces of [0, rows) in torch's own threads. `work` is the
-// number of elements of a row: below 32 k elements a thread costs more than it brings.
+// number of elements per row: below 32 k elements a thread costs more than it gains.
 template <class Args>
 void parallel_rows(
     void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t rows, int64_t work) {
@@ -28,7 +28,7 @@ void parallel_rows(
 
 inline bool is_half(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16; }
 
-// A channel vector as fp32, contiguous; a copy only where it is not that already.
+// A channel vector as contiguous fp32; copied only if it is not that already.
 inline Tensor as_float(const Tensor& x) {
   if (x.scalar_type() == ScalarType::Float && x.is_contiguous()) return x;
   return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));

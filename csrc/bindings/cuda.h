@@ -1,6 +1,6 @@
-// What the CUDA bindings share, and what they refuse. A kernel has raw pointers and loads packs of
-// 16 bytes: whatever could make it read beyond a tensor or fault on an address is an error here,
-// before anything is allocated or launched. Only the libtorch stable ABI is used.
+// Shared by the CUDA bindings: above all, checks. Kernels have raw pointers and load packs of 16
+// bytes: whatever could make one read out of bounds or fault on an address is an error here, before
+// anything is allocated or launched. Only the libtorch stable ABI is used.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
-constexpr int64_t pack_bytes = 16;    // of a load or store, and of TMA's rows and addresses
+constexpr int64_t pack_bytes = 16;    // per load or store, and granularity of TMA
 constexpr int64_t max_batch = 65535;  // blocks along the second and third axis of a grid
 constexpr int64_t max_int = std::numeric_limits<int>::max();  // and blocks along the first axis
 
@@ -41,7 +41,7 @@ inline cudaStream_t stream_of(const Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// The checks of one call of `op`, whose first tensor is `x`. Each names what is wrong with what.
+// Checks for one call of `op`, whose first tensor is `x`. Each names the tensor and the problem.
 struct Call {
   const char* op;
   const Tensor& x;
@@ -56,10 +56,10 @@ struct Call {
         " is on another device than the first tensor");
   }
 
-  // The last check: what follows needs a GPU.
+  // The last check: everything after it needs a GPU.
   void require_gpu() const { STD_TORCH_CHECK(x.is_cuda(), op, ": needs tensors on a CUDA device"); }
 
-  // The first activation: fp32 or bf16, in at most 2^31 - 1 rows of whole packs. Gives the width.
+  // The first activation: fp32 or bf16, at most 2^31 - 1 rows of whole packs. Returns the width.
   int64_t width_of_rows() const {
     STD_TORCH_CHECK(is_float(x) || is_half(x), op, ": needs float32 or bfloat16");
     STD_TORCH_CHECK(x.dim() > 0, op, ": needs rows, not a scalar");
@@ -84,7 +84,7 @@ struct Call {
     require_aligned(tensor, name);
   }
 
-  // A vector of `width` channels in fp32 or bf16, which is read in packs.
+  // A vector of `width` channels in fp32 or bf16, read in packs.
   void require_channels(const Tensor& vector, int64_t width, const char* name) const {
     require_same_device(vector, name);
     STD_TORCH_CHECK(

@@ -4,10 +4,10 @@
 namespace livetalk {
 namespace {
 
-// Rows of a that are multiplied at a time: what its widened form and a group's sums take.
+// Rows of a multiplied at a time, which bounds its widened form and a group's sums.
 constexpr int64_t most_rows = 1024;
 
-// Operands of a call, checked and contiguous.
+// A call's operands, checked and contiguous.
 struct Operands {
   Tensor a, b, scale_a, scale_b;
   std::optional<Tensor> bias;

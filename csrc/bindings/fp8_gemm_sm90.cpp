@@ -22,7 +22,7 @@ const void* fp8_operand(const Call& call, const Tensor& matrix, const char* name
   return matrix.const_data_ptr();
 }
 
-// Scales [rows, 1] or [rows, depth / 128], of any strides.
+// Scales [rows, 1] or [rows, depth / 128], with any strides.
 void set_scale_a(const Call& call, const Tensor& scale, Fp8Linear& args) {
   call.require_same_device(scale, "scale_a");
   const int64_t blocks = size_of(call, scale, 1, "scale_a");

@@ -11,7 +11,7 @@ namespace {
 constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
 constexpr Isa best_first[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::scalar};
 
-// What the processor, or this build, lacks of a set; empty if nothing. setup.py has the flags.
+// What the processor, or this build, lacks for a set; empty if nothing. setup.py has the flags.
 std::string lacks(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -37,18 +37,18 @@ std::tuple<Tensor, Tensor> add_norm_cuda(
   return {x_new, h};
 }
 
-// Where the rows of one input of rms_norm_rope lie.
+// Memory layout of one input of rms_norm_rope.
 struct Rows {
-  int64_t batch, rows;           // batch entries, and rows of each
+  int64_t batch, rows;           // batch entries, and rows per entry
   int64_t stride, batch_stride;  // elements from one to the next
 };
 
-// Rows [.., .., width] whose channels are neighbours and which start at whole packs.
+// Rows [.., .., width] with contiguous channels, starting at whole packs.
 Rows rows_of(const Call& call, const Tensor& x, const char* name) {
   const int64_t dims = x.dim(), width = x.size(dims - 1);
   STD_TORCH_CHECK(
       x.stride(dims - 1) == 1 || width == 1, call.op, ": channels of ", name, " are strided");
-  Rows found{1, 1, 0, 0};  // the stride of a dimension of one has no meaning
+  Rows found{1, 1, 0, 0};  // the stride of a dimension of size 1 is meaningless
   if (dims > 1) found.rows = x.size(dims - 2);
   if (dims > 2) found.batch = x.size(dims - 3);
   if (found.rows > 1) found.stride = x.stride(dims - 2);
@@ -65,7 +65,7 @@ Tensor rms_norm_cuda(Tensor x, Tensor weight, double eps) {
   const Call call{"rms_norm", x};
   const int64_t width = call.width_of_rows();
   call.require_channels(weight, width, "weight");
-  // What has no two strides, or too many batch entries for a grid, becomes one batch entry.
+  // If two strides don't suffice, or a grid can't hold the batch, make it a single batch entry.
   if (x.dim() > 3 || (x.dim() == 3 && x.size(0) > max_batch)) x = torch::stable::contiguous(x);
   const Rows found = x.is_contiguous() && width > 0 ? Rows{1, x.numel() / width, width, 0}
                                                     : rows_of(call, x, "x");
@@ -89,7 +89,7 @@ Tensor rms_norm_cuda(Tensor x, Tensor weight, double eps) {
   return out;
 }
 
-// A table [S, half_head] that the rows [row_offset, row_offset + tokens) are read of.
+// A table [S, half_head] from which rows [row_offset, row_offset + tokens) are read.
 void require_table(
     const Call& call, const Tensor& table, int64_t half_head, int64_t row_offset, int64_t tokens,
     const char* name) {

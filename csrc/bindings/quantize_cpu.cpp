@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor> quantize_cpu(Tensor x, std::optional<int64_t> block) 
   std::vector<int64_t> scales(sizes.begin(), sizes.end());
   scales.back() = block ? rows.width / length : 1;
   Tensor scale = torch::stable::new_empty(x, scales, ScalarType::Float);
-  if (rows.width == 0) {  // nothing is no larger than zero
+  if (rows.width == 0) {  // the peak of no values is zero
     torch::stable::fill_(scale, 1.0);
     return {q, scale};
   }

@@ -6,7 +6,7 @@
 namespace livetalk {
 namespace {
 
-// [batch, tokens, width] whose last dimension is contiguous; a copy where it is not.
+// [batch, tokens, width] with a contiguous last dimension; copied if necessary.
 Tensor with_rows(const Tensor& x) {
   return x.size(2) <= 1 || x.stride(2) == 1 ? x : torch::stable::contiguous(x);
 }

@@ -33,7 +33,7 @@ Tensor rms_norm_silu_cpu(Tensor x, Tensor gamma, std::optional<Tensor> bias) {
     dense = torch::stable::empty_like(x);
     torch::stable::copy_(dense, x);
   }
-  // All dimensions within the channels' stride are neighbours of one channel.
+  // All dimensions within the channels' stride belong to one channel.
   const int64_t inner = channels == 1 ? 1 : dense.stride(1);
   const int64_t outer = x.numel() / (channels * inner);
   const RmsNormSilu args{

@@ -1,5 +1,5 @@
-// How the CPU bindings of row-wise ops see their tensors, and what they refuse. A kernel has raw
-// pointers, so whatever could make it read beyond a tensor is checked here.
+// Tensor views and checks for the CPU bindings of row-wise ops. Kernels have raw pointers, so
+// whatever could make one read out of bounds is checked here.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace livetalk {
 
-// The tensor itself where it is contiguous; asking first spares most calls one through torch.
+// The tensor itself if contiguous; checking first saves most calls a call into torch.
 inline Tensor packed(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
@@ -19,15 +19,15 @@ inline Tensor packed_floats(const Tensor& x) {
   return x.scalar_type() == ScalarType::Float ? packed(x) : as_float(x);
 }
 
-// A tensor [..., width] as rows of contiguous elements at one distance.
+// A tensor [..., width] as contiguous rows at a single stride.
 struct Rows {
-  Tensor tensor;  // keeps the memory
+  Tensor tensor;  // owns the memory
   int64_t count, width, stride;
 
   const void* data() const { return tensor.const_data_ptr(); }
 };
 
-// The tensor itself where its leading dimensions are one in memory, else a contiguous copy.
+// The tensor itself if its leading dimensions share a stride, else a contiguous copy.
 inline Rows rows_of(const Tensor& x) {
   const int64_t last = x.dim() - 1, width = x.size(last);
   int64_t count = 1, stride = width;
@@ -61,11 +61,11 @@ inline void check_dtype(const Tensor& x) {
       x.scalar_type() == ScalarType::Float || is_half(x), "needs float32 or bfloat16");
 }
 
-// Results of this size and more are written past the caches, which spares reading their lines
-// first: up to a quarter of the time at 15 MiB, measured beside a level-3 cache of 32 MiB.
+// Results of at least this size bypass the caches, which avoids reading their lines first: up to a
+// quarter of the time at 15 MiB, measured with a level-3 cache of 32 MiB.
 constexpr int64_t stream_bytes = int64_t{8} << 20;
 
-// Whether a result is large enough for that, and its pieces of `width` elements are aligned to it.
+// Whether a result is large enough, and its pieces of `width` elements are aligned.
 inline bool streams(const Tensor& out, int64_t width) {
   constexpr int64_t line = 64;
   const int64_t size = static_cast<int64_t>(out.element_size());

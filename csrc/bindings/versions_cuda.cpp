@@ -1,10 +1,10 @@
-// Which CUDA the extension was built with, and which one the driver serves.
+// The CUDA version that the extension was built with, and the newest that the driver supports.
 #include "bindings/cuda.h"
 
 namespace livetalk::cuda {
 namespace {
 
-// Both as 1000 * major + 10 * minor; 0: there is no driver. Asking makes no context.
+// Both as 1000 * major + 10 * minor; 0: there is no driver. Creates no context.
 std::tuple<int64_t, int64_t> cuda_versions() {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;

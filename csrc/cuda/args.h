@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
-typedef struct CUstream_st* cudaStream_t;  // as in cuda_runtime_api.h, which emulation has not
+typedef struct CUstream_st* cudaStream_t;  // as in cuda_runtime_api.h, which emulation lacks
 
 namespace livetalk::cuda {
 
-// A channel vector in bf16 or fp32: a model keeps modulations in fp32 beside bf16 weights.
+// A channel vector in bf16 or fp32: a model keeps modulations in fp32 alongside bf16 weights.
 struct Channels {
   const void* data;  // null: absent
   bool half;
@@ -37,10 +37,10 @@ struct RmsNormRope {
   const float* cosine;      // [.., head / 2]; null: no rotation
   const float* sine;
   int64_t row_offset;
-  int rows;   // of a batch entry
+  int rows;   // per batch entry
   int batch;  // entries, at most 65535
   int width;
-  int head;  // channels of a head
+  int head;  // channels per head
   bool head_major;
   float eps;
 };
@@ -55,8 +55,8 @@ struct RmsNormSilu {
   int channels;
 };
 
-// `rows` counts all of them, `inputs` is 1 or 2. `half`: tensors are bf16, else fp32. Each gives
-// false, and launches nothing, if a row is too wide to be held in registers.
+// `rows` counts all of them, `inputs` is 1 or 2. `half`: tensors are bf16, else fp32. Each returns
+// false, and launches nothing, if a row is too wide for registers.
 bool add_norm(const AddNorm& args, int64_t rows, bool half, cudaStream_t stream);
 bool rms_norm_rope(const RmsNormRope& args, int inputs, bool half, cudaStream_t stream);
 bool rms_norm_silu(const RmsNormSilu& args, bool half, cudaStream_t stream);

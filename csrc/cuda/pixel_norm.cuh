@@ -1,6 +1,6 @@
-// rms_norm_silu: rows of a few hundred channels, so that a row takes a part of a warp.
+// rms_norm_silu: rows of a few hundred channels, so that a row takes only part of a warp.
 //
-// LANES neighbouring lanes share a pixel and take PACKS packs of 16 bytes each, in turn: 96 bf16
+// LANES neighbouring lanes share a pixel and take PACKS 16-byte packs each, round-robin: 96 bf16
 // channels are 4 lanes x 3 packs of 8, 384 are 16 x 3; no lane idles.
 #pragma once
 
@@ -14,7 +14,7 @@ __global__ void rms_norm_silu_kernel(RmsNormSilu args) {
   constexpr int N = pack<T>;
   const int lane = threadIdx.x % LANES;
   const int64_t group = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
-  const bool inside = group < args.pixels;  // a whole warp takes part in the shuffles
+  const bool inside = group < args.pixels;  // all lanes of a warp must take part in the shuffles
   const T* x = static_cast<const T*>(args.x) + group * args.channels;
   T* out = static_cast<T*>(args.out) + group * args.channels;
 

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int max_threads = 512;
 
-// Packs per thread and threads per block for a row: the fewest idle lanes, then the most bytes
-// under way. No threads: the row is too wide.
+// Packs per thread and threads per block for a row: the fewest idle lanes, then the most bytes in
+// flight. No threads: the row is too wide.
 struct Shape {
   int packs = 0;
   int threads = 0;

@@ -1,6 +1,7 @@
-// Norms of rows that are held in registers between their one load and their one store.
+// Norms of rows that stay in registers between a single load and a single store. The kernels have
+// run on a CPU by emulation; CUDA code in this folder is untested on a GPU.
 //
-// A block takes one row. Its threads take packs of 16 bytes in turn, at most PACKS each, so widths
+// A block takes one row. Its threads take 16-byte packs round-robin, at most PACKS each, so widths
 // need not be powers of two: 5120 bf16 values are 160 threads x 4 packs of 8.
 #pragma once
 
@@ -22,7 +23,7 @@ __global__ void add_norm_kernel(AddNorm args) {
   const bool gated = args.gate.data != nullptr;
   float value[PACKS][N], branch[PACKS][N];
 #pragma unroll
-  for (int k = 0; k < PACKS; ++k) {  // all loads first, so that many are under way
+  for (int k = 0; k < PACKS; ++k) {  // all loads first, so that many are in flight
     const int i = static_cast<int>(k * blockDim.x + threadIdx.x) * N;
     if (i < args.width) {
       load(x + i, value[k]);
@@ -41,13 +42,13 @@ __global__ void add_norm_kernel(AddNorm args) {
         value[k][j] += gated ? gate[j] * branch[k][j] : branch[k][j];
       }
       store(x_new + i, value[k]);
-      round_to(x_new, value[k]);  // the norm sees the sum as it is stored
+      round_to(x_new, value[k]);  // the norm sees the sum as stored
 #pragma unroll
       for (int j = 0; j < N; ++j) total += value[k][j];
     }
   }
   const float mean = block_sum(total, parts[0]) / static_cast<float>(args.width);
-  // The variance around the mean: the mean square would lose it where the mean is large.
+  // The variance around the mean: the mean square would lose it if the mean is large.
   float square = 0.0f;
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
@@ -76,7 +77,7 @@ __global__ void add_norm_kernel(AddNorm args) {
   }
 }
 
-// Blocks [rows of a batch entry, inputs, batch entries], so that none has to divide for its place.
+// Blocks [rows of a batch entry, inputs, batch entries], so that none needs divisions.
 template <class T, int PACKS>
 __global__ void rms_norm_rope_kernel(RmsNormRope args) {
   constexpr int N = pack<T>;

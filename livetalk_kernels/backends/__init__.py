@@ -1,1 +1,1 @@
-"""What all backends of a kind share: loading compiled kernels, launching, versions, reasons."""
+"""Shared by all backends of a kind: loading compiled kernels, launching, versions, reasons."""

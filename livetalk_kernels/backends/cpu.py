@@ -1,6 +1,6 @@
-"""The compiled CPU kernels: load ``_C.so``, or say why there is none.
+"""The compiled CPU kernels: loads ``_C.so``, or says why it cannot.
 
-The library holds no Python, so it is loaded as torch loads operators; its kernels are then
+The library contains no Python, so it is loaded as torch operators; its kernels are then
 ``torch.ops.livetalk.<op>_cpu``.
 """
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent.parent
 MEND = "install a C++ compiler (g++), then install livetalk again (`make install`)"
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
-"""Instruction sets with kernels of their own, each with all of those before it."""
+"""Instruction sets with their own kernels; each includes all those before it."""
 BF16_ISAS = ("avx512_bf16",)
-"""Those that multiply bf16."""
+"""Those with bf16 multiplication."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def missing() -> str | None:
-    """None once the kernels are loaded, else why they cannot be."""
+    """Return None once the kernels are loaded, else why they cannot be."""
     return load(FOLDER)
 
 
 @functools.cache
 def load(folder: Path) -> str | None:
-    """Load the kernels that lie in a folder, once; None, or why they cannot be loaded."""
+    """Load the kernels in a folder, once; return None, or why they cannot be loaded."""
     library = folder / "_C.so"
     if not library.is_file():
         note = folder / "_C.reason"
@@ -45,15 +45,15 @@ def load(folder: Path) -> str | None:
 
 
 def load_library(library: Path, mend: str) -> str | None:
-    """Load torch operators; None, or the dynamic linker's reason why not, and what mends it.
+    """Load torch operators; return None, or the dynamic linker's reason for refusal and the fix.
 
     Args:
         library: File with operators.
-        mend: Command that builds it here, against this torch.
+        mend: Command that rebuilds it here, against this torch.
     """
     try:
         torch.ops.load_library(library)
-    except OSError as error:  # torch's own message says only that it failed
+    except OSError as error:  # torch's own message only says that loading failed
         cause = str(error.__cause__ or error).partition("\n")[0].removeprefix(f"{library}: ")
         if "undefined symbol" in cause:
             return (
@@ -65,7 +65,7 @@ def load_library(library: Path, mend: str) -> str | None:
 
 
 def supports(case: "Case") -> str | None:
-    """What every ``cpu`` backend asks: a CPU, fp32 or bf16, and the compiled kernels."""
+    """Check what every ``cpu`` backend needs: a CPU, fp32 or bf16, and the compiled kernels."""
     reason = device_reason(case.device, "cpu") or dtype_reason(case.dtype, DTYPES) or missing()
     if reason is None and not hasattr(torch.ops.livetalk, f"{case.op}_cpu"):
         return "the compiled kernels are older than this code; build them again (`make build`)"
@@ -73,7 +73,7 @@ def supports(case: "Case") -> str | None:
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `operators.compiled`."""
+    """Return an op's operator from this library; see `operators.compiled`."""
     missing()
     return operators.compiled(f"{op}_cpu", fake)
 
@@ -85,18 +85,18 @@ def isa() -> str:
 
 
 def idle_isas() -> dict[str, str]:
-    """Return the instruction sets that this CPU cannot run -> what it lacks, lowest set first."""
+    """Map the instruction sets that this CPU cannot run to what it lacks, lowest set first."""
     assert missing() is None
     lacks = {name: str(torch.ops.livetalk.isa_lacks(name)) for name in ISAS}
     return {name: lack for name, lack in lacks.items() if lack}
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which tensors of ``dtype`` are to be multiplied on ``device``.
+    """Return the dtype in which tensors of ``dtype`` should be multiplied on ``device``.
 
-    It is fp32 for bf16 where the instruction set in use multiplies no bf16, which PyTorch would
-    emulate; else the dtype itself. PyTorch decides where the kernels were not built, and on other
-    processors than x86-64.
+    fp32 for bf16 if the instruction set in use has no bf16 multiplication, which PyTorch would
+    emulate; else the dtype itself. PyTorch decides if the kernels were not built, and on
+    processors other than x86-64.
     """
     if device.type != "cpu" or dtype != torch.bfloat16 or platform.machine() != "x86_64":
         return dtype

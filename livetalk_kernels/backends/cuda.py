@@ -1,13 +1,13 @@
-"""The compiled CUDA kernels: load ``_C_cuda.so``, or say why not.
+"""The compiled CUDA kernels: loads ``_C_cuda.so``, or says why it cannot.
 
-``make cuda`` builds it wherever there is nvcc; it loads only into a torch that is built for CUDA.
-Its kernels are then ``torch.ops.livetalk.<op>_cuda``.
+``make cuda`` builds it wherever nvcc is installed; it loads only into a torch built for CUDA.
+Its kernels are then ``torch.ops.livetalk.<op>_cuda``. Untested on a GPU.
 
-It brings its own CUDA runtime, so what torch was built with does not matter, but the driver does.
-A driver serves runtimes of its own and of older major versions. Within a major version it runs
-machine code of newer toolkits too, but does not translate their portable code (PTX).
+It links its own CUDA runtime, so the one torch was built with does not matter, but the driver does.
+A driver supports runtimes of its own and of older major versions. Within a major version it also
+runs machine code of newer toolkits, but does not translate their portable code (PTX).
 
-Source: NVIDIA's "CUDA Compatibility", on minor version compatibility and its limits.
+Source: NVIDIA's "CUDA Compatibility", minor version compatibility and its limits.
 """
 
 import functools
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MEND = "run `make cuda` (needs nvcc)"
 REBUILD = "run `make cuda` here again (needs nvcc)"
 PACK_BYTES = 16
-LANES, PACKS = 32, 4  # at most, of one pixel in pixel_norm.cu
+LANES, PACKS = 32, 4  # maximum per pixel in pixel_norm.cu
 MIN_CAPABILITY = (8, 0)
 MAX_CHANNELS: Mapping[torch.dtype, int] = MappingProxyType(
     {
@@ -39,7 +39,7 @@ MAX_CHANNELS: Mapping[torch.dtype, int] = MappingProxyType(
 
 @functools.cache
 def missing() -> str | None:
-    """None once the kernels are loaded, else why they cannot be."""
+    """Return None once the kernels are loaded, else why they cannot be."""
     library = FOLDER / "_C_cuda.so"
     if not library.is_file():
         return f"the CUDA kernels were not built; {MEND}"
@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 def versions() -> tuple[int, int]:
-    """CUDA of the toolkit that built the kernels, and the newest one that the driver serves.
+    """Return the CUDA version that built the kernels, and the newest that the driver supports.
 
     Returns:
         Both as 1000 * major + 10 * minor; 0 without a driver.
@@ -60,7 +60,7 @@ def versions() -> tuple[int, int]:
 
 
 def driver_reason(toolkit: int, driver: int) -> str | None:
-    """None for a driver that serves the runtime of a toolkit, else why it does not.
+    """Return None if a driver supports a toolkit's runtime, else why it does not.
 
     Args:
         toolkit: As in ``versions``.
@@ -76,7 +76,7 @@ def driver_reason(toolkit: int, driver: int) -> str | None:
 
 
 def translation_reason(capability: tuple[int, int], toolkit: int, driver: int) -> str | None:
-    """None for a GPU whose machine code was built, or whose driver can translate; else why not.
+    """Return None if a GPU's machine code was built or can be translated, else why not.
 
     Args:
         capability: Compute capability of the GPU, 8.0 or newer.
@@ -98,17 +98,17 @@ def _version(number: int) -> str:
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `operators.compiled`."""
+    """Return an op's operator from this library; see `operators.compiled`."""
     missing()
     return operators.compiled(f"{op}_cuda", fake)
 
 
 def supports_rows(case: "Case", letter: str) -> str | None:
-    """What a kernel for rows of packs asks: a GPU, fp32 or bf16, rows of 16-byte packs.
+    """Check what kernels on 16-byte packs need: a GPU, fp32 or bf16, rows of whole packs.
 
     Args:
-        case: What will be run.
-        letter: Letter of the size that consists of whole packs.
+        case: The problem.
+        letter: Letter of the size that must consist of whole packs.
     """
     reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, MAX_CHANNELS)
     if reason is not None:
@@ -117,6 +117,6 @@ def supports_rows(case: "Case", letter: str) -> str | None:
     if case.dims.get(letter, 0) % count:
         return f"needs {letter} in multiples of {count}, not {case.dims[letter]}"
     reason = case.libraries.problem("cuda kernels") or capability_reason(case, MIN_CAPABILITY)
-    if reason is not None or case.gpu is not None:  # the driver of a GPU elsewhere is not known
+    if reason is not None or case.gpu is not None:  # an absent GPU's driver is not known
         return reason
     return translation_reason(torch.cuda.get_device_capability(case.device), *versions())

@@ -1,7 +1,7 @@
-"""The FP8 linears on CUTLASS: what they need of the build, the GPU and the sizes.
+"""The FP8 linears on CUTLASS: what they need from the build, the GPU and the sizes.
 
-They are part of ``_C_cuda.so`` if the package nvidia-cutlass was installed when it was built: they
-are made of its headers, see ``csrc/cuda/sm90``. They are ``torch.ops.livetalk.<op>_cutlass``.
+``_C_cuda.so`` includes them if the package nvidia-cutlass, whose headers they use, was installed
+when it was built; see ``csrc/cuda/sm90``. They are ``torch.ops.livetalk.<op>_cutlass``.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from ..spec import Case
 
 MEND = "pip install --no-deps nvidia-cutlass, then `make cuda`"
-OPERATOR = "fp8_gemm_cutlass"  # that tells whether the library has them
-TMA_VALUES = 16  # FP8 values in the 16 bytes that rows are multiples of
+OPERATOR = "fp8_gemm_cutlass"  # its presence shows that the library has them
+TMA_VALUES = 16  # FP8 values in 16 bytes, the granularity of rows
 
 
 def missing() -> str | None:
-    """None once the kernels are loaded, else why they cannot be."""
+    """Return None once the kernels are loaded, else why they cannot be."""
     reason = cuda.missing()
     if reason is None and not hasattr(torch.ops.livetalk, OPERATOR):
         return f"the CUDA kernels were built without CUTLASS; {MEND}"
@@ -29,17 +29,17 @@ def missing() -> str | None:
 
 
 def compiled(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take an op's operator of this library; see `operators.compiled`."""
+    """Return an op's operator from this library; see `operators.compiled`."""
     missing()
     return operators.compiled(f"{op}_cutlass", fake)
 
 
 def supports_linear(case: "Case", multiple: int) -> str | None:
-    """None, or why a linear with bf16 results cannot run.
+    """Return None, or why a linear with bf16 results cannot run.
 
     Args:
-        case: What will be run.
-        multiple: What N is a multiple of.
+        case: The problem.
+        multiple: What N must be a multiple of.
     """
     reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, (torch.bfloat16,))
     if reason is not None:

@@ -1,7 +1,7 @@
-"""What is installed that backends depend on: versions, and why something cannot be used.
+"""Libraries that backends depend on: installed versions, and why something cannot be used.
 
-Backends ask through their case (`Case.libraries`), so that an answer can be supposed: of a library
-that is not installed, or for a GPU that is not here. Nothing global is switched for that.
+Backends ask through their case (`Case.libraries`), so that answers can be hypothetical: about a
+library that is not installed, or a GPU that is absent. No global state is switched for that.
 """
 
 import importlib
@@ -20,21 +20,21 @@ from ..machine import version
 from .reasons import TORCH
 
 Found: TypeAlias = tuple[str, str]
-"""Version, empty where it cannot be used; and why not, empty where it can."""
+"""Version, empty if unusable; and why it is unusable, else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Libraries:
-    """What is installed, but for what is supposed.
+    """The installed libraries, overridden by assumptions.
 
     Attributes:
-        supposed: Name -> version that is supposed; empty: it is not installed.
+        supposed: Name -> assumed version; empty for "not installed".
     """
 
     supposed: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Found:
-        """Version of a library of `LIBRARIES`, or why it cannot be used."""
+        """Return the version of a library in `LIBRARIES`, or why it cannot be used."""
         library = LIBRARIES[name]
         if name not in self.supposed:
             return library.find()
@@ -42,33 +42,33 @@ class Libraries:
         return found, "" if found else f"needs {name}; {library.install}"
 
     def flash_implementation(self) -> str | None:
-        """What torch's flash attention was exchanged for in this process; None: nothing."""
+        """Return what replaced torch's flash attention in this process; None if nothing did."""
         return torch.nn.attention.current_flash_attention_impl()
 
     def problem(self, name: str) -> str | None:
-        """None where a library can be used, else why not and what mends it."""
+        """Return None if a library can be used, else why not and the fix."""
         return self.find(name)[1] or None
 
     def too_old(self, name: str, least: str) -> str | None:
-        """None for a library of that version or a newer one, else what is needed."""
+        """Return None for a library of at least that version, else what is needed."""
         found, problem = self.find(name)
         if problem or release(found) >= release(least):
             return problem or None
         return f"needs {name} {least} or newer, not {found}; {LIBRARIES[name].install}"
 
     def supposing(self, found: Mapping[str, str]) -> "Libraries":
-        """The same with more that is supposed."""
+        """Return a copy with further assumptions."""
         assert found.keys() <= LIBRARIES.keys(), found
         return Libraries(supposed={**self.supposed, **found})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """How to ask for one library, and how to get it.
+    """How to query one library, and how to install it.
 
     Attributes:
-        find: Gives its version, or why it cannot be used.
-        install: What installs it.
+        find: Returns its version, or why it cannot be used.
+        install: Command that installs it.
     """
 
     find: Callable[[], Found]
@@ -76,7 +76,7 @@ class Library:
 
 
 def release(text: str) -> tuple[int, ...]:
-    """The numbers of a version: ``9.19.0+cu130`` -> (9, 19, 0)."""
+    """Parse the numbers of a version: ``9.19.0+cu130`` -> (9, 19, 0)."""
     numbers = []
     for part in text.partition("+")[0].split("."):
         if not part.isdigit():
@@ -86,7 +86,7 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def _module(name: str, module: str, distribution: str, install: str) -> Found:
-    """A Python package, imported to see whether it works."""
+    """Query a Python package by importing it, to see whether it works."""
     try:
         importlib.import_module(module)
     except Exception as error:  # a library built for another torch can fail in any way
@@ -96,7 +96,7 @@ def _module(name: str, module: str, distribution: str, install: str) -> Found:
 
 
 def _triton() -> Found:
-    """Triton, which is not imported for the question."""
+    """Query Triton without importing it."""
     if importlib.util.find_spec("triton") is None:
         return "", f"needs triton; {TRITON}"
     return version("triton") or "unknown", ""
@@ -136,7 +136,7 @@ def _flashinfer() -> Found:
 
 
 def _nvcc() -> str | None:
-    """Path of nvcc, where extensions of torch are compiled with it."""
+    """Return the path of nvcc, as torch's extensions look it up."""
     from torch.utils.cpp_extension import CUDA_HOME
 
     return shutil.which("nvcc") or (CUDA_HOME and shutil.which(f"{CUDA_HOME}/bin/nvcc"))

@@ -1,4 +1,4 @@
-"""Our compiled kernels as torch operators, so that tracing, fake tensors and opcheck see them."""
+"""Exposes our kernels as torch operators, so that tracing, fake tensors and opcheck see them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Give an operator of ours, ``livetalk::<name>``, its fake implementation."""
+    """Register the fake implementation of our operator ``livetalk::<name>``."""
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
 def compiled(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the operator ``livetalk::<name>`` of a compiled library that has been loaded.
+    """Return the operator ``livetalk::<name>`` of a loaded compiled library.
 
     Args:
         name: Name of the operator.
-        fake: Empty outputs for a call's arguments; its fake implementation.
+        fake: Its fake implementation: returns empty outputs for a call's arguments.
 
     Returns:
-        The operator, with names and defaults of its schema. Where the library has none, it is
-        looked for in every call; the backend's ``supports`` says why it is not there.
+        The operator, with the names and defaults of its schema. If the library lacks it, every
+        call looks it up again; the backend's ``supports`` says why it is missing.
     """
     if hasattr(torch.ops.livetalk, name):
         register_fake(name, fake)
@@ -39,16 +39,16 @@ def compiled(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 def register_python(
     op: str, backend: str, run: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Make an operator ``livetalk::<op>_<backend>`` of a Python function.
+    """Create an operator ``livetalk::<op>_<backend>`` from a Python function.
 
-    ``torch.library.custom_op`` does the same and costs three times as much per call.
+    ``torch.library.custom_op`` does the same at three times the cost per call.
 
     Args:
         op: Name of the op.
         backend: Name of the backend.
         run: The implementation.
-        fake: Empty outputs for a call's arguments; its annotations give the schema, so they hold
-            no ``Literal`` and no tuples but for the result.
+        fake: Returns empty outputs for a call's arguments; its annotations give the schema, so
+            they contain no ``Literal``, and no tuples except for the result.
 
     Returns:
         The operator, callable like ``run``.

@@ -1,4 +1,4 @@
-"""Why a backend cannot run a case, in words that several backends share."""
+"""Reasons why a backend cannot run a case, shared by several backends."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ ADA, HOPPER = (8, 9), (9, 0)
 
 
 def device_reason(device: torch.device, wanted: str) -> str | None:
-    """None on a device of that type, else why not."""
+    """Return None on a device of that type, else why it cannot run."""
     return None if device.type == wanted else f"runs on {wanted}, not on {device.type}"
 
 
 def dtype_reason(dtype: torch.dtype, wanted: Collection[torch.dtype]) -> str | None:
-    """None for one of those dtypes, else which it needs."""
+    """Return None for one of those dtypes, else which are needed."""
     if dtype in wanted:
         return None
     *others, last = map(dtype_name, wanted)
@@ -29,7 +29,7 @@ def dtype_reason(dtype: torch.dtype, wanted: Collection[torch.dtype]) -> str | N
 
 
 def cuda_reason() -> str | None:
-    """None where torch sees an NVIDIA GPU, else why it does not."""
+    """Return None if torch sees an NVIDIA GPU, else why it does not."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
@@ -38,12 +38,12 @@ def cuda_reason() -> str | None:
 
 
 def gpu_reason(case: "Case") -> str | None:
-    """None where there is an NVIDIA GPU, or one is supposed; else why there is none."""
+    """Return None if there is an NVIDIA GPU, or one is assumed; else why there is none."""
     return None if case.gpu is not None else cuda_reason()
 
 
 def capability_reason(case: "Case", least: tuple[int, int]) -> str | None:
-    """None for a GPU that is as new as that, else what it needs."""
+    """Return None for a GPU of at least that compute capability, else what is needed."""
     capability = case.capability
     if capability is None:
         return gpu_reason(case) or device_reason(case.device, "cuda")
@@ -53,18 +53,18 @@ def capability_reason(case: "Case", least: tuple[int, int]) -> str | None:
 
 
 def hopper_reason(capability: tuple[int, int] | None) -> str | None:
-    """None for a Hopper, whose own code neither older nor newer GPUs run, and for no GPU."""
+    """Return None for a Hopper, whose code neither older nor newer GPUs run, and for no GPU."""
     if capability is None or capability == HOPPER:
         return None
     return f"needs a Hopper, compute capability {_dotted(HOPPER)}, not {_dotted(capability)}"
 
 
 def shared_memory_reason(case: "Case", needed: int) -> str | None:
-    """None for a GPU whose blocks may have that much shared memory, else how much it has.
+    """Return None if a GPU's blocks can have that much shared memory, else how much they can.
 
     Args:
-        case: On a GPU, which there must be.
-        needed: Bytes of a block.
+        case: A case on a GPU.
+        needed: Bytes per block.
     """
     if case.shared_memory >= needed:
         return None

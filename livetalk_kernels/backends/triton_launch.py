@@ -1,9 +1,9 @@
-"""How Triton kernels are launched, and compiled for a GPU that is not here.
+"""Launches Triton kernels, and describes launches so that they compile for an absent GPU.
 
-A Triton backend describes its work as `Launch` objects, made from the tensors of a call by a pure
+A Triton backend describes its work as `Launch` objects, made from a call's tensors by a pure
 function ``launches(...)``. ``run`` executes them; ``livetalk inspect`` makes the same objects from
-tensors on the ``meta`` device and compiles them ahead of time, so that what it reports is what
-runs.
+tensors on the ``meta`` device and compiles them ahead of time, so that it reports on what
+actually runs.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ MIN_CAPABILITY = (8, 0)
 
 
 def supports(case: Case) -> str | None:
-    """What every Triton backend asks: an NVIDIA GPU, or the interpreter on a CPU."""
+    """Check what every Triton backend needs: an NVIDIA GPU, or the interpreter on a CPU."""
     reason = case.libraries.problem("triton") or dtype_reason(case.dtype, DTYPES)
     if reason is not None:
         return reason
@@ -43,7 +43,7 @@ def supports(case: Case) -> str | None:
 
 
 def supports_fp8(case: Case) -> str | None:
-    """The same for kernels that round to FP8, for which older GPUs have no instruction."""
+    """Also check for instructions that round to FP8, which older GPUs lack."""
     reason = supports(case)
     if reason is None and case.device.type == "cuda":
         reason = capability_reason(case, ADA)
@@ -52,11 +52,11 @@ def supports_fp8(case: Case) -> str | None:
 
 
 def supports_tma(case: Case, shared_memory: int) -> str | None:
-    """The same for kernels that use TMA, or multiply FP8 on a GPU.
+    """Also check for TMA and FP8 products, and for shared memory.
 
     Args:
-        case: What will be run.
-        shared_memory: Bytes that a block takes.
+        case: The problem.
+        shared_memory: Bytes per block.
     """
     reason = supports(case)
     if reason is None and case.device.type == "cuda":
@@ -65,7 +65,7 @@ def supports_tma(case: Case, shared_memory: int) -> str | None:
 
 
 def supports_dot(case: Case) -> str | None:
-    """The same for kernels with matrix products, which the interpreter gets wrong in bf16."""
+    """Also check matrix products, which the interpreter gets wrong in bf16."""
     reason = supports(case)
     if reason is None and case.device.type == "cpu" and case.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bf16 matrices wrongly; use fp32"
@@ -73,8 +73,8 @@ def supports_dot(case: Case) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
-    if importlib.util.find_spec("triton") is None:  # it may be supposed
+    """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    if importlib.util.find_spec("triton") is None:  # it may be only assumed
         return False
     from triton import knobs
 
@@ -88,11 +88,11 @@ class Launch:
     Attributes:
         kernel: The ``triton.jit`` function.
         grid: Number of programs along each axis.
-        arguments: Parameter -> tensor, ``TensorDescriptor``, number, or constant where the
-            kernel's annotation is ``tl.constexpr``.
-        warps: Warps of a program.
-        stages: Depth of software pipelines.
-        options: Further options of Triton's compiler, such as ``maxnreg``.
+        arguments: Parameter -> tensor, ``TensorDescriptor`` or number; a constant if the kernel
+            annotates it with ``tl.constexpr``.
+        warps: Warps per program.
+        stages: Software pipelining depth.
+        options: Further options for Triton's compiler, such as ``maxnreg``.
     """
 
     kernel: Any
@@ -103,26 +103,26 @@ class Launch:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def compiler_options(self) -> dict[str, Any]:
-        """Options of Triton's compiler; fusing multiply-add is its default only up to 3.9."""
+        """Return the compiler options; Triton fuses multiply-adds by default only up to 3.9."""
         chosen = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return {**chosen, **self.options}
 
     def __call__(self) -> None:
-        """Run it on the current device's current stream; `register` sees to the device."""
+        """Launch on the current device's current stream; `register` sets the device."""
         self.kernel[self.grid](**self.arguments, **self.compiler_options())
 
 
 def split_width(width: int) -> tuple[int, int]:
-    """Cover a row with two blocks of powers of two: the model's widths fit without waste.
+    """Cover a row with two power-of-two blocks, which fit the model's widths without waste.
 
-    5120 = 4096 + 1024, 1536 = 1024 + 512, 96 = 64 + 32; a width that is no such sum gets a second
-    block that is too long, and masks its end.
+    5120 = 4096 + 1024, 1536 = 1024 + 512, 96 = 64 + 32; for other widths the second block is too
+    long and masks its end.
 
     Args:
         width: Length of the row, at least 1.
 
     Returns:
-        Sizes of both blocks; the second is 0 where the first covers the row.
+        Sizes of both blocks; the second is 0 if the first covers the row.
     """
     main = 1 << (width.bit_length() - 1)
     rest = width - main
@@ -136,13 +136,13 @@ def register(
     *,
     backend: str = "triton",
 ) -> Callable[..., Any]:
-    """Make the operator ``livetalk::<op>_<backend>`` of what an op's Triton backend launches.
+    """Create the operator ``livetalk::<op>_<backend>`` from the launches of an op's Triton backend.
 
     Args:
         op: Name of the op.
-        empty_outputs: Of the op's contract: the outputs of a call, not filled.
-        launches: ``launches(outputs, *arguments, **keywords)`` gives what fills them, in order;
-            ``outputs`` is a tuple.
+        empty_outputs: From the op's contract: allocates the outputs of a call.
+        launches: ``launches(outputs, *arguments, **keywords)`` returns the launches that fill
+            them, in order; ``outputs`` is a tuple.
         backend: Name of the backend.
 
     Returns:
@@ -153,8 +153,9 @@ def register(
         outputs = empty_outputs(*arguments, **keywords)
         filled = as_tuple(outputs)
         index = filled[0].get_device()  # -1 on a CPU
-        # Triton launches on the current device, whichever the tensors are on. Asking which that is
-        # costs a third of a guard around every call.
+        # Triton launches on the current device, whichever the tensors are on. Querying it costs a
+        # third
+        # of a guard around every call.
         if index < 0 or index == torch.cuda.current_device():
             launch_all(filled, arguments, keywords)
         else:

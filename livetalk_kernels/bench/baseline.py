@@ -1,4 +1,4 @@
-"""What backends are compared with: the reference in eager PyTorch, and through torch.compile."""
+"""Baselines for the backends: the reference in eager PyTorch, and through torch.compile."""
 
 import warnings
 from collections.abc import Callable
@@ -14,24 +14,24 @@ MAX_REASON = 160
 
 
 def compile_reference(op: str, arguments: Arguments) -> tuple[Callable[..., Any] | None, str]:
-    """Compile the reference for these arguments by torch.compile, as it is by default.
+    """Compile the reference for these arguments with torch.compile's defaults.
 
     Args:
         op: Name of the op.
-        arguments: Of a call; it is compiled for their very sizes.
+        arguments: Arguments of a call; compiled for exactly their sizes.
 
     Returns:
-        The compiled function, called once so that timing meets no compiler; or None, and why,
+        The compiled function, called once so that timing excludes compilation; or None, and why,
         for example that there is no C++ compiler.
     """
-    torch.compiler.reset()  # else the limit of recompilations leaves later cases in eager
+    torch.compiler.reset()  # else the recompilation limit leaves later cases in eager mode
     run = torch.compile(load_backend(op, "reference").run, dynamic=False)
     positional, keywords = arguments
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the compiler leaves to eager
+            warnings.simplefilter("ignore")  # about what the compiler leaves to eager
             run(*positional, **keywords)
-    except Exception as error:  # compilers fail in many ways; the backends go on
+    except Exception as error:  # compilers fail in many ways; the backends continue
         return None, _brief(error)
     return run, ""
 

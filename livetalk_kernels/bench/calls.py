@@ -1,7 +1,7 @@
-"""Which case a recorded call is: the other way round of the contracts' ``make_inputs``.
+"""Recovers the case of a recorded call: the inverse of the contracts' ``make_inputs``.
 
-Sizes, dtypes and memory formats of the case's inputs are those of the call; how rows that are
-slices of a wider tensor lie in memory is as the contract's cases have it.
+The case's inputs have the sizes, dtypes and memory formats of the call; the strides of rows that
+are slices of a wider tensor are those of the contract's cases.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from ..spec import Case
 def case_of(
     op: str, device: torch.device, dtype: torch.dtype, arguments: tuple[Any, ...], keywords: Any
 ) -> Case:
-    """The case of a call.
+    """Return the case of a call.
 
     Args:
         op: Name of the op.
-        device: Where the case is to lie.
+        device: Device of the case.
         dtype: Dtype of the activations.
         arguments: Positional arguments of the call, perhaps on ``meta``.
         keywords: Its other arguments.

@@ -1,6 +1,6 @@
-"""Ranges for Nsight Compute and Nsight Systems, and the command lines that use them.
+"""Marks ranges for Nsight Compute and Nsight Systems, and builds the command lines that use them.
 
-Everything else - inputs, checks, compilation - lies outside the ranges. Untested on a GPU.
+Everything else - inputs, checks, compilation - is outside the ranges.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from .report import Row
 from .roofline import Roofline
 from .runner import Settings, check, make_inputs
 
-CALLS = {"ncu": 1, "nsys": 10}  # ncu replays a kernel by itself, from cold caches
+CALLS = {"ncu": 1, "nsys": 10}  # ncu itself replays a kernel, with cold caches
 COMMANDS = {
     "ncu": "ncu --profile-from-start off --nvtx --set full --export livetalk-bench",
     "nsys": "nsys profile --trace cuda,nvtx --capture-range cudaProfilerApi "
@@ -22,11 +22,11 @@ COMMANDS = {
 
 
 def command_line(tool: str, arguments: Sequence[str]) -> str:
-    """The line that profiles a benchmark.
+    """Build the command line that profiles a benchmark.
 
     Args:
         tool: ``ncu`` or ``nsys``.
-        arguments: Of ``livetalk``.
+        arguments: Arguments of ``livetalk``.
     """
     return f"{COMMANDS[tool]} livetalk {shlex.join(arguments)}"
 
@@ -34,17 +34,17 @@ def command_line(tool: str, arguments: Sequence[str]) -> str:
 def capture_case(
     case: Case, settings: Settings, rough: Roofline, tool: str, say: Callable[[str], None]
 ) -> list[Row]:
-    """Call every backend of a case within a marked range of its own, named ``op/case/backend``.
+    """Call every backend of a case within its own marked range, named ``op/case/backend``.
 
     Args:
         case: A case on a GPU.
-        settings: Which backends.
-        rough: The machine's limits, roughly.
+        settings: Which backends to run.
+        rough: Rough limits of the machine.
         tool: ``ncu`` or ``nsys``.
-        say: Told what is going on.
+        say: Called with progress messages.
 
     Returns:
-        The rows, without times: times under a profiler say nothing.
+        The rows, without times: times under a profiler are meaningless.
     """
     with torch.inference_mode():
         positional, keywords = arguments = make_inputs(case)

@@ -1,4 +1,4 @@
-"""Which cases are timed: the op's own, or sizes that the user gives."""
+"""Selects the cases to time: the op's own, or sizes that the user gives."""
 
 import dataclasses
 import itertools
@@ -16,20 +16,20 @@ from ..units import data_size
 from .roofline import Roofline, probe_bytes
 from .timer import COLD_CACHES
 
-ALL_LARGE = "model"  # what --case takes for every large case
-ONE_RANK = ("_ulysses8", "_ring8")  # endings of the cases that one of several ranks runs
+ALL_LARGE = "model"  # value of --case for every large case
+ONE_RANK = ("_ulysses8", "_ring8")  # suffixes of the cases that one of several ranks runs
 MAX_SWEEP = 256
-MAX_SIZE = 2**31 - 1  # of one letter; kernels count in 32 bits
+MAX_SIZE = 2**31 - 1  # per letter; kernels use 32-bit indices
 MAX_REASON = 200
 CASE_SECONDS = 120.0
-CALLS, SLOWDOWN = 25, 8  # calls of a case with its checks; of eager PyTorch, against the floor
-FP64_TENSORS = 4  # fp64 copies of all inputs and outputs that the check holds at a time
+CALLS, SLOWDOWN = 25, 8  # calls per case including checks; eager PyTorch's time over the floor
+FP64_TENSORS = 4  # fp64 copies of all inputs and outputs that the check holds at once
 
 
 def parse_shape(text: str) -> dict[str, tuple[int, ...]]:
-    """Read ``L=1512,D=5120``: letter -> sizes.
+    """Parse ``L=1512,D=5120`` into letter -> sizes.
 
-    A letter may have several: ``L=1,2,3``, or ``L=512:4096:512`` from, to (with it), by.
+    A letter may have several: ``L=1,2,3``, or ``L=512:4096:512`` (from, to inclusive, step).
 
     Raises:
         UserError: The text is of another form.
@@ -78,21 +78,21 @@ def select_cases(
     names: Sequence[str] = (),
     shapes: Iterable[str] = (),
 ) -> list[Case]:
-    """The cases of an op to be timed.
+    """Select the cases of an op to time.
 
     Args:
         op: Name of the op.
-        device: Where they run.
+        device: Device to run on.
         dtype: Dtype of the activations.
         names: Cases of the contract, or ``model`` for all of the models' sizes; names that the op
-            does not have are passed over. None: the models' sizes, on a CPU those of ``mid`` and
-            of one rank of eight.
-        shapes: Sizes in place of a case's own, as in `parse_shape`; each is a sweep over all
-            combinations. The first selected case gives all else.
+            lacks are skipped. None: the models' sizes, or on a CPU those of ``mid`` and of one
+            rank of eight.
+        shapes: Sizes that replace a case's own, as in `parse_shape`; each is a sweep over all
+            combinations. The first selected case provides everything else.
 
     Raises:
-        UserError: A letter that the op does not have, sizes that do not go together, or a sweep of
-            too many cases.
+        UserError: A letter that the op lacks, incompatible sizes, or a sweep of too many
+            cases.
     """
     cases = load_op(op).cases(device, dtype)
     large = [case for case in cases if case.large]
@@ -130,7 +130,7 @@ def _sweep(base: Case, shape: Mapping[str, tuple[int, ...]]) -> list[Case]:
 
 
 def _check_sizes(case: Case) -> None:
-    """Run the reference on tensors without values: do the sizes go together?"""
+    """Check that sizes are compatible, by running the reference on tensors without values."""
     on_meta = dataclasses.replace(case, device=torch.device("meta"))
     try:
         positional, keywords = load_op(case.op).make_inputs(on_meta, Generator())
@@ -149,7 +149,7 @@ def _check_sizes(case: Case) -> None:
 
 
 def check_names(ops: Iterable[str], names: Iterable[str], device: torch.device) -> None:
-    """Refuse names of cases that none of the ops has.
+    """Reject case names that none of the ops has.
 
     Raises:
         UserError: There is such a name.
@@ -164,12 +164,12 @@ def check_names(ops: Iterable[str], names: Iterable[str], device: torch.device) 
 
 
 def seconds_needed(case: Case, roofline: Roofline) -> float:
-    """Rough time to check and time a case with a few backends, from its floor."""
+    """Estimate the time to check and time a case with a few backends, from its floor."""
     return roofline.floor(load_op(case.op).cost(case)) * CALLS * SLOWDOWN
 
 
 def too_long(case: Case, roofline: Roofline) -> str | None:
-    """None, or why a case that nobody named is passed over: it takes minutes."""
+    """Return None, or why a case that was not named is skipped: it takes minutes."""
     seconds = seconds_needed(case, roofline)
     if seconds <= CASE_SECONDS:
         return None
@@ -177,11 +177,11 @@ def too_long(case: Case, roofline: Roofline) -> str | None:
 
 
 def too_large(case: Case, *, hot: bool = False) -> str | None:
-    """None, or why a case does not fit the memory that is free.
+    """Return None, or why a case does not fit in the free memory.
 
     Args:
         case: The case.
-        hot: Its inputs stay in the cache: on a CPU no buffer as large as that is needed.
+        hot: Its inputs stay in the cache, so a CPU needs no buffer of the cache's size.
     """
     need = load_op(case.op).cost(case).bytes * 8 // case.dtype.itemsize * FP64_TENSORS
     if case.device.type == "cuda":

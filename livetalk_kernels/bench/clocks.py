@@ -1,4 +1,4 @@
-"""A GPU's clocks around a measurement: a time says little without them. Untested on a GPU."""
+"""A GPU's clocks around a measurement, without which a time means little."""
 
 from dataclasses import asdict, dataclass
 from types import ModuleType
@@ -8,20 +8,20 @@ import torch
 
 from .telemetry import THROTTLED, GpuReader, find_nvml, throttle_reasons
 
-DRIFT = 0.03  # share by which clocks may differ before and after without being worth a word
+DRIFT = 0.03  # relative change of clocks, before to after, that is not worth mentioning
 IDLE = "idle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clocks:
-    """A GPU at one moment; None where NVML does not tell.
+    """A GPU at one moment; None for what NVML does not report.
 
     Attributes:
-        sm_mhz: Clock of its multiprocessors.
-        memory_mhz: Clock of its memory.
+        sm_mhz: Clock of the multiprocessors.
+        memory_mhz: Clock of the memory.
         power_w: Watts.
         temperature_c: Degrees.
-        held_down_by: What keeps its clocks from being higher, in words.
+        held_down_by: What throttles its clocks, in words.
     """
 
     sm_mhz: float | None
@@ -31,16 +31,16 @@ class Clocks:
     held_down_by: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Convert to plain values."""
         return asdict(self)
 
 
 def read_clocks(device: torch.device, nvml: ModuleType | None = None) -> Clocks | None:
-    """Ask NVML for a GPU's state now.
+    """Read a GPU's present state from NVML.
 
     Args:
         device: The GPU.
-        nvml: ``pynvml`` or what stands in for it; by default the library, where it is installed.
+        nvml: ``pynvml`` or a substitute; by default the library, if installed.
 
     Returns:
         The state; None on a CPU and without NVML.
@@ -64,7 +64,7 @@ def read_clocks(device: torch.device, nvml: ModuleType | None = None) -> Clocks 
 
 
 def remark(before: Clocks | None, after: Clocks | None) -> str | None:
-    """What a reader must know of the clocks, in a line; None where they were steady and free."""
+    """Summarise what a reader must know of the clocks; None if steady and not throttled."""
     if before is None or after is None:
         return None
     reasons = dict.fromkeys((*before.held_down_by, *after.held_down_by))

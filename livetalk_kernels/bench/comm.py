@@ -1,8 +1,7 @@
-"""Times what ranks send each other: patterns of messages, checked first, in turns.
+"""Times communication between ranks: patterns of messages, checked first, interleaved.
 
-Every rank calls the same functions; the slowest one's time counts. What a link can carry is
-measured in the same rounds, by large messages between neighbours. The GPU path is untested on a
-GPU.
+Every rank calls the same functions; the slowest rank's time counts. A link's capacity is measured
+in the same rounds, by large messages between neighbours.
 """
 
 import dataclasses
@@ -21,14 +20,14 @@ from .report import RED, TIMED
 from .timer import MAX_ROUNDS, MIN_ROUNDS, Sampler, interleave
 
 LINK_SIZES = {"cpu": (1 << 20, 4 << 20, 16 << 20), "cuda": (4 << 20, 64 << 20, 256 << 20)}
-ALIGNMENT = 256  # bytes, of a message in its buffer, as tensors have it on a GPU
-PERIOD = 251  # contents count to this prime, so that no power of two repeats them
-POISON = 255  # is in no message
+ALIGNMENT = 256  # bytes, of a message in its buffer, like tensors on a GPU
+PERIOD = 251  # contents count modulo this prime, so that no power of two repeats them
+POISON = 255  # a value that no message contains
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Samples in brief, in seconds, each of the slowest rank.
+    """Summary of samples, in seconds, each of the slowest rank.
 
     Attributes:
         count: Number of samples.
@@ -57,10 +56,10 @@ class Row:
     """One pattern's result.
 
     Attributes:
-        pattern: What was sent.
+        pattern: Pattern of messages.
         state: ``timed``; or ``red``: not every byte arrived.
         note: What did not arrive.
-        time: The samples; None where it was not timed.
+        time: The samples; None if not timed.
     """
 
     pattern: Pattern
@@ -70,18 +69,18 @@ class Row:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes per second and rank, in the busiest direction; None where it was not timed."""
+        """Bytes per second and rank, in the busiest direction; None if not timed."""
         return None if self.time is None else self.pattern.bytes / self.time.p50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What neighbours can send each other at the same time as all other pairs.
+    """What neighbours can send each other while all other pairs do so too.
 
     Attributes:
-        one_way: The fastest row that sends one way; None where none was timed.
-        both_ways: The fastest that sends both ways; its bandwidth is that of one direction.
-        nominal: Bytes per second of all of a GPU's NVLinks, one way, as NVML tells; else None.
+        one_way: The fastest one-way row; None if none was timed.
+        both_ways: The fastest two-way row; its bandwidth is that of one direction.
+        nominal: Bytes per second of all of a GPU's NVLinks, one way, as NVML reports; else None.
     """
 
     one_way: Row | None
@@ -90,7 +89,7 @@ class Link:
 
     @classmethod
     def of(cls, rows: Sequence[Row], nominal: float | None = None) -> "Link":
-        """The best of the rows of `link_patterns`."""
+        """Select the best of the rows of `link_patterns`."""
 
         def best(both_ways: bool) -> Row | None:
             chosen = [row for row in rows if row.time and row.pattern.two_way == both_ways]
@@ -99,14 +98,14 @@ class Link:
         return cls(one_way=best(False), both_ways=best(True), nominal=nominal)
 
     def share(self, row: Row) -> float | None:
-        """A row's bandwidth as a share of what this link carries in as many directions."""
+        """Compute a row's bandwidth as a fraction of this link's in as many directions."""
         link = self.both_ways if row.pattern.two_way else self.one_way
         if row.bandwidth is None or link is None or link.bandwidth is None:
             return None
         return row.bandwidth / link.bandwidth
 
     def row_as_json(self, row: Row) -> dict[str, Any]:
-        """A row for machines; times in seconds."""
+        """Convert a row to plain values; times in seconds."""
         pattern = row.pattern
         return {
             "pattern": pattern.name,
@@ -123,7 +122,7 @@ class Link:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; bandwidths in GB/s per direction."""
+        """Convert to plain values; bandwidths in GB/s per direction."""
         entry: dict[str, Any] = {}
         for name, row in (("one_way", self.one_way), ("both_ways", self.both_ways)):
             entry[name] = None
@@ -141,7 +140,7 @@ class Part:
     """A rank's part in a pattern.
 
     Attributes:
-        run: Sends and receives; what comes next on this device waits for it.
+        run: Sends and receives; subsequent work on this device waits for it.
         sent: (number of the message, tensor).
         received: The same.
     """
@@ -152,7 +151,7 @@ class Part:
 
 
 def take_part(comm: Communicator, pattern: Pattern, send: Tensor, receive: Tensor) -> Part:
-    """A rank's part in a pattern; its messages lie in two buffers, one behind the other."""
+    """Set up a rank's part in a pattern; its messages are contiguous in two buffers."""
     if pattern.kind == "broadcast":
         source, _, size = pattern.messages[0]
         tensor = (send if comm.rank == source else receive)[:size]
@@ -174,7 +173,7 @@ def take_part(comm: Communicator, pattern: Pattern, send: Tensor, receive: Tenso
 
 
 def check(comm: Communicator, part: Part, device: torch.device) -> str:
-    """Exchange contents that differ from message to message.
+    """Exchange contents that differ between messages.
 
     Returns:
         Empty if every byte arrived on every rank, else what is wrong.
@@ -200,15 +199,15 @@ def bench_patterns(
     seconds: float = 3.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """Check all patterns, then time them in turns. Every rank calls it with the same arguments.
+    """Check all patterns, then time them interleaved. Every rank must pass the same arguments.
 
     Args:
         comm: All ranks.
-        patterns: What is sent.
-        device: Where this rank's tensors lie.
-        rounds: Number of rounds; None: by time.
+        patterns: Messages to send.
+        device: Device of this rank's tensors.
+        rounds: Number of rounds; None to decide by time.
         seconds: Time for the rounds.
-        tell: Told what is going on.
+        tell: Called with progress messages.
 
     Returns:
         One row per pattern, the same on every rank.
@@ -223,7 +222,7 @@ def bench_patterns(
         for side in ("source", "target")
     )
     parts = [take_part(comm, pattern, send, receive) for pattern in patterns]
-    comm.barrier()  # NCCL wants all ranks in its first call
+    comm.barrier()  # NCCL requires all ranks in its first call
     notes = [check(comm, part, device) for part in parts]
     samplers = {
         str(index): _sampler(comm, part, device)
@@ -246,15 +245,15 @@ def bench_patterns(
 
 
 def nvlink_bandwidth(device: torch.device) -> float | None:
-    """Nominal bytes per second of all of a GPU's active NVLinks, one way. Untested on a GPU.
+    """Return the nominal bytes per second of all of a GPU's active NVLinks, one way.
 
     Returns:
-        What NVML tells; None on a CPU, without NVLink or where NVML does not tell.
+        What NVML reports; None on a CPU, without NVLink or if NVML does not report it.
     """
     if device.type != "cuda":
         return None
     try:
-        import pynvml  # takes a moment, and only reports want it
+        import pynvml  # slow to import, and only reports need it
     except ImportError:
         return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -278,13 +277,13 @@ def nvlink_bandwidth(device: torch.device) -> float | None:
 
 
 def _sampler(comm: Communicator, part: Part, device: torch.device) -> Sampler:
-    """Takes one sample: this rank's seconds, from when all are ready."""
+    """Build a sampler: this rank's seconds, from when all are ready."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
         def sample_gpu() -> float:
             comm.barrier()
-            part.run()  # keeps the GPU busy while what counts is being launched
+            part.run()  # keeps the GPU busy while the timed call is being launched
             stream = torch.cuda.current_stream(device)
             begin.record(stream)
             part.run()
@@ -306,8 +305,8 @@ def _sampler(comm: Communicator, part: Part, device: torch.device) -> Sampler:
 def _rounds(
     comm: Communicator, samplers: dict[str, Sampler], seconds: float, device: torch.device
 ) -> int:
-    """So many rounds as fit into the time; ranks must agree."""
-    for sampler in samplers.values():  # the first call makes connections
+    """Return how many rounds fit into the time; all ranks agree."""
+    for sampler in samplers.values():  # the first call opens connections
         sampler()
     begin = time.perf_counter()
     for sampler in samplers.values():
@@ -318,7 +317,7 @@ def _rounds(
 
 
 def _contents(number: int, like: Tensor) -> Tensor:
-    """Bytes of a message: they count, from another start in each."""
+    """Return the bytes of a message: they count up, each from another start."""
     start = number * 7 % PERIOD
     period = torch.arange(PERIOD, dtype=torch.uint8, device=like.device)
     return period.repeat((start + like.numel()) // PERIOD + 1)[start : start + like.numel()]
@@ -327,7 +326,7 @@ def _contents(number: int, like: Tensor) -> Tensor:
 def _views(
     buffer: Tensor, messages: Sequence[tuple[int, int, int]]
 ) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
-    """(number, peer, bytes) of messages -> their (number, tensor) and their (peer, tensor)."""
+    """Convert (number, peer, bytes) of messages to (number, tensor) and (peer, tensor)."""
     numbered, addressed, start = [], [], 0
     for number, peer, size in messages:
         tensor = buffer[start : start + size]
@@ -338,7 +337,7 @@ def _views(
 
 
 def _room(pattern: Pattern, side: str, rank: int) -> int:
-    """Bytes that a rank's messages take in a buffer."""
+    """Compute the bytes that a rank's messages take in a buffer."""
     return sum(_aligned(m.bytes) for m in pattern.messages if getattr(m, side) == rank)
 
 

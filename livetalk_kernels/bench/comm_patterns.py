@@ -1,6 +1,6 @@
-"""What ranks send each other while a stream is made: who, to whom, how many bytes.
+"""Messages between ranks while a stream is made: source, target and bytes.
 
-Arithmetic only, from the model's sizes, a mesh and a grid: every rank knows all messages.
+Pure arithmetic from the model's sizes, a mesh and a grid: every rank knows all messages.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from ..runtime.mesh import Grid, Mesh, shares
 
 FP32 = 4  # bytes: audio windows, and what a step predicts
 COLORS = 3
-# Of the VAE, from latents to pixels: rows and columns per latent, channels in units of its width,
-# frames per latent. The encoder has the same levels, the other way round.
+# VAE levels, from latents to pixels: rows and columns per latent, channels in units of its width,
+# frames per latent. The encoder has the same levels in reverse.
 LEVELS = ((1, 4, 1), (2, 4, 2), (4, 2, 4), (8, 1, 4))
 PIXELS, _, FRAMES = LEVELS[-1]
 
@@ -23,14 +23,14 @@ class Sizes:
     """What determines the sizes of messages.
 
     Attributes:
-        tokens: Tokens of a chunk.
+        tokens: Tokens per chunk.
         heads: Attention heads.
-        head_dim: Channels of a head.
-        outputs: Numbers that a step predicts per token.
-        windows: Numbers of a chunk's audio windows.
+        head_dim: Channels per head.
+        outputs: Values that a step predicts per token.
+        windows: Values in a chunk's audio windows.
         latent: Rows and columns of a latent.
-        vae_dim: Channels of the VAE at the size of the picture.
-        itemsize: Bytes of a number of the model's dtype.
+        vae_dim: Channels of the VAE at full resolution.
+        itemsize: Bytes per value of the model's dtype.
     """
 
     tokens: int
@@ -44,7 +44,7 @@ class Sizes:
 
 
 class Message(NamedTuple):
-    """So many bytes from one rank to another."""
+    """A number of bytes from one rank to another."""
 
     source: int
     target: int
@@ -53,12 +53,12 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """Messages that are under way at the same time.
+    """Messages that are in flight at the same time.
 
     Attributes:
-        name: For people, 31 characters at most.
+        name: Display name, at most 31 characters.
         kind: Purpose, as in `Traffic`; ``broadcast`` is one collective, others are exchanges.
-        messages: Of all ranks. Between two ranks they keep their order; none is empty.
+        messages: Of all ranks. Those between two ranks keep their order; none is empty.
     """
 
     name: str
@@ -67,20 +67,21 @@ class Pattern:
 
     @property
     def sent(self) -> Counter[int]:
-        """Rank -> bytes that it sends."""
+        """Rank -> bytes sent."""
         return _sum((message.source, message.bytes) for message in self.messages)
 
     @property
     def received(self) -> Counter[int]:
-        """Rank -> bytes that it receives."""
+        """Rank -> bytes received."""
         return _sum((message.target, message.bytes) for message in self.messages)
 
     @property
     def bytes(self) -> int:
         """Bytes per rank: what the busiest direction of the busiest rank must carry.
 
-        Over the time this is what NCCL's tests call the bus bandwidth. A broadcast passes each
-        link once, as ranks may pass it on.
+        Divided by the time, this is what NCCL's tests call the bus bandwidth. A broadcast crosses
+        each
+        link once, as ranks may forward it.
         """
         directions = [self.received] if self.kind == "broadcast" else [self.sent, self.received]
         return max(max(direction.values(), default=0) for direction in directions)
@@ -92,7 +93,7 @@ class Pattern:
 
 
 def model_patterns(sizes: Sizes, mesh: Mesh, grid: Grid) -> list[Pattern]:
-    """What a mesh and a grid send, in the order of a chunk; what has no message is left out."""
+    """List what a mesh and a grid send, in the order of a chunk; omit patterns without messages."""
     gather_tokens = [rows * sizes.outputs * FP32 for rows in shares(sizes.tokens, mesh.world)]
     middle = 2 * LEVELS[0][1] * sizes.vae_dim * sizes.itemsize  # keys and values
     pixels = FRAMES * PIXELS**2 * COLORS
@@ -118,7 +119,7 @@ def model_patterns(sizes: Sizes, mesh: Mesh, grid: Grid) -> list[Pattern]:
 
 
 def link_patterns(world: int, sizes: Iterable[int]) -> list[Pattern]:
-    """Large messages between pairs of neighbours, all pairs at once: one way, then both ways."""
+    """List large messages between pairs of neighbours, all pairs at once: one-way, then two-way."""
     pairs = [(rank, rank + 1) for rank in range(0, world - 1, 2)]
     back = [(target, source) for source, target in pairs]
     return [
@@ -129,9 +130,9 @@ def link_patterns(world: int, sizes: Iterable[int]) -> list[Pattern]:
 
 
 def _sequence_patterns(sizes: Sizes, mesh: Mesh) -> list[Pattern]:
-    """Of a layer's self-attention; a rank has as many tokens and heads as its share."""
+    """List the messages of a layer's self-attention; tokens and heads are split among ranks."""
     tokens, heads = shares(sizes.tokens, mesh.world), shares(sizes.heads, mesh.ulysses)
-    row = sizes.head_dim * sizes.itemsize  # a token's, of one head
+    row = sizes.head_dim * sizes.itemsize  # bytes per token and head
     peers = [
         (source, target)
         for group in mesh.ulysses_groups()
@@ -176,9 +177,9 @@ def _sequence_patterns(sizes: Sizes, mesh: Mesh) -> list[Pattern]:
 
 
 def _halo_patterns(sizes: Sizes, grid: Grid) -> list[Pattern]:
-    """One row or column at each border of a slice, and pixels at its corners, level by level.
+    """List the halos: a row or column at each border of a slice and corner pixels, per level.
 
-    At the smallest and the largest level of a 2-D grid rows, columns and corners stand alone too.
+    At the smallest and largest levels of a 2-D grid, also rows, columns and corners separately.
     """
     found = []
     flat = 1 in (grid.rows, grid.columns)
@@ -203,7 +204,7 @@ def _halo_patterns(sizes: Sizes, grid: Grid) -> list[Pattern]:
 def _borders(
     latent: tuple[int, int], grid: Grid, scale: int
 ) -> Iterator[tuple[str, int, int, int]]:
-    """Neighbours on a level: rows, columns or corners; source, target, pixels per frame."""
+    """Yield neighbours on a level (rows, columns or corners): source, target, pixels per frame."""
     parts = _parts(latent, grid)
     for source in range(grid.world):
         row, column = grid.position(source)
@@ -222,13 +223,13 @@ def _borders(
 
 
 def _parts(latent: tuple[int, int], grid: Grid) -> list[tuple[int, int]]:
-    """Rows and columns of every rank's slice of a latent."""
+    """Compute rows and columns of every rank's slice of a latent."""
     rows, columns = shares(latent[0], grid.rows), shares(latent[1], grid.columns)
     return [(height, width) for height in rows for width in columns]
 
 
 def _to_all(bytes_of: list[int]) -> list[tuple[int, int, int]]:
-    """Every rank's own to every other."""
+    """List messages with every rank's own part to every other rank."""
     ranks = range(len(bytes_of))
     return [(a, b, bytes_of[a]) for a in ranks for b in ranks if a != b]
 

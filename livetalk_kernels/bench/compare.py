@@ -1,25 +1,24 @@
-"""Is the second slower than the first, or is that noise? Ratios of times with an interval.
+"""Decides whether the second is slower or that is noise: ratios of times with an interval.
 
 Times are compared by their logarithms, so that a change is a ratio. On a shared machine they have
-three kinds of noise, and each has its answer here:
+three kinds of noise, each handled differently:
 
-- *Drift*, 5 to 20 % within minutes. Two that alternate are compared pair by pair, and every second
-  pair begins with the other one (A B, B A, A B, ...). A steady drift then lengthens B in one half
-  of the pairs as much as it shortens it in the other; so does whatever the second of a pair suffers
-  from. The change is the mean of the two halves' locations.
-- *Outliers*. A location is Huber's M-estimate: a mean in which whatever lies further out than
-  ``TUNING`` standard deviations pulls no more than that (Huber 1964). Where the noise is normal it
-  needs hardly more samples than a mean, and far fewer where one chunk in ten is disturbed.
-- *Few samples*. The interval is that of a studentised wild bootstrap (Liu 1988): residuals keep
-  their size and get random signs, the estimate and its error are computed anew, and the quantile of
-  their ratio replaces that of Student's t. Its draws have a fixed seed, so the same times give the
-  same answer.
+- *Drift*, 5 to 20 % within minutes. Alternating runs are compared pair by pair, and every second
+  pair starts with the other one (A B, B A, A B, ...). A steady drift then lengthens B in one half
+  of the pairs as much as it shortens it in the other; the same holds for whatever slows the second
+  of a pair. The change is the mean of the two halves' locations.
+- *Outliers*. A location is Huber's M-estimate: a mean in which samples further out than
+  ``TUNING`` standard deviations are pulled in to that (Huber 1964). For normal noise it needs
+  hardly more samples than a mean, and far fewer where one chunk in ten is disturbed.
+- *Few samples*. The interval comes from a studentised wild bootstrap (Liu 1988): residuals keep
+  their size and get random signs, the estimate and its error are recomputed, and the quantile of
+  their ratio replaces that of Student's t. Its seed is fixed, so equal times give equal answers.
 
-What alternates is still not quite equal: two processes of one program may differ all their lives,
-for example by where their memory lies (Mytkowicz et al. 2009), and no number of pairs shows that it
-is chance. So a change is called one only where its whole interval lies beyond a tolerance.
-``tests/kernels/test_bench_compare.py`` holds how often noise of several kinds is called a change,
-and how often a change of 10 % is found.
+Even alternating runs are not quite equal: two processes of one program may differ throughout, for
+example by their memory layout (Mytkowicz et al. 2009), and no number of pairs reveals that as
+chance. So a change is reported only if its whole interval exceeds a tolerance.
+``tests/kernels/test_bench_compare.py`` records how often noise of several kinds is reported as a
+change, and how often a change of 10 % is found.
 """
 
 import math
@@ -30,23 +29,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ALARM = 0.01
-"""Probability that noise leaves an interval on zero, for one question."""
+"""Probability per question that noise alone excludes zero from an interval."""
 TOLERANCE = 0.01
-"""Change that is never called one, of two that alternate."""
+"""Change between alternating runs that is never reported."""
 DRIFT = 0.05
-"""The same of two that were measured one after the other: the machine has changed meanwhile."""
+"""The same for separate runs: the machine has changed in between."""
 MIN_PAIRS = 10
-MIN_SAMPLES = 8  # of each, where they are no pairs
+MIN_SAMPLES = 8  # of each, if unpaired
 
-TUNING = 2.0  # standard deviations from which on a sample pulls no more
+TUNING = 2.0  # standard deviations beyond which a sample is clipped
 MAD_TO_SIGMA = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
 DRAWS = 20_000
-STEPS = 8  # of Newton's method, from the median; more change nothing
-CLOCK = 1e-9  # relative resolution: the least spread
-FOUND = 1.645  # standard errors: 19 of 20 estimates lie above the truth less this
+STEPS = 8  # of Newton's method, from the median; further ones change nothing
+CLOCK = 1e-9  # relative resolution: the smallest spread
+FOUND = 1.645  # standard errors: 19 of 20 estimates exceed the truth minus this
 
 Groups = Sequence[NDArray[np.float64]]
-"""Arrays [..., samples], each with a location of its own."""
+"""Arrays [..., samples]; each row has its own location."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +55,12 @@ class Change:
     Attributes:
         ratio: Time of the second over that of the first.
         low: Lower end of the ratio's interval.
-        high: Its upper end.
+        high: Upper end.
         level: Confidence of the interval, 0 to 1.
-        tolerance: A change up to this is not called one.
-        detectable: The least slowdown, as a share of the first's time, that would have been called
-            one in 19 of 20 comparisons as noisy as this one.
-        count: Number of pairs, or of the smaller number of samples.
+        tolerance: Change up to which nothing is reported.
+        detectable: Smallest slowdown, relative to the first's time, that would be reported in 19
+            of 20 comparisons as noisy as this one.
+        count: Number of pairs, or the smaller number of samples.
     """
 
     ratio: float
@@ -90,14 +89,14 @@ def paired(
     tolerance: float = TOLERANCE,
     draws: int = DRAWS,
 ) -> Change:
-    """Compare two that alternated: A B, B A, A B, and so on.
+    """Compare two alternating runs: A B, B A, A B, and so on.
 
     Args:
-        a: Seconds of the first, one a pair; at least 10.
+        a: Seconds of the first, one per pair; at least 10.
         b: Seconds of the second.
         alarm: Probability of a false alarm.
-        tolerance: Change that is not called one.
-        draws: Of the bootstrap.
+        tolerance: Change that is not reported.
+        draws: Number of bootstrap draws.
     """
     difference = _logs(b) - _logs(a)
     assert len(difference) >= MIN_PAIRS
@@ -113,14 +112,14 @@ def unpaired(
     tolerance: float = DRIFT,
     draws: int = DRAWS,
 ) -> Change:
-    """Compare two that were measured one after the other; drift is not told from a change.
+    """Compare two separate runs; cannot distinguish machine drift from a real change.
 
     Args:
         a: Seconds of the first; at least 8.
-        b: Seconds of the second; as many or not.
-        alarm: Probability of a false alarm, where samples do not depend on each other.
-        tolerance: Change that is not called one.
-        draws: Of the bootstrap.
+        b: Seconds of the second; their number may differ.
+        alarm: Probability of a false alarm, if samples are independent.
+        tolerance: Change that is not reported.
+        draws: Number of bootstrap draws.
     """
     groups = (_logs(a), _logs(b))
     count = min(len(group) for group in groups)
@@ -143,7 +142,7 @@ def _change(
     *,
     count: int,
 ) -> Change:
-    """The weighted sum of the groups' locations, with its interval."""
+    """Compute the weighted sum of the groups' locations, with its interval."""
     locations, error = _fit(groups, weights)
     effect = float(np.dot(weights, locations))
     random = np.random.default_rng(0)
@@ -169,9 +168,9 @@ def _change(
 def _fit(
     groups: Groups, weights: Sequence[float]
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Every group's location [...], and the standard error of their weighted sum.
+    """Fit every group's location [...]; return them with the standard error of their weighted sum.
 
-    The bound beyond which a sample pulls no more is that of all groups' residuals together.
+    Samples are clipped at a bound computed from all groups' residuals together.
     """
     locations = [np.median(group, axis=-1) for group in groups]
     residuals = np.concatenate(

@@ -1,18 +1,18 @@
-"""Timing calls on a GPU, without the time that launching them takes. Untested on a GPU.
+"""Times calls on a GPU, excluding launch overhead.
 
-Two CUDA graphs are replayed, and a call takes their difference over the number of calls:
+Two CUDA graphs are replayed; a call takes their difference divided by the number of calls:
 
-    cold   [flush, call] * n  less  [flush] * n
-    hot    [call] * 2n        less  [call] * n
+    cold   [flush, call] * n  minus  [flush] * n
+    hot    [call] * 2n        minus  [call] * n
 
-Launching a graph takes 2 to 5 us on the GPU; it is in both and cancels. What stays is what a kernel
-costs within a graph of the model: its start behind the one before it.
+Launching a graph takes 2 to 5 us on the GPU; both include it, so it cancels. What remains is the
+cost of a kernel within the model's graph, including its start behind the preceding one.
 
 A flush writes a buffer twice as large as L2, then reads it: after the write alone, L2 would be full
-of changed lines, and the call would wait for them to reach memory.
+of dirty lines, and the call would wait for their write-back.
 
 A call that cannot be captured is launched between two events instead. The flush before it keeps the
-GPU busy for some 50 us; a call that takes the CPU longer to launch is timed with its launches.
+GPU busy for some 50 us; if launching takes the CPU longer, the time includes launches.
 """
 
 import statistics
@@ -25,26 +25,26 @@ from torch import profiler
 from ..spec import Arguments
 from .timer import MAX_CALLS, SAMPLE_SECONDS, WARM_SECONDS, Run, Sampler
 
-LEAST_CALLS = 3  # that give a median
+LEAST_CALLS = 3  # for a median
 PROFILED_CALLS = 10
 RESOLUTION = 0.5e-6  # seconds, of CUDA events
 GRAPHS, LAUNCHES = "graphs", "launches"
 
 
 class CudaTimer:
-    """Times calls by graphs, or by launches between events; see the module.
+    """Times calls with graphs, or with launches between events; see the module docstring.
 
     Attributes:
         timing: How the latest ``start`` times its call: ``graphs`` or ``launches``.
     """
 
     def __init__(self, device: torch.device, arguments: Arguments, *, hot: bool = False) -> None:
-        """Make the buffer.
+        """Allocate the buffer.
 
         Args:
             device: The GPU, which need not be the current device.
-            arguments: Of one call.
-            hot: Leave the inputs in the cache from call to call.
+            arguments: Arguments of one call.
+            hot: Leave the inputs in the cache between calls.
         """
         size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = None if hot else torch.zeros(size // 4, device=device)
@@ -55,11 +55,11 @@ class CudaTimer:
         self.timing = ""
 
     def start(self, run: Run, *, again: bool = False) -> Sampler:
-        """Warm up by time, then capture.
+        """Warm up for a set time, then capture.
 
         Args:
-            run: Takes the arguments.
-            again: It has been warmed up before: one call is enough.
+            run: Function to time, called with the arguments.
+            again: It has been warmed up before, so one call is enough.
         """
         positional, keywords = self._arguments
 
@@ -70,19 +70,19 @@ class CudaTimer:
             return self._start(call, 0.0 if again else WARM_SECONDS["cuda"])
 
     def prepare(self) -> Arguments:
-        """Make the caches ready for a call, and give its arguments."""
+        """Prepare the caches for a call, and return its arguments."""
         with torch.cuda.device(self._device):
             self._flush()
         return self._arguments
 
     def kernel_seconds(self, run: Run) -> float | None:
-        """Seconds that a call's kernels and copies take, by CUPTI; without the gaps between them.
+        """Measure the seconds of a call's kernels and copies with CUPTI, excluding the gaps.
 
         Args:
-            run: Takes the arguments.
+            run: Function to measure, called with the arguments.
 
         Returns:
-            Their sum, the mean of several calls; None where CUPTI is not there.
+            Their sum, the mean of several calls; None if CUPTI is not available.
         """
         if profiler.ProfilerActivity.CUDA not in profiler.supported_activities():
             return None
@@ -129,7 +129,7 @@ class CudaTimer:
     def _graphs(
         self, call: Callable[[], None], count: int
     ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None:
-        """Two graphs whose difference is ``count`` calls; None where a call cannot be captured."""
+        """Capture two graphs that differ by ``count`` calls; None if a call cannot be captured."""
 
         def flushed() -> None:
             self._flush()
@@ -142,7 +142,7 @@ class CudaTimer:
         shorter = self._capture(call if hot else self._flush, count)
         if shorter is None:
             return None
-        for graph in (longer, shorter):  # the first replay of a graph also uploads it
+        for graph in (longer, shorter):  # a graph's first replay also uploads it
             graph.replay()
         return longer, shorter
 
@@ -154,8 +154,9 @@ class CudaTimer:
             step()
         current.wait_stream(self._side)
         try:
-            # The first block gives the stream back whatever happens: torch.cuda.graph leaves its
-            # own behind where ending the capture fails. thread_local: other threads may use CUDA.
+            # The outer block restores the stream in any case: torch.cuda.graph leaves its own
+            # behind if
+            # ending the capture fails. thread_local: other threads may use CUDA.
             with (
                 torch.cuda.stream(current),
                 torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"),
@@ -164,13 +165,13 @@ class CudaTimer:
                     step()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # it waits for the GPU, or asks for pageable memory
+        except RuntimeError:  # it synchronises with the GPU, or uses pageable memory
             torch.cuda.synchronize(self._device)
             return None
         return graph
 
     def _between_events(self, call: Callable[[], None], calls: int) -> float:
-        """Seconds of one call: the median of several, each behind a flush, queued in a row."""
+        """Time one call in seconds: the median of several queued calls, each after a flush."""
         pairs = [self._events() for _ in range(calls)]
         for begin, end in pairs:
             self._flush()
@@ -189,7 +190,7 @@ class CudaTimer:
         return begin.elapsed_time(end) / 1e3
 
     def _profiled(self, call: Callable[[], object]) -> float:
-        """Seconds on the GPU of several calls, each behind a flush."""
+        """Measure the GPU seconds of several calls, each after a flush."""
         with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as record:
             for _ in range(PROFILED_CALLS):
                 self._flush()

@@ -1,4 +1,4 @@
-"""Results of a benchmark: rates, shares and ratios, for tables, CSV and JSON."""
+"""Results of a benchmark: rates, fractions and ratios, for tables, CSV and JSON."""
 
 import csv
 import dataclasses
@@ -17,9 +17,9 @@ from .roofline import Roofline
 from .score import Standing, geometric_mean
 from .timer import Summary, ratio
 
-SCHEMA = "livetalk/bench/2"  # of the file; the first had no name, no trials and no score
+SCHEMA = "livetalk/bench/2"  # of the file; version 1 had no name, trials or score
 TIMED, RED, LEFT_OUT = "timed", "red", "left out"
-AUTO_SLACK = 1.05  # times as long as the fastest backend, up to which what auto picks will do
+AUTO_SLACK = 1.05  # auto's pick may take this many times as long as the fastest backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,16 @@ class Row:
         backend: Its name; ``eager`` and ``compile`` are the reference.
         state: ``timed``; ``red``: its results are wrong; or ``left out``.
         note: The errors of its results, or why it was left out.
-        auto: It is what ``auto`` picks.
-        approximate: Its results are not exact; it must be named to be used.
-        timing: How it was timed: by the ``clock`` (CPU), by CUDA ``graphs``, without the time of
-            launches, or by ``launches``, with it. Empty where it was not.
-        setup: Seconds of what happens once: packing a weight, compiling, the first call.
-        kernels: Seconds of a call's kernels alone, by CUPTI; None where that is not there.
+        auto: Whether ``auto`` picks it.
+        approximate: Whether its results are approximate; then it must be named to be used.
+        timing: How it was timed: by the ``clock`` (CPU), by CUDA ``graphs``, excluding launches, or
+            by ``launches``, including them. Empty if not timed.
+        setup: Seconds of one-time work: packing a weight, compiling, the first call.
+        kernels: Seconds of a call's kernels alone, by CUPTI; None if unavailable.
         trials: Median seconds of each trial.
-        time: The samples of all trials; None where it was not timed.
-        vs_eager: How many times faster than eager; median of the rounds' ratios.
-        vs_compile: The same against torch.compile.
+        time: The samples of all trials; None if not timed.
+        vs_eager: Speedup over eager; median of the rounds' ratios.
+        vs_compile: Speedup over torch.compile.
     """
 
     backend: str
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def trial_spread(self) -> float | None:
-        """Distance of the fastest and the slowest trial, relative to their median."""
+        """Difference between the fastest and the slowest trial, relative to their median."""
         if len(self.trials) < 2:
             return None
         return (max(self.trials) - min(self.trials)) / float(np.median(self.trials))
@@ -70,11 +70,11 @@ class Result:
     Attributes:
         case: The case.
         cost: Its least work.
-        roofline: The limits measured beside it.
-        copies: Copies of the inputs that calls took turns on (CPU).
+        roofline: The limits measured in the same rounds.
+        copies: Copies of the inputs that calls alternated between (CPU).
         clocks: The GPU before the first and after the last round; None on a CPU.
         rows: The backends.
-        standing: Our fastest kernel against the fastest rival; None where there is none of either.
+        standing: Our fastest kernel against the fastest rival; None if either is missing.
     """
 
     case: Case
@@ -87,19 +87,19 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Op and case, for people."""
+        """Op and case, for display."""
         return f"{self.case.op} {self.case.name}"
 
     @property
     def floor(self) -> float:
-        """Least seconds."""
+        """Least possible seconds."""
         return self.roofline.floor(self.cost)
 
     @property
     def faster_than_auto(self) -> tuple[str, float] | None:
         """The backend that auto should have picked, and how many times faster it is.
 
-        None where no exact backend is more than 5 % faster, or what auto picks was not timed.
+        None if no exact backend is more than 5 % faster, or auto's pick was not timed.
         """
         p50 = {
             row.backend: row.time.p50
@@ -114,7 +114,7 @@ class Result:
         return (best, ratio_of_medians) if ratio_of_medians > AUTO_SLACK else None
 
     def rates(self, row: Row) -> dict[str, float | None]:
-        """GB/s, TFLOP/s and the share of the floor of a row; None where it was not timed."""
+        """Compute GB/s, TFLOP/s and the fraction of the floor of a row; None if not timed."""
         if row.time is None:
             return {"gb_per_s": None, "tflop_per_s": None, "of_floor": None}
         return {
@@ -124,7 +124,7 @@ class Result:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; times in seconds."""
+        """Convert to plain values; times in seconds."""
         case = self.case
         return {
             "op": case.op,
@@ -159,10 +159,10 @@ class Mean:
 
     Attributes:
         backend: Its name.
-        cases: Number of cases where it was timed beside the baselines.
+        cases: Number of cases in which it was timed along with the baselines.
         vs_eager: Geometric mean of the cases' ratios.
         vs_compile: The same; None without torch.compile.
-        least_vs_compile: The least of these ratios, and its case.
+        least_vs_compile: The smallest of these ratios, and its case.
     """
 
     backend: str
@@ -188,7 +188,7 @@ def auto_verdict(results: Iterable[Result]) -> str:
 
 
 def geometric_means(results: Iterable[Result]) -> list[Mean]:
-    """One mean per backend that was timed on two cases or more."""
+    """Compute one mean per backend that was timed on two cases or more."""
     found: dict[str, list[tuple[Row, Case]]] = {}
     for result in results:
         for row in result.rows:
@@ -218,11 +218,11 @@ def geometric_means(results: Iterable[Result]) -> list[Mean]:
 def compare(
     rows: Sequence[Row], trials: Sequence[Mapping[str, Sequence[float]]]
 ) -> tuple[Row, ...]:
-    """Add to each row its times and ratios, where it was sampled.
+    """Add times and ratios to each row that was sampled.
 
     Args:
         rows: The rows.
-        trials: Of each trial, backend -> seconds, one per round.
+        trials: For each trial, backend -> seconds, one per round.
     """
     samples = joined(trials)
 
@@ -244,12 +244,12 @@ def compare(
 
 
 def joined(trials: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """The samples of all trials by name, one after the other."""
+    """Concatenate the samples of all trials by name."""
     return {name: [x for trial in trials for x in trial[name]] for name in trials[0]}
 
 
 def as_csv(results: Iterable[Result]) -> str:
-    """One line per backend and case; times in microseconds."""
+    """Format one line per backend and case; times in microseconds."""
     lines = [_csv_line(result, row) for result in results for row in result.rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(_CSV_COLUMNS), lineterminator="\n")

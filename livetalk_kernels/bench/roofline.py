@@ -1,9 +1,9 @@
-"""The least time that an op can take on this machine: measured bandwidth and matrix rate.
+"""The least time an op can take on this machine, from measured bandwidth and matrix rate.
 
 A case's floor is max(bytes / bandwidth, flops / rate) with the op's own cost. Both limits are
-measured beside the op, in the same rounds: bandwidth by the better of a large copy and a large
-sum of two buffers (their own reads and writes counted), the rate by a large matrix product in the
-case's dtype.
+measured in the same rounds as the op: bandwidth by the better of a large copy and a large sum of
+two buffers (counting their reads and writes), the rate by a large matrix product in the case's
+dtype.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from .timers import make_timer
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 GPU_BUFFER = 1 << 30  # bytes
-CPU_BUFFER = 256 << 20  # at most, unless the last-level cache is larger
+CPU_BUFFER = 256 << 20  # maximum, unless the last-level cache is larger
 FP8_CAPABILITY = (8, 9)
 ROUGH_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """What the machine can do at most.
+    """Upper limits of the machine.
 
     Attributes:
         bandwidth: Bytes per second.
@@ -45,11 +45,11 @@ class Roofline:
     rate: float
 
     def floor(self, cost: Cost) -> float:
-        """Least seconds of a case."""
+        """Compute the least seconds of a case."""
         return max(cost.bytes / self.bandwidth, cost.flops / self.rate)
 
     def bound(self, cost: Cost) -> str:
-        """What sets the floor: ``memory`` or ``compute``."""
+        """Name what sets the floor: ``memory`` or ``compute``."""
         return "memory" if cost.bytes / self.bandwidth >= cost.flops / self.rate else "compute"
 
 
@@ -58,8 +58,8 @@ class Probe:
     """One measurement of a limit.
 
     Attributes:
-        run: What is timed.
-        amount: Bytes that it moves, or operations that it does.
+        run: Function that is timed.
+        amount: Bytes that it moves, or operations that it performs.
         limit: ``bandwidth`` or ``rate``.
     """
 
@@ -69,12 +69,12 @@ class Probe:
 
 
 def make_probes(device: torch.device, dtype: torch.dtype) -> dict[str, Probe]:
-    """Name -> probe: ``copy`` and ``sum`` for the bandwidth, ``gemm`` for the rate.
+    """Build the probes by name: ``copy`` and ``sum`` for bandwidth, ``gemm`` for the rate.
 
     Args:
         device: The device.
-        dtype: Dtype of the matrix product; FP8 where the device has no such product is bf16, and
-            bf16 where a CPU has none is fp32.
+        dtype: Dtype of the matrix product; replaced by bf16 on a device without FP8 products, and
+            by fp32 on a CPU without bf16 products.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -91,16 +91,16 @@ def make_probes(device: torch.device, dtype: torch.dtype) -> dict[str, Probe]:
 
 
 def probe_bytes() -> int:
-    """Size of one of the CPU probes' three buffers: larger than the cache, and time is not wasted.
+    """Choose the size of the CPU probes' three buffers: larger than the cache, yet quick to time.
 
-    It keeps within the memory that is available, though bandwidth then may be the cache's.
+    It stays within the available memory, even if the cache's bandwidth is then measured.
     """
     cache = last_level_cache()
     return min(max(cache, min(4 * cache, CPU_BUFFER)), memory().available // 8)
 
 
 def gemm_dtype(case: Case) -> torch.dtype:
-    """Dtype of a case's products: FP8 where a call takes FP8 operands, else the activations'."""
+    """Return the dtype of a case's products: FP8 for FP8 operands, else the activations'."""
     on_meta = dataclasses.replace(case, device=torch.device("meta"))
     positional, keywords = load_op(case.op).make_inputs(on_meta, Generator())
     tensors = [x for x in (*positional, *keywords.values()) if isinstance(x, Tensor)]
@@ -108,9 +108,9 @@ def gemm_dtype(case: Case) -> torch.dtype:
 
 
 def start_probes(device: torch.device, probes: Mapping[str, Probe]) -> dict[str, Sampler]:
-    """Samplers of the probes; their buffers are larger than any cache.
+    """Build samplers of the probes, whose buffers are larger than any cache.
 
-    On a CPU a sample is one call, and nothing warms up: the round that is not counted does.
+    On a CPU a sample is one call without warm-up; the uncounted first round provides that.
     """
     if device.type == "cpu":
         return {name: functools.partial(_time_once, probe.run) for name, probe in probes.items()}
@@ -129,12 +129,12 @@ def from_samples(
     samples: Mapping[str, list[float]],
     rough: Roofline | None = None,
 ) -> Roofline:
-    """The limits by their probes' medians.
+    """Compute the limits from the medians of their probes.
 
     Args:
         probes: The probes.
-        samples: Seconds by name; probes that were not sampled are left out.
-        rough: Limits to take where no probe was sampled.
+        samples: Seconds by name; probes without samples are ignored.
+        rough: Limits to use if no probe was sampled.
     """
     best = {"bandwidth": rough.bandwidth, "rate": rough.rate} if rough else {}
     measured: dict[str, float] = {}
@@ -146,15 +146,15 @@ def from_samples(
 
 
 class Limits:
-    """The probes of a device, and what they say roughly, for every dtype that is asked for."""
+    """Probes and rough limits of a device, created per requested dtype."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is measured yet."""
+        """Start with nothing measured."""
         self._device = device
         self._known: dict[torch.dtype, tuple[dict[str, Probe], Roofline]] = {}
 
     def of(self, case: Case) -> tuple[dict[str, Probe], Roofline]:
-        """The probes for a case, and the limits by a few samples, to estimate times."""
+        """Return the probes for a case, and limits from a few samples, to estimate times."""
         dtype = gemm_dtype(case)
         if dtype not in self._known:
             probes = make_probes(self._device, dtype)
@@ -167,7 +167,7 @@ def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[]
     has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     if dtype == FP8 and has_fp8:
         one = torch.ones((), device=device)
-        # Random: multiplying constants takes less power, and the clock rises by 13 %.
+        # Random: multiplying constants draws less power, and the clock rises by 13 %.
         left, right = (torch.randn(size, size, device=device).to(FP8) for _ in range(2))
         return lambda: torch._scaled_mm(
             left, right.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True

@@ -1,4 +1,4 @@
-"""One case from beginning to end: inputs, checks, rounds, result."""
+"""Benchmarks one case from start to finish: inputs, checks, rounds, result."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from .timers import make_timer
 from .verify import Judge, check_small_cases
 
 SEED = 0
-COMPUTE_COUNTS = 0.2  # share of the floor from which on the matrix rate is measured in each round
+COMPUTE_COUNTS = 0.2  # fraction of the floor above which each round also measures the matrix rate
 MAX_NOTE = 300
 TRIALS = 3  # each warms up, captures and takes its rounds anew
 CLOCK = "clock"
@@ -36,12 +36,12 @@ class Settings:
     """How cases are timed.
 
     Attributes:
-        backends: Backends to time, besides the baselines; empty: all that can run.
-        compile: Time the reference through torch.compile too.
-        hot: Leave inputs in the cache from call to call.
-        rounds: Number of rounds, over all trials; None: by time.
-        seconds: Time for a case's rounds, with all that they cost.
-        least: Rounds that are made even if they take longer.
+        backends: Backends to time in addition to the baselines; empty for all that can run.
+        compile: Also time the reference through torch.compile.
+        hot: Leave inputs in the cache between calls.
+        rounds: Number of rounds over all trials; None to decide by time.
+        seconds: Time for a case's rounds, including overheads.
+        least: Rounds that are run even if they take longer.
     """
 
     backends: tuple[str, ...] = ()
@@ -54,19 +54,19 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """What takes turns: a row of the report, and what it runs (None: it does not take part)."""
+    """A participant: a row of the report, and its function (None: it does not take part)."""
 
     row: Row
     run: Callable[..., Any] | None = None
 
 
 def make_inputs(case: Case) -> Arguments:
-    """Arguments of a case's call, the same every time."""
+    """Build the arguments of a case's call, the same every time."""
     return load_op(case.op).make_inputs(case, Generator().manual_seed(SEED))
 
 
 def contestants(case: Case, settings: Settings) -> list[Contestant]:
-    """The eager baseline, then the backends; those that are left out say why."""
+    """List the eager baseline, then the backends; those left out say why."""
     chosen = pick(case, "auto", named=False).name
     reference = load_backend(case.op, "reference")
     eager = Row(backend=EAGER, state=TIMED, note="", auto=chosen == "reference")
@@ -92,7 +92,7 @@ def contestants(case: Case, settings: Settings) -> list[Contestant]:
 
 
 def is_interpreted(case: Case, backend: str) -> bool:
-    """Whether a backend that supports a case would run it in Triton's interpreter."""
+    """Return whether a backend that supports a case would run in Triton's interpreter."""
     return case.device.type == "cpu" and load_backend(case.op, backend).launches is not None
 
 
@@ -106,11 +106,11 @@ def bench_case(
     """Check and time every backend on a case.
 
     Args:
-        case: The case; it fits the memory.
+        case: The case; it must fit in memory.
         settings: How to time.
-        probes: What measures the machine's limits, in the same rounds.
-        rough: The limits as estimated before.
-        say: Told what is going on.
+        probes: Probes of the machine's limits, sampled in the same rounds.
+        rough: Rough estimates of the limits.
+        say: Called with progress messages.
     """
     with torch.inference_mode():
         arguments = make_inputs(case)
@@ -125,7 +125,7 @@ def check(
     rough: Roofline,
     say: Callable[[str], None],
 ) -> list[Contestant]:
-    """The contestants with their verdicts; those that are red or left out run no more."""
+    """Check the contestants and record the verdicts; those red or left out don't run again."""
     say("reference")
     judge = Judge(case, arguments, rough)
     found = contestants(case, settings)
@@ -162,7 +162,7 @@ def _judged(
             ok, note = judge.check(
                 run, is_reference=row.backend == EAGER, approximate=row.approximate
             )
-    except Exception as error:  # whatever a backend fails with: it is red, the others go on
+    except Exception as error:  # whatever a backend fails with: it is red, the others continue
         ok, note = False, _brief(error)
     state = TIMED if ok else RED
     return Contestant(row=dataclasses.replace(row, state=state, note=note), run=run if ok else None)
@@ -171,7 +171,7 @@ def _judged(
 def _set_up(
     op: str, backend: str, run: Callable[..., Any], arguments: Arguments
 ) -> tuple[Callable[..., Any], float]:
-    """The backend with its packed weight, called once; and the seconds that this takes."""
+    """Call a backend once, with its weight packed; return it with the seconds that this took."""
     positional, keywords = arguments
     begin = time.perf_counter()
     run = packed(op, "reference" if backend == EAGER else backend, run, arguments)
@@ -180,7 +180,7 @@ def _set_up(
 
 
 def packed(op: str, name: str, run: Callable[..., Any], arguments: Arguments) -> Callable[..., Any]:
-    """Where an op takes a packed weight: the backend with what it makes of it, as in the model."""
+    """Bind the packed weight, if an op takes one, as in the model."""
     parameters = list(inspect.signature(load_op(op).function).parameters)
     if "packed" not in parameters:
         return run
@@ -208,7 +208,7 @@ def _time(
     for rounds, seconds, least in _shares(settings):
         samplers, timings = _start(timer, runs, say, again=bool(trials))
         if not trials:
-            clocks = [read_clocks(case.device)]  # of a GPU that works
+            clocks = [read_clocks(case.device)]  # under load
         say(f"timing {', '.join(samplers)}")
         begin = time.perf_counter()
         trials.append(interleave(samplers | own, rounds=rounds, seconds=seconds, least=least))
@@ -238,7 +238,7 @@ def _time(
 
 
 def _shares(settings: Settings) -> list[tuple[int | None, float, int]]:
-    """Rounds, seconds and least rounds of each trial."""
+    """Split rounds, seconds and least rounds among the trials."""
     each, least = settings.seconds / TRIALS, -(-settings.least // TRIALS)
     if settings.rounds is None:
         return [(None, each, least)] * TRIALS
@@ -253,7 +253,7 @@ def _spent(
     share: float,
     settings: Settings,
 ) -> bool:
-    """Whether a trial took all the time for three of them, and there are rounds enough."""
+    """Return whether a trial used up the time of all three, with rounds enough."""
     rounds = sum(len(next(iter(trial.values()))) for trial in trials)
     return took > 1.5 * share and rounds >= settings.least
 
@@ -261,7 +261,7 @@ def _spent(
 def _start(
     timer: Timer, runs: Mapping[str, Callable[..., Any]], say: Callable[[str], None], *, again: bool
 ) -> tuple[dict[str, Sampler], dict[str, str]]:
-    """Samplers by backend, and how each one times."""
+    """Start samplers by backend; return them, and how each one times."""
     samplers, timings = dict[str, Sampler](), dict[str, str]()
     for name, run in runs.items():
         say(f"warming up {name}")
@@ -277,6 +277,6 @@ def _kernels(timer: Timer, run: Callable[..., Any] | None) -> float | None:
 
 
 def _brief(error: Exception) -> str:
-    """An error in one line."""
+    """Format an error in one line."""
     text = " ".join(str(error).split())[:MAX_NOTE]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

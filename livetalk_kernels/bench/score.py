@@ -1,9 +1,9 @@
-"""One number for a benchmark: how our kernels stand against the best that others offer.
+"""Scores a benchmark in one number: how our kernels compare with the best alternative.
 
-*Ours* are the exact kernels whose sources are in this repository: backends named after what they
-are written in. *Rivals* are all other exact backends: PyTorch eager, torch.compile of the plain
-formula, and libraries. A case's standing is the fastest of ours against the fastest rival; the
-score is the geometric mean over cases. So a library that a backend of ours merely calls never
+*Ours* are the exact kernels whose sources are in this repository: backends named after the language
+they are written in. *Rivals* are all other exact backends: PyTorch eager, torch.compile of the
+plain formula, and libraries. A case's standing is the fastest of ours against the fastest rival;
+the score is the geometric mean over cases. So a library that one of our backends merely calls never
 counts as ours, and approximate backends count on neither side.
 """
 
@@ -22,7 +22,7 @@ OURS = ("cpu", "cuda", "cutlass", "triton")
 
 
 def is_ours(backend: str) -> bool:
-    """Whether a backend's kernels are written here; ``triton_fp8`` is, as ``triton``."""
+    """Return whether a backend's kernels are written here; ``triton_fp8`` counts as ``triton``."""
     return backend.partition("_")[0] in OURS
 
 
@@ -32,7 +32,7 @@ class Standing:
 
     Attributes:
         ours: Its backend.
-        rival: The fastest of the others.
+        rival: The fastest of the rivals.
         vs_rival: The rival's time over ours; the median of the rounds' ratios.
         of_floor: The floor's time over ours.
     """
@@ -46,12 +46,12 @@ class Standing:
 def standing(
     rows: Iterable["Row"], samples: Mapping[str, Sequence[float]], floor: float
 ) -> Standing | None:
-    """How ours stand on a case; None where none of ours, or no rival, was timed.
+    """Compute our standing on a case; None unless one of ours and a rival were timed.
 
     Args:
         rows: The backends.
         samples: Backend -> seconds, one per round, of those that were timed.
-        floor: The least seconds of the case.
+        floor: Least seconds of the case.
     """
     p50 = {
         row.backend: float(np.median(samples[row.backend]))
@@ -79,8 +79,8 @@ class Score:
         cases: Number of cases that count.
         vs_rival: Geometric mean of the best rival's time over ours; above 1, ours are faster.
         of_floor: Geometric mean of the floor's time over ours, at most about 1.
-        least: The case where ours stand worst against a rival: the ratio, and its name.
-        without: Cases that do not count, as there is no kernel of ours that ran.
+        least: The case with our worst ratio to a rival: the ratio, and its name.
+        without: Cases that do not count because no kernel of ours ran.
     """
 
     cases: int
@@ -91,7 +91,7 @@ class Score:
 
     @classmethod
     def of(cls, standings: Mapping[str, Standing | None]) -> "Score | None":
-        """The score of cases by name; None where none counts."""
+        """Score cases by name; None if none counts."""
         counted = {name: found for name, found in standings.items() if found is not None}
         if not counted:
             return None
@@ -107,11 +107,11 @@ class Score:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Convert to plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """One sentence for people."""
+        """Summarise in one sentence."""
         least, where = self.least
         text = (
             f"score: {self.vs_rival:.2f} x the best rival, {100 * self.of_floor:.0f} % of the "
@@ -124,5 +124,5 @@ class Score:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """(product of the values)^(1 / their number); all above 0."""
+    """Compute (product of the values)^(1 / count); all must be positive."""
     return float(np.exp(np.mean(np.log(values))))

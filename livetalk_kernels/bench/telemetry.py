@@ -1,9 +1,10 @@
-"""What the machine did beside a run: clocks, power, temperature, memory and load, over time.
+"""Samples the machine during a run: clocks, power, temperature, memory and load over time.
 
-A thread samples the host by psutil and GPUs by NVML. Samples carry ``time.perf_counter_ns``, the
-clock of `livetalk_kernels.runtime.timeline`, so that both can be shown on one axis.
+A thread samples the host through psutil and GPUs through NVML. Samples carry
+``time.perf_counter_ns``, the clock of `livetalk_kernels.runtime.timeline`, so that both share an
+axis.
 
-The NVML part is untested on a GPU; its tests hand in a stand-in for the library.
+The tests pass in a substitute for the library.
 """
 
 import logging
@@ -18,14 +19,14 @@ import torch
 _LOG = logging.getLogger(__name__)
 
 PERIOD = 0.1  # seconds between two samples
-CAPACITY = 4096  # samples; when they are full, every second one goes and the period doubles
-_CLOCK_SECONDS = 1.0  # the system asks each core for its frequency, which wakes idle ones
-_JOIN_SECONDS = 5.0  # a driver that hangs may not hang the run
-_ALL_LINKS = 0xFFFFFFFF  # NVML's scope of a sum over all NVLinks
+CAPACITY = 4096  # samples; when full, every second one is dropped and the period doubles
+_CLOCK_SECONDS = 1.0  # reading frequencies wakes idle cores, so it is done rarely
+_JOIN_SECONDS = 5.0  # a hanging driver must not hang the run
+_ALL_LINKS = 0xFFFFFFFF  # NVML's scope for the sum over all NVLinks
 _DIGITS = 9  # decimals of the times, s
 
 THROTTLED = "slowed by"
-"""Name of a GPU's column of reasons, after the GPU's own; see `throttle_reasons`."""
+"""Suffix of a GPU's column of reasons; see `throttle_reasons`."""
 
 _REASONS = {  # NVML's bits: nvmlClocksEventReasons
     0x001: "idle",
@@ -44,10 +45,10 @@ T = TypeVar("T")
 
 
 def throttle_reasons(bits: int) -> list[str]:
-    """Why a GPU's clocks are not higher, in words; empty where nothing holds them down.
+    """List why a GPU's clocks are not higher, in words; empty if nothing throttles them.
 
     Args:
-        bits: A value of a column that ends in `THROTTLED`.
+        bits: A value from a column whose name ends in `THROTTLED`.
     """
     known = [reason for bit, reason in _REASONS.items() if bits & bit]
     return known + (["another reason"] if bits & ~sum(_REASONS) else [])
@@ -63,18 +64,18 @@ class Reader(Protocol):
     units: Mapping[str, str]
 
     def read(self) -> Sequence[Value]:
-        """The values now; None for what is not told."""
+        """Return the current values; None for those not available."""
 
     def close(self) -> None:
-        """Let go of the source; nothing is read afterwards."""
+        """Release the source; nothing is read afterwards."""
 
 
 class HostReader:
     """Load of all cores, of this process, its resident memory, and the cores' mean frequency."""
 
     def __init__(self) -> None:
-        """Note where the counters stand; shares count from here."""
-        import psutil  # a machine that is measured for its GPU may be without
+        """Record the counters' starting values; loads count from here."""
+        import psutil  # optional where only a GPU is measured
 
         self._psutil = psutil
         self.units: Mapping[str, str] = {
@@ -90,7 +91,7 @@ class HostReader:
         self._clock_read_at = -_CLOCK_SECONDS
 
     def read(self) -> Sequence[Value]:
-        """See the base class; both shares are of all cores together."""
+        """See the base class; both loads are relative to all cores together."""
         now = self._counters()
         idle, every, own, elapsed = (a - b for a, b in zip(now, self._before, strict=True))
         self._before = now
@@ -107,16 +108,16 @@ class HostReader:
         """See the base class."""
 
     def _counters(self) -> tuple[float, float, float, float]:
-        """Idle and all CPU seconds, those of this process, and the clock."""
+        """Return idle and total CPU seconds, those of this process, and the clock."""
         times = self._psutil.cpu_times()._asdict()
         idle = times["idle"] + times.get("iowait", 0.0)
-        # Guests' time is in the users' already.
+        # The users' time already includes their guests'.
         every = sum(value for name, value in times.items() if not name.startswith("guest"))
         return idle, every, time.process_time(), time.perf_counter()
 
 
 def _cpu_clock(psutil: ModuleType) -> Value:
-    """Mean frequency of the cores in MHz; None where the system does not tell."""
+    """Return the mean frequency of the cores in MHz; None if the system does not report it."""
     try:
         frequency = psutil.cpu_freq()
     except (OSError, NotImplementedError, AttributeError):  # psutil lacks it on some systems
@@ -125,20 +126,20 @@ def _cpu_clock(psutil: ModuleType) -> Value:
 
 
 def _share(part: float, whole: float) -> Value:
-    """Percent; None where the counters have not moved."""
+    """Compute a percentage; None if the counters have not moved."""
     return min(100.0, max(0.0, round(100 * part / whole, 1))) if whole > 0 else None
 
 
 class GpuReader:
-    """One GPU by NVML, which needs no CUDA context. Untested on a GPU."""
+    """One GPU through NVML, which needs no CUDA context."""
 
     def __init__(self, nvml: ModuleType, name: str, uuid: str) -> None:
         """Find the GPU.
 
         Args:
-            nvml: ``pynvml``, or what stands in for it.
-            name: How its columns begin, as ``"GPU 0"``.
-            uuid: As torch or NVML give it.
+            nvml: ``pynvml``, or a substitute.
+            name: Prefix of its columns, such as ``"GPU 0"``.
+            uuid: As reported by torch or NVML.
 
         Raises:
             nvml.NVMLError: There is no driver, or it does not know the GPU.
@@ -180,27 +181,27 @@ class GpuReader:
         self._nvml.nvmlShutdown()
 
     def _told(self, read: Callable[[], Value]) -> Value:
-        """A value, or None where this GPU, its driver or this user's rights do not give it."""
+        """Return a value, or None if this GPU, its driver or the user's rights withhold it."""
         try:
             return read()
         except self._nvml.NVMLError:
             return None
 
     def _link_bytes(self, direction: str) -> int | None:
-        """Bytes that went through all NVLinks since the driver was loaded."""
+        """Return the bytes that went through all NVLinks since the driver was loaded."""
         field = getattr(self._nvml, f"NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_{direction}")
         (entry,) = self._nvml.nvmlDeviceGetFieldValues(self._handle, [(field, _ALL_LINKS)])
         return entry.value.ullVal * 1024 if entry.nvmlReturn == self._nvml.NVML_SUCCESS else None
 
 
 class _Rate:
-    """How fast a counter rises."""
+    """The rate of increase of a counter."""
 
     def __init__(self) -> None:
         self._before: tuple[float, int] | None = None
 
     def of(self, count: int | None) -> Value:
-        """Per second since the last call; None the first time, and where there is no counter."""
+        """Return the rate per second since the last call; None at first, or without a counter."""
         before, now = self._before, time.perf_counter()
         self._before = None if count is None else (now, count)
         if before is None or count is None or count < before[1]:
@@ -209,11 +210,11 @@ class _Rate:
 
 
 def open_readers(devices: Sequence[torch.device], nvml: ModuleType | None) -> list[Reader]:
-    """The host and, as far as NVML knows them, the GPUs.
+    """Open the host and those GPUs that NVML knows.
 
     Args:
-        devices: What the run uses; those that are no GPU count as the host.
-        nvml: ``pynvml``; None where it is not installed.
+        devices: Devices of the run; those that are not GPUs count as the host.
+        nvml: ``pynvml``; None if not installed.
     """
     readers: list[Reader] = [HostReader()]
     for device in dict.fromkeys(devices):
@@ -229,20 +230,20 @@ def open_readers(devices: Sequence[torch.device], nvml: ModuleType | None) -> li
 
 
 def find_nvml() -> ModuleType | None:
-    """``pynvml``; None where it is not installed."""
+    """Import ``pynvml``; None if not installed."""
     try:
-        import pynvml  # takes a moment, and only a run with a GPU wants it
+        import pynvml  # slow to import, and only a run with a GPU needs it
     except ImportError:
         return None
     return pynvml
 
 
 class Telemetry:
-    """Samples in a thread while its ``with`` block runs; nothing that fails here fails the run.
+    """Samples in a thread while its ``with`` block runs; its failures never fail the run.
 
     Attributes:
-        seconds: CPU time that sampling has taken.
-        count: Samples that were taken, those included that were thinned out since.
+        seconds: CPU time spent on sampling.
+        count: Samples taken, including those thinned out since.
     """
 
     def __init__(
@@ -253,14 +254,14 @@ class Telemetry:
         capacity: int = CAPACITY,
         readers: Sequence[Reader] | None = None,
     ) -> None:
-        """Look for what can be sampled.
+        """Find out what can be sampled.
 
         Args:
-            devices: GPUs that this process uses; the host is sampled in any case.
+            devices: GPUs that this process uses; the host is always sampled.
             period: Seconds between two samples.
-            capacity: How many samples are kept at most. When they are full, every second one is
-                dropped and the period doubles, so the whole run stays covered.
-            readers: What is sampled instead.
+            capacity: Maximum number of samples kept. When full, every second one is dropped and the
+                period doubles, so the whole run stays covered.
+            readers: Sources to sample instead.
         """
         if readers is None:
             has_gpu = any(device.type == "cuda" for device in devices)
@@ -274,11 +275,11 @@ class Telemetry:
         self._samples: list[tuple[int, list[Value]]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        # A daemon does not keep a process alive that dies within the block.
+        # A daemon does not keep alive a process that dies within the block.
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start sampling."""
         self._thread.start()
         return self
 
@@ -299,14 +300,14 @@ class Telemetry:
 
     @property
     def period(self) -> float:
-        """Seconds between two samples; it doubles whenever they are thinned out."""
+        """Seconds between two samples; doubles whenever they are thinned out."""
         return self._period
 
     def as_json(self, origin_ns: int) -> dict[str, Any]:
-        """What was sampled, for a report: ``period`` (s), ``units`` and ``samples`` by column.
+        """Convert the samples for a report: ``period`` (s), ``units`` and ``samples`` by column.
 
         Args:
-            origin_ns: ``time.perf_counter_ns`` of the time 0 of column ``t`` (s).
+            origin_ns: ``time.perf_counter_ns`` at time 0 of column ``t`` (s).
         """
         samples = self._kept()
         columns: dict[str, list[Any]] = {
@@ -317,12 +318,13 @@ class Telemetry:
         return {"period": self._period, "units": dict(self._units), "samples": columns}
 
     def counters(self, origin_ns: int, process: int) -> list[dict[str, Any]]:
-        """Chrome trace events, phase ``C``, in the order of time, to add to a timeline's trace.
+        """Build Chrome trace events, phase ``C``, in order of time, to add to a timeline's trace.
 
         Args:
-            origin_ns: ``time.perf_counter_ns`` when the timeline began; what was before is left
-                out, as is what was not told.
-            process: Number of the process in the trace (`Timeline.process`).
+            origin_ns: ``time.perf_counter_ns`` at the timeline's start; earlier samples are
+                omitted,
+                and so are missing values.
+            process: Process number in the trace (`Timeline.process`).
         """
         return [
             {
@@ -346,12 +348,12 @@ class Telemetry:
     def _run(self) -> None:
         due = time.perf_counter()
         while True:
-            ends = self._stop.is_set()  # the last sample is from after the end
+            ends = self._stop.is_set()  # the last sample is taken after the end
             self._sample()
             if ends:
                 return
             now = time.perf_counter()
-            due = max(due + self._period, now)  # late samples are not caught up with
+            due = max(due + self._period, now)  # missed samples are not made up for
             self._stop.wait(due - now)
 
     def _sample(self) -> None:
@@ -374,9 +376,9 @@ class Telemetry:
 
 
 def _guarded(call: Callable[[], T]) -> T | None:
-    """What a reader gives; None, with a warning, where it fails in a way nobody foresaw."""
+    """Return a reader's result; None, with a warning, if it fails unexpectedly."""
     try:
         return call()
-    except Exception as error:  # whatever it is, the run that is measured goes on
+    except Exception as error:  # whatever it is, the measured run continues
         _LOG.warning("telemetry of one source ends: %s: %s", type(error).__name__, error)
         return None

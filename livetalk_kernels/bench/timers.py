@@ -1,4 +1,4 @@
-"""Picks the timer of a device."""
+"""Selects the timer for a device."""
 
 import torch
 
@@ -8,12 +8,12 @@ from .timer import CpuTimer, Timer
 
 
 def make_timer(device: torch.device, arguments: Arguments, *, hot: bool) -> Timer:
-    """The timer of a device, for calls with these arguments.
+    """Create the timer of a device, for calls with these arguments.
 
     Args:
-        device: Where they lie.
-        arguments: Of one call.
-        hot: Leave the inputs in the cache from call to call.
+        device: Device of the arguments.
+        arguments: Arguments of one call.
+        hot: Leave the inputs in the cache between calls.
     """
     if device.type == "cuda":
         return CudaTimer(device, arguments, hot=hot)

@@ -1,9 +1,9 @@
-"""Which backend is fastest for a call: checked first, timed in turns, within a budget.
+"""Finds the fastest backend for a call: checked first, timed interleaved, within a budget.
 
-Nothing whose results are wrong is timed, and nothing that approximates unless that is asked for.
-A backend is held to the numerics contract at the op's small cases, and at the sizes that are timed
-to the reference: there the contract's rule may turn on the luck of a few roundings of a small
-result. The reference takes part, since ``auto`` may fall back to it.
+Nothing that gives wrong results is timed, and nothing approximate unless requested. A backend must
+meet the numerics contract on the op's small cases; at the timed sizes it is compared with the
+reference, since for a small result the contract's rule may depend on how a few roundings fall.
+The reference takes part, since ``auto`` may fall back to it.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from .timer import Sampler, Summary, interleave
 from .timers import make_timer
 from .verify import Judge, Verdict, check_small_cases
 
-ROUNDS_SECONDS = (0.05, 3.0)  # least and most time for the rounds of a call
-BUDGET_MARGIN = 1.5  # of the least budget that is advised: the next run may be slower
-ROUNDS_SHARE = 0.5  # of a call's share of the budget; the rest is checks and warming up
+ROUNDS_SECONDS = (0.05, 3.0)  # minimum and maximum time for the rounds of a call
+BUDGET_MARGIN = 1.5  # on the smallest budget that is advised: the next run may be slower
+ROUNDS_SHARE = 0.5  # of a call's share of the budget; the rest is for checks and warm-up
 MAX_REASON = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A case and how often it is called, in proportion to the others."""
+    """A case and its relative call frequency."""
 
     case: Case
     count: int = 1
@@ -44,12 +44,12 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one call.
+    """The outcome of one call.
 
     Attributes:
         call: The call.
-        choice: The fastest backend; None where nothing was timed.
-        skipped: Why nothing was timed; empty where it was.
+        choice: The fastest backend; None if nothing was timed.
+        skipped: Why nothing was timed; else empty.
         red: Backend -> why its results are wrong.
     """
 
@@ -70,29 +70,29 @@ class Tuner:
         approximate: bool,
         say: Callable[[str, str], None],
     ) -> None:
-        """Nothing is measured yet.
+        """Start with nothing measured.
 
         Args:
-            device: Where.
+            device: Device to measure on.
             budget: Seconds for all calls together. A call that has begun is finished.
-            approximate: Let backends take part that are not exact.
-            say: Told what is going on: the call, and its state.
+            approximate: Include approximate backends.
+            say: Called with progress: the call, and its state.
         """
         self._limits = Limits(device)
         self._budget, self._approximate, self._say = budget, approximate, say
 
     def run(self, calls: Sequence[Call]) -> Iterator[Outcome]:
-        """Measure the calls that are made most often first, then the short ones.
+        """Measure the most frequent calls first, then the short ones.
 
         Args:
-            calls: All on the device.
+            calls: Calls, all on the device.
 
         Yields:
-            One outcome a call, as soon as it is there.
+            One outcome per call, as soon as it is known.
 
         Raises:
-            UserError: The budget, of which measuring the machine takes a part, is too short for
-                any of the calls; it says which one is not.
+            UserError: The budget, part of which goes to measuring the machine, is too short for
+                any of the calls; the message says how much is needed.
         """
         begin = time.perf_counter()
         end = begin + self._budget
@@ -169,7 +169,7 @@ class Tuner:
         return Outcome(call=call, choice=choice, red=red)
 
     def _runnable(self, case: Case, arguments: Arguments) -> dict[str, Callable[..., Any]]:
-        """Name -> implementation of what takes part, with a weight that is packed before."""
+        """Map names to the implementations that take part, with weights packed in advance."""
         names = [
             name
             for name in backend_names(case.op)
@@ -182,7 +182,7 @@ class Tuner:
         return {name: packed(case.op, name, run, arguments) for name, run in named.items()}
 
     def _check(self, case: Case, name: str, run: Callable[..., Any], judge: Judge) -> Verdict:
-        """The op's small cases, once a backend, then the call itself."""
+        """Check the op's small cases, once per backend, then the call itself."""
         is_reference = name == "reference"
         try:
             if not is_reference:
@@ -191,13 +191,13 @@ class Tuner:
                     return ok, note
             approximate = load_backend(case.op, name).approximate
             return judge.check(run, is_reference=is_reference, approximate=approximate)
-        except Exception as error:  # whatever a backend fails with: it is red, the others go on
+        except Exception as error:  # whatever a backend fails with: it is red, the others continue
             text = " ".join(str(error).split())[:MAX_REASON]
             return False, f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def merge(calls: Sequence[Call]) -> list[Call]:
-    """Put equal cases together; their counts add up."""
+    """Merge equal cases and add up their counts."""
     counts: list[Call] = []
     for call in calls:
         for index, old in enumerate(counts):

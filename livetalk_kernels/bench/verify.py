@@ -1,4 +1,4 @@
-"""Correctness before timing: the small cases of the contract, then the timed case itself."""
+"""Checks correctness before timing: the contract's small cases, then the timed case itself."""
 
 import functools
 from collections.abc import Callable
@@ -22,27 +22,27 @@ Verdict = tuple[bool, str]
 """Whether results are right, and the errors."""
 
 TRUTH_SECONDS = 20.0
-FP64_SLOWDOWN = {"cpu": 4, "cuda": 40}  # of the plain formula in fp64, in units of the floor
-SLACK = 4  # errors of two results, each at most 2 x that of the other or one ulp
+FP64_SLOWDOWN = {"cpu": 4, "cuda": 40}  # time of the plain formula in fp64, over the floor
+SLACK = 4  # between two results that are each within 2 x the other's error or one ulp
 
 
 def check_small_cases(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Verdict:
-    """Check a backend on the op's small cases, once; the first that is wrong ends it.
+    """Check a backend on the op's small cases, once; stop at the first wrong result.
 
     Args:
         op: Name of the op.
-        backend: Name of the backend; cases that it does not support are passed over.
-        device: Where to run.
+        backend: Name of the backend; cases that it does not support are skipped.
+        device: Device to run on.
         dtype: Dtype of the activations.
     """
     return _check_small_cases(op, backend, device, dtype, load_backend(op, backend).run)
 
 
-@functools.cache  # a backend is timed at many sizes, and its small cases are always the same
+@functools.cache  # a backend is timed at many sizes, but its small cases are always the same
 def _check_small_cases(
     op: str, backend: str, device: torch.device, dtype: torch.dtype, run: Callable[..., Any]
 ) -> Verdict:
-    del run  # what the verdict is about: a file that is loaded again is another backend
+    del run  # the subject of the verdict: a reloaded file is another backend
     supports = load_backend(op, backend).supports
     checked = 0
     for case in load_op(op).cases(device, dtype):
@@ -57,9 +57,9 @@ def _check_small_cases(
 class Judge:
     """Decides whether results for one case's inputs are right.
 
-    They are held to the numerics contract against fp64 where that is affordable, else to the
+    They are judged by the numerics contract against fp64 if that is affordable, else against the
     reference in the same dtype: relative L2 at most 4 ulp (fp32: 1e-5), or 4 x the bound on
-    ``calc_diff`` that FP8 and approximate backends have.
+    ``calc_diff`` of FP8 and approximate backends.
 
     Attributes:
         measure: ``fp64`` or ``reference``: what results are compared with.
@@ -68,13 +68,13 @@ class Judge:
     def __init__(
         self, case: Case, arguments: Arguments, roofline: Roofline, *, coarse: bool = False
     ) -> None:
-        """Calculate what is right, once for all backends.
+        """Compute the expected results, once for all backends.
 
         Args:
             case: The case.
-            arguments: Of its call.
+            arguments: Arguments of its call.
             roofline: The machine's limits.
-            coarse: Hold results to the reference, however affordable fp64 is.
+            coarse: Compare with the reference even if fp64 is affordable.
         """
         self._spec = load_op(case.op)
         self._case = case
@@ -96,8 +96,8 @@ class Judge:
 
         Args:
             run: A backend's implementation.
-            is_reference: It is the plain formula, which the others are measured by.
-            approximate: It is an approximate backend's.
+            is_reference: Whether it is the plain formula, by which the others are judged.
+            approximate: Whether it is an approximate backend.
         """
         bounds = self._spec.bounds_of(approximate=approximate) or (Bound(),) * len(self._plain)
         positional, keywords = self._arguments

@@ -1,4 +1,4 @@
-"""Keep a report, and find what has become worse since."""
+"""Saves a report, and finds regressions against it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +9,11 @@ from ..outputs import write_json
 from .report import TARGET, Kernel, Report, as_json
 from .sass import TENSOR_CORES
 
-SHARE_SLACK = 0.05  # scalars that are loaded one way or another
+SHARE_SLACK = 0.05  # tolerance for scalars, which may be loaded in several ways
 
 
 def baseline_file(path: Path, report: Report) -> Path:
-    """The file that is meant: in a folder, the one of this Triton's version, and of the target."""
+    """Resolve a folder to the file for this Triton version and target."""
     if not is_folder(path):
         return path
     version = report.versions.get("triton")
@@ -24,17 +24,17 @@ def baseline_file(path: Path, report: Report) -> Path:
 
 
 def save(report: Report, path: Path) -> Path:
-    """Write a report; ``path`` is the file or its folder. Gives the file."""
+    """Write a report to a file or its folder; return the file."""
     file = baseline_file(path, report)
     write_json(file, as_json(report))
     return file
 
 
 def load(path: Path, report: Report) -> Report:
-    """Read the report that a new one is to be compared with; ``path`` is the file or its folder.
+    """Read the report to compare a new one with; ``path`` is the file or its folder.
 
     Raises:
-        UserError: There is none, or it is of another dtype or for another GPU.
+        UserError: It does not exist, or has another dtype or target GPU.
     """
     file = baseline_file(path, report)
     make = "make it with `livetalk inspect --save`"
@@ -53,9 +53,9 @@ def load(path: Path, report: Report) -> Report:
 
 
 def regressions(before: Report, after: Report) -> list[str]:
-    """What has become worse: a line for each kernel and thing.
+    """List regressions, one line per kernel and aspect.
 
-    Kernels that only one of the reports has are not compared.
+    Kernels that only one of the reports contains are not compared.
     """
     known = {key: kernel for kernel in before.kernels for key in _keys(kernel)}
     lines = []
@@ -109,10 +109,10 @@ def _worse(old: Kernel, new: Kernel) -> Iterator[str]:
 
 
 def _bits(widest: str) -> int:
-    """For comparison; TMA moves whole tiles, and nothing is moved best."""
+    """Rank a width for comparison; TMA moves whole tiles, and no accesses at all are best."""
     return int(widest) if widest.isdecimal() else 1024
 
 
 def _number(warning: str) -> str:
-    """What makes two warnings the same: their number, if they have one; else their text."""
+    """Return what identifies a warning: its number, if it has one; else its text."""
     return warning.split(maxsplit=1)[0] if warning.startswith("(C") else warning

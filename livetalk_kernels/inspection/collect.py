@@ -1,4 +1,4 @@
-"""Compile or read all kernels of some ops, and report on them."""
+"""Compiles or reads all kernels of some ops, and reports on them."""
 
 import importlib.metadata
 import shutil
@@ -21,7 +21,7 @@ from .tools import tool_version
 
 BACKENDS = (triton_kernels.BACKEND, cuda_kernels.BACKEND)
 Progress = Callable[[str], None]
-"""Gets a line about what comes next."""
+"""Called with a line about the next step."""
 
 
 def collect(
@@ -37,16 +37,16 @@ def collect(
     """Report on all kernels of some ops.
 
     Args:
-        ops: Names of ops; empty: all.
+        ops: Names of ops; empty for all.
         dtype: Dtype of the activations that Triton kernels are compiled for.
         backends: Of ``BACKENDS``.
-        quick: Compile each Triton kernel for one of its shapes only.
-        gpu: What they are compiled for, as far as they can run there; None: Hopper.
-        keep: Folder for PTX and disassembly, made if need be.
-        progress: Told what comes next.
+        quick: Compile each Triton kernel for only one of its shapes.
+        gpu: GPU to compile for, as far as kernels can run there; None for Hopper.
+        keep: Folder for PTX and disassembly, created if needed.
+        progress: Called with the next step.
 
     Raises:
-        UserError: An op does not exist; Triton or cuobjdump is missing; Triton interprets.
+        UserError: An op does not exist; Triton or cuobjdump is missing; Triton is interpreting.
     """
     if unknown := sorted(set(ops) - set(op_names())):
         raise UserError(f"no op {unknown[0]}; there are {', '.join(op_names())}")

@@ -1,4 +1,4 @@
-"""Compile a Triton launch for a GPU that is not here, as Triton's JIT would at its launch."""
+"""Compiles a Triton launch for an absent GPU, as Triton's JIT would at launch."""
 
 import contextlib
 import io
@@ -12,12 +12,12 @@ from ..backends.reasons import HOPPER
 from ..backends.triton_launch import Launch
 from ..inputs import build, read_json
 
-_NOTE = "livetalk_inspect.json"  # in Triton's cache, beside the kernel: ptxas' log, seconds
+_NOTE = "livetalk_inspect.json"  # in Triton's cache, next to the kernel: ptxas' log, seconds
 _DOT = re.compile(r"\btt\.dot\b.*: tensor<(?:\d+x)*(\w+)> \*")
 
 
 class CompileError(RuntimeError):
-    """A kernel does not compile; one line that says why."""
+    """A kernel does not compile; one line says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Source:
 
     Attributes:
         name: Name of the kernel.
-        key: Equal for launches that share one compiled kernel.
+        key: Equal for launches that share a compiled kernel.
         ast: Triton's ``ASTSource``.
-        options: Options of Triton's compiler.
+        options: Options for Triton's compiler.
         capability: Compute capability of the GPU.
     """
 
@@ -39,12 +39,12 @@ class Source:
     capability: tuple[int, int]
 
     def pointers(self) -> tuple[str, ...]:
-        """Dtypes of the arguments that are pointers, in Triton's names."""
+        """Return the dtypes of pointer arguments, in Triton's names."""
         types = {kind[1:] for kind in self.ast.signature.values() if kind.startswith("*")}
         return tuple(sorted(types))
 
     def constants(self) -> dict[str, int]:
-        """Its constants that are numbers, such as the sizes of its tiles."""
+        """Return its numeric constants, such as tile sizes."""
         names = self.ast.fn.arg_names
         values = {names[key[0]]: value for key, value in self.ast.constants.items()}
         return {name: value for name, value in values.items() if type(value) is int}
@@ -57,12 +57,12 @@ class Compiled:
     Attributes:
         entry: Its name in the machine code.
         cubin: The machine code.
-        ttir: Triton's IR as it is written.
+        ttir: Triton's IR as written.
         ttgir: Triton's IR for the GPU.
-        ptx: What ptxas got.
-        shared: Bytes of dynamic shared memory of a block.
-        log: What ptxas said.
-        seconds: How long it took when it was not yet in Triton's cache.
+        ptx: The input of ptxas.
+        shared: Bytes of dynamic shared memory per block.
+        log: The output of ptxas.
+        seconds: Compile time, from when it was not yet in Triton's cache.
     """
 
     entry: str
@@ -75,22 +75,23 @@ class Compiled:
     seconds: float
 
     def dots(self) -> tuple[str, ...]:
-        """Dtypes of the left operands of the kernel's ``tl.dot``, as Triton's IR names them."""
+        """Return the dtypes of the left operands of its ``tl.dot``, named as in Triton's IR."""
         return tuple(sorted(set(_DOT.findall(self.ttir))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Note:
-    """What stands beside a kernel in Triton's cache."""
+    """What is stored next to a kernel in Triton's cache."""
 
     log: str
     seconds: float
 
 
 def specialise(launch: Launch, capability: tuple[int, int] = HOPPER) -> Source:
-    """Find what the JIT would compile: which arguments are constants, divisible by 16, 64 bits.
+    """Find what the JIT would compile: which arguments are constants, divisible by 16, 64-bit.
 
-    Its own code decides; a tensor on the ``meta`` device counts as aligned, as torch's memory is.
+    Triton's own code decides; a tensor on the ``meta`` device counts as aligned, like torch's
+    memory.
 
     Args:
         launch: The launch.
@@ -118,19 +119,19 @@ def specialise(launch: Launch, capability: tuple[int, int] = HOPPER) -> Source:
 
 
 def compile_source(source: Source) -> Compiled:
-    """Compile for its GPU; what is in Triton's cache is not compiled again.
+    """Compile for its GPU, unless Triton's cache already has the result.
 
     Raises:
         CompileError: It does not compile.
     """
     try:
         return _compile(source)
-    except Exception as error:  # compilers fail in many ways, and the report goes on
+    except Exception as error:  # compilers fail in many ways, and the report continues
         raise CompileError(_reason(error)) from error
 
 
 def ptxas_path(capability: tuple[int, int] = HOPPER) -> str:
-    """Path of the ptxas that Triton takes for a GPU."""
+    """Return the path of the ptxas that Triton uses for a GPU."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     return str(get_ptxas(_number(capability)).path)
@@ -142,7 +143,7 @@ def _compile(source: Source) -> Compiled:
     from triton.runtime.cache import get_cache_manager
 
     target = _target(source.capability)
-    log = io.StringIO()  # Triton prints there what ptxas says, and the whole PTX where it fails
+    log = io.StringIO()  # Triton prints ptxas' messages there, and the whole PTX if it fails
     with (
         knobs.nvidia.scope(),
         knobs.compilation.scope(),
@@ -153,7 +154,7 @@ def _compile(source: Source) -> Compiled:
         kernel = triton.compile(source.ast, target=target, options=source.options)
         cache = get_cache_manager(kernel.hash)
         note = cache.get_file(_NOTE)
-        if note is None and not log.getvalue():  # cached by a run that kept no log
+        if note is None and not log.getvalue():  # cached by a run that did not save the log
             knobs.compilation.always_compile = True
             start = time.monotonic()
             kernel = triton.compile(source.ast, target=target, options=source.options)
@@ -171,8 +172,8 @@ def _compile(source: Source) -> Compiled:
 
 
 def _reason(error: BaseException) -> str:
-    """One line of a compiler's error."""
-    while error.__cause__ is not None:  # Triton wraps the error of the line that it is about
+    """Reduce a compiler's error to one line."""
+    while error.__cause__ is not None:  # Triton wraps the error of the line in question
         error = error.__cause__
     text = str(getattr(error, "error_message", None) or error) or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -181,7 +182,7 @@ def _reason(error: BaseException) -> str:
 
 
 def target_of(capability: tuple[int, int]) -> str:
-    """What Triton compiles for: ``sm_89``, or ``sm_90a`` with what only that generation has."""
+    """Name Triton's target: ``sm_89``, or ``sm_90a`` with that generation's own features."""
     return f"sm_{_number(capability)}{'a' if capability >= HOPPER else ''}"
 
 

@@ -1,4 +1,4 @@
-"""All CUDA kernels: those in the extension, or compiled from their sources."""
+"""Finds all CUDA kernels: in the extension, or by compiling their sources."""
 
 import re
 import shutil
@@ -17,18 +17,18 @@ from .tools import ToolError, find_tool, run_tool
 
 BACKEND = "cuda"
 NAMESPACE = "livetalk::cuda::"
-CUTLASS_KERNEL = re.compile(r"cutlass::device_kernel<(.*?) ?>")  # what CUTLASS wraps ours in
+CUTLASS_KERNEL = re.compile(r"cutlass::device_kernel<(.*?) ?>")  # CUTLASS's wrapper of ours
 EXTENSION = FOLDER / "_C_cuda.so"
 SOURCES = FOLDER.parent / "csrc"
 FLAGS = ("-cubin", f"-arch={TARGET}", "-std=c++20", "-O3", "-Xptxas", "-v")
 
 
 def extension_kernels(ops: Sequence[str], keep: Path | None = None) -> list[Kernel]:
-    """Kernels of the built extension, which may be older than the sources.
+    """Read the kernels of the built extension, which may be older than the sources.
 
     Args:
-        ops: Ops whose kernels are wanted.
-        keep: Folder for machine code and disassembly; it exists.
+        ops: Ops whose kernels to read.
+        keep: Existing folder for machine code and disassembly.
 
     Raises:
         UserError: cuobjdump is not installed.
@@ -43,20 +43,20 @@ def extension_kernels(ops: Sequence[str], keep: Path | None = None) -> list[Kern
 
 
 def sources() -> list[Path]:
-    """Sources of the kernels; none where livetalk was installed without them.
+    """List the kernels' source files; none if livetalk was installed without them.
 
-    Kernels on CUTLASS are read from the extension only: each takes a minute to compile.
+    CUTLASS kernels are read from the extension only: each takes a minute to compile.
     """
     return sorted((SOURCES / "cuda").glob("*.cu"))
 
 
 def source_kernels(source: Path, ops: Sequence[str], keep: Path | None = None) -> list[Kernel]:
-    """Kernels of one source, compiled with nvcc.
+    """Compile one source file with nvcc and read its kernels.
 
     Args:
         source: One of ``sources``.
-        ops: Ops whose kernels are wanted.
-        keep: Folder for machine code and disassembly; it exists.
+        ops: Ops whose kernels to read.
+        keep: Existing folder for machine code and disassembly.
 
     Raises:
         UserError: nvcc or cuobjdump is not installed.
@@ -110,9 +110,9 @@ def _kernels(
 
 
 def readable(mangled: Iterable[str]) -> dict[str, str]:
-    """Mangled name -> the name in C++ without namespace, result and arguments.
+    """Map mangled names to C++ names without namespace, result and arguments.
 
-    Without c++filt, which comes with every C++ compiler, names stay as they are.
+    Without c++filt, which comes with every C++ compiler, names stay mangled.
     """
     names = list(mangled)
     program = shutil.which("c++filt")

@@ -1,11 +1,11 @@
-"""What a kernel does inside and behind its main loops, those that use tensor cores.
+"""Finds a kernel's main loops, those that use tensor cores, and what stalls them.
 
-Two things cost a pipelined loop what its instruction counts do not show. A barrier of all warps
-makes each wait for the slowest in every step. And a last block that is loaded behind the loop has
-nothing to hide its loads: tensor cores stand still for the whole way to memory.
+Two things slow a pipelined loop that instruction counts do not show. A barrier of all warps makes
+each wait for the slowest in every step. And if the last block is loaded after the loop, nothing
+hides its loads: tensor cores idle for the full memory latency.
 
-Machine code is cut into basic blocks; loops are the strongly connected parts of their graph, so
-that a wait which the compiler has put behind the kernel's end still belongs to its loop.
+Machine code is split into basic blocks; loops are the strongly connected components of their graph,
+so a wait that the compiler moved past the kernel's end still belongs to its loop.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -23,8 +23,8 @@ class Instruction(NamedTuple):
     """One line of a disassembly: ``@P0 LDG.E.128 R4, [R2]``.
 
     Attributes:
-        address: In bytes, within its function.
-        predicate: ``@P0`` or ``@!UP1``; empty where it always runs.
+        address: Byte offset within its function.
+        predicate: ``@P0`` or ``@!UP1``; empty if it always executes.
         name: ``LDG``.
         suffixes: ``.E.128``.
         operands: ``R4, [R2]``.
@@ -38,31 +38,31 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes; None for all others, and where registers say it."""
+        """Target of a branch; None for other instructions and for register targets."""
         last = self.operands.rpartition(" ")[2]
         return int(last, 16) if self.name == BRANCH and last.startswith("0x") else None
 
     @property
     def goes_on(self) -> bool:
-        """Whether the next instruction may be the one that follows in memory."""
+        """Whether execution may fall through to the next instruction in memory."""
         conditional = bool(self.predicate) or "," in self.operands or " " in self.operands
         return conditional or self.name not in (BRANCH, *EXITS)
 
     @property
     def is_barrier(self) -> bool:
-        """Whether all warps of a block wait for each other; named barriers of some have a count."""
+        """Whether all warps of a block wait for each other; barriers of subsets have a count."""
         return self.name == BARRIER and ".ARV" not in self.suffixes and "," not in self.operands
 
 
 @dataclass(frozen=True, kw_only=True)
 class MainLoops:
-    """What is found.
+    """Findings about a function's main loops.
 
     Attributes:
         count: Innermost loops with tensor-core instructions.
-        barriers: Barriers of all warps that every step of them passes; those of a branch, such as
-            what ends a tile in a persistent kernel, do not count.
-        exposed: Asynchronous loads behind a main loop whose products stand outside of any.
+        barriers: Barriers of all warps that every step passes; those on a branch, such as the
+            end of a tile in a persistent kernel, do not count.
+        exposed: Asynchronous loads after a main loop whose products are outside any loop.
     """
 
     count: int
@@ -74,7 +74,7 @@ def find_main_loops(instructions: Sequence[Instruction], cores: Collection[str])
     """Find a function's main loops.
 
     Args:
-        instructions: All of the function, by address.
+        instructions: All of the function's, by address.
         cores: Names of tensor-core instructions.
     """
     graph = _Graph(instructions)
@@ -102,7 +102,7 @@ def find_main_loops(instructions: Sequence[Instruction], cores: Collection[str])
 
 
 class _Graph:
-    """A function's basic blocks, and which may follow which."""
+    """A function's basic blocks and their successors."""
 
     def __init__(self, instructions: Sequence[Instruction]) -> None:
         starts = {one.target for one in instructions}
@@ -126,11 +126,11 @@ class _Graph:
                 self.before[follower].add(number)
 
     def reached(self, begin: Blocks, within: Blocks | None = None) -> Blocks:
-        """Blocks that may run after some of ``begin``."""
+        """Return the blocks that may run after any of ``begin``."""
         return _closure(self.after, begin, within)
 
     def innermost(self, within: Blocks, busy: Blocks) -> Iterator[Blocks]:
-        """Loops of these blocks that have busy ones, but no smaller such loop inside."""
+        """Yield the loops among these blocks that contain busy ones, but no smaller such loop."""
         left = within
         while left:
             start = min(left)
@@ -145,7 +145,7 @@ class _Graph:
             yield from inner or [loop]
 
     def feeds(self, index: int, place: int, cores: Collection[str], *, outside: Blocks) -> bool:
-        """Whether a tensor-core instruction outside of the loops may follow an instruction."""
+        """Return whether a tensor-core instruction outside the loops may follow an instruction."""
         rest = self.blocks[index][place:]
         if index in outside and any(one.name in cores for one in rest):
             return True
@@ -153,7 +153,7 @@ class _Graph:
 
 
 def _closure(edges: Sequence[set[int]], begin: Blocks, within: Blocks | None) -> Blocks:
-    """Blocks on ways of at least one edge."""
+    """Return the blocks on paths of at least one edge."""
     found: set[int] = set()
     waiting = list(begin)
     while waiting:

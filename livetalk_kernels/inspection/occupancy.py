@@ -1,4 +1,4 @@
-"""How many blocks of a kernel fit an SM, of Hopper (compute capability 9.0) or of another GPU.
+"""Computes how many blocks of a kernel fit on an SM, of Hopper (compute capability 9.0) or others.
 
 Source: CUDA Programming Guide, "Compute Capabilities" (table of technical specifications), and the
 allocation granularities of CUDA's occupancy calculator.
@@ -11,21 +11,21 @@ from types import MappingProxyType
 from ..backends.reasons import HOPPER
 from ..gpus import SHARED_MEMORY
 
-REGISTERS = 65536  # of an SM, 32 bits each
-QUADRANTS = 4  # of an SM; a warp lives in one, with a fourth of the registers
-REGISTER_STEP = 256  # a warp gets a multiple of it
+REGISTERS = 65536  # per SM, 32 bits each
+QUADRANTS = 4  # per SM; a warp stays in one, which has a quarter of the registers
+REGISTER_STEP = 256  # allocation granularity per warp
 WARP = 32
-SHARED_RESERVED = 1024  # bytes that the system takes of every block
+SHARED_RESERVED = 1024  # bytes per block that the system reserves
 SHARED_STEP = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """What an SM holds at a time.
+    """Limits of an SM.
 
     Attributes:
-        warps: Warps.
-        blocks: Blocks.
+        warps: Resident warps.
+        blocks: Resident blocks.
         shared: Bytes of shared memory.
     """
 
@@ -51,13 +51,13 @@ PROCESSORS: Mapping[tuple[int, int], Processor] = MappingProxyType(
 def blocks_per_sm(
     threads: int, registers: int, shared: int, capability: tuple[int, int] = HOPPER
 ) -> int:
-    """Blocks that an SM holds at a time; 0 where not even one fits.
+    """Compute how many blocks are resident on an SM; 0 if not even one fits.
 
     Args:
-        threads: Threads of a block.
-        registers: Registers of a thread.
-        shared: Bytes of static and dynamic shared memory of a block.
-        capability: Of the GPU, one of `PROCESSORS`.
+        threads: Threads per block.
+        registers: Registers per thread.
+        shared: Bytes of static and dynamic shared memory per block.
+        capability: Compute capability of the GPU, one of `PROCESSORS`.
     """
     processor = PROCESSORS[capability]
     warps = _ceil(threads, WARP)
@@ -72,7 +72,7 @@ def blocks_per_sm(
 def warps_per_sm(
     threads: int, registers: int, shared: int, capability: tuple[int, int] = HOPPER
 ) -> int:
-    """Warps that an SM holds at a time; arguments as for ``blocks_per_sm``."""
+    """Compute how many warps are resident on an SM; arguments as for ``blocks_per_sm``."""
     return blocks_per_sm(threads, registers, shared, capability) * _ceil(threads, WARP)
 
 

@@ -1,4 +1,4 @@
-"""Read what ptxas says while it compiles with ``-v``."""
+"""Parses what ptxas prints with ``-v``."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _NUMBERED = re.compile(r"\(C\d+\)")  # advice: "(C7510) Potential Performance Lo
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What ptxas said.
+    """Messages of ptxas.
 
     Attributes:
-        spills: Function -> bytes of its spill stores and spill loads.
+        spills: Function -> bytes of spill stores and spill loads.
         warnings: Warnings and numbered advice, once each.
     """
 
@@ -24,14 +24,14 @@ class Log:
     warnings: tuple[str, ...]
 
     def spilled(self) -> tuple[int, int]:
-        """Bytes of spill stores and of spill loads of all functions."""
+        """Sum the bytes of spill stores and of spill loads over all functions."""
         return (
             sum(stores for stores, _ in self.spills.values()),
             sum(loads for _, loads in self.spills.values()),
         )
 
     def of(self, function: str) -> "Log":
-        """What it says of one function, and warnings that name none of the others."""
+        """Select the messages about one function, and warnings that name no other."""
         others = [f"'{name}'" for name in self.spills if name != function]
         return Log(
             spills={name: spill for name, spill in self.spills.items() if name == function},
@@ -42,7 +42,7 @@ class Log:
 
 
 def parse(log: str) -> Log:
-    """Read a log of one or several functions."""
+    """Parse a log of one or several functions."""
     spills = {name: (int(s), int(loads)) for name, s, loads in _FUNCTION.findall(log)}
     texts = (
         text.strip()

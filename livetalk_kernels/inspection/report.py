@@ -1,4 +1,4 @@
-"""What is known of every kernel, and what is wrong with it."""
+"""Facts about every kernel, and faults found in them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,14 +11,14 @@ from .occupancy import PROCESSORS, warps_per_sm
 from .sass import WIDE, Code
 
 TARGET = "sm_90a"
-# Generation -> the tensor-core instruction that it has for 16 bits, and for FP8.
+# Generation -> its tensor-core instruction for 16 bits, and for FP8.
 INSTRUCTIONS = {
     8: ("HMMA", "QMMA"),
     9: ("HGMMA", "QGMMA"),
     10: ("UTCHMMA", "UTCQMMA"),
     12: ("HMMA", "QMMA"),
 }
-# Triton's name of a dot's operands -> which of them.
+# Triton's name of a dot's operand dtype -> index into the above.
 _OPERANDS = {"bf16": 0, "f16": 0, "f8E4M3FN": 1, "f8E5M2": 1}
 HALF_POINTERS, FP8_POINTERS = {"bf16", "fp16"}, {"fp8e4nv", "fp8e5"}
 
@@ -28,21 +28,21 @@ class Kernel:
     """One compiled kernel, or one that does not compile.
 
     Attributes:
-        op: Name of the op; empty where a CUDA kernel's name has none in it.
+        op: Name of the op; empty if a CUDA kernel's name does not contain it.
         backend: ``triton`` or ``cuda``.
-        name: Name of the kernel; empty where it is not known.
-        cases: The op's cases that run it; ``#2`` marks a case's second version of one kernel.
-        error: Why there is no code; empty where there is.
-        code: What its machine code says.
-        stages: Depth of its software pipelines; None where the launch does not say it.
-        constants: Its constants that are numbers, such as the sizes of its tiles.
-        dynamic_shared: Bytes of dynamic shared memory of a block; None where the launch sets it.
-        spills: Bytes of spill stores and spill loads; None where ptxas' log is not at hand.
-        pointers: Dtypes of the arguments that are pointers, in Triton's names.
-        dots: Dtypes that it multiplies as matrices, in the names of Triton's IR.
-        warnings: What ptxas warned of.
-        seconds: Seconds to compile; None where it was not compiled here.
-        capability: Compute capability of the GPU that it is for.
+        name: Name of the kernel; empty if unknown.
+        cases: The op's cases that run it; ``#2`` marks a case's second variant of a kernel.
+        error: Why there is no code; else empty.
+        code: Facts from its machine code.
+        stages: Software pipelining depth; None if the launch does not specify it.
+        constants: Its numeric constants, such as tile sizes.
+        dynamic_shared: Bytes of dynamic shared memory per block; None if set at launch.
+        spills: Bytes of spill stores and spill loads; None if ptxas' log is not available.
+        pointers: Dtypes of pointer arguments, in Triton's names.
+        dots: Dtypes of its matrix products, named as in Triton's IR.
+        warnings: Warnings of ptxas.
+        seconds: Compile time; None if it was not compiled here.
+        capability: Compute capability of the target GPU.
     """
 
     op: str
@@ -62,7 +62,7 @@ class Kernel:
     capability: tuple[Count, Count] = HOPPER
 
     def __post_init__(self) -> None:
-        """Refuse a GPU whose limits are not known.
+        """Reject a GPU whose limits are not known.
 
         Raises:
             ValueError: It is none of `PROCESSORS`.
@@ -72,35 +72,35 @@ class Kernel:
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory of a block, as far as they are known."""
+        """Bytes of shared memory per block, as far as known."""
         return (self.code.static_shared if self.code else 0) + (self.dynamic_shared or 0)
 
     @property
     def warps(self) -> int | None:
-        """Warps that an SM holds at a time; None where the size of a block is not known."""
+        """Warps resident on an SM; None if the block size is not known."""
         if self.code is None or self.code.threads is None:
             return None
         threads, registers = self.code.threads, self.code.registers
         return warps_per_sm(threads, registers, self.shared, self.capability)
 
     def __str__(self) -> str:
-        """Op, kernel and first case."""
+        """Format op, kernel and first case."""
         place = "/".join(part for part in (self.op, self.name) if part)
         return f"{place} ({self.cases[0]})" if self.cases else place
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All kernels, and what compiled them.
+    """All kernels, and the compilers used.
 
     Attributes:
-        dtype: Of the activations.
-        date: Day of the report, as ``2026-11-20``.
+        dtype: Dtype of the activations.
+        date: Day of the report, such as ``2026-11-20``.
         commit: Of this repository.
         versions: Compiler -> its version.
         kernels: The kernels.
         notes: What is missing from the report, and why.
-        target: What they are compiled for.
+        target: Target that they are compiled for.
     """
 
     dtype: str
@@ -113,7 +113,7 @@ class Report:
 
 
 def faults(kernel: Kernel) -> Iterator[str]:
-    """What no kernel of ours should have: each a line that says what."""
+    """Yield what no kernel of ours should have, one line each."""
     if kernel.error:
         yield f"does not compile: {kernel.error}"
     if kernel.code is None:
@@ -137,7 +137,7 @@ def faults(kernel: Kernel) -> Iterator[str]:
             yield f"multiplies {dtype} without {wanted}"
     if not _is_wide(code.widest_load):
         yield f"loads {code.widest_load} bits at most"
-    # What one wide load brings in 16 bits is 64 bits of FP8.
+    # A wide load of 16-bit values is 64 bits once they are FP8.
     narrowing = not (
         HALF_POINTERS.isdisjoint(kernel.pointers) or FP8_POINTERS.isdisjoint(kernel.pointers)
     )
@@ -151,7 +151,7 @@ def _is_wide(widest: str) -> bool:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """A report for machines, with what follows from its numbers."""
+    """Convert a report to plain values, including derived figures."""
     kernels = []
     for kernel in report.kernels:
         entry = asdict(kernel)

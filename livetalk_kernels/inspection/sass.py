@@ -1,4 +1,4 @@
-"""Read compiled machine code: resources and instructions of every kernel of a cubin."""
+"""Reads machine code: resources and instructions of every kernel in a cubin."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ BLACKWELL_CORES = ("UTCHMMA", "UTCQMMA", "UTCIMMA")
 TENSOR_CORES = (*HOPPER_CORES, "HMMA", "QMMA", "IMMA", "DMMA", *BLACKWELL_CORES)
 TMA_LOADS = ("UTMALDG", "UBLKCP")
 TMA_STORES = ("UTMASTG", "UTMAREDG", "UBLKCP", "UBLKRED")
-WIDE = 128  # bits of an access of a thread; Blackwell has wider ones as well
+WIDE = 128  # bits per thread and access; Blackwell also has wider ones
 _BITS = {"U8": "8", "S8": "8", "U16": "16", "S16": "16"}
 _BITS |= {bits: bits for bits in ("64", "128", "256")}
 _WIDTHS = {"32", *_BITS.values()}
@@ -41,18 +41,18 @@ class Code:
     """One kernel's machine code.
 
     Attributes:
-        registers: Registers of a thread.
-        stack: Bytes of a thread's stack; None where the compiler does not know.
-        static_shared: Bytes of static shared memory of a block.
-        threads: Threads of a block, as the code demands or bounds them; None where it does not.
-        tensor_cores: Instruction -> how often it is in the code.
+        registers: Registers per thread.
+        stack: Bytes of stack per thread; None if the compiler does not know.
+        static_shared: Bytes of static shared memory per block.
+        threads: Threads per block as required or bounded by the code; None if it does neither.
+        tensor_cores: Instruction -> number of occurrences.
         tma: The same for bulk copies between global and shared memory.
-        loads: Width in bits -> loads from global memory in the code.
+        loads: Width in bits -> number of loads from global memory.
         stores: The same for stores to global memory.
         copies: The same for asynchronous copies to shared memory (LDGSTS).
         local: Loads and stores of local memory, which spills and indexed arrays use.
-        barriers: Barriers of all warps of a block in each step of main loops (see `loops`).
-        exposed: Loads of a last block behind its main loop, where nothing hides them.
+        barriers: Barriers of all warps of a block per step of main loops (see `loops`).
+        exposed: Loads of a last block after its main loop, where nothing hides them.
     """
 
     registers: Count
@@ -69,26 +69,26 @@ class Code:
     exposed: Count = 0
 
     def __post_init__(self) -> None:
-        """Refuse widths that no access has."""
+        """Reject impossible widths."""
         for bits in (*self.loads, *self.stores, *self.copies):
             if bits not in _WIDTHS:
                 raise ValueError(f"{bits!r:.40} is no width of an access")
 
     @property
     def widest_load(self) -> str:
-        """Bits of the widest load, ``TMA``, or empty where nothing is loaded."""
+        """Bits of the widest load, ``TMA``, or empty if nothing is loaded."""
         return _widest(self.loads, self.copies, tma=_any(self.tma, TMA_LOADS))
 
     @property
     def widest_store(self) -> str:
-        """Bits of the widest store, ``TMA``, or empty where nothing is stored."""
+        """Bits of the widest store, ``TMA``, or empty if nothing is stored."""
         return _widest(self.stores, tma=_any(self.tma, TMA_STORES))
 
     @property
     def wide_share(self) -> float | None:
-        """Bytes in accesses of 128 bits or more over all bytes, as they stand in the code.
+        """Fraction of bytes in accesses of 128 bits or more, as counted in the code.
 
-        Loops count once. None where TMA alone touches global memory.
+        Loops count once. None if only TMA accesses global memory.
         """
         wide = total = 0
         for widths in (self.loads, self.stores, self.copies):
@@ -119,7 +119,7 @@ def read_cubin(cubin: Path) -> tuple[dict[str, Code], str]:
 
 
 def parse(resources: str, sass: str, elf: str) -> dict[str, Code]:
-    """Kernel's name -> its code, from what cuobjdump prints for -res-usage, -sass and -elf."""
+    """Map kernel names to their code, from cuobjdump's output for -res-usage, -sass and -elf."""
     threads = dict(_threads(elf))
     instructions = dict(_instructions(sass))
     codes = {}

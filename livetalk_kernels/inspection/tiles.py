@@ -1,8 +1,8 @@
-"""How NVIDIA's nvMatmulHeuristics ranks the tiles of the FP8 linears, without a GPU.
+"""Ranks the FP8 linears' tiles with NVIDIA's nvMatmulHeuristics, without a GPU.
 
-It models a product on a GPU and orders the tiles that it would try. That order is all that is used
-here, to see where the tiles of our kernels stand in it. Its times are a model's, and the same for
-the best of them: they say which tiles are equals, and are not shown.
+It models a matrix product on a GPU and orders the tiles it would try. Only that order is used here,
+to see where our kernels' tiles rank. Its times come from a model and tie for the best tiles: they
+show which are equal, and are not displayed.
 """
 
 import importlib
@@ -24,15 +24,16 @@ from ..spec import Case
 OPS = ("fp8_gemm", "fp8_gemm_gelu_quant")
 INSTALL = "pip install 'livetalk[heuristics]'"
 PRECISION = "QST"  # e4m3 times e4m3, summed in fp32, stored as bf16
-COUNT = 64  # kernels that are asked for; many differ in warps alone
+COUNT = 64  # kernels to request; many differ only in warps
 SHOWN = 3
 # csrc/cuda/sm90; the second one's programs quantise blocks of 128 columns.
 CUTLASS_COLUMNS = {"fp8_gemm": (192, 128), "fp8_gemm_gelu_quant": (128,)}
-EQUALS = 1e-9  # relative difference of times that are one
+EQUALS = 1e-9  # relative difference below which times are equal
 
 _ALL = Libraries(supposed=dict.fromkeys(LIBRARIES, NEWEST))
 
-# Ours -> theirs. An H800's chip is an H100's: its links and fp64 differ, which no tile depends on.
+# Our name -> theirs. An H800 has an H100's chip; its links and fp64 differ, but no tile depends on
+# them.
 _GPUS: Mapping[str, str] = MappingProxyType(
     {
         "a100": "A100_SXM_80GB",
@@ -48,7 +49,7 @@ _GPUS: Mapping[str, str] = MappingProxyType(
 )
 
 Tile: TypeAlias = tuple[int, int]
-"""Rows and columns of the results that a program makes at a time."""
+"""Rows and columns of the results that a program computes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class Ranking:
         case: Name of its case.
         sizes: M, N and K.
         best: The first tiles of the order, one of each kind.
-        places: Our kernel, such as ``triton 128x256`` -> its place from 1 on, shared by equals;
-            None for a tile that is not in the order.
+        places: Our kernel, such as ``triton 128x256`` -> its rank from 1, shared by ties; None
+            for a tile that is not in the order.
     """
 
     op: str
@@ -75,8 +76,8 @@ def rank(ops: Sequence[str], gpu: Gpu) -> list[Ranking]:
     """Rank the tiles of the FP8 linears at the model's sizes.
 
     Args:
-        ops: Names of ops; those that are no FP8 linears have no tiles.
-        gpu: A GPU of the table.
+        ops: Names of ops; those that are not FP8 linears have no tiles.
+        gpu: GPU from the table.
 
     Raises:
         UserError: nvMatmulHeuristics is not installed, or does not load.
@@ -93,7 +94,7 @@ def rank(ops: Sequence[str], gpu: Gpu) -> list[Ranking]:
         for case in load_op(op).cases(torch.device("meta"), torch.bfloat16):
             M, N, K = (case.dims[letter] for letter in "MNK")
             if not case.large or (op, (M, N, K)) in [(one.op, one.sizes) for one in found]:
-                continue  # small ones are no model's; layouts of scales do not change a tile
+                continue  # small ones are not a model's; layouts of scales do not affect tiles
             problem = model.makeNvMatmulHeuristicsProblem(M, N, K, layout)
             order = _order(model.get(problem, COUNT, precision=PRECISION))
             found.append(
@@ -112,7 +113,7 @@ def rank(ops: Sequence[str], gpu: Gpu) -> list[Ranking]:
 
 
 def our_tiles(case: Case, gpu: Gpu) -> list[tuple[str, Tile]]:
-    """Our backends that run on a GPU, with the tile that each takes or may take there."""
+    """List our backends that run on a GPU, with the tiles each uses or may use there."""
     at = replace(case, device=torch.device("cuda"), gpu=gpu, libraries=_ALL)
     columns = {
         "triton": (gemm.tile_columns(case.dims["M"], case.dims["N"], int(gpu.sms.value)),),
@@ -127,7 +128,7 @@ def our_tiles(case: Case, gpu: Gpu) -> list[tuple[str, Tile]]:
 
 
 def _order(kernels: Sequence[Mapping[str, Any]]) -> dict[Tile, int]:
-    """Tile -> place, best first: one more than the number of tiles that are faster."""
+    """Map tiles to ranks, best first: one more than the number of faster tiles."""
     times: dict[Tile, float] = {}
     for one in kernels:
         tile = one["kernel"].cta_tile_m, one["kernel"].cta_tile_n

@@ -1,4 +1,4 @@
-"""Run NVIDIA's binary tools, which Triton brings along."""
+"""Runs NVIDIA's binary tools, which come with Triton."""
 
 import shutil
 import subprocess
@@ -12,16 +12,16 @@ class ToolError(RuntimeError):
 
 
 def find_tool(name: str) -> str:
-    """Path of ``cuobjdump``, ``ptxas`` or another tool: Triton's, else the one on PATH.
+    """Find ``cuobjdump``, ``ptxas`` or another tool: Triton's, else the one on PATH.
 
     Raises:
-        UserError: It is nowhere.
+        UserError: It is in neither place.
     """
     try:
         from triton import knobs
 
         return str(getattr(knobs.nvidia, name).path)
-    except (ImportError, AttributeError, RuntimeError):  # no Triton; none of its tools; not there
+    except (ImportError, AttributeError, RuntimeError):  # no Triton; not one of its tools; missing
         found = shutil.which(name)
     if found is None:
         raise UserError(
@@ -31,7 +31,7 @@ def find_tool(name: str) -> str:
 
 
 def run_tool(program: str, *arguments: str | Path, cwd: Path | None = None) -> tuple[str, str]:
-    """Run a program to its end.
+    """Run a program to completion.
 
     Args:
         program: Path of the program.
@@ -39,7 +39,7 @@ def run_tool(program: str, *arguments: str | Path, cwd: Path | None = None) -> t
         cwd: Folder to run it in.
 
     Returns:
-        What it printed on stdout and on stderr.
+        Its stdout and stderr.
 
     Raises:
         ToolError: It failed.
@@ -55,7 +55,7 @@ def run_tool(program: str, *arguments: str | Path, cwd: Path | None = None) -> t
 
 
 def tool_version(program: str) -> str:
-    """Release of an NVIDIA tool, such as ``13.1``, as its ``--version`` says."""
+    """Return the release of an NVIDIA tool, such as ``13.1``, from its ``--version``."""
     text, _ = run_tool(program, "--version")
     release = text.partition("release ")[2].partition(",")[0]
     return release or text.strip().splitlines()[-1]

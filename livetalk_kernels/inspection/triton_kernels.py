@@ -1,4 +1,4 @@
-"""All Triton kernels that the ops launch at the model's shapes."""
+"""Finds all Triton kernels that the ops launch at the model's shapes."""
 
 import importlib
 import tempfile
@@ -27,7 +27,7 @@ BACKEND = "triton"
 
 @dataclass
 class Task:
-    """One kernel to compile, for all cases that it serves; or why there is none."""
+    """One kernel to compile, for all cases that use it; or why there is none."""
 
     op: str
     cases: list[str] = field(default_factory=list)
@@ -35,23 +35,23 @@ class Task:
     error: str = ""
 
     def __str__(self) -> str:
-        """Op, kernel and first case."""
+        """Format op, kernel and first case."""
         return f"{self.op}/{self.source.name} ({self.cases[0]})" if self.source else self.op
 
 
 def tasks(
     ops: Sequence[str], dtype: torch.dtype, *, quick: bool = False, gpu: Gpu | None = None
 ) -> list[Task]:
-    """Find what ops launch in their large cases; launches that share a kernel are one task.
+    """Find what ops launch in their large cases, one task per distinct kernel.
 
     Args:
-        ops: Names of ops; every backend of theirs that has ``launches`` is looked at.
+        ops: Names of ops; every backend with ``launches`` is considered.
         dtype: Dtype of the activations.
-        quick: Each op's kernels only as its first case that has them launches them.
-        gpu: What they are compiled for; None: Hopper, whatever cannot run there.
+        quick: Only the kernels that each op's first suitable case launches.
+        gpu: GPU to compile for; None for Hopper, even for what cannot run there.
 
     Raises:
-        UserError: Triton is not installed, or interprets its kernels.
+        UserError: Triton is not installed, or is interpreting its kernels.
     """
     try:
         import triton  # noqa: F401
@@ -73,7 +73,7 @@ def tasks(
 
 
 def refusals(ops: Sequence[str], dtype: torch.dtype, gpu: Gpu) -> Iterator[str]:
-    """What of the ops' Triton backends cannot run on a GPU: lines with the cases and the reason."""
+    """Yield what the ops' Triton backends cannot run on a GPU: lines with cases and reason."""
     for op in ops:
         for name in backend_names(op):
             backend = load_backend(op, name)
@@ -99,13 +99,13 @@ def _on(case: Case, gpu: Gpu) -> Case:
 def launches_of_op(
     op: str, name: str, dtype: torch.dtype, gpu: Gpu | None = None
 ) -> Iterator[tuple[str, list[Launch]]]:
-    """Each large case's name, and what one of the op's Triton backends launches for it.
+    """Yield each large case's name, and what one of the op's Triton backends launches for it.
 
     Args:
         op: Name of the op.
         name: Name of the backend.
         dtype: Dtype of the activations.
-        gpu: Cases that cannot run on it are left out.
+        gpu: GPU; cases that cannot run on it are omitted.
     """
     spec = load_op(op)
     contract = importlib.import_module(f"{OPS_PACKAGE}.{op}")
@@ -131,7 +131,7 @@ def _tasks_of_op(op: str, name: str, dtype: torch.dtype, gpu: Gpu | None) -> lis
                 number = versions[source.name]
                 task = found.setdefault(key, Task(op=op, source=source))
                 task.cases.append(case if number == 1 else f"{case}#{number}")
-    except Exception as error:  # one op's mistake; the report goes on
+    except Exception as error:  # one op's fault; the report continues
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return [*found.values(), Task(op=op, error=f"{type(error).__name__}: {reason}")]
     return list(found.values())
@@ -142,7 +142,7 @@ def inspect_task(task: Task, keep: Path | None = None) -> Kernel:
 
     Args:
         task: One of ``tasks``.
-        keep: Folder for PTX, Triton's IR, machine code and disassembly; it exists.
+        keep: Existing folder for PTX, Triton's IR, machine code and disassembly.
 
     Raises:
         UserError: cuobjdump is not installed.

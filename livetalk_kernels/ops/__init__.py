@@ -1,6 +1,7 @@
-"""The ops of the model, one folder each, and ``bind_ops``, which picks a backend for every one.
+"""The ops of the model, one folder each, and ``bind_ops``, which picks a backend for each of them.
 
-Folders in here are ops; files in an op's folder are its backends. Nothing is registered by hand.
+Folders in here are ops; files in an op's folder are its backends; nothing is registered by hand.
+Backends for GPUs are untested on a GPU; those named ``cuda`` have run on a CPU, by emulation.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +24,11 @@ class Ops:
 
     Attributes:
         choices: Op -> backend with the reason it was picked.
-        differentiable: Autograd goes through all of them.
+        differentiable: Whether all of them support autograd.
     """
 
     def __init__(self, choices: Mapping[str, Choice], *, differentiable: bool = False) -> None:
-        """Make one attribute per op."""
+        """Create one attribute per op."""
         self.choices, self.differentiable = dict(choices), differentiable
         for op, choice in choices.items():
             setattr(self, op, choice.run)
@@ -38,15 +39,15 @@ class Ops:
         return {op: choice.name for op, choice in self.choices.items()}
 
     def pack(self, op: str, weight: Tensor) -> Tensor | None:
-        """What an op's backend makes of a weight that stays as it is, to be passed as ``packed``.
+        """Pack a constant weight for an op's backend, to be passed as ``packed``.
 
         Args:
             op: Name of an op with an argument ``packed``.
-            weight: As the op takes it, with its final values and device.
+            weight: The op's argument, with its final values and device.
 
         Returns:
-            A tensor for this backend alone; None where it makes nothing. A call that is given it
-            reads the weight's shape and dtype, but none of its numbers.
+            A tensor for this backend only; None if it does not pack. Calls that receive it read
+            the weight's shape and dtype, but none of its values.
         """
         return self.choices[op].pack(weight)
 
@@ -68,17 +69,17 @@ def bind_ops(
 
     Args:
         config: The user's choice; by default the environment's, else ``auto``.
-        device: Where the model runs.
-        dtype: Dtype of its activations.
-        differentiable: Take only backends that autograd goes through, to train with. Ops that
-            have none, those of FP8, are left out.
-        main: Sizes of the model's main part, where these are of another: a named backend that can
-            run the main part alone leaves the other to ``auto``.
-        **dims: Sizes that are known by now, by the ops' letters: ``D`` width, ``H`` heads,
-            ``d`` channels of a head, ``L`` tokens.
+        device: Device of the model.
+        dtype: Dtype of the activations.
+        differentiable: Bind only backends that support autograd, for training. Ops without one,
+            those of FP8, are omitted.
+        main: Sizes of the model's main part, if ``dims`` are another's: a named backend that can
+            run only the main part leaves the other to ``auto``.
+        **dims: Sizes known so far, by the ops' letters: ``D`` width, ``H`` heads, ``d`` channels
+            per head, ``L`` tokens.
 
     Raises:
-        UserError: A backend that was named cannot run, or has no gradients where they are needed.
+        UserError: A named backend cannot run, or lacks the gradients that are needed.
     """
     config = KernelConfig.from_sources() if config is None else config
     device = torch.device(device)

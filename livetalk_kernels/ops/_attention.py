@@ -1,4 +1,4 @@
-"""Inner routines that the attention ops share: the plain formula, and torch's fused attention."""
+"""Routines shared by the attention ops: the plain formula, and torch's fused attention."""
 
 import math
 
@@ -9,9 +9,9 @@ from torch.nn import functional
 from ..precision import HALF_DTYPES, math_dtype
 from ..spec import Case
 
-_PACKED = 32 << 20  # bytes; csrc/bindings/attention_cpu.cpp: units are packed together up to this
+_PACKED = 32 << 20  # bytes; csrc/bindings/attention_cpu.cpp: units are packed together up to that
 _KEYS, _ROUND, _LANES = 192, 8, 16  # csrc/cpu/attention.h
-SCORES = 2**26  # scores that the plain formula holds at a time, so that long sequences fit
+SCORES = 2**26  # scores held at a time by the plain formula, so that long sequences fit
 
 
 def plain_attention(
@@ -21,18 +21,18 @@ def plain_attention(
     scale: float | None = None,
     last_repeats: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scale) v and its natural-log LSE, unrounded.
+    """Compute softmax(q k^T * scale) v and its natural-log LSE, unrounded.
 
     Args:
         q_BLHd: Queries.
         k_BSHd: Keys.
         v_BSHd: Values.
         scale: Factor of the scores, d^-0.5 by default.
-        last_repeats: How many equal rows the last key and value stand for.
+        last_repeats: Number of equal rows that the last key and value represent.
 
     Returns:
-        out [B, L, H, d] and LSE [B, H, L], fp32 (fp64 for fp64 inputs), contiguous. Without any
-        key out is 0 and LSE is -inf.
+        out [B, L, H, d] and LSE [B, H, L], fp32 (fp64 for fp64 inputs), contiguous. Without
+        keys, out is 0 and LSE is -inf.
     """
     wide = math_dtype(q_BLHd.dtype)
     scale = q_BLHd.shape[-1] ** -0.5 if scale is None else scale
@@ -54,7 +54,7 @@ def plain_attention(
 def sdpa_attention(
     q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, last_repeats: int = 1
 ) -> Tensor:
-    """The same by torch's public function, without LSE, rounded to q's dtype, contiguous."""
+    """Compute it with torch's public function: no LSE, rounded to q's dtype, contiguous."""
     if q_BLHd.numel() == 0 or k_BSHd.numel() == 0:
         return q_BLHd.new_zeros(q_BLHd.shape)  # torch divides by zero here
     if q_BLHd.is_cpu and q_BLHd.dtype in HALF_DTYPES:
@@ -64,7 +64,7 @@ def sdpa_attention(
         bias = q_BLHd.new_zeros(1, 1, 1, k_BSHd.shape[1], dtype=math_dtype(q_BLHd.dtype))
         bias[..., -1] = math.log(last_repeats)
     elif last_repeats > 1:
-        # On CUDA a bias has q's dtype, and 16 bits are too few for a logarithm: repeat the row.
+        # A bias has q's dtype on CUDA, and 16 bits are too few for a logarithm: repeat the row.
         k_BSHd, v_BSHd = (
             torch.cat((x, x[:, -1:].expand(-1, last_repeats - 1, -1, -1)), dim=1)
             for x in (k_BSHd, v_BSHd)
@@ -76,10 +76,10 @@ def sdpa_attention(
 
 
 def _half_on_cpu(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, last_repeats: int) -> Tensor:
-    """The same by two matrix products: scores in fp32, their softmax times v in 16 bits.
+    """Compute it with two matrix products: scores in fp32, their softmax times v in 16 bits.
 
     PyTorch's fused kernel multiplies 16-bit tensors no faster than fp32 ones on CPUs without
-    matrix units; the second product here is a true 16-bit one.
+    matrix units; the second product here is really in 16 bits.
     """
     B, L, H, _ = q_BLHd.shape
     q_BHLd, k_BHSd, v_BHSd = (x.transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
@@ -96,7 +96,7 @@ def _half_on_cpu(q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, last_repeats: i
 
 
 def sdpa_supports(case: Case) -> str | None:
-    """Whether torch's fused attention runs a case."""
+    """Return None if torch's fused attention runs a case, else why not."""
     if case.device.type not in {"cpu", "cuda"}:
         return f"torch's fused attention runs on cpu and cuda, not on {case.device.type}"
     if case.dtype not in (*HALF_DTYPES, torch.float32, torch.float64):
@@ -105,7 +105,7 @@ def sdpa_supports(case: Case) -> str | None:
 
 
 def sdpa_caution(case: Case) -> str | None:
-    """Say where torch's flash attention has been exchanged for another implementation."""
+    """Warn if torch's flash attention has been replaced by another implementation."""
     active = case.libraries.flash_implementation() if case.device.type == "cuda" else None
     if active is None:
         return None
@@ -113,12 +113,12 @@ def sdpa_caution(case: Case) -> str | None:
 
 
 def packed_keys(units: int, channels: int, *contexts: int) -> int:
-    """Bytes of the fp32 keys and values that the compiled attention packs.
+    """Count the bytes of fp32 keys and values that the compiled attention packs.
 
     Args:
-        units: Heads times batch times frames with keys of their own.
-        channels: Of a head.
-        contexts: Keys of each softmax.
+        units: Heads times batch times frames that have their own keys.
+        channels: Channels per head.
+        contexts: Number of keys in each softmax.
     """
     blocks, longest = 0, 0
     for keys in contexts:

@@ -1,4 +1,4 @@
-"""What the launches of the Triton attention kernels share: block sizes, and sources of keys."""
+"""Shared by the launches of the Triton attention kernels: block sizes, and sources of keys."""
 
 import dataclasses
 import math
@@ -15,23 +15,23 @@ from ._rows import power_of_two
 
 LOG2_E = 1 / math.log(2)
 MAX_WIDTH = 512
-USUAL_WIDTH = 128  # channels of a head of the model
-SPARE = 1024  # bytes of shared memory for barriers, and for what is exchanged
-MIN_BLOCK = 16  # of a matrix product
-MAX_BOX = 256  # of TMA
+USUAL_WIDTH = 128  # channels per head of the model
+SPARE = 1024  # bytes of shared memory for barriers and exchanges
+MIN_BLOCK = 16  # smallest side of a matrix product
+MAX_BOX = 256  # largest side of a TMA box
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """What a program handles at a time, for heads of one width.
+    """What a program processes at a time, for heads of one width.
 
     Attributes:
         rows: Queries.
         keys: Keys.
-        main: Channels.
-        tail: Channels beyond ``main``, 0 if none.
-        warps: Warps of a program.
-        stages: Blocks of keys in flight.
+        main: Channels of the first block.
+        tail: Remaining channels, 0 if none.
+        warps: Warps per program.
+        stages: Key blocks in flight.
     """
 
     rows: int
@@ -42,20 +42,20 @@ class Blocks:
     stages: int
 
     def shared_memory(self, dtype: torch.dtype) -> int:
-        """Bytes that a program takes at most: its queries, keys and values in flight, and little.
+        """Bound a program's bytes: its queries, keys and values in flight, and a little spare.
 
-        Held to what the kernels compiled to, see the recorded baselines of ``inspect``.
+        Tests compare it with the compiled kernels; see the recorded baselines of ``inspect``.
         """
         rows = self.rows + 2 * self.stages * self.keys
         return rows * (self.main + self.tail) * dtype.itemsize + SPARE
 
 
 def supports(case: Case, most_keys: int = 128) -> str | None:
-    """What every Triton attention asks.
+    """Check what every Triton attention kernel needs.
 
     Args:
-        case: What will be run; heads of unknown width are taken for the model's.
-        most_keys: Keys that a program handles at a time, at most.
+        case: The problem; heads of unknown width are assumed to have the model's.
+        most_keys: Maximum number of keys that a program processes at a time.
     """
     width = case.dims.get("d", USUAL_WIDTH)
     if width > MAX_WIDTH:
@@ -69,26 +69,25 @@ def supports(case: Case, most_keys: int = 128) -> str | None:
 
 
 def channel_blocks(width: int) -> tuple[int, int]:
-    """``split_width`` in blocks that a matrix product takes."""
+    """Split a width like ``split_width``, into blocks that a matrix product accepts."""
     main, tail = split_width(width)
     return max(main, MIN_BLOCK), max(tail, MIN_BLOCK) if tail and main >= MIN_BLOCK else 0
 
 
 def choose_blocks(dtype: torch.dtype, width: int, *, compiled: bool = False) -> Blocks:
-    """Blocks for Hopper, from compiled code alone: no choice is measured yet.
+    """Choose blocks for Hopper, judging by compiled code alone: nothing is measured yet.
 
-    In 16 bits and 128 channels two groups of four warps take 64 queries each, in step: the
-    compiled loop has five barriers of the whole program for each block of keys (three with Triton
-    3.6), and waits for all products before the softmax, during which the tensor cores idle. Of the
-    blocks that fit, 128 x 128 has the fewest other instructions per tensor-core instruction; the
-    third stage fills the shared memory (229,432 of 232,448 bytes), and with two the loads of a
-    block would start only when the block before it is done. A multiprocessor holds one such
-    program.
+    For 16 bits and 128 channels, two groups of four warps take 64 queries each, in lockstep: the
+    compiled loop has five program-wide barriers per key block (three with Triton 3.6), and waits
+    for all products before the softmax, during which the tensor cores idle. Of the blocks that fit,
+    128 x 128 has the fewest other instructions per tensor-core instruction; the third stage fills
+    the shared memory (229,432 of 232,448 bytes), and with two stages a block's loads would start
+    only after the block before it is done. A multiprocessor holds one such program.
     """
     main, tail = channel_blocks(width)
-    if interpreted() and not compiled:  # whose time is the number of programs and steps
+    if interpreted() and not compiled:  # its time depends on the number of programs and steps
         rows, keys, warps, stages = 128, 128, 4, 1
-    elif dtype == torch.float32:  # to compare with, not to be fast: no tensor cores, and it spills
+    elif dtype == torch.float32:  # for comparison, not for speed: no tensor cores, and it spills
         rows, keys, warps, stages = 32, 32, 8, 1
     elif main + tail <= 128:
         rows, keys, warps, stages = 128, 128, 8, 3
@@ -100,12 +99,12 @@ def choose_blocks(dtype: torch.dtype, width: int, *, compiled: bool = False) -> 
 
 
 def key_blocks(keys: int, block: int, *, ragged: bool = False) -> dict[str, int]:
-    """Cover the keys with equal blocks: the constants of `attend`.
+    """Cover the keys with equal blocks; return the constants of `attend`.
 
     Args:
-        keys: How many.
-        block: Keys of a block, a power of two; fewer keys get a smaller one.
-        ragged: The last block needs a mask even where it is full.
+        keys: Number of keys.
+        block: Keys per block, a power of two; fewer keys get a smaller block.
+        ragged: Whether the last block needs a mask even if it is full.
     """
     block = min(block, max(MIN_BLOCK, power_of_two(keys or 1)))
     ragged = ragged or keys % block > 0
@@ -113,7 +112,7 @@ def key_blocks(keys: int, block: int, *, ragged: bool = False) -> dict[str, int]
 
 
 def strides(name: str, x_BSHd: Tensor) -> dict[str, int]:
-    """Arguments ``<name>_stride_<dimension>``."""
+    """Return the arguments ``<name>_stride_<dimension>``."""
     assert x_BSHd.stride(-1) == 1 or x_BSHd.shape[-1] <= 1, f"{name}: strided channels"
     letters = "bsh" if x_BSHd.ndim == 4 else "bfsh"
     return {f"{name}_stride_{at}": x_BSHd.stride(dim) for dim, at in enumerate(letters)}
@@ -122,11 +121,11 @@ def strides(name: str, x_BSHd: Tensor) -> dict[str, int]:
 def key_arguments(
     k_BSHd: Tensor, v_BSHd: Tensor, blocks: Blocks, *, ragged: bool = False, suffix: str = ""
 ) -> dict[str, Any]:
-    """Arguments of a kernel for one set of keys and values, each name with a suffix.
+    """Return a kernel's arguments for one set of keys and values, each name with a suffix.
 
-    By TMA where it can: aligned to 16 bytes, and channels that one block covers. A single block of
-    keys is read by pointers: what TMA brings outside a loop is waited for at once, keys and then
-    values, while plain loads are waited for where they are used.
+    Uses TMA where possible: aligned to 16 bytes, and channels that one block covers. A single key
+    block is read through pointers: TMA loads outside a loop are waited for at once, keys and then
+    values, but plain loads only where they are used.
     """
     keys = k_BSHd.shape[1]
     constants = key_blocks(keys, blocks.keys, ragged=ragged)

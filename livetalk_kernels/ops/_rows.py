@@ -1,4 +1,4 @@
-"""How the Triton kernels that work on rows deal them to programs, blocks and warps."""
+"""Distributes rows among programs, blocks and warps, for Triton kernels that work on rows."""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..backends.triton_launch import interpreted, split_width
 
-ACCESS = 32 * 16  # bytes that a warp moves at once, 16 a thread
-ACCESSES = 4  # of a thread that holds parts of several short rows
+ACCESS = 32 * 16  # bytes that a warp moves at once, 16 per thread
+ACCESSES = 4  # per thread that holds parts of several short rows
 MAX_WARPS = 8
-PROGRAMS = 512  # that keep a GPU busy, a few for each of its 132 processors
-INTERPRETED_ELEMENTS = 1 << 17  # of a block in the interpreter, where a program costs many ms
+PROGRAMS = 512  # enough to keep a GPU busy, a few for each of its 132 processors
+INTERPRETED_ELEMENTS = 1 << 17  # per block in the interpreter, where a program costs many ms
 
 
 class RowPlan(NamedTuple):
@@ -22,15 +22,15 @@ class RowPlan(NamedTuple):
 
 
 def plan_rows(rows: int, width: int, itemsize: int) -> RowPlan:
-    """Deal rows so that every thread moves 16 bytes at once, in the shorter block too.
+    """Distribute rows so that every thread moves 16 bytes at once, in the shorter block too.
 
     Args:
         rows: Number of rows, at least 1.
-        width: Their length.
-        itemsize: Bytes of an element.
+        width: Length of a row.
+        itemsize: Bytes per element.
     """
     main, tail = split_width(width)
-    shared = tail if tail * 8 >= main else main  # a shorter rest would leave too few warps
+    shared = tail if tail * 8 >= main else main  # a shorter tail would leave too few warps
     warps = max(1, min(MAX_WARPS, shared * itemsize // ACCESS))
     count = 1
     if interpreted():
@@ -44,20 +44,20 @@ def plan_rows(rows: int, width: int, itemsize: int) -> RowPlan:
 
 
 def interpreted_count(items: int, size: int) -> int:
-    """Power of two: how many items of ``size`` elements a program of the interpreter takes."""
+    """Choose how many items of ``size`` elements an interpreted program takes, a power of two."""
     return min(power_of_two(items), max(1, INTERPRETED_ELEMENTS // power_of_two(size)))
 
 
 def power_of_two(count: int) -> int:
-    """Smallest power of two that is not less than ``count``, which is at least 1."""
+    """Round ``count``, at least 1, up to a power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def channel_blocks(channels: int) -> tuple[int, int]:
-    """Cover a pixel's channels by blocks: how many, 1 or 3, and their length, a power of two.
+    """Cover a pixel's channels with 1 or 3 blocks of a power of two; return count and length.
 
-    96, 192 and 384 are three equal blocks, which lie alike in the threads; else there is one, with
-    some to spare.
+    96, 192 and 384 are three equal blocks with the same thread layout; other widths get one block,
+    with some to spare.
     """
     third = channels // 3
     if channels == 3 * third and third == power_of_two(max(third, 1)):
@@ -66,7 +66,7 @@ def channel_blocks(channels: int) -> tuple[int, int]:
 
 
 def pair_rows(plan: RowPlan, rows: int) -> RowPlan:
-    """Give programs of one long row a second one where there are enough: constant ``PAIR``.
+    """Give programs of one long row a second one if there are enough: constant ``PAIR``.
 
     The interpreter's programs are halved instead, so that it runs the same code.
     """
@@ -80,5 +80,5 @@ def pair_rows(plan: RowPlan, rows: int) -> RowPlan:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """View [..., D] as [rows, D]; copies only where the leading dimensions are no one stride."""
+    """View [..., D] as [rows, D]; copies only if the leading dimensions do not share a stride."""
     return x.reshape(-1, x.shape[-1])

@@ -1,6 +1,6 @@
-"""What the Triton kernels of several ops share; ``_rows.py`` chooses the constants.
+"""Shared by the Triton kernels of several ops; ``_rows.py`` chooses the constants.
 
-A row lies in two blocks of columns, MAIN (always full) and TAIL (0: there is none; full if EVEN),
+A row is split into two blocks of columns, MAIN (always full) and TAIL (0 for none; full if EVEN),
 so that it stays in registers from load to store. Tensors are [ROWS, block].
 """
 
@@ -13,9 +13,9 @@ FP32_TINY = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def row_indices(rows, ROWS: tl.constexpr, second=0, PAIR: tl.constexpr = False):
-    """Rows of this program [ROWS, 1], int64; those past the end repeat the last, unmasked.
+    """Return this program's rows [ROWS, 1], int64; those past the end repeat the last, unmasked.
 
-    If PAIR a program has two times ROWS: the first, or where ``second`` is 1 the second half.
+    If PAIR, a program has twice ROWS: this is the first half, or the second if ``second`` is 1.
     """
     block = tl.program_id(0) * 2 + second if PAIR else tl.program_id(0)
     row = block * ROWS + tl.arange(0, ROWS)
@@ -24,7 +24,7 @@ def row_indices(rows, ROWS: tl.constexpr, second=0, PAIR: tl.constexpr = False):
 
 @triton.jit
 def load_columns(pointer, columns, width, FULL: tl.constexpr):
-    """Values at ``pointer + columns`` in fp32, 0 past ``width``; ``pointer`` may be [ROWS, 1]."""
+    """Load ``pointer + columns`` as fp32, 0 past ``width``; ``pointer`` may be [ROWS, 1]."""
     mask = None if FULL else columns < width
     other = None if FULL else 0.0
     return tl.load(pointer + columns, mask=mask, other=other).to(tl.float32)
@@ -39,7 +39,7 @@ def store_columns(pointer, columns, value, width, FULL: tl.constexpr):
 
 @triton.jit
 def row_sum(first, second, TAIL: tl.constexpr):
-    """Sum of each row [ROWS, 1]: MAIN is folded to TAIL's length, then one exchange of threads."""
+    """Sum each row [ROWS, 1]: fold MAIN to TAIL's length, then exchange between threads once."""
     if TAIL:
         ROWS: tl.constexpr = first.shape[0]
         FOLDS: tl.constexpr = first.shape[1] // TAIL
@@ -49,13 +49,13 @@ def row_sum(first, second, TAIL: tl.constexpr):
 
 @triton.jit
 def magnitude_bits(value):
-    """Bits of |value|: they order as the values do, with NaN above all, which a maximum drops."""
+    """Return the bits of |value|: they sort like the values, with NaN on top (max drops it)."""
     return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
 def row_peak(first, second, TAIL: tl.constexpr):
-    """Largest magnitude of each row [ROWS, 1]; NaN if the row has one."""
+    """Compute the largest magnitude of each row [ROWS, 1]; NaN if the row contains one."""
     peak = magnitude_bits(first)
     if TAIL:
         ROWS: tl.constexpr = first.shape[0]
@@ -67,7 +67,7 @@ def row_peak(first, second, TAIL: tl.constexpr):
 
 @triton.jit
 def fp8_scale(peak):
-    """Scale of values up to ``peak``: peak / 448, never denormal; 1 for zeros, NaN for NaN."""
+    """Compute the scale for values up to ``peak``: peak / 448, not denormal; 1 for 0."""
     scale = peak / FP8_MAX
     scale = tl.where(scale < FP32_TINY, FP32_TINY, scale)
     return tl.where(peak == 0.0, 1.0, scale)
@@ -78,7 +78,7 @@ def to_fp8(value, INTERPRETED: tl.constexpr):
     """Clamp fp32 to +-448 and round to e4m3."""
     value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
     if INTERPRETED:
-        # Triton's interpreter rounds wrongly, so it gets values that need no rounding: 3 bits
+        # Triton's interpreter rounds wrongly, so pass it values that need no rounding: 3 bits
         # after the leading one, and multiples of 2**-9 below 2**-6.
         bits = value.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000

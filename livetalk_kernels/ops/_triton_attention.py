@@ -1,11 +1,11 @@
-"""What the Triton attention kernels share: tiles of a head, and the online softmax.
+"""Shared by the Triton attention kernels: tiles of a head, and the online softmax.
 
-A tile is some rows of one head of [B, S, H, d], as two blocks of channels, MAIN and TAIL wide, so
-that d = 384 = 256 + 128 wastes nothing. Where one block covers d, TAIL is 0 and what is called
-``*_tail`` is never read. Keys and values come from a 4-D ``TensorDescriptor`` (TMA: the copy
-engine moves the tile and fills what lies beyond S with 0), or from a pointer to the head with the
-stride of a row. Queries and results move once per program, by plain 128-bit accesses: a tile of
-queries that TMA brings would reach the tensor cores through registers.
+A tile is a range of rows of one head of [B, S, H, d], as two blocks of channels, MAIN and TAIL
+wide, so that d = 384 = 256 + 128 wastes nothing. If one block covers d, TAIL is 0 and ``*_tail`` is
+never read. Keys and values come from a 4-D ``TensorDescriptor`` (TMA: the copy engine moves the
+tile and fills rows beyond S with 0), or from a pointer to the head with a row stride. Queries and
+results are moved once per program, by plain 128-bit accesses: a tile of queries loaded by TMA would
+reach the tensor cores through registers.
 
 Scores are in units of log 2, so that their exponential is the hardware's exp2.
 """
@@ -21,7 +21,7 @@ def load_tile(
     source, batch, head, row, column, end, width, stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Rows from ``row`` and channels from ``column`` on; 0 from ``end`` and ``width`` on."""
+    """Load rows from ``row`` and channels from ``column`` on; 0 from ``end`` and ``width`` on."""
     if TMA:
         return source.load([batch, row, head, column]).reshape(ROWS, COLUMNS)
     else:
@@ -35,7 +35,7 @@ def load_tile(
 def store_tile(
     source, value, row, column, end, width, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """The reverse, to a pointer, rounded; nothing is written from ``end`` and ``width`` on."""
+    """Store a tile to a pointer, rounded; writes nothing from ``end`` and ``width`` on."""
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     pointers = source + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     mask = (rows < end)[:, None] & (columns < width)[None, :]
@@ -54,7 +54,7 @@ def _block(
     if TAIL:
         tile = load_tile(k, batch, head, row, MAIN, keys, width, k_stride, KEYS, TAIL, TMA)
         scores = tl.dot(q_tail, tile.T, scores, input_precision="ieee")
-    if RAGGED:  # noqa: SIM102 (known when it is compiled, and when it runs)
+    if RAGGED:  # noqa: SIM102 (one is known at compile time, the other at run time)
         if row + KEYS >= keys:
             key = row + tl.arange(0, KEYS)
             if bonus is not None:
@@ -79,27 +79,27 @@ def attend(
     ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr, RAGGED: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Softmax over all keys, in BLOCKS blocks of KEYS: 0, 1, or 2 for several.
+    """Compute softmax over all keys, in BLOCKS blocks of KEYS: 0, 1, or 2 for several.
 
-    RAGGED: the last block is not full, or has a bonus; its mask is a branch that other blocks jump
-    over. A block apart would be short, but its keys and then its values would be loaded with
-    nothing to do meanwhile, and its code would be a second copy of the loop's.
+    RAGGED: the last block is not full, or has a bonus; its mask is a branch that other blocks skip.
+    A separate block would be short, but nothing would hide the loads of its keys and then its
+    values, and its code would duplicate the loop's.
 
     ``q`` [ROWS, MAIN] and ``q_tail`` [ROWS, TAIL] are queries. ``k`` and ``v`` are read by KEYS
-    rows; ``batch`` and ``head`` find their place in descriptors, the strides the next row of
-    pointers. ``scale`` is that of the scores times log2(e), more than 0; ``bonus`` is added to the
-    last key's score before it is scaled, None for none.
+    rows; ``batch`` and ``head`` locate them in descriptors, the strides give a pointer's next
+    row. ``scale`` is that of the scores times log2(e), positive; ``bonus`` is added to the last
+    key's score before scaling, None for none.
 
-    Gives the peak of the scores and the sum of the weights [ROWS], and the weighted sums of the
-    values [ROWS, MAIN] and [ROWS, TAIL]; without keys -inf and zeros.
+    Returns the peak of the scores and the sum of the weights [ROWS], and the weighted sums of the
+    values [ROWS, MAIN] and [ROWS, TAIL]; without keys, -inf and zeros.
     """
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, MAIN], tl.float32)
     out_tail = tl.zeros([ROWS, TAIL], tl.float32) if TAIL else out
     if BLOCKS > 1:
-        # The maximum tells the compiler that the loop is entered: a way around it would touch
-        # accumulators of tensor-core instructions in flight, and ptxas would serialise them.
+        # The maximum assures the compiler that the loop is entered: a path around it would touch
+        # accumulators of in-flight tensor-core instructions, and ptxas would serialise them.
         for row in tl.range(0, tl.maximum(keys, KEYS), KEYS):
             peak, total, out, out_tail = _block(
                 q, q_tail, k, v, batch, head, row, keys, width, k_stride, v_stride, scale,

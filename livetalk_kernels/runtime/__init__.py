@@ -1,1 +1,4 @@
-"""The parallel runtime: one stream over several ranks with the same result as on one."""
+"""The parallel runtime: runs one stream on several ranks, with the same result as on one.
+
+The GPU paths are untested on a GPU.
+"""

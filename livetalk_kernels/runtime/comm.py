@@ -1,7 +1,7 @@
-"""How ranks talk: point-to-point exchanges and a few collectives, counted by purpose.
+"""Communication between ranks: point-to-point exchanges and a few collectives, counted by purpose.
 
-``torch.distributed`` is the engine: NCCL between GPUs, gloo between CPUs, where small messages on
-one machine take a shorter way (`shared_memory`). With one rank there is nothing to send, and
+``torch.distributed`` is the engine: NCCL between GPUs, gloo between CPUs, where small messages
+within a machine take a shortcut (`shared_memory`). With one rank there is nothing to send, and
 `LocalCommunicator` does nothing.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import CommError
 from .shared_memory import LARGEST, Delivery, Mailboxes
 
-# A live stream may wait for speech for hours; who hangs is found by the watchdog, not by this.
+# A live stream may wait for speech for hours; hung ranks are the watchdog's business.
 FOREVER = timedelta(days=365)
 
 Reduction = Literal["sum", "min", "max"]
@@ -29,7 +29,7 @@ _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.R
 
 @contextmanager
 def comm_errors() -> Iterator[None]:
-    """What torch raises where a rank is lost becomes a `CommError`."""
+    """Turn what torch raises when a rank is lost into a `CommError`."""
     try:
         yield
     except CommError:
@@ -44,37 +44,37 @@ class Traffic:
 
     Attributes:
         bytes: Purpose -> bytes. A reduction counts as one tensor to every other rank, a broadcast
-            as one to every other rank from its source.
-        messages: Purpose -> messages.
+            as one from its source to every other rank.
+        messages: Purpose -> number of messages.
     """
 
     bytes: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, tensor: Tensor, peers: int = 1) -> None:
-        """Count a tensor that goes to so many ranks."""
+        """Count a tensor that goes to ``peers`` ranks."""
         self.bytes[kind] += tensor.nbytes * peers
         self.messages[kind] += peers
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all counters."""
         self.bytes.clear()
         self.messages.clear()
 
 
 class Pending:
-    """An exchange that is under way; it keeps its tensors alive until it is over."""
+    """An exchange in flight; it keeps its tensors alive until it completes."""
 
     def __init__(
         self, works: Sequence[dist.Work | Delivery] = (), tensors: Sequence[Tensor] = ()
     ) -> None:
-        """Nothing to wait for by default."""
+        """Create an exchange with nothing to wait for by default."""
         self._works, self._tensors = list(works), list(tensors)
 
     def wait(self) -> None:
-        """What was received can be read, by what comes next on the current stream on a GPU.
+        """Wait until received data can be read, on a GPU by subsequent work on the current stream.
 
-        Waiting again does nothing.
+        Waiting again has no effect.
 
         Raises:
             CommError: A peer is lost.
@@ -93,13 +93,13 @@ class Communicator(ABC):
     """A group of ranks that call the same methods in the same order.
 
     Attributes:
-        rank: Place of this process in the group.
-        size: Ranks in the group.
-        traffic: What this rank has sent, shared with the groups split off.
+        rank: Rank of this process within the group.
+        size: Number of ranks in the group.
+        traffic: What this rank has sent, shared with groups split off.
     """
 
     def __init__(self, rank: int, size: int, traffic: Traffic | None = None) -> None:
-        """Rank and size of the group."""
+        """Store rank and size of the group."""
         self.rank, self.size = rank, size
         self.traffic = Traffic() if traffic is None else traffic
 
@@ -108,30 +108,30 @@ class Communicator(ABC):
         """Start sending and receiving; several messages between two ranks keep their order.
 
         Args:
-            send: (peer, contiguous tensor) pairs; not to be changed before the end of the wait.
-            receive: (peer, contiguous tensor to be filled) pairs, of the sender's size and dtype.
-                Empty tensors are left out, on both sides.
+            send: (peer, contiguous tensor) pairs, not to be modified until the wait has returned.
+            receive: (peer, contiguous tensor to fill) pairs, with the sender's size and dtype.
+                Empty tensors are skipped on both sides.
             kind: Purpose, for `traffic`.
         """
 
     @abstractmethod
     def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
-        """Sum, minimum or maximum over all ranks, in place; x is returned."""
+        """Compute the sum, minimum or maximum over all ranks, in place; return x."""
 
     @abstractmethod
     def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
-        """Fill x with the source's, in place; x is returned."""
+        """Fill x with the source's, in place; return x."""
 
     @abstractmethod
     def split(self, groups: Sequence[Sequence[int]]) -> "Communicator":
-        """The group among ``groups`` that this rank is in; all ranks name the same groups."""
+        """Return the group among ``groups`` that includes this rank; all ranks pass the same."""
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have arrived."""
 
     def all_gather(self, x: Tensor, sizes: Sequence[int], *, kind: str = "gather") -> Tensor:
-        """Join every rank's rows, in the order of the ranks.
+        """Concatenate the rows of all ranks, in rank order.
 
         Args:
             x: [sizes[rank], ...], contiguous.
@@ -154,38 +154,38 @@ class Communicator(ABC):
 
 
 class LocalCommunicator(Communicator):
-    """One rank alone: nothing is sent."""
+    """A single rank: nothing is sent."""
 
     def __init__(self) -> None:
-        """Rank 0 of 1."""
+        """Be rank 0 of 1."""
         super().__init__(0, 1)
 
     def exchange(self, send: Messages, receive: Messages, *, kind: str) -> Pending:
-        """See `Communicator.exchange`; there is nobody to talk to."""
+        """Return at once: there are no peers."""
         assert not list(send) and not list(receive)
         return Pending()
 
     def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
-        """X as it is."""
+        """Return x unchanged."""
         return x
 
     def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
-        """X as it is."""
+        """Return x unchanged."""
         return x
 
     def split(self, groups: Sequence[Sequence[int]]) -> Communicator:
-        """Itself."""
+        """Return itself."""
         return self
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """Return at once."""
 
 
 class GroupCommunicator(Communicator):
     """Ranks of a ``torch.distributed`` process group: NCCL between GPUs, gloo between CPUs."""
 
     def __init__(self, group: dist.ProcessGroup, traffic: Traffic | None = None) -> None:
-        """``group``: one that this process is in."""
+        """Wrap ``group``, which must include this process."""
         super().__init__(dist.get_rank(group), dist.get_world_size(group), traffic)
         self._group = group
         self._ranks = dist.get_process_group_ranks(group)
@@ -201,7 +201,7 @@ class GroupCommunicator(Communicator):
         for _, tensor in send:
             self.traffic.add(kind, tensor)
         works: list[dist.Work | Delivery] = []
-        if self._mailboxes is not None:  # both ends see the same sizes, and so choose alike
+        if self._mailboxes is not None:  # both ends see the same sizes, and so decide alike
             small = [[m for m in ms if m[1].nbytes <= LARGEST] for ms in (send, receive)]
             works.append(self._mailboxes.exchange(*small))
             send, receive = ([m for m in ms if m[1].nbytes > LARGEST] for ms in (send, receive))
@@ -251,10 +251,10 @@ class GroupCommunicator(Communicator):
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The bytes of a dtype that gloo does not know."""
+    """View a dtype that gloo does not know as bytes."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:
-    """Where a group's tensors lie."""
+    """Return the device of a group's tensors."""
     return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")

@@ -1,11 +1,11 @@
-"""A function's kernels launched all at once: captured in a CUDA graph, replayed with new inputs.
+"""Launches all of a function's kernels at once: a CUDA graph, replayed with new inputs.
 
-`GraphedFunction` does what is the same everywhere: static buffers, when to copy into them, when to
-capture anew. An `Engine` captures. Untested on a GPU.
+`GraphedFunction` does the generic part: static buffers, when to copy into them, when to recapture.
+An `Engine` captures.
 
-What is captured must keep to the rules of CUDA graphs: it does not wait for the GPU, copies nothing
-from pageable memory, draws no random numbers, and decides nothing by the values of tensors. NCCL's
-collectives may be inside, on every rank alike; gloo's may not, for they run on the CPU.
+Captured code must follow the rules of CUDA graphs: no waiting for the GPU, no copies from pageable
+memory, no random numbers, no decisions based on tensor values. NCCL's collectives may be captured,
+on all ranks alike; gloo's may not, since they run on the CPU.
 
 Source: PyTorch's notes on CUDA semantics, section "CUDA Graphs".
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 
-WARM_UP_CALLS = 3  # Triton compiles, cuDNN and cuBLAS choose and make workspaces; see the source
+WARM_UP_CALLS = 3  # Triton compiles, cuDNN and cuBLAS tune and allocate workspaces; see source
 
 Varying = TypeVar("Varying")
 Constant = TypeVar("Constant")
@@ -32,50 +32,50 @@ class Engine(Protocol):
     """Captures calls, which read and write the same memory every time."""
 
     def warm_up(self, call: Callable[[], object]) -> None:
-        """Call so often that everything which happens only once has happened."""
+        """Call until everything that happens only once has happened."""
 
     def capture(self, call: Callable[[], Output]) -> tuple[Output, Replay]:
         """Capture one call.
 
         Returns:
-            The call's outputs, not yet filled; and what fills these same tensors, by doing all
-            that the call does.
+            The call's outputs, not yet filled; and a function that fills these same tensors by
+            repeating the call.
         """
 
 
 class CudaEngine:
-    """Captures with ``torch.cuda.CUDAGraph``. Untested on a GPU.
+    """Captures with ``torch.cuda.CUDAGraph``.
 
-    The graphs of one engine share a pool of memory: what lies there between the kernels of one is
-    overwritten by another, outputs excepted. So no two of them may run at the same time: replay
-    them on one stream, or let the streams wait for each other.
+    The graphs of one engine share a memory pool: one graph overwrites the intermediate results of
+    another, though not its outputs. So no two may run at the same time: replay them on one stream,
+    or synchronise the streams.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """For functions that run on ``device``."""
+        """Prepare for functions that run on ``device``."""
         self._device = device
         self._side = torch.cuda.Stream(device)
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def warm_up(self, call: Callable[[], object]) -> None:
-        """Call on the stream that captures."""
+        """Call on the capture stream."""
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
         try:
             with torch.cuda.stream(self._side):
                 for _ in range(WARM_UP_CALLS):
                     call()
-        finally:  # what the calls read may be freed, and used again on the current stream
+        finally:  # what the calls read may be freed and reused on the current stream
             current.wait_stream(self._side)
 
     def capture(self, call: Callable[[], Output]) -> tuple[Output, Replay]:
-        """See `Engine`. It waits for the device before the capture, not within."""
-        # A pool whose graphs are all gone cannot be used again: share that of a living graph.
+        """Capture; waits for the device before, not during, the capture."""
+        # A pool whose graphs are all gone cannot be reused: share that of a living graph.
         pool = next((graph.pool() for graph in self._graphs), None)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do, such as NCCL's watchdog, does not spoil the capture.
+        # thread_local: other threads, such as NCCL's watchdog, do not invalidate the capture.
         with (
-            # After a capture that fails, torch.cuda.graph leaves its own stream current.
+            # After a failed capture, torch.cuda.graph leaves its own stream current.
             torch.cuda.stream(torch.cuda.current_stream(self._device)),
             torch.cuda.graph(
                 graph, pool=pool, stream=self._side, capture_error_mode="thread_local"
@@ -87,24 +87,26 @@ class CudaEngine:
 
 
 class GraphedFunction(Generic[Varying, Constant, Output]):
-    """``function(varying, constant)``, captured once per signature and replayed from then on.
+    """``function(varying, constant)``, captured once per signature and then replayed.
 
-    Both arguments, and the result, are tensors in any nesting of tuples, lists, mappings and
+    Both arguments and the result are tensors in any nesting of tuples, lists, mappings and
     dataclasses.
 
-    ``varying`` is copied into static buffers before every replay, without what lies there already:
-    the buffers themselves, and tensors that are the same object in the same version as the last
-    time (tensors made in inference mode have no version and are always copied). Buffers are laid
-    out as the tensors are: same strides, and views of one storage stay views of one storage.
+    ``varying`` is copied into static buffers before every replay, except what is already there: the
+    buffers themselves, and tensors that are the same object in the same version as last time
+    (tensors made in inference mode have no version and are always copied). Buffers have the layout
+    of the tensors: same strides, and views of one storage remain views of one storage.
 
-    ``constant`` is read where it lies and kept alive by the graph. So are the model's weights,
-    which must stay where they are. Other constants, or ``varying`` of another structure, shape,
-    stride, dtype or device, make another graph.
+    ``constant`` is read in place and kept alive by the graph. So are the model's weights, which
+    must
+    not move. Other constants, or ``varying`` with another structure, shape, stride, dtype or
+    device,
+    get another graph.
 
-    The result is what the graph writes: **it is overwritten by the next call with the same
-    signature**. Copy what must live longer.
+    The result is the graph's own output: **the next call with the same signature overwrites it**.
+    Copy what must live longer.
 
-    Replays run on the current stream; use one stream, or let streams wait for each other.
+    Replays run on the current stream; use one stream, or synchronise streams.
     """
 
     def __init__(
@@ -116,16 +118,18 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
         limit: int = 2,
         in_place: bool = False,
     ) -> None:
-        """Capture nothing yet.
+        """Prepare; nothing is captured yet.
 
         Args:
-            function: What is captured.
-            engine: Who captures.
-            name: What messages call the function.
-            limit: Graphs that are kept; the one used longest ago goes first.
-            in_place: The function changes its ``varying`` tensors, which are then the buffers: a
-                state that stays there from call to call if the caller passes the buffers back,
-                and is copied into them if not.
+            function: Function to capture.
+            engine: Engine that captures it.
+            name: Name of the function in messages.
+            limit: Maximum number of graphs kept; the least recently used is dropped first.
+            in_place: The function modifies its ``varying`` tensors, which are then the buffers:
+                state
+                that persists between calls if the caller passes the buffers back, and is copied
+                into
+                them if not.
         """
         assert limit > 0
         self._function, self._engine, self._name = function, engine, name
@@ -133,7 +137,7 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
         self._graphs: list[_Graph[Output]] = []
 
     def __call__(self, varying: Varying, constant: Constant) -> Output:
-        """Replay; capture before that if there is no graph for these arguments.
+        """Replay, after capturing if there is no graph for these arguments.
 
         Raises:
             UserError: The function cannot be captured.
@@ -162,7 +166,7 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
         return graph.outputs
 
     def clear(self) -> None:
-        """Forget all graphs and free their memory."""
+        """Drop all graphs and free their memory."""
         self._graphs.clear()
 
     def _capture(
@@ -189,14 +193,14 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Stretch:
-    """Part of a storage that inputs lie in: their (index, offset), and its length in elements."""
+    """The part of a storage that inputs occupy: their (index, offset), and its element count."""
 
     members: tuple[tuple[int, int], ...]
     length: int
 
 
 class _Buffers:
-    """Static memory for inputs, laid out as they are."""
+    """Static memory for inputs, with their layout."""
 
     def __init__(self, inputs: Sequence[Tensor], stretches: Sequence[_Stretch]) -> None:
         self._stretches = stretches
@@ -214,7 +218,7 @@ class _Buffers:
         self.views = [views[index] for index in range(len(inputs))]
 
     def load(self, inputs: Sequence[Tensor], *, always: bool) -> None:
-        """Copy what does not lie here yet; ``always``: also what was copied here the last time."""
+        """Copy what is not already here; ``always`` includes what was copied here the last time."""
         for index, stretch in enumerate(self._stretches):
             sources = [inputs[member] for member, _ in stretch.members]
             views = (self.views[member] for member, _ in stretch.members)
@@ -239,7 +243,7 @@ class _Graph(Generic[Output]):
     replay: Replay
 
     def fits(self, signature: object, constants: Sequence[Tensor]) -> bool:
-        """Whether it serves arguments of this signature with these constants."""
+        """Return whether it serves arguments of this signature with these constants."""
         return self.signature == signature and all(
             mine is theirs for mine, theirs in zip(self.constants, constants, strict=True)
         )
@@ -255,7 +259,7 @@ def _unchanged(
 
 
 def _children(tree: object) -> list[tuple[Any, object]] | None:
-    """Keys and values one level down; None for what is not taken apart."""
+    """Return keys and values one level down; None for leaves."""
     if isinstance(tree, Mapping):
         return list(tree.items())
     if isinstance(tree, tuple | list):
@@ -266,18 +270,18 @@ def _children(tree: object) -> list[tuple[Any, object]] | None:
 
 
 def tensors_of(tree: object) -> list[Tensor]:
-    """All tensors in a nesting of tuples, lists, mappings and dataclasses, in its order."""
+    """List all tensors in a nesting of tuples, lists, mappings and dataclasses, in order."""
     tensors: list[Tensor] = []
     _take_apart(tree, tensors)
     return tensors
 
 
 def _take_apart(tree: object, tensors: list[Tensor]) -> object:
-    """Append the tensors; return all else, and the tensors' properties, to be compared."""
+    """Append the tensors; return everything else, and the tensors' properties, for comparison."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
         steps = [stride for size, stride in zip(tree.shape, tree.stride(), strict=True) if size > 1]
-        return tree.shape, tuple(steps), tree.dtype, tree.device  # others are never stepped
+        return tree.shape, tuple(steps), tree.dtype, tree.device  # strides of other axes are unused
     children = _children(tree)
     if children is None:
         return type(tree), tree
@@ -285,7 +289,7 @@ def _take_apart(tree: object, tensors: list[Tensor]) -> object:
 
 
 def _rebuild(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same tree with other tensors, which are taken in its order."""
+    """Rebuild the tree with other tensors, taken in its order."""
     if isinstance(tree, Tensor):
         return next(tensors)
     children = _children(tree)
@@ -301,7 +305,7 @@ def _rebuild(tree: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def _stretches(tensors: Sequence[Tensor]) -> tuple[_Stretch, ...]:
-    """Where tensors lie relative to others of the same storage and dtype."""
+    """Find where tensors are relative to others of the same storage and dtype."""
     storages: dict[tuple[int, torch.dtype], list[int]] = {}
     for index, tensor in enumerate(tensors):
         key = tensor.untyped_storage().data_ptr(), tensor.dtype
@@ -317,7 +321,7 @@ def _stretches(tensors: Sequence[Tensor]) -> tuple[_Stretch, ...]:
 
 
 def _extent(tensor: Tensor) -> int:
-    """Elements of the storage from a tensor's first to its last."""
+    """Count the elements of the storage from a tensor's first to its last."""
     if tensor.numel() == 0:
         return 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)

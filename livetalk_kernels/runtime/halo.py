@@ -1,8 +1,8 @@
-"""The sliced picture: what a convolution sees beyond a slice comes from the neighbouring ranks.
+"""The sliced picture: pixels that a convolution needs beyond a slice come from neighbouring ranks.
 
-Every output sees exactly the taps that it sees without slices, so results differ by the order of
-summation at the most; `slices` says why. The published scheme, which decodes overlapping tiles
-apart from each other and crops them, is an approximation.
+Every output sees exactly the same pixels as without slicing, so results differ at most in the order
+of summation; `slices` explains why. The published scheme, which decodes overlapping tiles
+independently and crops them, is an approximation.
 
 Layout legend: B batch, C channels, T frames, H rows, W columns.
 """
@@ -21,17 +21,17 @@ ROWS_COLUMNS: Axes = (-2, -1)
 
 
 class Whole:
-    """The picture lies on one rank: nothing is exchanged and nothing copied.
+    """The picture is on one rank: nothing is exchanged and nothing copied.
 
-    `HaloExchange` has the same methods for a picture in slices.
+    `HaloExchange` has the same methods for a sliced picture.
     """
 
     def take(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor:
-        """This rank's slice, a view, of a tensor that all ranks hold.
+        """Return this rank's slice, a view, of a tensor that all ranks hold.
 
         Args:
-            x: Its rows and columns are a multiple of the latent's.
-            axes: Which those are.
+            x: Tensor whose rows and columns are a multiple of the latent's.
+            axes: Its row and column axes.
         """
         return x
 
@@ -39,13 +39,13 @@ class Whole:
         """Join the slices of all ranks, on all ranks.
 
         Args:
-            x: This rank's slice; its rows and columns are a multiple of the latent slice's.
-            axes: Which those are.
+            x: This rank's slice, whose rows and columns are a multiple of the latent slice's.
+            axes: Its row and column axes.
         """
         return x
 
     def collect(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor | None:
-        """Join the slices of all ranks on rank 0; the others get None and hold nothing.
+        """Join the slices of all ranks on rank 0; the other ranks get None and keep nothing.
 
         Args:
             x: As in `gather`.
@@ -54,11 +54,11 @@ class Whole:
         return x
 
     def spread(self, std: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Statistics of the picture from those of its slices, bit-equal on all ranks.
+        """Combine the slices' statistics into the picture's, bit-equal on all ranks.
 
         Args:
             std: Population standard deviations over the pixels of this rank's slice, any shape.
-            mean: Means over the same.
+            mean: Means over the same pixels.
 
         Returns:
             Standard deviations and means over all pixels.
@@ -66,11 +66,11 @@ class Whole:
         return std, mean
 
     def join(self, x_BCTHW: Tensor, padding: Padding) -> Tensor:
-        """The slice and its halo: what `convolve` takes as the history of a later call.
+        """Return the slice with its halo, which `convolve` accepts as the history of a later call.
 
         Args:
             x_BCTHW: Slice.
-            padding: Rows or columns at the top, bottom, left and right that are not in it.
+            padding: Rows or columns beyond the top, bottom, left and right.
         """
         return x_BCTHW
 
@@ -85,19 +85,19 @@ class Whole:
         padding: Padding,
         remember: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Convolve a slice as if it lay in its picture.
+        """Convolve a slice as part of its picture.
 
         Args:
-            run: (x, history, padding) -> a fresh y, the convolution with zeros for padding.
+            run: (x, history, padding) -> a fresh y, the convolution with zero padding.
             x_BCTHW: Slice of the new frames.
-            history_BCTHW: Frames before them, as they came out of an earlier call or of `join`.
-            taps: Of the convolution, rows and columns.
-            stride: Its steps.
+            history_BCTHW: Preceding frames, as returned by an earlier call or by `join`.
+            taps: Rows and columns of the kernel.
+            stride: Strides.
             padding: Zeros around the whole picture.
-            remember: Last frames of x that the caller wants to keep for later calls.
+            remember: Number of last frames of x that the caller will need in later calls.
 
         Returns:
-            The slice of y, and of x with its halo at least the last ``remember`` frames.
+            The slice of y, and at least the last ``remember`` frames of x with its halo.
         """
         return run(x_BCTHW, history_BCTHW, padding), x_BCTHW
 
@@ -106,13 +106,13 @@ WHOLE = Whole()
 
 
 class HaloExchange(Whole):
-    """One rank's part in a picture that is divided among the ranks of a communicator.
+    """One rank's part in a picture that is sliced among the ranks of a communicator.
 
     All ranks call the same methods in the same order. Traffic is counted as ``halo``, ``gather``,
     ``collect`` and ``statistics``.
 
     Attributes:
-        slices: Who has what.
+        slices: The assignment of pixels to ranks.
     """
 
     def __init__(
@@ -123,22 +123,22 @@ class HaloExchange(Whole):
         *,
         overlap: bool = False,
     ) -> None:
-        """Divide a picture.
+        """Slice a picture.
 
         Args:
-            communicator: As many ranks as the grid has.
+            communicator: As many ranks as the grid.
             grid: Ranks in rows and columns.
             size: Rows and columns of the latent.
-            overlap: Convolve the slice while its halo is under way, and its borders afterwards.
-                Otherwise the halo is waited for, and one convolution does all: less work, since
-                every call reads all weights again, and faster where links are fast. Untested on
-                a GPU.
+            overlap: Convolve the slice while its halo is in flight, and its borders afterwards.
+                Otherwise wait for the halo and convolve once: less work, since every call rereads
+                    all
+                weights, and faster with fast links.
         """
         assert communicator.size == grid.world
         self.slices = Slices(grid=grid, size=size)
         self._comm, self._rank, self._overlap = communicator, communicator.rank, overlap
         self._neighbours = list(self.slices.neighbours(self._rank))
-        self._shares: Tensor | None = None  # each rank's part of all pixels
+        self._shares: Tensor | None = None  # each rank's fraction of all pixels
 
     def take(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor:
         """See `Whole.take`."""
@@ -172,7 +172,7 @@ class HaloExchange(Whole):
         own = torch.stack((std, mean))[None]
         everyone = self._comm.all_gather(own, [1] * ranks, kind="statistics")
         stds, means = everyone.double().unbind(1)
-        if self._shares is None:  # once: a copy from the host waits for a GPU
+        if self._shares is None:  # once: a copy from the host waits for the GPU
             pixels = stds.new_tensor([box.pixels for box in self.slices.boxes])
             self._shares = pixels / pixels.sum()
         share = self._shares.view(-1, *[1] * std.ndim)
@@ -202,7 +202,7 @@ class HaloExchange(Whole):
             found = strips(lengths, halo, taps=taps, stride=stride, padding=padding)
             if found:
                 y = run(x_BCTHW, border.cut(history_BCTHW, border.inside), padding)
-                for axis, outputs, box, zeros in found:  # where y has taken zeros for the halo
+                for axis, outputs, box, zeros in found:  # where y used zeros for the halo
                     part = run(border.window(box), border.cut(history_BCTHW, box), zeros)
                     y.narrow(axis, outputs.start, len(outputs)).copy_(part)
                 return y, border.join(remember)
@@ -210,7 +210,7 @@ class HaloExchange(Whole):
         return run(joined, history_BCTHW, minus(padding, halo)), joined
 
     def _exchange(self, x_BCTHW: Tensor, padding: Padding) -> "_Border":
-        """Start to send what the neighbours see of x, and to receive what it sees of theirs."""
+        """Start sending what the neighbours need of x, and receiving what it needs of theirs."""
         batch, channels, frames, height, width = x_BCTHW.shape
         lengths = height, width
         inside = extended(lengths, (0, 0, 0, 0))
@@ -227,12 +227,12 @@ class HaloExchange(Whole):
         return _Border(x_BCTHW, self.slices.halo(self._rank, padding), pieces, pending)
 
     def _own(self, x: Tensor, rank: int, factor: int, axes: Axes) -> Tensor:
-        """A rank's part of a tensor of all."""
+        """Slice a rank's part from a tensor of the whole picture."""
         whole = extended((x.shape[axes[0]], x.shape[axes[1]]), (0, 0, 0, 0))
         return self.slices.box(rank, factor).view(x, whole, axes)
 
     def _shapes(self, x: Tensor, axes: Axes) -> list[torch.Size]:
-        """Shapes of all ranks' slices beside x."""
+        """Compute the shapes of all ranks' slices that correspond to x."""
         factor = self.slices.factor((x.shape[axes[0]], x.shape[axes[1]]), self._rank)
         shapes = []
         for rank in range(self._comm.size):
@@ -242,7 +242,7 @@ class HaloExchange(Whole):
         return shapes
 
     def _assemble(self, parts: Sequence[Tensor], axes: Axes) -> Tensor:
-        """The whole of all ranks' slices."""
+        """Assemble the picture from all ranks' slices."""
         factor = self.slices.factor((parts[0].shape[axes[0]], parts[0].shape[axes[1]]), 0)
         shape = list(parts[0].shape)
         shape[axes[0]], shape[axes[1]] = (length * factor for length in self.slices.size)
@@ -253,9 +253,9 @@ class HaloExchange(Whole):
 
 
 class _Border:
-    """A slice and, once they are there, the neighbours' pixels around it.
+    """A slice and, once received, the neighbours' pixels around it.
 
-    Boxes are counted from the first row and column of the slice.
+    Boxes are relative to the first row and column of the slice.
 
     Attributes:
         halo: Rows or columns at the top, bottom, left and right that neighbours have.
@@ -266,21 +266,21 @@ class _Border:
     def __init__(
         self, x_BCTHW: Tensor, halo: Padding, pieces: list[tuple[Box, Tensor]], pending: Pending
     ) -> None:
-        """``pieces``: what comes from the neighbours."""
+        """Store the slice and ``pieces``, the tensors from the neighbours."""
         self._x, self._pieces, self._pending = x_BCTHW, pieces, pending
         self.halo = halo
         lengths = x_BCTHW.shape[3], x_BCTHW.shape[4]
         self.inside, self.outside = extended(lengths, (0, 0, 0, 0)), extended(lengths, halo)
 
     def join(self, frames: int | None = None) -> Tensor:
-        """All or the last frames with the halo; x itself where it has none."""
+        """Return all or the last frames with the halo; x itself if there is no halo."""
         if any(self.halo):
             return self.window(self.outside, frames)
         self._pending.wait()
         return self._x
 
     def window(self, box: Box, frames: int | None = None) -> Tensor:
-        """A fresh channels-last tensor of these pixels, of all or the last frames."""
+        """Copy these pixels, of all or the last frames, to a fresh channels-last tensor."""
         count = self._x.shape[2]
         first = 0 if frames is None else max(0, count - frames)
         batch, channels = self._x.shape[:2]
@@ -295,14 +295,14 @@ class _Border:
                 target = common.view(out, box)
                 target.copy_(common.view(piece[:, :, first:], where))
 
-        place(self.inside, self._x)  # while the others are still coming
+        place(self.inside, self._x)  # while the others are in flight
         self._pending.wait()
         for where, piece in self._pieces:
             place(where, piece)
         return out
 
     def cut(self, joined_BCTHW: Tensor | None, box: Box) -> Tensor | None:
-        """The same pixels of frames that were joined before."""
+        """Cut the same pixels from frames that were joined before."""
         if joined_BCTHW is None:
             return None
         view = box.view(joined_BCTHW, self.outside)

@@ -1,4 +1,4 @@
-"""Copies to the host that run beside the GPU's work, through a few buffers of pinned memory."""
+"""Copies to the host that overlap the GPU's work, through a few pinned buffers."""
 
 from collections import deque
 
@@ -10,33 +10,31 @@ from torch import Tensor
 from .timeline import Timeline
 
 COPIES = "copies"
-"""Name of the lane of the copies in the timeline."""
+"""Name of the copies' lane in the timeline."""
 
 Array = NDArray[np.generic]
 
 
 class HostRing:
-    """Takes tensors to the host, with up to ``ahead`` + 1 transfers under way.
+    """Copies tensors to the host, with up to ``ahead`` + 1 transfers in flight.
 
-    On a GPU a stream of its own copies each one into its slot of pinned memory, and an event tells
-    when it is there. On a CPU the slots are plain memory, and without ``ahead`` nothing is copied.
-
-    The GPU part is untested on a GPU.
+    On a GPU a dedicated stream copies each transfer into its slot of pinned memory, and an event
+    signals completion. On a CPU the slots are plain memory, and with ``ahead`` 0 nothing is copied.
 
     Attributes:
-        ahead: How many transfers may be under way while the caller waits for none.
+        ahead: How many transfers may be in flight without the caller waiting for any.
     """
 
     def __init__(
         self, device: torch.device, *, ahead: int | None = None, timeline: Timeline | None = None
     ) -> None:
-        """No memory is taken yet.
+        """Prepare; no memory is allocated yet.
 
         Args:
-            device: Where the tensors are.
-            ahead: By default 1 on a GPU, which computes meanwhile, and 0 on a CPU, which has
-                computed everything by then.
-            timeline: Where the copies of a GPU are noted.
+            device: Device of the tensors.
+            ahead: By default 1 on a GPU, which computes meanwhile, and 0 on a CPU, where everything
+                has been computed by then.
+            timeline: Records a GPU's copies.
         """
         self._cuda = device if device.type == "cuda" else None
         self.ahead = (0 if self._cuda is None else 1) if ahead is None else ahead
@@ -45,9 +43,9 @@ class HostRing:
         self._free = deque(_Slot(pinned=self._cuda is not None) for _ in range(self.ahead + 1))
 
     def send(self, *tensors: Tensor) -> "Transfer":
-        """Start to copy tensors that the current stream makes and nobody changes afterwards.
+        """Start copying tensors that the current stream computes and nothing modifies afterwards.
 
-        At most ``ahead`` transfers may not have been received yet.
+        At most ``ahead`` earlier transfers may be unreceived.
         """
         if self._stream is None:
             if not self.ahead:
@@ -61,19 +59,19 @@ class HostRing:
             buffers = slot.take(dense)
             slot.event.record(self._stream)
         for tensor in dense:
-            tensor.record_stream(self._stream)  # its memory stays until it is copied
+            tensor.record_stream(self._stream)  # keeps its memory until it is copied
         return Transfer(buffers, slot, self._free)
 
 
 class Transfer:
-    """Tensors on their way to the host."""
+    """Tensors in flight to the host."""
 
     def __init__(self, buffers: list[Tensor], slot: "_Slot | None", free: "deque[_Slot]") -> None:
-        """``slot`` goes back to ``free`` once the buffers have been read."""
+        """Own ``slot`` until the buffers have been read; then return it to ``free``."""
         self._buffers, self._slot, self._free = buffers, slot, free
 
     def arrays(self) -> list[Array]:
-        """Wait for the tensors, once; the arrays are the caller's own."""
+        """Wait for the tensors, once; return arrays that the caller owns."""
         if self._slot is None:
             return [buffer.numpy() for buffer in self._buffers]
         self._slot.wait()
@@ -93,7 +91,7 @@ class _Slot:
             self.event = torch.cuda.Event()
 
     def take(self, tensors: "list[Tensor] | tuple[Tensor, ...]") -> list[Tensor]:
-        """Copy tensors into this slot; returns contiguous tensors of their shapes and dtypes."""
+        """Copy tensors into this slot; return contiguous tensors with their shapes and dtypes."""
         buffers = []
         for index, tensor in enumerate(tensors):
             size = tensor.numel() * tensor.element_size()
@@ -106,6 +104,6 @@ class _Slot:
         return buffers
 
     def wait(self) -> None:
-        """Until what was taken is there."""
+        """Wait until the copies have arrived."""
         if self._pinned:
             self.event.synchronize()

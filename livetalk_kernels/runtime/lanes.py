@@ -1,7 +1,7 @@
-"""Work beside the main one: on a side stream of a GPU, in a thread, or, for no gain, at once.
+"""Runs work concurrently: on a CUDA side stream, in a thread, or inline as a fallback.
 
-The numbers do not depend on where work runs: the same functions see the same tensors. What depends
-on it is when, and from which memory.
+Results do not depend on where work runs: the same functions see the same tensors. Only its timing
+and the memory it uses do.
 """
 
 from abc import ABC, abstractmethod
@@ -16,15 +16,15 @@ from .timeline import MAIN
 
 T = TypeVar("T")
 BESIDE = "beside"
-"""Name of a lane that is not the main one."""
+"""Name of the side lane."""
 
 
 class Handle(ABC, Generic[T]):
-    """Work that was sent to a lane."""
+    """Work submitted to a lane."""
 
     @abstractmethod
     def result(self) -> T:
-        """What the work returned, ready for use by the caller's current stream.
+        """Return the result of the work, ready for use on the caller's current stream.
 
         Raises:
             Exception: The work raised it.
@@ -32,11 +32,11 @@ class Handle(ABC, Generic[T]):
 
 
 class Lane(ABC):
-    """Does one work after the other, in the order in which they were submitted.
+    """Runs work sequentially, in order of submission.
 
     Attributes:
-        name: Of the lane in the timeline.
-        concurrent: Whether work really runs beside the caller's.
+        name: Name of the lane in the timeline.
+        concurrent: Whether work really runs concurrently with the caller's.
     """
 
     name: str = BESIDE
@@ -44,74 +44,74 @@ class Lane(ABC):
 
     @abstractmethod
     def submit(self, work: Callable[[], T], *given: object) -> Handle[T]:
-        """Do work, without gradients.
+        """Run work, without gradients.
 
         Args:
-            work: What to do; its tensors and those in its result are the same on every lane.
-            given: Tensors, or objects that hold them, which the work reads and the caller's
-                current stream makes. The work waits for them, and for nothing if there are none.
+            work: Function to run; its tensors and those in its result are the same on every lane.
+            given: Tensors, or objects that contain them, that the work reads and the caller's
+                current stream computes. The work waits for them, and for nothing if there are none.
 
         Returns:
-            Its handle. An error of the work is raised here or by ``result``.
+            Its handle. An error in the work is raised here or by ``result``.
         """
 
     def close(self) -> None:  # noqa: B027 (most have nothing to close)
-        """Let what is running end, and drop the rest. Closing twice does no harm."""
+        """Let running work finish, and drop the rest; closing twice is harmless."""
 
 
 class InlineLane(Lane):
-    """Work is done when it is submitted."""
+    """Runs work on submission."""
 
     name = MAIN
     concurrent = False
 
     def submit(self, work: Callable[[], T], *given: object) -> Handle[T]:
-        """See the base class."""
+        """Run the work now."""
         with torch.inference_mode():
             return _Done(work())
 
 
 class ThreadLane(Lane):
-    """Work is done by one thread, with as many threads of torch's own as the caller has."""
+    """Runs work in one thread, with as many torch threads as the caller has."""
 
     def __init__(self) -> None:
-        """Start no thread yet."""
+        """Prepare; no thread is started yet."""
         threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
             1, thread_name_prefix=BESIDE, initializer=torch.set_num_threads, initargs=(threads,)
         )
 
     def submit(self, work: Callable[[], T], *given: object) -> Handle[T]:
-        """See the base class."""
+        """Queue the work for the thread."""
         assert self._pool is not None, "the lane is closed"
         return _InThread(self._pool.submit(_without_gradients, work))
 
     def close(self) -> None:
-        """See the base class."""
+        """End the thread."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 class StreamLane(Lane):
-    """Work is launched at once, on a CUDA stream of its own. Untested on a GPU.
+    """Launches work immediately, on its own CUDA stream.
 
-    The stream's tensors come from memory of their own, which the allocator keeps for it: what runs
-    here adds its peak to that of the main stream, whether or not the two coincide.
+    The allocator reserves memory for the stream: the peak of its work adds to that of the main
+    stream, whether or not the two coincide.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Make the stream."""
+        """Create the stream."""
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
     def submit(self, work: Callable[[], T], *given: object) -> Handle[T]:
-        """See the base class."""
+        """Launch the work on the stream."""
         tensors = list(held_tensors(given))
         if tensors:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for tensor in tensors:
-            tensor.record_stream(self._stream)  # its memory stays until this stream is past it
+            tensor.record_stream(self._stream)  # keeps its memory until this stream is past it
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             value = work()
             ready = torch.cuda.Event()
@@ -120,16 +120,16 @@ class StreamLane(Lane):
 
 
 def open_lane(device: torch.device) -> Lane:
-    """The lane that is worth it on a device.
+    """Open the lane that pays off on a device.
 
-    On a GPU a side stream fills what the main one leaves idle. On a CPU torch's threads keep every
-    core busy already; one more competes with them and delays the next frame: all is done inline.
+    On a GPU a side stream uses what the main one leaves idle. On a CPU torch's threads already
+    occupy every core; another thread would compete and delay the next frame, so work runs inline.
     """
     return StreamLane(device) if device.type == "cuda" else InlineLane()
 
 
 def held_tensors(value: object) -> Iterator[Tensor]:
-    """The CUDA tensors in tuples, lists, mappings and attributes of objects, once each."""
+    """Yield the CUDA tensors in tuples, lists, mappings and attributes of objects, once each."""
     seen: set[int] = set()
     left = [value]
     while left:
@@ -171,7 +171,7 @@ class _InThread(Handle[T]):
 
 
 class _OnStream(Handle[T]):
-    """Untested on a GPU."""
+    """Work on a stream, and the event that marks its end."""
 
     def __init__(self, value: T, ready: torch.cuda.Event, device: torch.device) -> None:
         self._value, self._ready, self._device = value, ready, device

@@ -1,7 +1,7 @@
-"""Who has what: tokens and heads over a ulysses x ring mesh, rows and columns over a grid.
+"""Partitions work: tokens and heads over a ulysses x ring mesh, rows and columns over a grid.
 
-Pure arithmetic, the same on every rank. Nothing is padded: where sizes do not divide, the first
-parts are larger by one, and every rank knows the sizes of all.
+Pure arithmetic, the same on every rank. Nothing is padded: if sizes do not divide evenly, the first
+parts are larger by one, and every rank knows all sizes.
 """
 
 import math
@@ -12,42 +12,43 @@ from typing import Self
 
 from ..errors import UserError
 
-MAX_GRID_TEXT = 9  # characters of RxC
+MAX_GRID_TEXT = 9  # characters in RxC
 
 
 def shares(total: int, parts: int) -> tuple[int, ...]:
-    """Sizes of ``parts`` parts of ``total``, as equal as can be, larger ones first."""
+    """Split ``total`` into ``parts`` sizes, as equal as possible, larger ones first."""
     small, larger = divmod(total, parts)
     return tuple(small + (index < larger) for index in range(parts))
 
 
 def starts(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Where each part begins, and the total as one more entry."""
+    """Compute where each part starts, with the total as a final entry."""
     return tuple(accumulate(sizes, initial=0))
 
 
 def factor_pairs(number: int) -> list[tuple[int, int]]:
-    """All (a, b) with a * b = number, largest a first."""
+    """List all (a, b) with a * b = number, largest a first."""
     return [(a, number // a) for a in range(number, 0, -1) if number % a == 0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Ranks as ``ring`` groups of ``ulysses`` neighbours: rank = ring index * ulysses + its place.
+    """Ranks in ``ring`` groups of ``ulysses`` neighbours: rank = ring index * ulysses + place.
 
-    Token shards are in the order of the ranks, so that a Ulysses group holds one contiguous block
-    of the sequence, and such blocks rotate among the rings.
+    Token shards are in rank order, so a Ulysses group holds one contiguous block of the sequence,
+    and
+    such blocks rotate around the rings.
 
     Attributes:
         ulysses: Ranks that share the heads of a block of tokens.
-        ring: Blocks of tokens.
+        ring: Number of token blocks.
     """
 
     ulysses: int
     ring: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are no sizes."""
+        """Reject invalid sizes."""
         if self.ulysses < 1 or self.ring < 1:
             raise UserError(f"--ulysses {self.ulysses} --ring {self.ring}: both must be 1 or more")
 
@@ -61,21 +62,22 @@ class Mesh:
         ring: int | None = None,
         ranks_per_node: int | None = None,
     ) -> Self:
-        """The mesh that was asked for, or the best: only the ring crosses nodes.
+        """Return the requested mesh, or the best one: only the ring crosses nodes.
 
-        Without ``ulysses`` and ``ring``, ulysses is the greatest common divisor of the ranks of a
-        node and the heads, so that every rank has the same number of heads.
+        With neither ``ulysses`` nor ``ring`` given, ulysses is the greatest common divisor of the
+        ranks
+        per node and the heads, so that every rank has the same number of heads.
 
         Args:
-            world: Ranks in all.
+            world: Total number of ranks.
             heads: Attention heads of the model; ulysses may not be larger.
             ulysses: Ranks that share heads; None: what ``ring`` leaves, or the best.
-            ring: Blocks of tokens; None: what ``ulysses`` leaves.
-            ranks_per_node: Ranks of one node; by default all are on one.
+            ring: Number of token blocks; None: what ``ulysses`` leaves.
+            ranks_per_node: Ranks on a node; by default all are on one.
 
         Raises:
             UserError: The sizes do not make up the world, or there are too few heads; the message
-                lists those that work.
+                lists valid ones.
         """
         given = " ".join(
             f"--{name} {value}"
@@ -98,18 +100,18 @@ class Mesh:
 
     @property
     def world(self) -> int:
-        """Ranks in all."""
+        """Total number of ranks."""
         return self.ulysses * self.ring
 
     def ulysses_groups(self) -> list[list[int]]:
-        """Ranks that share heads, group by group."""
+        """List the groups of ranks that share heads."""
         return [
             [index * self.ulysses + place for place in range(self.ulysses)]
             for index in range(self.ring)
         ]
 
     def ring_groups(self) -> list[list[int]]:
-        """Ranks that hold the same heads of different blocks, group by group."""
+        """List the groups of ranks that hold the same heads of different blocks."""
         return [
             [index * self.ulysses + place for index in range(self.ring)]
             for place in range(self.ulysses)
@@ -118,7 +120,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Ranks as rows and columns of a picture: rank = row * columns + column.
+    """Ranks arranged as rows and columns of a picture: rank = row * columns + column.
 
     Attributes:
         rows: Parts of the height.
@@ -129,17 +131,17 @@ class Grid:
     columns: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are no sizes."""
+        """Reject invalid sizes."""
         if self.rows < 1 or self.columns < 1:
             raise UserError(f"--vae-grid {self}: both must be 1 or more")
 
     @classmethod
     def choose(cls, world: int, size: tuple[int, int], given: "Grid | None" = None) -> "Grid":
-        """The grid that was asked for, or the one whose parts are smallest and then squarest.
+        """Return the requested grid, or the one whose parts are smallest and then squarest.
 
         Args:
-            world: Ranks in all.
-            size: Rows and columns to be divided (of a latent); every part needs at least one.
+            world: Total number of ranks.
+            size: Rows and columns (of a latent) to divide; every part needs at least one.
             given: The user's choice.
 
         Raises:
@@ -174,16 +176,16 @@ class Grid:
         def cost(grid: "Grid") -> tuple[int, int]:
             rows, columns = -(-height // grid.rows), -(-width // grid.columns)
             border = rows * min(2, grid.columns - 1) + columns * min(2, grid.rows - 1)
-            return rows * columns, border  # the slowest rank's work, then what it exchanges
+            return rows * columns, border  # the slowest rank's work, then its communication
 
         return min(fitting, key=cost)
 
     @classmethod
     def parse(cls, text: str) -> "Grid":
-        """Read ``RxC``.
+        """Parse ``RxC``.
 
         Raises:
-            UserError: The text is of another form.
+            UserError: The text has another form.
         """
         rows, cross, columns = text.lower().partition("x")
         digits = cross and rows.isdecimal() and columns.isdecimal()
@@ -193,18 +195,18 @@ class Grid:
 
     @property
     def world(self) -> int:
-        """Ranks in all."""
+        """Total number of ranks."""
         return self.rows * self.columns
 
     def position(self, rank: int) -> tuple[int, int]:
-        """Row and column of a rank."""
+        """Return the row and column of a rank."""
         return divmod(rank, self.columns)
 
     def rank(self, row: int, column: int) -> int | None:
-        """Rank at a place; None outside the grid."""
+        """Return the rank at a position; None outside the grid."""
         inside = 0 <= row < self.rows and 0 <= column < self.columns
         return row * self.columns + column if inside else None
 
     def __str__(self) -> str:
-        """As the command line has it."""
+        """Format as on the command line."""
         return f"{self.rows}x{self.columns}"

@@ -1,7 +1,7 @@
-"""Join and leave the world that torchrun has started.
+"""Joins and leaves the world that torchrun has started.
 
-NCCL on GPUs, gloo on CPUs. Beside the world there is a *control* group, always gloo: what rank 0
-tells the others passes between hosts without waiting for a GPU. Untested on a GPU.
+NCCL on GPUs, gloo on CPUs. In addition to the world there is a *control* group, always gloo: what
+rank 0 sends the others passes between hosts without waiting for a GPU.
 """
 
 import gc
@@ -23,17 +23,17 @@ from .comm import (
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Communicator, Communicator]]:
-    """Be one of torchrun's ranks for a while.
+    """Be one of torchrun's ranks within the block.
 
     Args:
-        device: Where this rank's tensors lie; a GPU of its own, or the CPU.
+        device: Device of this rank's tensors; its own GPU, or the CPU.
 
     Yields:
-        The world's communicator, for tensors on the device, and the control group's, for tensors
-        on the CPU. No CUDA graph with their calls may be kept beyond the block.
+        The communicators of the world, for tensors on the device, and of the control group, for
+        tensors on the CPU. CUDA graphs with their calls must not outlive the block.
 
     Raises:
-        CommError: The other ranks did not come.
+        CommError: The other ranks did not join.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -55,8 +55,8 @@ def joined(device: torch.device) -> Iterator[tuple[Communicator, Communicator]]:
         if cuda:
             control = GroupCommunicator(dist.new_group(backend="gloo", timeout=FOREVER))
         yield world, control
-        control.barrier()  # on the host, which NCCL's is not: who leaves takes connections along
-    # NCCL waits for ever for CUDA graphs that hold its calls, and ours lie in reference cycles.
+        control.barrier()  # on the host, unlike NCCL's: exiting ranks close their connections
+    # NCCL waits forever for CUDA graphs that contain its calls, and ours are in reference cycles.
     gc.collect()
-    # Not after an error: with a lost peer it could wait forever, and the process is about to end.
+    # Not after an error: with a lost peer it could block forever, and the process is about to end.
     dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""Ring attention: blocks of keys and values pass from rank to rank, partial results are merged.
+"""Ring attention: key and value blocks pass from rank to rank, and partial results are merged.
 
-Every rank keeps its queries. While it attends to one block, the next is on its way into a second
-buffer. Partial results merge by their log-sum-exp, which is exact up to rounding; with 16-bit
-inputs the sum is kept in fp32.
+Every rank keeps its queries. While it attends to one block, the next is in flight to a second
+buffer. Partial results are merged by their log-sum-exp, exactly up to rounding; with 16-bit inputs
+the sum is kept in fp32.
 
 Source: Liu et al. 2023, arXiv 2310.01889; online softmax, arXiv 1805.02867.
 """
@@ -26,15 +26,15 @@ def ring_attention(
     v_HSd: Tensor,
     lengths: Sequence[int],
 ) -> Tensor:
-    """Attention of this rank's queries to the keys of all ranks.
+    """Compute attention of this rank's queries to the keys of all ranks.
 
     Args:
-        communicator: The ranks, in the order of their blocks.
+        communicator: The ranks, in block order.
         ops: The bound ops.
         q_HLd: Queries of this rank's block.
         k_HSd: Its keys, contiguous.
-        v_HSd: Its values, likewise.
-        lengths: Keys of every rank's block; they may differ, and be 0.
+        v_HSd: Its values, contiguous.
+        lengths: Number of keys in every rank's block; may differ, and be 0.
 
     Returns:
         [1, L, H, d] in q's dtype, contiguous, fresh.
@@ -68,5 +68,5 @@ def ring_attention(
 
 
 def _token_major(x_HLd: Tensor) -> Tensor:
-    """[H, L, d] as the ops take it, [1, L, H, d], without a copy."""
+    """View [H, L, d] as [1, L, H, d], the ops' layout, without a copy."""
     return x_HLd.transpose(0, 1)[None]

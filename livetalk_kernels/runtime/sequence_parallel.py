@@ -1,7 +1,7 @@
-"""Sequence parallelism: every rank works on its own rows of the tokens; attention sees all.
+"""Sequence parallelism: every rank computes its own token rows; attention sees all.
 
-A model asks `SequenceParallel.sequence` for its part of a number of tokens, and the result for all
-that concerns more rows than its own. On one rank that is the plain thing, and nothing is copied.
+A model asks `SequenceParallel.sequence` for its share of a number of tokens, and that object for
+everything that involves other ranks' rows. On one rank it is trivial, and nothing is copied.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,35 +20,36 @@ from .ring import ring_attention
 from .ulysses import Ulysses
 
 GATHER, FIRST_ROWS, EXTREMES = "gather", "first_rows", "extremes"
-OVERLAP_HEADS = 4  # from so many heads a rank on, a GPU has work enough in half of them
+OVERLAP_HEADS = 4  # from this many heads per rank, half of them keep a GPU busy
 
-Layout = Literal["token", "head"]  # of q and k, as `rms_norm_rope` gives them
+Layout = Literal["token", "head"]  # of q and k, as returned by `rms_norm_rope`
 # q, k, v of this rank's rows, [1, L, H, d] each -> attention to all ranks' rows, the same shape.
 MeshAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class LocalSequence:
-    """All tokens on one rank: nothing is divided, nothing is sent.
+    """All tokens on one rank: nothing is partitioned, nothing is sent.
 
     Attributes:
         rows: This rank's rows of all tokens.
-        layout: How q and k come to `attention` (`rms_norm_rope`): ``token``: [1, L, H, d];
+        layout: Layout in which `attention` takes q and k (`rms_norm_rope`): ``token``: [1, L, H,
+            d];
             ``head``: [H, 1, L, d].
     """
 
     layout: Layout = "token"
 
     def __init__(self, tokens: int, ops: Ops) -> None:
-        """A sequence of so many tokens."""
+        """Create a sequence of ``tokens`` tokens."""
         self.rows = slice(0, tokens)
         self.ops = ops
 
     def attention(self, q: Tensor, k: Tensor, v_BLHd: Tensor) -> Tensor:
-        """Attention of this rank's rows to those of all ranks.
+        """Compute attention of this rank's rows to those of all ranks.
 
         Args:
-            q: Queries of this rank's rows, contiguous, in the layout of ``self.layout``.
-            k: Keys, likewise.
+            q: Queries of this rank's rows, contiguous, in ``self.layout``.
+            k: Keys, in the same layout.
             v_BLHd: Values [1, L, H, d], a view or not.
 
         Returns:
@@ -58,19 +59,19 @@ class LocalSequence:
         return out_BLHd
 
     def by_token(self, x: Tensor) -> Tensor:
-        """Q or k of this rank's rows as [L, H, d], a view."""
+        """View q or k of this rank's rows as [L, H, d]."""
         return x[0] if self.layout == "token" else x[:, 0].transpose(0, 1)
 
     def first_rows(self, k: Tensor, count: int) -> Tensor:
-        """Keys of the first tokens of all, [count, H, d], from the ranks that have them."""
+        """Return the keys of the first tokens overall, [count, H, d], from the ranks with them."""
         return self.by_token(k)[:count]
 
     def extremes(self, x_RL: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum of each line over all ranks' rows, [R] each."""
+        """Compute the minimum and maximum of each line over all ranks' rows, [R] each."""
         return x_RL.amin(dim=1), x_RL.amax(dim=1)
 
     def gather(self, x_BLC: Tensor) -> Tensor:
-        """All ranks' rows, [1, tokens, C]."""
+        """Return all ranks' rows, [1, tokens, C]."""
         return x_BLC
 
 
@@ -80,7 +81,7 @@ class ShardedSequence(LocalSequence):
     layout: Layout = "head"
 
     def __init__(self, tokens: int, parallel: "SequenceParallel") -> None:
-        """Divide so many tokens."""
+        """Partition ``tokens`` tokens."""
         super().__init__(tokens, parallel.ops)
         self._parallel, rank = parallel, parallel.communicator.rank
         mesh = parallel.mesh
@@ -126,7 +127,7 @@ class ShardedSequence(LocalSequence):
         return out_SHd
 
     def extremes(self, x_RL: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LocalSequence.extremes`; one reduction for both, of the minimum and -maximum."""
+        """Reduce both at once, as the minimum of (minimum, -maximum)."""
         if x_RL.shape[1] == 0:
             both = x_RL.new_full((2, x_RL.shape[0]), torch.inf)
         else:
@@ -141,7 +142,7 @@ class ShardedSequence(LocalSequence):
 
 
 class ForeignSequence(ShardedSequence):
-    """As `ShardedSequence`, with another library's attention."""
+    """Like `ShardedSequence`, with another library's attention."""
 
     layout: Layout = "token"
 
@@ -152,16 +153,16 @@ class ForeignSequence(ShardedSequence):
 
 
 class SequenceParallel:
-    """How the ranks of a mesh share the tokens of a model; handed to the model on every rank.
+    """How a mesh's ranks share a model's tokens; passed to the model on every rank.
 
     Attributes:
-        mesh: Who exchanges heads, and who passes blocks around.
+        mesh: Assignment of head exchanges and ring passes to ranks.
         communicator: All ranks of the mesh.
         ops: The bound ops.
         ulysses: The ranks that share heads with this one.
         ring: The ranks that hold the same heads of other blocks.
-        fp8: q, k and v travel in FP8.
-        foreign: Another library's attention over the mesh; None: ours.
+        fp8: Whether q, k and v are sent in FP8.
+        foreign: Another library's attention over the mesh; None for ours.
     """
 
     def __init__(
@@ -174,17 +175,20 @@ class SequenceParallel:
         fp8: bool = False,
         foreign: MeshAttention | None = None,
     ) -> None:
-        """Make the groups of ranks; every rank of the communicator must do so.
+        """Create the groups of ranks; every rank of the communicator must do so.
 
         Args:
-            mesh: As large as the communicator.
-            communicator: All ranks, in the order of the mesh.
+            mesh: Mesh with as many ranks as the communicator.
+            communicator: All ranks, in mesh order.
             ops: The bound ops.
-            groups: In how many groups a rank's heads are exchanged, so that one is attended to
-                while the next is under way. By default 2 on a GPU where a rank has 4 heads or
-                more, else 1.
-            fp8: Quantise q, k and v per token and head for the all-to-all: half of its bytes in
-                16 bits, a quarter in 32, and no longer exact.
+            groups: Number of groups in which a rank's heads are exchanged, so that one is attended
+                to
+                while the next is in flight. By default 2 on a GPU with at least 4 heads per rank,
+                else
+                1.
+            fp8: Quantise q, k and v per token and head for the all-to-all: half the bytes of 16
+                bits,
+                a quarter of 32, but no longer exact.
             foreign: Another attention over the same mesh (`xfuser_attention`).
         """
         assert communicator.size == mesh.world and not (fp8 and foreign)
@@ -195,19 +199,19 @@ class SequenceParallel:
 
     @classmethod
     def alone(cls, ops: Ops) -> "SequenceParallel":
-        """One rank."""
+        """Create the trivial instance for one rank."""
         return cls(Mesh(ulysses=1, ring=1), LocalCommunicator(), ops)
 
     @property
     def approximate(self) -> bool:
-        """Whether the result is not that of one rank up to rounding."""
+        """Whether the result differs from that of one rank by more than rounding."""
         return self.fp8 and self.mesh.ulysses > 1
 
     def sequence(self, tokens: int) -> LocalSequence:
-        """This rank's part of so many tokens.
+        """Return this rank's share of ``tokens`` tokens.
 
         Raises:
-            UserError: Another library's attention needs a number that the ranks divide.
+            UserError: Another library's attention needs a token count divisible by the ranks.
         """
         if self.foreign is not None and tokens % self.mesh.world:
             raise UserError(
@@ -220,19 +224,19 @@ class SequenceParallel:
         return kind(tokens, self)
 
     def head_groups(self, q_HLd: Tensor) -> int:
-        """In how many groups a rank's heads are exchanged."""
+        """Return the number of groups in which a rank's heads are exchanged."""
         if self._groups is not None:
             return self._groups
         many = len(q_HLd) >= OVERLAP_HEADS * self.mesh.ulysses
-        # NCCL wants one communicator at a time, and the ring has another than Ulysses.
+        # NCCL requires one communicator at a time, and the ring has another than Ulysses.
         return 2 if q_HLd.is_cuda and many and self.mesh.ring == 1 else 1
 
 
 def _block_starts(mesh: Mesh) -> range:
-    """First rank of every block of tokens."""
+    """List the first rank of every token block."""
     return range(0, mesh.world, mesh.ulysses)
 
 
 def _first_sizes(first: Sequence[int], count: int) -> list[int]:
-    """How many of the first ``count`` rows lie in each part; ``first``: where the parts begin."""
+    """Count how many of the first ``count`` rows are in each part; ``first``: the parts' starts."""
     return [min(max(count - a, 0), b - a) for a, b in pairwise(first)]

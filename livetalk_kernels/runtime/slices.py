@@ -1,12 +1,12 @@
-"""A picture divided among ranks: who has which rows and columns, and who sees whose.
+"""A picture partitioned among ranks: who has which rows and columns, and who needs whose.
 
 Pure arithmetic, the same on every rank. Let an axis be padded by p pixels in front and q behind,
-and convolved with any taps at stride s: output i sees pixel s * i - p and what follows. For a slice
-[a, b) of it, a and b multiples of s, extended by the p pixels before it and the q behind it, output
-i sees a + s * i - p and what follows: it is output a / s + i of the whole. So the halo of a slice
-is the padding of the convolution, be it 3 x 3 of stride 1, the 2 x 2 taps of a folded upsampling,
-or a strided one that is padded at one end only; where the picture ends the padding stays zeros.
-Two axes are independent, and both together give the corners.
+and convolved with any kernel at stride s: output i reads pixels from s * i - p on. For a slice
+[a, b) of it, a and b multiples of s, extended by the p pixels before and the q behind it, output i
+reads from a + s * i - p on: it is output a / s + i of the whole. So the halo of a slice is the
+padding of the convolution, whether 3 x 3 with stride 1, the 2 x 2 taps of a folded upsampling, or
+strided and padded at one end only; at the picture's border the padding remains zeros. The two axes
+are independent, and together they give the corners.
 """
 
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ class Box(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """How many."""
+        """Number of pixels."""
         return len(self.rows) * len(self.columns)
 
     def common(self, other: "Box") -> "Box":
-        """What lies in both; without rows or columns where nothing does."""
+        """Intersect two boxes; the result is empty if they are disjoint."""
         rows, columns = (
             range(max(a.start, b.start), min(a.stop, b.stop))
             for a, b in zip(self, other, strict=True)
@@ -47,7 +47,7 @@ class Box(NamedTuple):
         return Box(rows, columns)
 
     def view(self, x: Tensor, within: "Box", axes: Axes = (-2, -1)) -> Tensor:
-        """This part of a tensor whose ``axes`` are the rows and columns of ``within``."""
+        """View this part of a tensor whose ``axes`` are the rows and columns of ``within``."""
         for axis, own, outer in zip(axes, self, within, strict=True):
             x = x.narrow(axis, own.start - outer.start, len(own))
         return x
@@ -55,19 +55,19 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """How a picture is divided.
+    """How a picture is partitioned.
 
     Attributes:
-        grid: Ranks.
-        size: Rows and columns of the latent; every rank has at least one of both. Slices of
-            larger tensors are those of the latent times a factor.
+        grid: Grid of ranks.
+        size: Rows and columns of the latent; every rank has at least one of each. Slices of
+            larger tensors are the latent's times a factor.
     """
 
     grid: Grid
     size: Axes
 
     def __post_init__(self) -> None:
-        """Check what `Grid.choose` sees to."""
+        """Check what `Grid.choose` guarantees."""
         assert self.grid.rows <= self.size[0] and self.grid.columns <= self.size[1]
 
     @cached_property
@@ -80,21 +80,21 @@ class Slices:
         return tuple(Box(rows, columns) for rows in parts[0] for columns in parts[1])
 
     def box(self, rank: int, factor: int = 1) -> Box:
-        """A rank's slice of a tensor ``factor`` times as large as the latent."""
+        """Return a rank's slice of a tensor ``factor`` times as large as the latent."""
         rows, columns = (
             range(part.start * factor, part.stop * factor) for part in self.boxes[rank]
         )
         return Box(rows, columns)
 
     def factor(self, lengths: Axes, rank: int | None = None) -> int:
-        """How much larger than the latent, or a rank's slice of it, rows and columns are."""
+        """Compute the ratio of rows and columns to the latent's, or to a rank's slice of it."""
         base = self.size if rank is None else (len(self.boxes[rank][0]), len(self.boxes[rank][1]))
         factor = lengths[0] // base[0]
         assert lengths == (base[0] * factor, base[1] * factor), "no multiple of the latent"
         return factor
 
     def neighbours(self, rank: int) -> Iterator[tuple[Axes, int]]:
-        """((-1, 0, 1 from above to below, the same from left to right), rank) of all around."""
+        """Yield ((-1, 0, 1 from above to below, the same left to right), rank) of neighbours."""
         row, column = self.grid.position(rank)
         for down in (-1, 0, 1):
             for across in (-1, 0, 1):
@@ -103,7 +103,7 @@ class Slices:
                     yield (down, across), other
 
     def halo(self, rank: int, padding: Padding) -> Padding:
-        """The part of a padding that neighbours have; the rest is zeros outside the picture."""
+        """Return the part of a padding that neighbours have; the rest is zeros outside."""
         row, column = self.grid.position(rank)
         top, bottom, left, right = padding
         return (
@@ -114,18 +114,19 @@ class Slices:
         )
 
     def halo_pixels(self, rank: int, padding: Padding, factor: int = 1) -> int:
-        """Pixels of each frame and channel that a rank sends for one convolution.
+        """Count the pixels per frame and channel that a rank sends for one convolution.
 
         A slice of h x w pixels with neighbours all around sends (top + bottom) * w to those below
-        and above, (left + right) * h to those beside, (top + bottom) * (left + right) to those at
-        its corners. All ranks of an R x C grid over H x W pixels together send
+        and above, (left + right) * h to those left and right, (top + bottom) * (left + right) to
+        those
+        at its corners. All ranks of an R x C grid over H x W pixels together send
         (R - 1) * (top + bottom) * W + (C - 1) * (left + right) * H
         + (R - 1) * (C - 1) * (top + bottom) * (left + right).
 
         Args:
             rank: The sender.
-            padding: Of the convolution.
-            factor: Of its input to the latent.
+            padding: Padding of the convolution.
+            factor: Size of its input relative to the latent.
         """
         lengths = self._lengths(rank, factor)
         return sum(sent(way, padding, lengths).pixels for way, _ in self.neighbours(rank))
@@ -136,11 +137,11 @@ class Slices:
 
 
 def seen(way: Axes, padding: Padding, lengths: Axes) -> Box:
-    """What a convolution sees of the neighbour in a direction, counted from the own first pixel.
+    """Locate what a convolution needs from the neighbour in a direction, relative to the own slice.
 
     Args:
         way: (-1 for above, 0, 1 for below; -1 for left, 0, 1 for right).
-        padding: Of the convolution.
+        padding: Padding of the convolution.
         lengths: Rows and columns of the own slice.
     """
     rows, columns = (
@@ -153,9 +154,9 @@ def seen(way: Axes, padding: Padding, lengths: Axes) -> Box:
 
 
 def sent(way: Axes, padding: Padding, lengths: Axes) -> Box:
-    """What of the own slice the neighbour in a direction sees; arguments as in `seen`.
+    """Locate what the neighbour in a direction needs of the own slice; arguments as in `seen`.
 
-    The one below sees as many rows above itself as are padded at the top.
+    The one below needs as many rows above itself as are padded at the top.
     """
     rows, columns = (
         {-1: range(after), 0: range(length), 1: range(length - before, length)}[step]
@@ -167,13 +168,13 @@ def sent(way: Axes, padding: Padding, lengths: Axes) -> Box:
 
 
 class Strip(NamedTuple):
-    """Outputs of a convolution along one axis that see the halo of a slice.
+    """Outputs of a convolution along one axis that depend on the halo of a slice.
 
     Attributes:
-        axis: -2 for rows, -1 for columns; along the other one these are all outputs.
-        outputs: Which.
-        box: Pixels that they see, of the slice and its halo.
-        zeros: What is padded around those.
+        axis: -2 for rows, -1 for columns; along the other axis these are all outputs.
+        outputs: Range of outputs.
+        box: Pixels that they read, of the slice and its halo.
+        zeros: Padding around those.
     """
 
     axis: int
@@ -185,17 +186,17 @@ class Strip(NamedTuple):
 def strips(
     lengths: Axes, halo: Padding, *, taps: Axes, stride: Axes, padding: Padding
 ) -> list[Strip]:
-    """The outputs that see the halo.
+    """List the outputs that depend on the halo.
 
     Args:
         lengths: Rows and columns of the slice.
-        halo: Of the slice, see `Slices.halo`.
-        taps: Of the convolution.
-        stride: Its steps.
-        padding: Its zeros around the whole picture.
+        halo: Halo of the slice, see `Slices.halo`.
+        taps: Rows and columns of the kernel.
+        stride: Strides.
+        padding: Zeros around the whole picture.
 
     Returns:
-        At most one strip at each side; none if nothing would be left between them.
+        At most one strip per side; none if nothing would remain between them.
     """
     outer = extended(lengths, halo)
     zeros = minus(padding, halo)
@@ -221,12 +222,12 @@ def strips(
 
 
 def extended(lengths: Axes, halo: Padding) -> Box:
-    """A slice and its halo, counted from the slice's first row and column."""
+    """Return a slice with its halo, relative to the slice's first row and column."""
     top, bottom, left, right = halo
     return Box(range(-top, lengths[0] + bottom), range(-left, lengths[1] + right))
 
 
 def minus(padding: Padding, halo: Padding) -> Padding:
-    """Zeros that remain where a halo takes the place of the others."""
+    """Compute the zeros that remain after a halo replaces the others."""
     top, bottom, left, right = (p - h for p, h in zip(padding, halo, strict=True))
     return top, bottom, left, right

@@ -1,4 +1,4 @@
-"""One rank of several without the others: for counting what it would send."""
+"""One rank of several without the others, to count what it would send."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .comm import Communicator, LocalCommunicator, Messages, Pending, Reduction,
 class SoloCommunicator(Communicator):
     """Counts what a rank sends, as `GroupCommunicator` does, and sends nothing.
 
-    What it should receive is left as it was, so results mean nothing; tensors may be on the meta
+    Received tensors are left unchanged, so results are meaningless; tensors may be on the meta
     device.
     """
 
@@ -28,12 +28,12 @@ class SoloCommunicator(Communicator):
         return Pending()
 
     def all_reduce(self, x: Tensor, reduction: Reduction, *, kind: str = "reduce") -> Tensor:
-        """Count x once for every other rank, and return it as it is."""
+        """Count x once for every other rank, and return it unchanged."""
         self.traffic.add(kind, x, self.size - 1)
         return x
 
     def broadcast(self, x: Tensor, source: int, *, kind: str = "broadcast") -> Tensor:
-        """Count x once for every other rank if this is its source, and return it as it is."""
+        """Count x once for every other rank if this is its source, and return it unchanged."""
         if source == self.rank:
             self.traffic.add(kind, x, self.size - 1)
         return x
@@ -46,4 +46,4 @@ class SoloCommunicator(Communicator):
         return SoloCommunicator(list(own).index(self.rank), len(own), self.traffic)
 
     def barrier(self) -> None:
-        """Wait for nobody."""
+        """Return at once."""

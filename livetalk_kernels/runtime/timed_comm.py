@@ -1,8 +1,7 @@
-"""A communicator whose exchanges are seen in a timeline: what is posted, and what is waited for.
+"""A communicator that records its exchanges in a timeline: posting, and waiting.
 
-What an exchange costs a rank is the time to post its messages and the time until it may go on;
-what passes meanwhile is hidden. On a GPU the second is how long the current stream stands still.
-Untested on a GPU.
+An exchange costs a rank the time to post its messages and the time until it may continue; anything
+in between is hidden. On a GPU the latter is how long the current stream stalls.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from .timeline import Range, Timeline
 
 COMMUNICATION = "communication"
 ABOUT = MappingProxyType({"part": COMMUNICATION})
-"""What such a range says about itself."""
+"""Metadata of such a range."""
 
 
 class TimedCommunicator(Communicator):
-    """Does what another communicator does, and records it; ranges are named by the kind."""
+    """Wraps another communicator and records it; ranges are named by the kind."""
 
     def __init__(self, inner: Communicator, timeline: Timeline) -> None:
-        """Communicate by ``inner``, and count in its `traffic`."""
+        """Communicate through ``inner``, and count in its `traffic`."""
         super().__init__(inner.rank, inner.size, inner.traffic)
         self._inner, self._timeline = inner, timeline
 
@@ -43,7 +42,7 @@ class TimedCommunicator(Communicator):
             return self._inner.broadcast(x, source, kind=kind)
 
     def split(self, groups: Sequence[Sequence[int]]) -> Communicator:
-        """See `Communicator.split`; a rank alone has nothing to record."""
+        """Split as `Communicator.split` does; a rank alone has nothing to record."""
         part = self._inner.split(groups)
         return part if part.size == 1 else TimedCommunicator(part, self._timeline)
 
@@ -57,7 +56,7 @@ class TimedCommunicator(Communicator):
 
 
 class _TimedPending(Pending):
-    """Another pending exchange, whose wait is recorded once."""
+    """Wraps a pending exchange, and records its wait once."""
 
     def __init__(self, inner: Pending, waiting: Range) -> None:
         super().__init__()

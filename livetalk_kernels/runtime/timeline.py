@@ -1,11 +1,10 @@
-"""What ran when, and beside what: named ranges on lanes, shown by Perfetto.
+"""Records what ran when, and concurrently with what: named ranges on lanes, shown by Perfetto.
 
-A *lane* is what runs one thing at a time: the main stream of a GPU, a side stream, a thread. On a
-CPU a range is two readings of the clock. On a GPU it is two events on the current stream; they are
-read when they have happened anyway, so that measuring adds no wait, and placed on the CPU's clock
-through one event whose time is known.
-
-The GPU part is untested on a GPU.
+A *lane* runs one thing at a time: the main stream of a GPU, a side stream, a thread. On a CPU a
+range is two clock readings. On a GPU it is two events on the current stream; they are read once
+they
+have completed anyway, so that measuring adds no wait, and are placed on the CPU's clock through one
+event whose time is known.
 """
 
 import copy
@@ -22,40 +21,40 @@ import torch
 from ..machine import boot_id
 
 MAIN = "main"
-"""The lane of whatever was not sent to another one."""
+"""The lane of everything that was not sent to another one."""
 HOST = "host"
-"""The lane of the program's own thread, which takes what the main lane makes."""
+"""The lane of the program's own thread, which consumes what the main lane produces."""
 
-_ANCHOR_MS = 1000.0  # CUDA gives the time between events as float32: near ones are exact to 0.1 us
+_ANCHOR_MS = 1000.0  # CUDA's time between events is float32: exact to 0.1 us for near ones
 
 
 About = Mapping[str, Any] | None
 
 
 class Range:
-    """A span on the CPU's clock; it is recorded when its ``with`` block ends without an exception.
+    """A span on the CPU's clock; recorded when its ``with`` block ends without an exception.
 
     Attributes:
-        name: What ran.
-        lane: Where.
-        about: What else is known of it, JSON, for the trace.
-        parent: The range of the same lane that it began in; None: there is none.
-        begin_ns: ``time.perf_counter_ns`` at its begin.
+        name: Name of what ran.
+        lane: Lane that it ran on.
+        about: Further JSON metadata, for the trace.
+        parent: Enclosing range on the same lane; None at the top.
+        begin_ns: ``time.perf_counter_ns`` at its start.
         end_ns: The same at its end.
     """
 
     __slots__ = ("_around", "_timeline", "about", "begin_ns", "end_ns", "lane", "name", "parent")
 
-    _around: "list[Range]"  # open ranges of the thread that it began in, itself among them
+    _around: "list[Range]"  # open ranges of its starting thread, including itself
 
     def __init__(self, name: str, lane: str, timeline: "Timeline", about: About) -> None:
-        """A range that has not begun."""
+        """Create a range that has not started."""
         self.name, self.lane, self._timeline, self.about = name, lane, timeline, about
         self.begin_ns = self.end_ns = 0
         self.parent: Range | None = None
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the range."""
         self._around = self._timeline.open_ranges()
         for around in reversed(self._around):
             if around.lane == self.lane:
@@ -73,7 +72,7 @@ class Range:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End."""
+        """End the range, and record it unless an exception ended it."""
         self.end_ns = time.perf_counter_ns()
         if self._timeline.nvtx:
             torch.cuda.nvtx.range_pop()
@@ -83,19 +82,19 @@ class Range:
 
     @property
     def happened(self) -> bool:
-        """Whether the times are known without a wait."""
+        """Whether the times are known without waiting."""
         return True
 
     def seconds(self) -> float:
-        """How long it took; waits for its end."""
+        """Return its duration; waits for its end."""
         return (self.end_ns - self.begin_ns) / 1e9
 
     def place(self, anchor: "Anchor") -> None:
-        """Fill in `begin_ns` and `end_ns` of a range that has happened."""
+        """Fill in `begin_ns` and `end_ns` of a completed range."""
 
 
 class DeviceRange(Range):
-    """A span of the current CUDA stream. Untested on a GPU."""
+    """A span of the current CUDA stream."""
 
     __slots__ = ("_begin", "_end", "_stream")
 
@@ -104,7 +103,7 @@ class DeviceRange(Range):
     _stream: torch.cuda.Stream
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Record the start event."""
         super().__enter__()
         self._stream = torch.cuda.current_stream(self._timeline.device)
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -117,7 +116,7 @@ class DeviceRange(Range):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End."""
+        """Record the end event."""
         if kind is None:
             assert self._end is not None
             self._end.record(self._stream)
@@ -125,18 +124,18 @@ class DeviceRange(Range):
 
     @property
     def happened(self) -> bool:
-        """See the base class."""
+        """Whether both events have completed."""
         return self._end is None or self._end.query()
 
     def seconds(self) -> float:
-        """See the base class."""
+        """Return its duration; waits for its end event."""
         if self._begin is None or self._end is None:
             return super().seconds()
         self._end.synchronize()
         return self._begin.elapsed_time(self._end) / 1e3
 
     def place(self, anchor: "Anchor") -> None:
-        """See the base class; the events are let go."""
+        """Fill in the times from the events, and release those."""
         if self._begin is None or self._end is None:
             return
         self.begin_ns = anchor.place(self._begin)
@@ -145,7 +144,7 @@ class DeviceRange(Range):
 
 
 class Anchor:
-    """An event whose time on the CPU's clock is known. Untested on a GPU."""
+    """An event whose time on the CPU's clock is known."""
 
     def __init__(self, device: torch.device) -> None:
         """Record an event and wait for it, once."""
@@ -155,10 +154,10 @@ class Anchor:
         self._ns = time.perf_counter_ns()
 
     def place(self, event: torch.cuda.Event) -> int:
-        """The CPU's time of an event that has happened, in ns; later ones take it as their anchor.
+        """Return a completed event's CPU time in ns; it becomes the anchor of later ones.
 
-        The anchor moves along with the stream, since the time between two events loses precision
-        as it grows.
+        The anchor moves along with the stream, since the time between two events loses precision as
+        it grows.
         """
         past_ms = self._event.elapsed_time(event)
         ns = self._ns + round(past_ms * 1e6)
@@ -168,27 +167,27 @@ class Anchor:
 
 
 class Flow:
-    """An arrow from one range to a later one, of another lane; shown once both ends are known.
+    """An arrow from one range to a later one on another lane; shown once both ends are known.
 
     Attributes:
-        name: What passes.
-        ends: (lane, ns) of the start, and of the end once it is there.
+        name: Name of what is passed.
+        ends: (lane, ns) of the start, and of the end once known.
     """
 
     __slots__ = ("ends", "name")
 
     def __init__(self, name: str, lane: str) -> None:
-        """Start now, within the range that is open on the lane."""
+        """Start now, within the lane's open range."""
         self.name = name
         self.ends = [(lane, time.perf_counter_ns())]
 
     def arrive(self, lane: str) -> None:
-        """End now, within the range that is open on the lane."""
+        """End now, within the lane's open range."""
         self.ends.append((lane, time.perf_counter_ns()))
 
 
 class _Lane:
-    """The newest ranges of a lane, and how many there were."""
+    """The newest ranges of a lane, and how many there were in all."""
 
     def __init__(self, capacity: int) -> None:
         self.ranges: deque[Range] = deque(maxlen=capacity)
@@ -196,13 +195,13 @@ class _Lane:
 
 
 class Timeline:
-    """Records ranges. A lane is written by one thread at a time; several lanes may be at once.
+    """Records ranges. Each lane is written by one thread at a time; lanes may be concurrent.
 
     Attributes:
-        device: Where `range` measures.
-        rank: Number of the process; in the trace it is one more, as 0 has a meaning there.
-        nvtx: Ranges are shown to NVIDIA's profilers as well.
-        origin_ns: ``time.perf_counter_ns`` where it begins; of all ranks together after `align`.
+        device: Device that `range` measures on.
+        rank: Rank of the process; its process id in the trace is one more, as 0 is special there.
+        nvtx: Whether ranges are also shown to NVIDIA's profilers.
+        origin_ns: ``time.perf_counter_ns`` at its start; common to all ranks after `align`.
     """
 
     def __init__(
@@ -211,9 +210,9 @@ class Timeline:
         """Start the clock.
 
         Args:
-            device: Where `range` measures: events on its streams, or the CPU's clock.
-            rank: Number of the process.
-            capacity: How many ranges of each lane are kept, the newest; 0 measures only.
+            device: Device that `range` measures on: events on its streams, or the CPU's clock.
+            rank: Rank of the process.
+            capacity: Maximum number of ranges kept per lane, the newest; 0 measures only.
             nvtx: Show ranges to NVIDIA's profilers; needs CUDA.
         """
         self.device, self.rank, self.nvtx = device, rank, nvtx
@@ -227,17 +226,17 @@ class Timeline:
 
     @property
     def process(self) -> int:
-        """Number of the process in the trace: viewers give 0 a meaning of its own."""
+        """Process id in the trace: 0 is special to viewers."""
         return self.rank + 1
 
     def align(self, gather: Callable[[bytes], list[bytes]]) -> None:
-        """Count from where rank 0 began, so that traces of several ranks can be shown together.
+        """Count from where rank 0 started, so that traces of several ranks can be shown together.
 
         All ranks call it together, before they record. On rank 0's machine the clock is the same;
-        on others it is placed by the time of day.
+        on others it is aligned by the time of day.
 
         Args:
-            gather: Given this rank's bytes, returns those of all ranks, in their order.
+            gather: Takes this rank's bytes and returns those of all ranks, in order.
         """
         own = {"origin_ns": self.origin_ns, "started": self._started, "boot": boot_id()}
         first = json.loads(gather(json.dumps(own).encode())[0])
@@ -248,12 +247,12 @@ class Timeline:
         self._started = first["started"]
 
     def range(self, name: str, lane: str | None = None, about: About = None) -> Range:
-        """A range, for ``with``, measured where the device works.
+        """Create a range, for ``with``, measured on the device.
 
         Args:
-            name: What runs; not empty.
-            lane: Where; by default that of the range around it in this thread, else `MAIN`.
-            about: What else is known of it, JSON; kept as it is, so it may serve many ranges.
+            name: Name of what runs; not empty.
+            lane: By default that of the enclosing range in this thread, else `MAIN`.
+            about: Further JSON metadata; not copied, so it may be shared by many ranges.
         """
         if lane is None:
             around = self.open_ranges()
@@ -263,23 +262,23 @@ class Timeline:
         return Range(name, lane, self, about)
 
     def host_range(self, name: str, lane: str | None = None) -> Range:
-        """A range, for ``with``, of what the CPU does, on whatever device.
+        """Create a range, for ``with``, of CPU work, on any device.
 
         Args:
-            name: What runs; not empty.
+            name: Name of what runs; not empty.
             lane: By default `HOST`.
         """
         return Range(name, lane or HOST, self, None)
 
     def flow(self, name: str, lane: str | None = None) -> Flow:
-        """Start an arrow, now; arguments as `host_range`."""
+        """Start an arrow now; arguments as in `host_range`."""
         flow = Flow(name, lane or HOST)
         if self._capacity:
             self._flows.append(flow)
         return flow
 
     def open_ranges(self) -> list[Range]:
-        """Those that this thread is in, the innermost last; the list itself."""
+        """Return the ranges that this thread is in, the innermost last; the list itself."""
         try:
             found: list[Range] = self._open.ranges
         except AttributeError:
@@ -287,18 +286,18 @@ class Timeline:
         return found
 
     def ranges(self, *, wait: bool = False) -> dict[str, list[Range]]:
-        """Lane -> the kept ranges that have happened, in the order of time.
+        """Return lane -> its kept completed ranges, in order of time.
 
-        A range comes before those within it.
+        A range precedes those within it.
 
         Args:
-            wait: For those that are under way; else they are left out.
+            wait: Wait for those in flight; otherwise they are omitted.
         """
         found = {}
         for name, lane in list(self._lanes.items()):
             kept = list(lane.ranges)
             if wait and kept:
-                kept[-1].seconds()  # a lane does one thing after the other
+                kept[-1].seconds()  # a lane runs sequentially
             kept = [entry for entry in kept if entry.happened]
             anchor = copy.copy(self._anchor)  # it moves along with the lane
             if anchor is not None:
@@ -309,13 +308,13 @@ class Timeline:
         return found
 
     def clear(self) -> None:
-        """Forget what was recorded."""
+        """Discard what was recorded."""
         for lane in list(self._lanes.values()):
             lane.ranges.clear()
         self._flows.clear()
 
     def record(self, measured: Range) -> None:
-        """Keep a range that has ended (`Range` calls it)."""
+        """Keep a completed range (`Range` calls it)."""
         if not self._capacity:
             return
         lane = self._lanes.get(measured.lane)
@@ -325,14 +324,14 @@ class Timeline:
         lane.count += 1
 
     def trace(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The ranges in Chrome's trace format, for ui.perfetto.dev: a process per rank.
+        """Export the ranges in Chrome's trace format, for ui.perfetto.dev: a process per rank.
 
         Each lane is a thread in it.
 
-        Ranges whose end has not happened yet are left out; nothing is waited for.
+        Ranges that have not ended are omitted; nothing is waited for.
 
         Args:
-            facts: What to say about the run, JSON: its command, commit, hardware.
+            facts: JSON metadata of the run: its command, commit, hardware.
 
         Returns:
             ``{"traceEvents": [...], "otherData": {...}}``; times in microseconds since
@@ -354,10 +353,10 @@ class Timeline:
                 if entry.about:
                     event["args"] = dict(entry.about)
                 events.append(event)
-        first_flow = self.rank << 32  # each rank has numbers of its own
+        first_flow = self.rank << 32  # each rank has its own numbers
         for number, flow in enumerate(list(self._flows), first_flow):
             lanes = [lane for lane, _ in flow.ends if lane in threads]
-            if len(lanes) < 2:  # under way, or a range at one end did not end well
+            if len(lanes) < 2:  # in flight, or a range at one end failed
                 continue
             for kind, (lane, ns) in zip("sf", flow.ends, strict=True):
                 event = self._event(kind, flow.name, threads[lane], ns)
@@ -372,9 +371,9 @@ class Timeline:
 
 
 def _nest(ranges: list[Range]) -> None:
-    """Put ranges within their parents, to the nanosecond: events are placed by rounded times."""
+    """Clip ranges to their parents, to the nanosecond: events are placed by rounded times."""
     known = set(map(id, ranges))
-    for entry in reversed(ranges):  # a range has ended after those within it
+    for entry in reversed(ranges):  # a range ends after those within it
         parent = entry.parent
         if parent is not None and id(parent) in known:
             entry.begin_ns = min(max(entry.begin_ns, parent.begin_ns), parent.end_ns)

@@ -1,11 +1,12 @@
 """Ulysses: ranks that share a block of tokens exchange tokens for heads around attention.
 
-Before attention a rank holds all heads of its own rows; for attention it needs all rows of its own
-heads. Both ways are an all-to-all. A rank's heads may go in several *groups*: while one group is
-attended to, the next is under way, and the results of the one before return.
+Outside attention a rank holds all heads of its own rows; for attention it needs all rows of its own
+heads. Both directions are an all-to-all. A rank's heads may be split into *groups*: while one group
+is attended to, the next is in flight, and the previous one's results return.
 
-Nothing is padded: rows and heads may be uneven. q, k and v are head-major, so that what goes to a
-rank is a contiguous piece; a group of one head also arrives in place.
+Nothing is padded: rows and heads may be uneven. q, k and v are head-major, so that each rank's
+    piece
+is contiguous; a group of one head is also received in place.
 
 Source: DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509.
 """
@@ -20,29 +21,29 @@ from .comm import Communicator, Pending
 from .mesh import shares, starts
 
 KIND = "all_to_all"
-# Tensors of a group's own heads over the block's rows, [n, T, ...] each -> their attention
-# [1, T, n, d], contiguous.
+# A group's own heads over the block's rows, [n, T, ...] each -> their attention [1, T, n, d],
+# contiguous.
 Attend = Callable[..., Tensor]
 
 
 class Ulysses:
-    """The exchanges of one rank, for a number of heads and the rows of all ranks of its group.
+    """The exchanges of one rank, for a number of heads and the rows of all ranks in its group.
 
     Attributes:
-        rows: Rows of every rank, slices of the block.
-        groups: For every group, each rank's heads: slices of all heads.
+        rows: Rows of every rank, as slices of the block.
+        groups: For every group, each rank's heads, as slices of all heads.
     """
 
     def __init__(
         self, communicator: Communicator, rows: Sequence[int], heads: int, *, groups: int = 1
     ) -> None:
-        """Divide the heads.
+        """Partition the heads.
 
         Args:
             communicator: The ranks that share heads.
-            rows: Tokens of every rank.
-            heads: Attention heads, at least one a rank.
-            groups: In how many groups a rank's heads go; no more than it has.
+            rows: Number of tokens of every rank.
+            heads: Number of attention heads, at least one per rank.
+            groups: Number of groups of a rank's heads, at most the number of its heads.
         """
         assert len(rows) == communicator.size <= heads
         self._comm = communicator
@@ -57,12 +58,13 @@ class Ulysses:
         self.groups = list(zip(*divided, strict=True))
 
     def attention(self, tensors: Sequence[Tensor], attend: Attend) -> Tensor:
-        """Attention of this rank's rows, where ``attend`` computes that of all rows of few heads.
+        """Compute attention of this rank's rows; ``attend`` computes that of all rows of few heads.
 
         Args:
-            tensors: Queries, keys, values, or what stands for them, of this rank's rows:
-                [H, L, ...] each, contiguous.
-            attend: Attention of a group.
+            tensors: Queries, keys, values, or their encoding, of this rank's rows: [H, L, ...]
+                each,
+                contiguous.
+            attend: Computes attention of a group.
 
         Returns:
             [1, L, H, d], contiguous, fresh.
@@ -96,7 +98,7 @@ class Ulysses:
                     place.copy_(x[heads[own]])
                     continue
                 landing = place
-                if not place.is_contiguous():  # several heads: their rows lie apart in the block
+                if not place.is_contiguous():  # several heads: their rows are apart in the block
                     landing = torch.empty_like(place, memory_format=torch.contiguous_format)
                     landed.append((place, landing))
                 send.append((peer, x[heads[peer]]))

@@ -1,8 +1,7 @@
-"""Attention over the mesh by xfuser (xDiT) instead of ours, for comparison on CUDA.
+"""Attention over the mesh with xfuser (xDiT) instead of ours, for comparison on CUDA.
 
-Thin: `XFuserAttention` is handed to `SequenceParallel` as ``foreign``. xfuser needs tokens and
-heads that divide, and its traffic is not counted. Its mesh is ours: Ulysses groups are neighbours.
-Untested on a GPU.
+Thin: `XFuserAttention` is passed to `SequenceParallel` as ``foreign``. xfuser needs divisible token
+and head counts, and its traffic is not counted. Its mesh is ours: Ulysses groups are neighbours.
 
 Source: xDiT, Fang et al. 2024, arXiv 2411.01738; ``xFuserLongContextAttention``, read at 0.4.0 to
 0.4.5.
@@ -22,11 +21,11 @@ INSTALL = "pip install 'livetalk[xfuser]'"
 
 
 def reason(mesh: Mesh, device: torch.device, dtype: torch.dtype, *, heads: int) -> str | None:
-    """None where xfuser's attention can run, else why it cannot.
+    """Return None if xfuser's attention can run, else why it cannot.
 
     Args:
         mesh: The ranks.
-        device: Where the model runs.
+        device: Device of the model.
         dtype: Dtype of q, k and v.
         heads: Attention heads.
     """
@@ -46,7 +45,7 @@ class XFuserAttention:
     """A `MeshAttention`: q, k, v of this rank's rows -> attention to all ranks' rows."""
 
     def __init__(self, mesh: Mesh) -> None:
-        """Make xfuser's groups; every rank of the process group must do so.
+        """Create xfuser's groups; every rank of the process group must do so.
 
         Args:
             mesh: All ranks of the initialised default process group.
@@ -68,7 +67,7 @@ class XFuserAttention:
         self._attention = layers.xFuserLongContextAttention()
 
     def __call__(self, q_BLHd: Tensor, k_BLHd: Tensor, v_BLHd: Tensor) -> Tensor:
-        """See `SequenceParallel`; contiguous inputs and output."""
+        """Compute attention; inputs and output are contiguous."""
         query, key, value = (x.contiguous() for x in (q_BLHd, k_BLHd, v_BLHd))
         out_BLHd: Tensor = self._attention(None, query=query, key=key, value=value)
         return out_BLHd.contiguous()

@@ -1,1 +1,1 @@
-"""What tests and benchmarks use to decide whether a result is right."""
+"""Tools with which tests and benchmarks decide whether a result is right."""

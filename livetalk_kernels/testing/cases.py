@@ -1,4 +1,4 @@
-"""Which cases there are to test or time on this machine."""
+"""Selects the cases to test or time on this machine."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from ..spec import Case
 def runnable_cases(
     devices: Iterable[torch.device], *, large: bool = False
 ) -> list[tuple[Case, str]]:
-    """Every representative case of every op, with each backend that supports it.
+    """List every representative case of every op, with each backend that supports it.
 
     Args:
         devices: Devices to run on.
-        large: The cases of the real models' sizes instead of the small ones.
+        large: Select cases of real models' sizes instead of small ones.
     """
     pairs = []
     devices = list(devices)

@@ -1,19 +1,19 @@
-"""GPUs that are not there, so that code for CUDA is walked through on a CPU, call by call.
+"""Simulates GPUs, so that CUDA code paths execute on a CPU, call by call.
 
     with FakeCuda() as gpus:
         main()  # sees cuda:0
     gpus.calls["synchronize"]
 
-A tensor "on a GPU" is a plain one on the CPU whose storage is noted as the GPU's. A mode of torch
-sees every call with its arguments, in all threads: it makes on the CPU what is asked for on a GPU,
-says that it is on the GPU, and adds the call's time to a clock of its own, or puts it into the
-graph that is being captured. What livetalk calls of ``torch.cuda`` is replaced by functions and
-classes with the parameters of the real ones, which count.
+A tensor "on a GPU" is a plain CPU tensor whose storage is recorded as the GPU's. A torch function
+mode intercepts every call with its arguments, in all threads: it performs on the CPU what is
+requested of a GPU, claims that the result is on the GPU, and adds the call's time to a clock of its
+own, or records it in the graph being captured. The parts of ``torch.cuda`` that livetalk uses are
+replaced by counting functions and classes with the parameters of the real ones.
 
-It finds names and arguments that torch does not know, tensors of two devices in one call, GPU
-memory read as if it were the host's, and what breaks a capture: waiting, copies to and from memory
-that is not pinned, and counting on what a capture only notes. It knows nothing of kernels, of the
-order of streams, of memory or of real time.
+It detects names and arguments that torch does not know, tensors of two devices in one call, GPU
+memory read as if it were the host's, and whatever breaks a capture: synchronising, copies to and
+from memory that is not pinned, and relying on results that a capture only records. It knows nothing
+of kernels, stream order, memory or real time, and checks no devices in a backward pass.
 """
 
 import sys
@@ -31,41 +31,52 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..backends.triton_launch import Launch
-from .fake_cuda_classes import Capture, CUDAGraph, Event, Generator, Stream, Work, graph, profile
+from .fake_cuda_classes import (
+    Capture,
+    CUDAGraph,
+    Event,
+    Generator,
+    Stream,
+    Work,
+    graph,
+    profile,
+    tensors_in,
+)
 from .fake_kernels import KERNELS
 from .fake_nccl import FakeNccl
 
 NAME = "Fake H200"
-UUID = "00000000-0000-0000-0000-000000000000"  # and the GPU's number
+UUID = "00000000-0000-0000-0000-000000000000"  # followed by the GPU's number
 CAPABILITY = (9, 0)
 L2_BYTES = 1 << 16
 MEMORY = 1 << 37
-WRITE, READ, OTHER = 30e-6, 20e-6, 1e-6  # seconds of a flush's halves and of any other call
+WRITE, READ, OTHER = 30e-6, 20e-6, 1e-6  # seconds: the halves of a flush, and any other call
 SECONDS = {"fill_": WRITE, "sum": READ}
 
 CPU = torch.device("cpu")
-OURS = "livetalk"  # operators whose kernels may be Python, which sees the GPU as well
-# What may take tensors of two devices: the first one's is the result's.
+OURS = "livetalk"  # operators whose kernels may be Python, which also sees the GPU
+# Functions that accept tensors of two devices: the result is on the first one's.
 CROSSING = {"copy_", "to", "__getitem__", "__setitem__", "index_put_", "set_", "tensor"}
-CROSSING |= {".data", "_has_compatible_shallow_copy_type"}
+CROSSING |= {".data", "_has_compatible_shallow_copy_type", "__deepcopy__"}
 MOVES = {"to", "cpu", "cuda"}
-# What takes values to the host, which waits for the GPU.
+# Functions that copy values to the host, which waits for the GPU.
 WAITING = {
     *("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__format__"),
     *("nonzero", "equal", "is_nonzero", "allclose", "masked_select", "unique", "cpu"),
 }
 FROM_HOST = {"tensor", "as_tensor"}
-# What only asks, as attributes do: it is the most that is called.
+# Functions that only query, as attributes do: they are called most.
 ASKING = {
     *("dim", "size", "numel", "stride", "storage_offset", "element_size", "untyped_storage"),
     *("data_ptr", "is_contiguous", "is_floating_point", "is_inference", "nelement", "__len__"),
+    "_parse_to",  # the arguments of a module's `to`
 }
 TO_NUMPY = {"numpy", "__array__"}
 CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
 
 class _Thread(threading.local):
-    """What torch keeps per thread: the current device and streams, and the capture."""
+    """What torch keeps per thread: current device and streams, and the capture."""
 
     def __init__(self, streams: "list[Stream]") -> None:
         self.current, self.streams = 0, list(streams)
@@ -76,15 +87,15 @@ class FakeCuda:
     """The GPUs of a ``with`` block.
 
     Attributes:
-        count: How many there are.
-        calls: How often each function and method was called, by name.
-        notes: The calls that wait, replay or mark, in order.
+        count: Number of GPUs.
+        calls: Number of calls of each function and method, by name.
+        notes: Calls that wait, replay or mark, in order.
         now: Seconds on the GPUs' clock.
-        done: (name, device) of what has run, in order.
+        done: (name, device) of what was executed, in order.
     """
 
     def __init__(self, count: int = 1) -> None:
-        """Nothing is replaced yet."""
+        """Prepare the GPUs; nothing is replaced yet."""
         self.count = count
         self.calls: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -101,7 +112,7 @@ class FakeCuda:
 
     @property
     def current(self) -> int:
-        """Number of the current device."""
+        """Index of the current device."""
         return self._thread.current
 
     @current.setter
@@ -115,7 +126,7 @@ class FakeCuda:
 
     @property
     def capture(self) -> "Capture | None":
-        """What this thread captures."""
+        """The capture in progress in this thread."""
         return self._thread.capture
 
     @capture.setter
@@ -123,7 +134,7 @@ class FakeCuda:
         self._thread.capture = capture
 
     def __enter__(self) -> Self:
-        """Replace what torch has, in this thread and in those that it starts."""
+        """Patch torch, in this thread and in those that it starts."""
         for path, fake in self.replacements().items():
             *folders, name = path.split(".")
             owner: Any = torch
@@ -144,21 +155,21 @@ class FakeCuda:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give back what torch had."""
+        """Restore torch."""
         self._exits.close()
 
     def _replace(self, owner: Any, name: str, fake: Any) -> None:
-        """Set an attribute until the end of the block."""
+        """Set an attribute until the block ends."""
         self._exits.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, fake)
 
     def _begin_thread(self, *event: object) -> None:
-        """Called as a profiler at the start of a thread, whose only hook that is."""
+        """Called as a profiler at the start of a thread, which offers no other hook."""
         sys.setprofile(None)
         _Mode(self).__enter__()
 
     def index(self, device: Any = None) -> int:
-        """Number of a device.
+        """Return the index of a device.
 
         Raises:
             RuntimeError: As torch: there is no such GPU.
@@ -172,14 +183,14 @@ class FakeCuda:
         return int(index)
 
     def device_of(self, tensor: Tensor) -> torch.device:
-        """Where a tensor claims to be."""
+        """Return the device that a tensor claims to be on."""
         if tensor.device.type != "cpu":
-            return tensor.device  # of the meta device
+            return tensor.device  # meta
         index = self.home.get(tensor.untyped_storage())
         return CPU if index is None else torch.device("cuda", index)
 
     def work(self, name: str, seconds: float, again: Callable[[], object] | None = None) -> None:
-        """Do it, or capture it."""
+        """Execute work, or record it in the capture."""
         if self.capture is not None:
             self.capture.work.append(Work(name, seconds, again))
             return
@@ -187,29 +198,32 @@ class FakeCuda:
         self.done.append((name, self.current))
 
     def refuse_in_capture(self, name: str) -> None:
-        """For what breaks a capture.
+        """Fail if this thread is capturing, for calls that break a capture.
 
         Raises:
-            RuntimeError: There is one.
+            RuntimeError: It is.
         """
         if self.capture is not None:
             self.capture.broken = True
             raise RuntimeError(f"{CAPTURING}: {name}")
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of torch, on the CPU.
+        """Perform one torch call on the CPU.
 
         Raises:
-            RuntimeError: As on a GPU: tensors of two devices, or what no capture may hold.
-            TypeError: GPU memory as an array.
+            RuntimeError: As on a GPU: tensors of two devices, or a call that cannot be captured.
+            TypeError: GPU memory is read as an array.
         """
         name = _name(function)
         if name in ANSWERS:
             self.calls[name] += 1
             return ANSWERS[name](self, *args, **kwargs)
         if name in ASKING or (name.startswith(".") and len(args) == 1):
-            return function(*args, **kwargs)
-        tensors = _tensors(args, kwargs)
+            found = function(*args, **kwargs)
+            if name == ".grad" and found is not None and args[0].untyped_storage() in self.home:
+                self.home[found.untyped_storage()] = self.home[args[0].untyped_storage()]
+            return found
+        tensors = tensors_in(args, kwargs)
         homes = [self.device_of(tensor) for tensor in tensors]
         asked = self._asked(name, args, kwargs)
         place = asked or next((home for home in homes if home.type == "cuda"), CPU)
@@ -226,7 +240,7 @@ class FakeCuda:
         result = run()
         if name in MOVES and place != homes[0] and result.untyped_storage() in read:
             result = result.clone()
-        made = _tensors(result)
+        made = tensors_in(result)
         fresh = [x for x in made if x.device == CPU and x.untyped_storage() not in read]
         for tensor in fresh:
             if place.type == "cuda":
@@ -238,10 +252,10 @@ class FakeCuda:
         return result
 
     def _launch(self, run: Callable[[], None], launch: Launch) -> None:
-        """A Triton kernel, which only its interpreter can run: on plain tensors of the CPU."""
+        """Run a Triton kernel, which only its interpreter can do, on plain CPU tensors."""
         self.calls["launch"] += 1
         with torch._C.DisableTorchFunction():
-            tensors = _tensors(*launch.arguments.values())
+            tensors = tensors_in(*launch.arguments.values())
             homes = {self.device_of(tensor) for tensor in tensors}
             if homes - {torch.device("cuda", self.current)}:
                 raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
@@ -251,7 +265,7 @@ class FakeCuda:
         self.work("launch", OTHER, partial(_again, run, None, []))
 
     def _asked(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> torch.device | None:
-        """The device that a call names."""
+        """Return the device that a call names."""
         if name in ("cpu", "cuda"):
             return CPU if name == "cpu" else torch.device("cuda", self.index(*args[1:2]))
         given: list[Any] = [value for value in args if isinstance(value, torch.device)]
@@ -276,7 +290,8 @@ class FakeCuda:
             home for tensor, home in zip(tensors, homes, strict=True) if tensor.ndim or home != CPU
         }
         first_on_host = name == "__getitem__" and homes[0] == CPU
-        if len(mixed) > 1 and (name not in CROSSING or first_on_host):
+        backward = torch._C._current_graph_task_id() >= 0  # whose tensors the mode does not see
+        if len(mixed) > 1 and (name not in CROSSING or first_on_host) and not backward:
             found = ", ".join(map(str, sorted(mixed, key=str)))
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -299,7 +314,7 @@ class FakeCuda:
             self.refuse_in_capture(name)
 
     def _on_host(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """A call on the host alone, whose memory may be pinned: that takes a driver."""
+        """Perform a call on the host alone, whose memory may be pinned: that takes a driver."""
         if not kwargs.get("pin_memory"):
             return function(*args, **kwargs)
         result = function(*args, **{**kwargs, "pin_memory": False})
@@ -314,7 +329,7 @@ class FakeCuda:
         return pinned
 
     def replacements(self) -> dict[str, Any]:
-        """Name below ``torch`` -> what stands for it, which takes what torch's own takes."""
+        """Map names below ``torch`` to substitutes with the same parameters."""
         known = self.index
 
         def synchronize(device: Any = None) -> None:
@@ -423,7 +438,7 @@ class FakeCuda:
 
 
 class _Mode(TorchFunctionMode):
-    """Hands all calls of torch in a thread to the GPUs."""
+    """Routes all torch calls in a thread to the GPUs."""
 
     def __init__(self, gpus: FakeCuda) -> None:
         super().__init__()
@@ -436,7 +451,7 @@ class _Mode(TorchFunctionMode):
         if function is torch.device:
             return function(*args, **kwargs)
         if getattr(function, "namespace", "") == OURS:  # an operator, whose kernel may be Python
-            if any(tensor.device != CPU for tensor in _tensors(args, kwargs)):  # meta, or traced
+            if any(tensor.device != CPU for tensor in tensors_in(args, kwargs)):  # meta, or traced
                 return function(*args, **kwargs)
             with self:
                 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -452,11 +467,11 @@ ANSWERS: Mapping[str, Callable[..., Any]] = {
     "is_pinned": lambda gpus, tensor: tensor.untyped_storage() in gpus.pinned,
     "pin_memory": lambda gpus, tensor: gpus._pin(tensor),
 }
-"""What is not calculated but known."""
+"""Functions whose results are known without computation."""
 
 
 def _name(function: Any) -> str:
-    """Of a function of torch; of an attribute with a dot before it."""
+    """Name a torch function; attributes start with a dot."""
     name = str(getattr(function, "__name__", function))
     if name in ("__get__", "__set__"):
         return f".{function.__self__.__name__}"
@@ -464,7 +479,7 @@ def _name(function: Any) -> str:
 
 
 def _on_cpu(given: Any, *, name: str) -> Any:
-    """The same arguments with the CPU for every device."""
+    """Replace every device in the arguments by the CPU."""
 
     def here(value: Any) -> Any:
         text = isinstance(value, str) and name == "to"
@@ -476,22 +491,9 @@ def _on_cpu(given: Any, *, name: str) -> Any:
     return {**found, "device": CPU} if found.get("device") is not None else found
 
 
-def _tensors(*given: Any) -> list[Tensor]:
-    """Tensors in nested tuples, lists and dictionaries, in order."""
-    found: list[Tensor] = []
-    for value in given:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _tensors(*value)
-        elif isinstance(value, dict):
-            found += _tensors(*value.values())
-    return found
-
-
 def _again(run: Callable[[], Any], result: Any, fresh: list[Tensor]) -> None:
-    """Make a call again, and let its first results have the new values."""
+    """Repeat a call, and write the new values to its first results."""
     with torch._C.DisableTorchFunction(), torch.inference_mode():
-        for old, new in zip(_tensors(result), _tensors(run()), strict=True):
+        for old, new in zip(tensors_in(result), tensors_in(run()), strict=True):
             if any(old is tensor for tensor in fresh):
                 old.copy_(new)

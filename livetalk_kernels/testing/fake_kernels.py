@@ -1,4 +1,4 @@
-"""What PyTorch calculates on a GPU alone, calculated on a CPU for `fake_cuda`."""
+"""Computes on a CPU, for `fake_cuda`, what PyTorch computes only on a GPU."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def flash(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``aten::_scaled_dot_product_flash_attention``, the first two of its results."""
+    """Compute ``aten::_scaled_dot_product_flash_attention``, the first two results."""
     own = ATEN._scaled_dot_product_flash_attention_for_cpu
     out, lse = own(query, key, value, dropout_p, is_causal, scale=scale)
     return out, lse
@@ -38,7 +38,7 @@ def efficient(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``aten::_scaled_dot_product_efficient_attention``; it pads the LSE's rows to 32."""
+    """Compute ``aten::_scaled_dot_product_efficient_attention``; pads the LSE's rows to 32."""
     assert attn_bias is None and compute_log_sumexp
     out, lse = flash(query, key, value, dropout_p, is_causal, scale=scale)
     return out, functional.pad(lse, (0, -lse.shape[-1] % 32))
@@ -56,14 +56,14 @@ def cudnn(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``aten::_scaled_dot_product_cudnn_attention``; its LSE is [B, H, L, 1]."""
+    """Compute ``aten::_scaled_dot_product_cudnn_attention``; its LSE is [B, H, L, 1]."""
     assert attn_bias is None and compute_log_sumexp
     out, lse = flash(query, key, value, dropout_p, is_causal, scale=scale)
     return out, lse[..., None]
 
 
 def mm(self: Tensor, mat2: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-    """``aten::mm.dtype``, whose sums are not rounded to the operands' dtype."""
+    """Compute ``aten::mm.dtype``, whose sums are not rounded to the operands' dtype."""
     return torch.matmul(self.float(), mat2.float()).to(out_dtype or self.dtype)
 
 
@@ -81,7 +81,7 @@ def scaled_mm(
     contraction_dim: list[int] | tuple[int, ...] = (),
     use_fast_accum: bool = False,
 ) -> Tensor:
-    """``aten::_scaled_mm_v2``, which on a CPU has no scales per block of 128."""
+    """Compute ``aten::_scaled_mm_v2``, which on a CPU lacks scales per block of 128."""
     if recipe_a != [BLOCKS]:
         return torch._scaled_mm_v2(
             self, mat2, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias,
@@ -105,7 +105,7 @@ def convolve(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``conv2d`` and ``conv3d`` in fp32 by oneDNN: torch's own loops in bf16 take minutes."""
+    """Compute ``conv2d`` and ``conv3d`` in fp32 with oneDNN: torch's bf16 loops take minutes."""
     spatial = weight.ndim - 2
     sizes = [[x] * spatial if isinstance(x, int) else x for x in (padding, stride, dilation)]
     if input.dtype == torch.float64:
@@ -130,7 +130,7 @@ def cudnn_convolution(
     deterministic: bool,
     allow_tf32: bool,
 ) -> Tensor:
-    """``aten::cudnn_convolution``."""
+    """Compute ``aten::cudnn_convolution``."""
     return convolve(self, weight, None, stride, padding, dilation, groups)
 
 
@@ -144,4 +144,4 @@ KERNELS: Mapping[Any, Callable[..., Any]] = {
     torch.conv3d: convolve,
     torch.cudnn_convolution: cudnn_convolution,
 }
-"""Function of torch -> what stands for it, with its parameters and those results that are used."""
+"""Torch function -> its substitute, with the same parameters and the results that are used."""

@@ -1,7 +1,7 @@
-"""Stands for NCCL beside `fake_cuda`: gloo carries what ranks in processes of their own send.
+"""Substitutes gloo for NCCL in `fake_cuda`: ranks are separate processes.
 
-As on GPUs, a group that was asked of NCCL takes tensors of this rank's GPU alone, contiguous ones,
-and a group of gloo those of the host; what NCCL sends is over for the host at once.
+As on GPUs, a group requested of NCCL accepts only contiguous tensors of this rank's GPU, and a
+gloo group only those of the host; NCCL operations appear complete to the host at once.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .fake_cuda import FakeCuda
 
 NCCL, GLOO = "nccl", "gloo"
-SECONDS = 1e-5  # of any message, on the GPUs' clock
+SECONDS = 1e-5  # per message, on the GPUs' clock
 _SUM = dist.ReduceOp.SUM
 
 
@@ -23,24 +23,24 @@ class Sent:
     """`torch.distributed.Work` on a GPU: the stream waits, not the host."""
 
     def wait(self, timeout: Any = None) -> bool:
-        """It is over."""
+        """Return at once: it is complete."""
         return True
 
 
 class FakeNccl:
-    """What stands for functions of ``torch.distributed``.
+    """Substitutes for functions of ``torch.distributed``.
 
     Attributes:
-        groups: Those that were asked of NCCL.
+        groups: Groups requested of NCCL.
     """
 
     def __init__(self, gpus: "FakeCuda") -> None:
-        """No group yet."""
+        """Start without groups."""
         self.groups: list[dist.ProcessGroup] = []
         self._gpus = gpus
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
-        """Name below ``torch`` -> function, which takes what torch's own takes."""
+        """Map names below ``torch`` to substitutes with the same parameters."""
         names = (
             *("init_process_group", "new_group", "get_backend"),
             *("all_reduce", "broadcast", "batch_isend_irecv"),
@@ -64,7 +64,7 @@ class FakeNccl:
             self.groups.append(dist.group.WORLD)
 
     def new_group(self, ranks: Any = None, timeout: Any = None, backend: str | None = None) -> Any:
-        """Make a group, by default of the world's kind."""
+        """Create a group, by default of the world's kind."""
         nccl = backend == NCCL or (backend is None and dist.group.WORLD in self.groups)
         group = self._host("new_group", ranks, timeout=timeout, backend=GLOO)
         if nccl and isinstance(group, dist.ProcessGroup):
@@ -72,7 +72,7 @@ class FakeNccl:
         return group
 
     def get_backend(self, group: Any = None) -> str:
-        """What was asked for."""
+        """Return the requested backend."""
         if (group or dist.group.WORLD) in self.groups:
             return NCCL
         return str(self._real["get_backend"](group))
@@ -82,7 +82,7 @@ class FakeNccl:
         self._send("all_reduce", group, [tensor], tensor, op, group)
 
     def broadcast(self, tensor: Tensor, src: int, group: Any = None) -> None:
-        """Fill with the source's."""
+        """Overwrite with the source's values."""
         self._send("broadcast", group, [tensor], tensor, src, group)
 
     def batch_isend_irecv(self, p2p_op_list: list[dist.P2POp]) -> list[Any]:
@@ -93,7 +93,7 @@ class FakeNccl:
         return works
 
     def _host(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Torch's own function, to which all tensors are the CPU's."""
+        """Call torch's own function, to which all tensors are on the CPU."""
         with torch._C.DisableTorchFunction():
             return self._real[name](*args, **kwargs)
 

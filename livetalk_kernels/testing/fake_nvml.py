@@ -1,4 +1,4 @@
-"""Stands for the module ``pynvml`` beside `fake_cuda`: H200s that their power cap slows down."""
+"""Substitutes the module ``pynvml`` in `fake_cuda`: H200s that their power cap throttles."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX = 1
 _NOT_SUPPORTED = 3
 _CLOCKS = {NVML_CLOCK_SM: 1755, NVML_CLOCK_MEM: 3201}
 _FIELDS = {NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON: 26_562, NVML_FI_DEV_NVLINK_LINK_COUNT: 18}
-_UUID = "GPU-00000000-0000-0000-0000-00000000000"  # and the GPU's number
+_UUID = "GPU-00000000-0000-0000-0000-00000000000"  # followed by the GPU's number
 
 
 def _hidden(*arguments: object) -> None:
@@ -30,7 +30,7 @@ def _find(uuid: str) -> int:
 
 
 def field(value: int | None) -> SimpleNamespace:
-    """One of the results of ``nvmlDeviceGetFieldValues``; None: the GPU does not tell."""
+    """Build a result of ``nvmlDeviceGetFieldValues``; None: the GPU does not report it."""
     result = _NOT_SUPPORTED if value is None else NVML_SUCCESS
     return SimpleNamespace(nvmlReturn=result, value=SimpleNamespace(uiVal=value, ullVal=value))
 
@@ -57,19 +57,19 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         field(_FIELDS.get(name[0] if isinstance(name, tuple) else name)) for name in fields
     ],
 }
-"""Name -> function; what is not here does not exist."""
+"""Name -> function; other names do not exist."""
 globals().update(FUNCTIONS)
 
 
 class StandIn(SimpleNamespace):
-    """The module with other answers, which only an open one gives.
+    """The module with other answers; it answers only while open.
 
     Attributes:
-        users: Who has opened it and not closed it.
+        users: Number of opens without a close.
     """
 
     def __init__(self, **answers: Callable[..., Any] | None) -> None:
-        """``answers``: Name -> function; None: the GPU does not tell."""
+        """Set ``answers``: name -> function; None: the GPU does not report it."""
         given = {**FUNCTIONS, **{name: answer or _hidden for name, answer in answers.items()}}
         known = {name: value for name, value in globals().items() if name.startswith("NVML")}
         super().__init__(**known, **{name: self._open(call) for name, call in given.items()})

@@ -1,4 +1,4 @@
-"""Kill or stop a rank of a real run in a chosen phase, and time how long the rest takes to end."""
+"""Kills or stops a rank of a real run in a chosen phase, and times how long the rest take."""
 
 import os
 import re
@@ -18,27 +18,27 @@ from ..environment import Ranks
 from ..runtime.ranks.heartbeat import Beat, Board
 
 LIMITS = {signal.SIGKILL: 5.0, signal.SIGSTOP: 20.0}
-"""Seconds within which all processes have to be gone."""
+"""Seconds within which all processes must be gone."""
 
 WRITE = "write"
 LEADING = ("prepare", WRITE)
-"""Phases that rank 0 goes through alone."""
+"""Phases that rank 0 runs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What came of a fault.
+    """The outcome of a fault.
 
     Attributes:
-        phase: Phase that the rank was in, as it had told the others.
+        phase: Phase that the rank was in, as last reported to the others.
         signal: Name of the signal.
-        rank: Which rank got it.
-        seconds: From the signal until no process of the run was left; infinity if some were.
+        rank: Rank that received it.
+        seconds: From the signal until no process of the run remained; infinity if some did.
         code: Exit code of the command.
-        message: The first line on stderr that begins with ``error:``, or else the last one.
-        stderr: All that was written there.
-        named: That is the only error, and it names the rank, its host and the phase.
-        orphans: Command lines of what was left, and was then killed.
+        message: The first stderr line that begins with ``error:``, else the last line.
+        stderr: The whole of stderr.
+        named: Whether it is the only error, and names the rank, its host and the phase.
+        orphans: Command lines of processes that remained, and were then killed.
     """
 
     phase: str
@@ -59,12 +59,12 @@ class Fault:
 
 
 class Run:
-    """A command that starts ranks, watched from outside. As a context manager it leaves nothing.
+    """A command that starts ranks, observed from outside; a context manager that cleans up.
 
     Attributes:
         process: The command's process.
-        ranks: Rank -> process, as far as seen.
-        seen: Every process of the run, also those that have ended.
+        ranks: Rank -> process, as far as found.
+        seen: Every process of the run, including those that have ended.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Run:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start the command; its output goes to files, so that nothing waits for a reader."""
+        """Start the command; its output goes to files, so that nothing blocks on a reader."""
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -82,7 +82,7 @@ class Run:
         )
         self.seen: set[psutil.Process] = {psutil.Process(self.process.pid)}
         self.ranks: dict[int, psutil.Process] = {}
-        self._one: Ranks | None = None  # any of them: how to reach their store
+        self._one: Ranks | None = None  # any of them: the way to their store
         self._board: Board | None = None
 
     def __enter__(self) -> "Run":
@@ -90,7 +90,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill what is left."""
+        """Kill whatever remains."""
         for process in self.alive():
             with suppress(psutil.Error):
                 process.kill()
@@ -99,30 +99,30 @@ class Run:
         self._err.close()
 
     def look(self) -> None:
-        """Find the processes that there are now."""
+        """Update the list of processes."""
         for process in list(self.seen):
             with suppress(psutil.Error):
                 self.seen.update(process.children(recursive=True))
         for process in self.seen - set(self.ranks.values()):
             with suppress(psutil.Error):
                 ranks, parent = Ranks.from_environ(process.environ()), process.parent()
-                # A rank's own children have the same environment, and so does their parent.
+                # A rank's own children inherit its environment, but so does their parent.
                 if ranks and not (parent and Ranks.from_environ(parent.environ())):
                     self.ranks.setdefault(ranks.rank, process)
                     self._one = ranks
 
     def beats(self) -> dict[int, Beat]:
-        """What the ranks have told each other last."""
+        """Return each rank's last heartbeat."""
         if self._board is None:
             self.look()
             self._board = Board(self._one) if self._one is not None else None
         return self._board.beats() if self._board is not None else {}
 
     def wait_for(self, condition: Callable[[dict[int, Beat]], bool], timeout: float) -> None:
-        """Wait until the beats are as wanted.
+        """Wait until the heartbeats meet a condition.
 
         Raises:
-            TimeoutError: They never were, or the command ended before.
+            TimeoutError: They never did, or the command ended first.
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end and self.process.poll() is None:
@@ -134,13 +134,13 @@ class Run:
         raise TimeoutError(f"the run did not get there: {self.stderr()[-2000:]}")
 
     def alive(self) -> list[psutil.Process]:
-        """The processes of the run that are not gone; a zombie is."""
+        """List the run's processes that are not gone; zombies count as gone."""
         self.look()
         found = []
         for process in self.seen:
             with suppress(psutil.Error):
                 if process.pid == self.process.pid:
-                    # Not by its status: the first thread is a zombie before the others have ended.
+                    # Not by status: the first thread may be a zombie before the others have ended.
                     gone = self.process.poll() is not None
                 else:
                     gone = process.status() == psutil.STATUS_ZOMBIE or not process.is_running()
@@ -149,7 +149,7 @@ class Run:
         return found
 
     def seconds_to_end(self, timeout: float) -> float:
-        """Wait until all are gone; seconds from now, infinity if some are left."""
+        """Wait until all are gone; return the seconds taken, infinity if some remain."""
         begin = time.monotonic()
         while self.alive():
             if time.monotonic() > begin + timeout:
@@ -158,11 +158,11 @@ class Run:
         return time.monotonic() - begin
 
     def stdout(self) -> str:
-        """What was written there so far."""
+        """Return the stdout so far."""
         return _text(self._out)
 
     def stderr(self) -> str:
-        """What was written there so far."""
+        """Return the stderr so far."""
         return _text(self._err)
 
 
@@ -180,23 +180,23 @@ def run_fault(
     start: float = 120.0,
     end: float = 40.0,
 ) -> Fault:
-    """Run a command, send one of its ranks a signal in a phase, see what comes of it.
+    """Run a command, send a signal to one of its ranks in a phase, and observe the outcome.
 
     Args:
-        command: Starts the ranks, by itself or by torchrun.
-        phase: Of the watchdog's phases. For those that are rank 0's alone (`LEADING`), rank 0 is
-            looked at whoever gets the signal.
+        command: Command that starts the ranks, itself or through torchrun.
+        phase: One of the watchdog's phases. For those that rank 0 runs alone (`LEADING`), rank 0 is
+            observed, whichever rank gets the signal.
         number: SIGKILL or SIGSTOP.
-        rank: Who gets it; below 0 from the end.
-        world: Ranks.
-        cwd: Where the command runs.
+        rank: Rank that gets it; negative counts from the end.
+        world: Number of ranks.
+        cwd: Working directory of the command.
         env: Its environment, by default this process's.
-        folder: Where the video is written, by a thread beside all phases: the signal for ``write``
-            is sent when its file has grown.
-        settle: Seconds to wait after the phase has come for the first time; the signal is sent when
-            it has come again.
-        start: Seconds that it may take to reach the phase.
-        end: Seconds to wait for the end, before what is left is killed.
+        folder: Where the video is written, by a thread that runs during all phases: the signal for
+            ``write`` is sent when its file has grown.
+        settle: Seconds to wait after the phase first occurs; the signal is sent when it next
+            occurs.
+        start: Timeout in seconds for reaching the phase.
+        end: Seconds to wait for the end before killing what remains.
 
     Raises:
         TimeoutError: The phase never came.
@@ -250,5 +250,5 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _text(file: IO[bytes]) -> str:
-    # Not by seek: the place is shared with the processes that write.
+    # Not with seek: the position is shared with the processes that write.
     return os.pread(file.fileno(), 1 << 24, 0).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs, so that static buffers are tested without a GPU."""
+"""A substitute for CUDA graphs, so that static buffers are tested without a GPU."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,10 +9,10 @@ Output = TypeVar("Output")
 
 
 class RerunEngine:
-    """Captures a call by remembering it; a replay calls it again and copies its outputs.
+    """Captures a call by remembering it; a replay repeats the call and copies its outputs.
 
-    As with a graph, what is read and written are the tensors of the first time. Where it differs: a
-    replay decides anew what a graph would have decided when it was captured.
+    As with a graph, the tensors read and written are those of the first call. One difference: a
+    replay makes anew the decisions that a graph would have fixed at capture.
 
     Attributes:
         captures: Number of captures so far.
@@ -20,7 +20,7 @@ class RerunEngine:
     """
 
     def __init__(self) -> None:
-        """Nothing captured."""
+        """Start with nothing captured."""
         self.captures = 0
         self.replays = 0
 
@@ -29,7 +29,7 @@ class RerunEngine:
         call()
 
     def capture(self, call: Callable[[], Output]) -> tuple[Output, Replay]:
-        """See `livetalk_kernels.runtime.cuda_graph.Engine`."""
+        """Capture as `livetalk_kernels.runtime.cuda_graph.Engine` does."""
         self.captures += 1
         outputs = call()
         static = tensors_of(outputs)

@@ -1,4 +1,4 @@
-"""How much memory is held: by a piece of work on PyTorch's allocator, and by this process."""
+"""Measures memory in use: by a piece of work in PyTorch's allocator, and by this process."""
 
 import ctypes
 import sys
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most bytes allocated at a time by ``work``, its result included."""
+    """Measure the peak of bytes allocated during ``work``, including its result."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = work()
     del result
@@ -33,10 +33,10 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def heap_bytes() -> int:
-    """Bytes that this process has asked for and not freed: glibc's heaps and Python's small blocks.
+    """Count bytes allocated and not freed: glibc's heaps and Python's small blocks.
 
-    Unlike resident memory it has no gaps between blocks, which grow for minutes where threads are
-    interrupted and fall into other turns. Needs glibc 2.33.
+    Unlike resident memory it excludes gaps between blocks, which grow for minutes if threads are
+    preempted and interleave differently. Needs glibc 2.33.
     """
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Mallinfo2
@@ -44,4 +44,4 @@ def heap_bytes() -> int:
     return int(found.uordblks + found.hblkhd) + _BLOCK * sys.getallocatedblocks()
 
 
-_BLOCK = 64  # bytes: what Python's own allocator gives on average, at most 512
+_BLOCK = 64  # bytes: average block of Python's own allocator, at most 512

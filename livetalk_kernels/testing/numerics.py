@@ -1,11 +1,11 @@
-"""The numerics contract as code: how far a backend may be from the exact result.
+"""The numerics contract as code: how far a backend may deviate from the exact result.
 
 Float results: relative L2 error and largest error against fp64 are at most twice those of the
 plain torch formula (the ``reference`` backend) in the same dtype, plus one ulp of the output.
-Results that FP8 rounding is part of: a bound on ``calc_diff``. So for backends that are
-approximate, where an op says how far they may be from the exact result.
+Results that inherently include FP8 rounding: a bound on ``calc_diff``. The same for approximate
+backends, where an op specifies how far they may deviate.
 
-Verifiers return ``(ok, reason)``, so that a benchmark can refuse to report with the reason.
+Verifiers return ``(ok, reason)``, so that a benchmark can refuse to report, and say why.
 """
 
 import contextlib
@@ -20,29 +20,29 @@ from ..precision import FP8
 from ..registry import load_backend, load_op
 from ..spec import Arguments, Bound, Case, as_tuple
 
-PLAIN_TOLERANCE = 1e-5  # relative; for the reference in fp32, which has no plainer one to beat
+PLAIN_TOLERANCE = 1e-5  # relative; for the reference in fp32, which has no plainer baseline
 GUARD = 64  # elements around a guarded tensor; keeps it aligned to 64 bytes in every dtype
 
 
 def relative_l2(actual: Tensor, truth: Tensor) -> float:
-    """|actual - truth| / |truth| in fp64; 0 where both are zero or empty."""
+    """Compute |actual - truth| / |truth| in fp64; 0 if both are zero or empty."""
     actual, truth = actual.double(), truth.double()
     error, size = (actual - truth).norm().item(), truth.norm().item()
     return error / size if size else (0.0 if error == 0 else math.inf)
 
 
 def max_error(actual: Tensor, truth: Tensor) -> float:
-    """Largest |actual - truth| in fp64; 0 for empty tensors."""
+    """Compute the largest |actual - truth| in fp64; 0 for empty tensors."""
     return (actual.double() - truth.double()).abs().max().item() if truth.numel() else 0.0
 
 
 def calc_diff(actual: Tensor, truth: Tensor) -> float:
-    """1 - 2 sum(a t) / sum(a^2 + t^2) in fp64: about half the squared relative L2 error.
+    """Compute 1 - 2 sum(a t) / sum(a^2 + t^2) in fp64: about half the squared relative L2 error.
 
-    Source: the measure that DeepGEMM's tests use for FP8.
+    Source: DeepGEMM's tests, which use it for FP8.
     """
     actual, truth = actual.double(), truth.double()
-    # Values beyond 1e150 have no fp64 square; the measure does not depend on the scale.
+    # The square of values beyond 1e150 overflows fp64; the measure is scale-invariant.
     peak = truth.abs().max().item() if truth.numel() else 0.0
     actual, truth = (actual / peak, truth / peak) if peak else (actual, truth)
     size = (actual.square() + truth.square()).sum().item()
@@ -50,7 +50,7 @@ def calc_diff(actual: Tensor, truth: Tensor) -> float:
 
 
 def ulp(value: float, dtype: torch.dtype) -> float:
-    """Distance of neighbouring numbers of a dtype at ``value``."""
+    """Compute the distance between neighbouring numbers of a dtype at ``value``."""
     info = torch.finfo(dtype)
     exponent = math.floor(math.log2(max(abs(value), info.tiny)))
     return float(info.eps * 2.0**exponent)
@@ -70,12 +70,12 @@ def check_tensor(
         actual: The result.
         truth: The exact result in fp64, same shape.
         baseline: Result of the plain torch formula in the same dtype. None: ``actual`` is the
-            plain formula itself and may be off by one ulp (in fp32: 1e-5 of the result).
-        bound: What the op's contract says of this result; None: the float rule.
-        half: The op's inputs are 16-bit, so that ``bound.half_slack`` counts.
+            plain formula itself and may deviate by one ulp (in fp32: 1e-5 of the result).
+        bound: Bound in the op's contract; None for the float rule.
+        half: Whether the op's inputs are 16-bit, so that ``bound.half_slack`` applies.
 
     Returns:
-        Whether it is right, and the errors beside their bounds.
+        Whether it is right, and the errors with their bounds.
     """
     if actual.shape != truth.shape:
         return False, f"shape {list(actual.shape)}, not {list(truth.shape)}"
@@ -141,7 +141,7 @@ def check_backend(case: Case, backend: str, *, seed: int = 0) -> tuple[bool, str
 
 
 def to_double(arguments: Arguments) -> Arguments:
-    """The same arguments in fp64: float tensors and dtypes; FP8 values stay, they are exact."""
+    """Convert arguments to fp64: float tensors and dtypes; FP8 values stay, as they are exact."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.dtype):
@@ -155,13 +155,13 @@ def to_double(arguments: Arguments) -> Arguments:
 
 
 def guarded(tensor: Tensor) -> Tensor:
-    """A copy with the same strides whose storage is NaN around it and in its gaps.
+    """Copy a tensor, with its strides, into storage filled with NaN around it and in its gaps.
 
-    A backend that reads what is not its input then gives NaN.
+    A backend that reads anything but its input then gives NaN.
     """
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     length = 2 * GUARD + (extent if tensor.numel() else 0)
-    if tensor.dtype == FP8:  # torch fills no FP8; 0x7f is its NaN
+    if tensor.dtype == FP8:  # torch cannot fill FP8; 0x7f is its NaN
         storage = torch.full((length,), 0x7F, dtype=torch.uint8, device=tensor.device).view(FP8)
     else:
         storage = torch.full((length,), torch.nan, dtype=tensor.dtype, device=tensor.device)
@@ -169,7 +169,7 @@ def guarded(tensor: Tensor) -> Tensor:
 
 
 def guard_is_whole(tensor: Tensor) -> bool:
-    """Whether the NaN before and after a tensor of ``guarded`` is still there."""
+    """Return whether the NaNs around a tensor of ``guarded`` are intact."""
     storage = tensor.new_empty(0).set_(tensor.untyped_storage())
     ends = (storage[:GUARD], storage[storage.numel() - GUARD :])
     return all(bool(end.float().isnan().all()) for end in ends)
@@ -177,9 +177,9 @@ def guard_is_whole(tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within it torch fills fresh memory with NaN: an output element not written is seen.
+    """Let torch fill fresh memory with NaN, which exposes output elements that are not written.
 
-    It is torch's deterministic mode (``torch.utils.deterministic.fill_uninitialized_memory``).
+    This is torch's deterministic mode (``torch.utils.deterministic.fill_uninitialized_memory``).
     """
     before = torch.are_deterministic_algorithms_enabled()
     before_warn = torch.is_deterministic_algorithms_warn_only_enabled()

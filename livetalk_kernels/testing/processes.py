@@ -1,4 +1,4 @@
-"""Several ranks on one machine, for tests: each a process, talking by gloo."""
+"""Runs several ranks on one machine for tests: processes that communicate through gloo."""
 
 import multiprocessing
 import tempfile
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ..runtime.comm import GroupCommunicator
 
-# Imported once, in the server that ranks are forked from: a rank then starts in milliseconds.
+# Imported once, in the server that ranks are forked from: ranks then start in milliseconds.
 _PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops"]
 
 
@@ -25,17 +25,17 @@ def run_ranks(
     """Call ``function(communicator, *args)`` on every rank of a world.
 
     Args:
-        function: A function of a module that can be imported.
-        world: Ranks.
-        *args: Passed on; small, and the same for all.
-        timeout: Seconds until all must be done.
-        threads: Torch's threads of a rank.
+        function: A function of an importable module.
+        world: Number of ranks.
+        *args: Its arguments; small, and the same for all ranks.
+        timeout: Seconds within which all must finish.
+        threads: Torch threads per rank.
 
     Returns:
         What each rank returned: tensors, numbers, texts, or lists and dictionaries of them.
 
     Raises:
-        RuntimeError: A rank raised, died or was too slow; with that rank's trace.
+        RuntimeError: A rank raised, died or timed out; with that rank's traceback.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -61,10 +61,10 @@ def run_ranks(
 
 
 def _join(ranks: list[ForkServerProcess], folder: Path, deadline: float) -> None:
-    """Wait for all; the first that fails ends the wait."""
+    """Wait for all ranks; stop waiting at the first failure."""
     while any(process.exitcode is None for process in ranks) and time.monotonic() < deadline:
         if any(process.exitcode for process in ranks):
-            time.sleep(0.2)  # whose error is the cause shows in the files
+            time.sleep(0.2)  # the files show whose error is the cause
             break
         time.sleep(0.01)
     states = [process.exitcode for process in ranks]
@@ -94,7 +94,7 @@ def _rank(
         assert dist.group.WORLD is not None
         result = function(GroupCommunicator(dist.group.WORLD), *args)
         torch.save(result, Path(folder, f"{rank}.pt"))
-        dist.barrier()  # a rank that leaves takes its connections with it
+        dist.barrier()  # a rank that exits takes its connections with it
         dist.destroy_process_group()
     except BaseException:
         Path(folder, f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")

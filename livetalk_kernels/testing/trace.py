@@ -1,6 +1,6 @@
-"""Is a trace one that Chrome and Perfetto show as it was meant?
+"""Checks that Chrome and Perfetto will show a trace as intended.
 
-Checks files in the "Trace Event Format" (Google, 2016), whoever wrote them.
+The files follow the "Trace Event Format" (Google, 2016), whoever wrote them.
 """
 
 from collections import defaultdict
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-SPANS = ("X", "B", "E")  # a whole one; begin and end
+SPANS = ("X", "B", "E")  # complete; begin and end
 FLOWS = ("s", "t", "f")  # an arrow's start, step and end
 OTHERS = ("M", "i", "I", "C")  # names, instants, counters
 
@@ -16,11 +16,11 @@ Lane = tuple[Any, Any]  # process, thread
 
 
 def trace_problems(trace: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a trace; empty if nothing is.
+    """List what is wrong with a trace; empty if nothing is.
 
-    Every event has a name, a finite time, and a process and thread from 1 on; spans of a lane come
-    in the order of time, and lie beside or within each other; each begin has its end; each arrow
-    starts before it ends, once, and no arrow is left open; every lane and process with spans is
+    Every event has a name, a finite time, and a process and thread numbered from 1; spans of a
+    lane are in order of time, and either disjoint or nested; each begin has its end; each arrow
+    starts before it ends, once, and none is left open; every lane and process with spans is
     named.
     """
     events = trace.get("traceEvents")
@@ -28,7 +28,7 @@ def trace_problems(trace: Mapping[str, Any]) -> list[str]:
         return ["traceEvents is no list, or empty"]
     problems = list(_bad_events(events))
     if problems:
-        return problems  # what follows reads their fields
+        return problems  # the following checks read their fields
     lanes: dict[Lane, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         if event["ph"] in SPANS:
@@ -59,16 +59,16 @@ def _bad_events(events: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _ns(microseconds: float) -> int:
-    """Whole nanoseconds: sums of float microseconds are no use for comparing."""
+    """Convert to whole nanoseconds: sums of float microseconds cannot be compared."""
     return round(microseconds * 1000)
 
 
 def _bad_lane(spans: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Spans out of order, that overlap without nesting, or that do not end."""
+    """Yield spans that are out of order, overlap without nesting, or do not end."""
     for before, after in pairwise(_ns(span["ts"]) for span in spans):
         if after < before:
             yield f"goes back from {before} to {after} ns"
-    open_until: list[int] = []  # ends of the whole spans that are open
+    open_until: list[int] = []  # ends of the complete spans that are open
     begun: list[str] = []
     for span in spans:
         begin = _ns(span["ts"])
@@ -116,7 +116,7 @@ def _bad_flows(events: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def overlap_seconds(trace: Mapping[str, Any], one: str, other: str) -> float:
-    """How long a span named ``one`` and a span named ``other``, of different lanes, ran at once."""
+    """Compute how long spans named ``one`` and ``other``, of different lanes, ran concurrently."""
     spans: dict[str, list[tuple[float, float, Lane]]] = {one: [], other: []}
     for event in trace["traceEvents"]:
         if event["ph"] == "X" and event["name"] in spans:

@@ -78,14 +78,19 @@ def _add_audio_encoder_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_device_options(parser: argparse._ActionsContainer) -> None:
-    """Add ``--device`` and ``--dtype``."""
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``."""
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
         help="cpu, cuda, cuda:N, or auto: the GPU where there is one (default)",
     )
+
+
+def add_device_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device`` and ``--dtype``."""
+    add_device_option(parser)
     add_dtype_option(
         parser,
         ("auto", "fp32", "bf16"),

@@ -13,9 +13,9 @@ from . import common, numbers
 from .progress import counted
 
 if TYPE_CHECKING:
-    from ..train.cast import Split
-    from ..train.clips import ClipWriter, Index
-    from ..train.videos import Video
+    from ..train.data.clips import ClipWriter, Index
+    from ..train.data.videos import Video
+    from ..train.faces.cast import Split
 
 EXAMPLE = """\
 livetalk dataset --synthetic 256 --size 64x64 --output clips
@@ -92,8 +92,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, make the clips, say what there is."""
     from ..preparation import check_size
-    from ..train.clips import Index, check_clip_size
-    from ..train.mouth import FPS
+    from ..train.data.clips import Index, check_clip_size
+    from ..train.faces.mouth import FPS
 
     size, frames = check_size(args.size), round(args.seconds * FPS)
     check_clip_size(size, frames)
@@ -122,7 +122,7 @@ Fill = Callable[["ClipWriter"], list[str]]
 
 def _fill(output: Path, index: "Index", fill: Fill) -> dict[str, Any]:
     """Let a folder be filled; whatever ends it, the index says what is there."""
-    from ..train.clips import ClipWriter
+    from ..train.data.clips import ClipWriter
 
     writer = ClipWriter(output, index)
     before = len(writer.entries)
@@ -161,9 +161,9 @@ def _synthetic(
     args: argparse.Namespace, size: tuple[int, int], frames: int
 ) -> tuple[dict[str, Any], tuple[str, ...], Fill]:
     """Drawn clips: their settings, what is true of them, and what draws them."""
-    from ..train.clips import check_room
-    from ..train.synthetic import TRUTH, make_clip
-    from ..train.voices import INSTALL, PROGRAM, find_program
+    from ..train.data.clips import check_room
+    from ..train.data.synthetic import TRUTH, make_clip
+    from ..train.data.voices import INSTALL, PROGRAM, find_program
 
     if args.crop is not None:
         raise UserError(f"--crop {args.crop}: goes with --videos")
@@ -201,7 +201,7 @@ def _videos(
 ) -> tuple[dict[str, Any], tuple[str, ...], Fill]:
     """Clips of videos, likewise."""
     from ..media.image import parse_crop
-    from ..train.videos import find_videos, read_clips
+    from ..train.data.videos import find_videos, read_clips
 
     for name in _ONLY_DRAWN:
         if getattr(args, name) is not None:

@@ -30,8 +30,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "Let a model say what it never heard, with drawn faces that it never saw, and read its "
         "pictures: does the mouth follow the sound, and not its loudness alone; are pictures "
         "sharp, colours kept, persons the same; does a stream drift; does it lose an error in its "
-        "own past. Every stream is made with colour correction and without. Writes NAME.json, "
-        "NAME.md and NAME.png.",
+        "own past. Every stream is made with colour correction and without, unless "
+        "--color-correction names one. Writes NAME.json, NAME.md and NAME.png.",
         EXAMPLE,
     )
     which = parser.add_mutually_exclusive_group()
@@ -86,6 +86,12 @@ def add_parser(subparsers: common.Subparsers) -> None:
         parser.add_argument(
             option, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})"
         )
+    parser.add_argument(
+        "--color-correction",
+        choices=("on", "off", "both"),
+        default="both",
+        help="whether a stream's colours are pulled to the portrait's (default: both, in turn)",
+    )
     common.add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from livetalk_kernels.outputs import new_file, write_json, write_text
 
     from ..config import NEW_FRAMES
-    from ..evaluate.evaluation import Settings, evaluate
+    from ..evaluate.evaluation import CORRECTIONS, Settings, evaluate
     from ..evaluate.markdown import markdown
     from ..evaluate.models import Model
     from ..evaluate.plot import draw
@@ -107,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate.scripts import write_scripts
     from ..loading import use_device
     from ..preparation import check_size
-    from ..train.clips import Clips
-    from ..train.mouth import FPS
+    from ..train.data.clips import Clips
+    from ..train.faces.mouth import FPS
 
     files = {ending: Path(f"{args.output}{ending}") for ending in ENDINGS}
     for ending, file in files.items():
@@ -118,7 +124,13 @@ def run(args: argparse.Namespace) -> int:
     if clips.index.settings.get("split") == "train":
         common.warn([f"{args.data}: training has these voices and faces; use --split test"])
     scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
-    settings = Settings(seed=args.seed, steps=args.steps, twins=args.twins)
+    both, named = tuple(CORRECTIONS), args.color_correction
+    settings = Settings(
+        seed=args.seed,
+        steps=args.steps,
+        twins=args.twins,
+        corrections=both if named == "both" else (named,),
+    )
     folders: dict[str, list[Path | None]] = {"this": args.checkpoint or [None]}
     if args.against is not None:
         folders["against"] = args.against
@@ -160,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
             "steps": args.steps,
             "seed": args.seed,
             "twins": args.twins,
+            "color_correction": named,
         },
         "seconds": round(time.perf_counter() - begin, 1),
     }

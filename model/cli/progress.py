@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..stream.session import Session
-    from ..train.loop import Progress as Trained
+    from ..train.loop.loop import Progress as Trained
 
 LINE_SECONDS = 10.0
 """Time between two lines where there is no terminal."""
+_SHOWN = "loss", "agreement", "lag"  # of a training's metrics
 
 
 @contextmanager
@@ -188,11 +189,13 @@ def training_progress(
 
 
 def training_line(progress: "Trained") -> str:
-    """Format a line about a training: updates, time, losses."""
-    losses = ", ".join(
-        f"{name} {value:.4g}" for name, value in progress.numbers.items() if name.endswith("loss")
+    """Format a line about a training: updates, time, losses, health of a fake score."""
+    numbers = ", ".join(
+        f"{name} {value:.4g}"
+        for name, value in progress.numbers.items()
+        if name.split()[-1] in _SHOWN
     )
     return (
         f"update {progress.step} of {progress.steps}, {progress.seconds:.2f} s, "
-        f"{duration(progress.left)} left; {losses}"
+        f"{duration(progress.left)} left; {numbers}"
     )

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -44,14 +45,8 @@ PHASES: Mapping[str, str] = MappingProxyType(
 
 
 def add_rank_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the number of ranks and how they share the work."""
-    group = parser.add_argument_group("ranks")
-    group.add_argument(
-        "--nproc",
-        type=numbers.RANKS,
-        metavar="N",
-        help="ranks to start on this machine, one GPU each; for several machines use torchrun",
-    )
+    """Add the options for the number of ranks and how they share a stream."""
+    group = add_launch_options(parser, "load, prepare, denoise, decode, write, ...")
     add_split_options(group)
     group.add_argument(
         "--fp8-exchange",
@@ -66,14 +61,33 @@ def add_rank_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--xfuser", action="store_true", help="use xfuser's self-attention, if installed"
     )
+
+
+def add_launch_options(parser: argparse.ArgumentParser, phases: str) -> argparse._ArgumentGroup:
+    """Add ``--nproc`` and ``--deadline``; `start_ranks` and `joined_ranks` read them.
+
+    Args:
+        parser: Where to add them.
+        phases: The command's phases, as the help names them.
+
+    Returns:
+        Their group, for what else concerns ranks.
+    """
+    group = parser.add_argument_group("ranks")
+    group.add_argument(
+        "--nproc",
+        type=numbers.RANKS,
+        metavar="N",
+        help="ranks to start on this machine, one GPU each; for several machines use torchrun",
+    )
     group.add_argument(
         "--deadline",
         action="append",
         default=[],
         metavar="PHASE=S",
-        help="seconds after which a rank in a phase (load, prepare, denoise, decode, write, ...) "
-        "counts as hung; may be repeated",
+        help=f"seconds after which a rank in a phase ({phases}) counts as hung; may be repeated",
     )
+    return group
 
 
 def add_split_options(group: argparse._ActionsContainer) -> None:
@@ -98,11 +112,28 @@ def add_split_options(group: argparse._ActionsContainer) -> None:
 
 
 def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
-    """Start ranks that run the same command line, where ``--nproc`` asks for several.
+    """Start the ranks of a stream, see `start_ranks`; bad options are rejected before, once.
 
     Args:
         args: With the options of `add_rank_options`, and ``argv``.
         left: Printed at a second Ctrl-C: what it leaves behind.
+
+    Raises:
+        UserError: ``--nproc`` or another option makes no sense here.
+    """
+    _split(args)
+    return start_ranks(args, left=left)
+
+
+def start_ranks(
+    args: argparse.Namespace, *, left: str = "", grace: float | None = None
+) -> int | None:
+    """Start ranks that run the same command line, where ``--nproc`` asks for several.
+
+    Args:
+        args: With ``device``, the options of `add_launch_options`, and ``argv``.
+        left: Printed at a second Ctrl-C: what it leaves behind.
+        grace: Seconds that the ranks have to end after the first one; by default a stream's.
 
     Returns:
         Exit code of the run; None if this process is to do the work itself.
@@ -123,19 +154,73 @@ def run_ranks(args: argparse.Namespace, *, left: str = "") -> int | None:
         return None
     if nproc in (None, 1):
         return None
-    from livetalk_kernels.runtime.ranks.launch import launch
+    from livetalk_kernels.runtime.ranks.launch import GRACE, launch
 
-    _split(args)  # reject bad options once, not on every rank
-    _deadlines(args, cpu=True)
+    _deadlines(args, cpu=True)  # reject bad options once, not on every rank
     _place(args.device, nproc, 0)
-    return launch([*PROGRAM, *args.argv], nproc=nproc, left=left)
+    return launch([*PROGRAM, *args.argv], nproc=nproc, left=left, grace=grace or GRACE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """This rank among the others.
+
+    Attributes:
+        ranks: Its place.
+        world: All ranks, for tensors on the device.
+        control: The same, for tensors on the CPU.
+        watchdog: Ends all where one is lost.
+    """
+
+    ranks: "Ranks"
+    world: "Communicator"
+    control: "Communicator"
+    watchdog: "Watchdog"
+
+
+@contextmanager
+def joined_ranks(
+    args: argparse.Namespace, *, patience: float | None = None
+) -> "Iterator[Joined | None]":
+    """Join the ranks, where there are several.
+
+    ``args.device`` becomes this rank's own.
+
+    Args:
+        args: With ``device`` and the options of `add_launch_options`.
+        patience: Seconds that rank 0 has to stop after a signal; by default a stream's.
+
+    Yields:
+        What is known of them; None where this is the only one.
+
+    Raises:
+        UserError: The options do not fit.
+    """
+    from livetalk_kernels.environment import Ranks
+
+    _deadlines(args, cpu=False)
+    ranks = Ranks.from_environ()
+    if ranks is None or ranks.world == 1:
+        yield None
+        return
+    from livetalk_kernels.runtime.process_group import joined
+    from livetalk_kernels.runtime.ranks.watchdog import STUCK, Watchdog
+
+    from ..loading import use_device
+
+    args.device = _place(args.device, ranks.local_world, ranks.local_rank)
+    device = use_device(args.device)
+    deadlines = _deadlines(args, cpu=device.type == "cpu")
+    with (
+        Watchdog(ranks, deadlines=deadlines, patience=patience or STUCK) as watchdog,
+        joined(device) as (world, control),
+    ):
+        yield Joined(ranks=ranks, world=world, control=control, watchdog=watchdog)
 
 
 @contextmanager
 def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | None]]":
-    """Join the ranks, or run as the only one.
-
-    ``args.device`` becomes this rank's own.
+    """Join the ranks that make a stream, or run as the only one; see `joined_ranks`.
 
     Yields:
         The team, and the watchdog where there are several ranks.
@@ -143,33 +228,21 @@ def joined_team(args: argparse.Namespace) -> "Iterator[tuple[Team, Watchdog | No
     Raises:
         UserError: The options do not fit.
     """
-    from livetalk_kernels.environment import Ranks
-
     from ..stream.team import Team
 
     split = _split(args)
-    _deadlines(args, cpu=False)
-    ranks = Ranks.from_environ()
-    if ranks is None or ranks.world == 1:
-        yield Team(split=split), None
-        return
-    from livetalk_kernels.runtime.process_group import joined
-    from livetalk_kernels.runtime.ranks.watchdog import Watchdog
-
-    from ..loading import use_device
-
-    args.device = _place(args.device, ranks.local_world, ranks.local_rank)
-    device = use_device(args.device)
-    with (
-        Watchdog(ranks, deadlines=_deadlines(args, cpu=device.type == "cpu")) as watchdog,
-        joined(device) as (world, control),
-    ):
+    with joined_ranks(args) as joined:
+        if joined is None:
+            yield Team(split=split), None
+            return
+        watchdog = joined.watchdog
 
         def phase(stage: str) -> AbstractContextManager[None]:
             return watchdog.phase(PHASES.get(stage, "other"))
 
-        per_node = _ranks_per_node(ranks, control)
-        yield Team(world, control, split=split, ranks_per_node=per_node, phase=phase), watchdog
+        per_node = _ranks_per_node(joined.ranks, joined.control)
+        team = Team(joined.world, joined.control, split=split, ranks_per_node=per_node, phase=phase)
+        yield team, watchdog
 
 
 def _split(args: argparse.Namespace) -> "Split":

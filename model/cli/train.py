@@ -3,19 +3,21 @@
 import argparse
 import dataclasses
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from livetalk_kernels.errors import UserError
 
-from . import common, numbers
+from . import common, numbers, ranks
 from .progress import training_progress
 
 if TYPE_CHECKING:
     from ..train.demo import Kind
+    from ..train.loop.place import Place
+    from ..train.loop.training import About
     from ..train.settings import Run
-    from ..train.training import About
 
 EXAMPLE = """\
 livetalk train vae --data clips --output runs/vae
@@ -24,16 +26,23 @@ livetalk train audio --data clips --output runs/audio
 livetalk train teacher --data clips --vae runs/vae \\
     --audio-encoder runs/audio --output runs/teacher
 livetalk train distill --data clips --vae runs/vae \\
-    --audio-encoder runs/audio --teacher runs/teacher --output runs/student"""
+    --audio-encoder runs/audio --teacher runs/teacher --output runs/student
+livetalk train teacher --nproc 8 --recompute --config large.toml \\
+    --start SoulX-FlashTalk-14B --vae SoulX-FlashTalk-14B \\
+    --audio-encoder chinese-wav2vec2-base --data clips --output runs/large"""
 KINDS = "vae", "audio", "teacher", "distill"
 SOURCES = {
-    "vae": "teacher and distill",
-    "audio_encoder": "teacher and distill",
-    "teacher": "distill",
+    "vae": "run that has trained it, for teacher, distill",
+    "audio_encoder": "run that has trained it, for teacher, distill",
+    "teacher": "run that has trained it, for distill",
+    "start": "transformer that a teacher begins as: a run or a published checkpoint "
+    "(default: a new, small one)",
 }
-"""What is trained before -> what builds on it."""
+"""What is there before -> what it is."""
 MOST_STEPS = 10_000_000
 SAMPLE_EVERY = 100
+PATIENCE = 600.0
+"""Seconds that several ranks have to finish an update and save, after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,9 @@ class Options:
         vae: Folder of what was trained before.
         audio_encoder: Likewise.
         teacher: Likewise.
+        start: Folder of a transformer to begin with.
+        recompute: Keep no activations of blocks.
+        copies: How often the parameters are there in full.
     """
 
     kind: "Kind"
@@ -63,6 +75,9 @@ class Options:
     vae: Path | None
     audio_encoder: Path | None
     teacher: Path | None
+    start: Path | None
+    recompute: bool
+    copies: int
 
     @property
     def sources(self) -> dict[str, str]:
@@ -75,11 +90,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "train",
-        "Train a small model on clips, on a CPU: what codes pictures (vae), what hears "
-        "(audio), the transformer (teacher), and the same in four steps, which learns from its "
-        "own past (distill). The run's folder has its settings (run.toml), metrics, checkpoints, "
-        "pictures (truth above, made below) and at the end the weights, as 'livetalk generate' "
-        "reads them. Ctrl-C saves; --resume goes on bit for bit.",
+        "Train a model on clips: what codes pictures (vae), what hears (audio), the transformer "
+        "(teacher), and the same in four steps, which learns from its own past (distill). Small "
+        "ones train on a CPU; a GPU and several ranks take larger ones, untested on a GPU. The "
+        "run's folder has its settings (run.toml), metrics (with curves), checkpoints, pictures "
+        "(truth above, made below) and at the end the weights, as 'livetalk generate' reads them. "
+        "Ctrl-C saves; --resume goes on bit for bit, or within rounding on another number of "
+        "ranks.",
         EXAMPLE,
     )
     parser.add_argument("kind", choices=KINDS, help="what is trained")
@@ -89,15 +106,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
     )
-    for name, used in zip(
-        SOURCES, ("teacher, distill", "teacher, distill", "distill"), strict=True
-    ):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=Path,
-            metavar="DIR",
-            help=f"run that has trained it; for {used}",
-        )
+    for name, help_text in SOURCES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=help_text)
     parser.add_argument("--resume", action="store_true", help="go on with the run of that folder")
     parser.add_argument(
         "--steps",
@@ -116,37 +126,85 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=numbers.whole(0, MOST_STEPS),
         default=SAMPLE_EVERY,
         metavar="N",
-        help=f"updates between two pictures; 0: none (default: {SAMPLE_EVERY})",
+        help="updates between two pictures, samples/step-N.png and the curves of metrics.png; "
+        f"0: none (default: {SAMPLE_EVERY})",
     )
     common.add_json_option(parser)
+    common.add_device_option(parser)
+    parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute a block's activations again for its gradients instead of keeping them: "
+        "less memory, another forward pass, the same result",
+    )
+    group = ranks.add_launch_options(parser, "load, update, save")
+    group.add_argument(
+        "--copies",
+        type=numbers.RANKS,
+        default=1,
+        metavar="N",
+        help="how often the transformer's parameters are there in full, each copy shared out over "
+        "as many ranks (HSDP): with one per machine, they are gathered within machines "
+        "(default: 1)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Begin or go on, train, say what there is."""
+    """Start ranks where several are asked for; be one of them, or the only one."""
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{name: getattr(args, name) for name in names})
-    from ..train.clips import Clips
-    from ..train.training import begin_folder, carry_out
+    about, settings = _what(options)
+    settings.check_ranks(args.nproc or 1)
+    left = _left(options)
+    code = ranks.start_ranks(args, left=left, grace=PATIENCE)
+    if code is not None:
+        return code
+    with ranks.joined_ranks(args, patience=PATIENCE) as joined:
+        code = _train(args, options, (about, settings), joined)
+        if joined is not None:
+            joined.watchdog.code = code
+    return code
+
+
+def _train(
+    args: argparse.Namespace,
+    options: Options,
+    what: "tuple[About, Run]",
+    joined: ranks.Joined | None,
+) -> int:
+    """Begin or go on, train, say what there is; all ranks do it, and the first one says it."""
+    from ..train.data.clips import Clips
+    from ..train.loop.training import begin_folder, carry_out
     from ..train.trainings import make_training
     from .interrupts import Wish
 
-    about, settings = _place(options)
-    clips = Clips(about.data)
-    training = make_training(about, settings, clips)
-    if not options.resume:
+    about, settings = what
+    place = _place(args, options, joined)
+    phase = nullcontext if joined is None else joined.watchdog.phase
+    with phase("load"):
+        training = make_training(about, settings, Clips(about.data), place)
+    if place.leads and not options.resume:
         begin_folder(options.output, about)
     begin = time.perf_counter()
-    stopping = Wish("stopping after this update", f"{options.output} has its last checkpoint")
-    with stopping as asked, training_progress() as tell:
+    with ExitStack() as stack:
+        asked, tell = (lambda: False), (lambda progress: None)
+        if place.leads:
+            wish = Wish("stopping after this update", _left(options))
+            asked = stack.enter_context(wish)
+            tell = stack.enter_context(training_progress())
         files = carry_out(
             settings,
             training,
             options.output,
             sample_every=options.sample_every,
+            place=place,
+            phase=phase,
             asked=asked,
             tell=tell,
         )
+    if not place.leads:
+        return 0
     if not files:
         step = training.state.step
         common.note(f"{options.output}: {step} of {settings.steps} updates; --resume goes on")
@@ -164,15 +222,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _place(options: Options) -> tuple["About", "Run"]:
+def _left(options: Options) -> str:
+    """What a process that is killed leaves behind."""
+    return f"{options.output} has its last checkpoint"
+
+
+def _place(args: argparse.Namespace, options: Options, joined: ranks.Joined | None) -> "Place":
+    """Where it runs.
+
+    Raises:
+        UserError: There is no such device, or the copies do not fit the ranks.
+    """
+    from ..loading import use_device
+    from ..train.loop.place import Place
+    from ..train.loop.shards import make_mesh
+
+    device = use_device(args.device)
+    if joined is None:
+        if options.copies != 1:
+            raise UserError(f"--copies {options.copies}: is for several ranks; use --nproc")
+        return Place(device=device, recompute=options.recompute)
+    return Place(
+        device=device,
+        world=joined.world,
+        control=joined.control,
+        mesh=make_mesh(device, joined.world.size, copies=options.copies),
+        recompute=options.recompute,
+    )
+
+
+def _what(options: Options) -> tuple["About", "Run"]:
     """What the run is of, and its settings.
 
     Raises:
         UserError: Options do not go together, or the folder or a file is no good.
     """
     from ..train.demo import SETTINGS
+    from ..train.loop.training import About, read_folder
     from ..train.settings import Run
-    from ..train.training import About, read_folder
 
     if options.resume:
         if options.config is not None:

@@ -1,5 +1,5 @@
 """What a step does, recorded once: the model's own code on the meta device.
 
-`recorder` notes calls of ops, products, bytes and the memory that is held; `record` runs a
-session's parts in it; `memory` and `work` ask it, and `measure` holds it to an allocator.
+`recorder` records op calls, matrix products, bytes moved and memory held; `record` runs a session's
+parts in it; `memory` and `work` query it, and `measure` compares it with an allocator.
 """

@@ -1,4 +1,4 @@
-"""Every call of an op that a model makes for a stream of one chunk, found without its weights."""
+"""Finds every op call that a model makes for a stream of one chunk, without its weights."""
 
 from collections import Counter
 from dataclasses import replace
@@ -36,23 +36,23 @@ def model_calls(
     m_major_scales: bool = False,
     steps: int = 4,
 ) -> list[Call]:
-    """List every call of an op for a stream of one chunk.
+    """List every op call for a stream of one chunk.
 
-    Counted are the start of a session and one chunk that is not its first: what a preset of this
-    size does again and again.
+    Includes the start of a session and one chunk that is not its first: what a preset of this size
+    does over and over.
 
     Args:
         preset: The model.
         size: Height and width of the picture in pixels.
-        device: Where the cases are to lie.
-        dtype: Of DiT and VAE.
-        fp8: Linear layers of the DiT's blocks in FP8.
-        fuse_bias: The VAE's residual blocks add their biases in other passes.
-        m_major_scales: FP8 scales of 1x128 blocks lie with neighbouring tokens side by side.
-        steps: Denoising steps of a chunk.
+        device: Device of the cases.
+        dtype: Dtype of DiT and VAE.
+        fp8: Whether the linear layers of the DiT's blocks are in FP8.
+        fuse_bias: Whether the VAE's residual blocks add their biases in other passes.
+        m_major_scales: Whether FP8 scales of neighbouring tokens' 1x128 blocks are contiguous.
+        steps: Denoising steps per chunk.
 
     Returns:
-        Calls that differ, with their number.
+        Distinct calls, with their number.
     """
     kind: dict[str, Any] = {"device": device.type, "dtype": dtype}
     latent, (_, rows, columns) = (size[0] // SPATIAL, size[1] // SPATIAL), preset.dit.patch_size

@@ -1,8 +1,8 @@
-"""Measured memory: what a pipeline and a session hold, and what an allocator gave at the most.
+"""Measured memory: what a pipeline and a session hold, and an allocator's peak.
 
-The first is a walk over their tensors and costs nothing; the second runs a chunk. On a CPU the
-allocator's events are recorded by PyTorch's profiler, so that what kernels allocate for themselves
-is seen too; on CUDA the allocator counts by itself. The CUDA part is untested on a GPU.
+The former is a free walk over their tensors; the latter runs a chunk. On a CPU, PyTorch's profiler
+records the allocator's events, which includes what kernels allocate for themselves; on CUDA the
+allocator keeps statistics itself. The CUDA part is untested on a GPU.
 """
 
 import os
@@ -30,20 +30,20 @@ from ..stream.stats import StageClock
 from .storages import storages
 
 PORTRAIT = "portrait"
-_MARK = "livetalk: "  # of a phase among the profiler's events
+_MARK = "livetalk: "  # prefix of a phase among the profiler's events
 _MEMORY_EVENT = "[memory]"
-_CHATTER = b"USDT:"  # how those lines begin
+_CHATTER = b"USDT:"  # prefix of those lines
 _SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Bytes, as `Prediction`.
+    """Bytes, like `Prediction`.
 
     Attributes:
         weights: Part of the model -> bytes.
         caches: What the session keeps.
-        phases: Phase -> the most that was held beside weights and caches.
+        phases: Phase -> peak in addition to weights and caches.
     """
 
     weights: Mapping[str, int]
@@ -52,16 +52,16 @@ class Measured:
 
     @property
     def peak(self) -> int:
-        """Activations and workspace of the phase that holds most."""
+        """Activations and workspace of the largest phase."""
         return max(self.phases.values())
 
     @property
     def total(self) -> int:
-        """The most that was held at a time."""
+        """Peak of everything."""
         return sum(self.weights.values()) + self.caches + self.peak
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, in bytes."""
+        """Convert to plain values, in bytes."""
         return {
             "weights": {**self.weights, "total": sum(self.weights.values())},
             "caches": self.caches,
@@ -72,25 +72,25 @@ class Measured:
 
 
 def weight_bytes(pipeline: Pipeline) -> dict[str, int]:
-    """Part of the model -> bytes of its parameters and buffers."""
+    """Map parts of the model to bytes of their parameters and buffers."""
     parts = {"DiT": pipeline.dit, "VAE": pipeline.vae, "audio encoder": pipeline.audio_encoder}
     return {name: sum(storages([part]).values()) for name, part in parts.items()}
 
 
 def cache_bytes(pipeline: Pipeline, session: Production | ChunkGenerator) -> int:
-    """Bytes of the tensors that an open session keeps between two chunks."""
+    """Count the bytes of the tensors that an open session keeps between two chunks."""
     model = storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
     kept = storages([session])
     return sum(size for storage, size in kept.items() if storage not in model)
 
 
 def measure(pipeline: Pipeline, size: tuple[int, int], options: StreamOptions) -> Measured:
-    """Make an avatar of noise, a chunk, and the next one's latents.
+    """Make an avatar from noise, a chunk, and the next one's latents; measure their memory.
 
     Args:
         pipeline: The model.
         size: Height and width in pixels.
-        options: Of the stream.
+        options: Options of the stream.
     """
     clock = _PhaseClock(pipeline.device)
     if pipeline.device.type == "cuda":
@@ -110,7 +110,7 @@ def measure(pipeline: Pipeline, size: tuple[int, int], options: StreamOptions) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the profiler's library says of its own start and end from stderr."""
+    """Keep what the profiler's library prints about its own start and end off stderr."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _PhaseClock(StageClock):
-    """Marks the phases for the profiler; on CUDA it asks the allocator for each one's peak."""
+    """Marks the phases for the profiler; on CUDA, queries the allocator for each one's peak."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -137,7 +137,7 @@ class _PhaseClock(StageClock):
 
     @contextmanager
     def stage(self, name: str, lane: str = MAIN) -> Iterator[None]:
-        """See the base class."""
+        """Also mark the stage as a phase."""
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
         with record_function(_MARK + name), super().stage(name, lane):
@@ -150,7 +150,7 @@ class _PhaseClock(StageClock):
 def _run(
     pipeline: Pipeline, size: tuple[int, int], options: StreamOptions, clock: _PhaseClock
 ) -> int:
-    """Go through all phases; returns the bytes that the stream keeps at the end."""
+    """Run all phases; return the bytes that the stream keeps at the end."""
     draw = np.random.default_rng(_SEED)
     height, width = size
     config = pipeline.dit.config
@@ -177,7 +177,7 @@ def _run(
 
 
 def _peaks(record: profile) -> dict[str, int]:
-    """Phase -> the most bytes that were held at a time, of those allocated since the start."""
+    """Map phases to the peak of bytes allocated since the start."""
     assert record.profiler is not None and record.profiler.kineto_results is not None
     events: list[Any] = record.profiler.kineto_results.events()  # its stubs miss nbytes
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == _MEMORY_EVENT)

@@ -1,7 +1,7 @@
-"""How much memory a model takes: that of a dry run, so nothing is allocated and no GPU is needed.
+"""Predicts a model's memory from a dry run, which allocates nothing and needs no GPU.
 
-`measure` shows what an allocator really gave. Only tensors count: the interpreter, libraries' code
-and audio that waits to be spoken do not. The published schedule (``--no-reuse``) is not predicted.
+`measure` shows what an allocator really allocated. Only tensors count, not the interpreter, library
+code or queued audio. The published schedule (``--no-reuse``) is not predicted.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,14 @@ class Model:
         vae: VAE.
         audio: Audio encoder.
         size: Height and width in pixels.
-        device: ``cpu`` or ``cuda``; the backends are those that ``auto`` prefers there.
-        dtype: Of DiT and VAE.
-        fp8: Linear layers of the transformer's blocks are in FP8.
-        fuse_bias: The VAE's residual blocks add their biases in other passes.
+        device: ``cpu`` or ``cuda``; with the backends that ``auto`` prefers there.
+        dtype: Dtype of DiT and VAE.
+        fp8: Whether the linear layers of the transformer's blocks are in FP8.
+        fuse_bias: Whether the VAE's residual blocks add their biases in other passes.
         steps: Denoising steps.
         text_rows: Rows of the prompt's embedding; by default the longest prompt's.
-        mesh: Ranks of the transformer; weights are on each.
-        grid: The same ranks of the VAE; by default as the runtime chooses it.
+        mesh: Ranks of the transformer; each holds all weights.
+        grid: The same ranks for the VAE; by default as the runtime chooses it.
 
     Raises:
         UserError: The size or the split does not fit.
@@ -75,7 +75,7 @@ class Model:
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run."""
+        """Reject what cannot run."""
         check_size(self.size)
         heads, rows = self.dit.num_heads, self.latent[0]
         if heads % self.mesh.ulysses:
@@ -95,28 +95,29 @@ class Model:
 
     @property
     def slices(self) -> Slices:
-        """Who has which part of the picture."""
+        """The assignment of picture slices to ranks."""
         grid = Grid.choose(self.mesh.world, self.latent, self.grid)
         return Slices(grid=grid, size=self.latent)
 
     @property
     def tokens(self) -> tuple[int, int, int]:
-        """Tokens in frames, rows and columns."""
+        """Tokens as frames, rows and columns."""
         _, rows, columns = self.dit.patch_size
         return LATENT_FRAMES, self.latent[0] // rows, self.latent[1] // columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """What is neither counted nor measured here but taken up on a GPU; untested on a GPU.
+    """GPU memory that is neither counted nor measured here.
 
     Attributes:
-        context: CUDA's own memory and the kernels' code.
-        cublas: cuBLAS's workspace as PyTorch sets it on Hopper.
+        context: CUDA's own memory and kernel code.
+        cublas: cuBLAS's workspace as set by PyTorch on Hopper.
         convolution: Workspace of the convolution library.
-        communication: NCCL's buffers, with several ranks.
-        beside: What the allocator keeps for the side stream, whose memory is its own: the decoder's
-            warm-up with the state it leaves, or the audio encoder (see `runtime.lanes`).
+        communication: NCCL's buffers, on several ranks.
+        beside: What the allocator reserves for the side stream: the decoder's warm-up with the
+            state
+            it leaves, or the audio encoder (see `runtime.lanes`).
     """
 
     context: int = 500 * 10**6
@@ -127,7 +128,7 @@ class Assumed:
 
     @property
     def total(self) -> int:
-        """Together."""
+        """Sum of all."""
         return sum(vars(self).values())
 
 
@@ -136,11 +137,11 @@ class Prediction:
     """Bytes on one rank.
 
     Attributes:
-        weights: Part of the model -> bytes, for as long as it is loaded.
-        caches: What -> bytes, for as long as a session lasts.
-        phases: Phase of a chunk -> what it holds at its peak, beside weights and caches. Before the
-            session's caches are all there it can be less than nothing.
-        assumed: On a GPU; None on a CPU.
+        weights: Part of the model -> bytes, while it is loaded.
+        caches: Cache -> bytes, during a session.
+        phases: Phase of a chunk -> peak in addition to weights and caches. It can be negative while
+            the session's caches are incomplete.
+        assumed: Further memory on a GPU; None on a CPU.
     """
 
     weights: Mapping[str, int]
@@ -150,12 +151,12 @@ class Prediction:
 
     @property
     def peak_phase(self) -> str:
-        """The phase that holds most."""
+        """Name of the largest phase."""
         return max(self.phases, key=lambda name: self.phases[name].total)
 
     @property
     def peak(self) -> Peak:
-        """What it holds."""
+        """Peak of the largest phase."""
         return self.phases[self.peak_phase]
 
     @property
@@ -165,11 +166,11 @@ class Prediction:
 
     @property
     def total(self) -> int:
-        """The most that is held at a time, with what is assumed."""
+        """Peak of everything, including assumptions."""
         return self.resident + self.peak.total + (self.assumed.total if self.assumed else 0)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, in bytes."""
+        """Convert to plain values, in bytes."""
         return {
             "weights": {**self.weights, "total": sum(self.weights.values())},
             "caches": {**self.caches, "total": sum(self.caches.values())},
@@ -183,7 +184,7 @@ class Prediction:
 
 
 def predict(model: Model) -> Prediction:
-    """Take the memory of a session with one voice from a dry run of the busiest rank."""
+    """Compute the memory of a one-voice session from a dry run of the busiest rank."""
     kind: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
     slices, config = model.slices, model.dit
     dit = dry.record_transformer(
@@ -232,7 +233,7 @@ def predict(model: Model) -> Prediction:
         },
     }
     beside = [audio.phases[dry.AUDIO].grown]
-    if model.mesh.world == 1:  # several ranks exchange for it, so it is no side stream's
+    if model.mesh.world == 1:  # several ranks communicate for it, so it is not on a side stream
         beside.append(frames[dry.WARM].grown)
     communication = 250 * 10**6 if model.mesh.world > 1 else 0
     assumed = Assumed(communication=communication, beside=max(beside))
@@ -245,13 +246,13 @@ def predict(model: Model) -> Prediction:
 
 
 def _above(floor: int, *peaks: Peak) -> Peak:
-    """The highest peak, counted from what is held all the time."""
+    """Return the highest peak, relative to what is always held."""
     activations, workspace = max(peaks, key=lambda peak: peak.total)
     return Peak(activations - floor, workspace)
 
 
 def _most_tokens(model: Model) -> int:
-    """The rank whose tokens lie in most frames of audio, and the largest share among those."""
+    """Return the rank whose tokens span most frames of audio, and among those the largest share."""
     frames, rows, columns = model.tokens
     frame = rows * columns
     sizes = shares(frames * frame, model.mesh.world)
@@ -264,7 +265,7 @@ def _most_tokens(model: Model) -> int:
 
 
 def _most_pixels(slices: Slices) -> int:
-    """The rank with the largest slice, its neighbours' pixels included."""
+    """Return the rank with the largest slice, including its neighbours' pixels."""
 
     def busy(rank: int) -> int:
         top, bottom, left, right = slices.halo(rank, (1, 1, 1, 1))
@@ -283,7 +284,7 @@ def describe(
     steps: int = 4,
     text_rows: int | None = None,
 ) -> Model:
-    """What runs where weights come from ``source``, on one rank.
+    """Describe what runs, for weights from ``source``, on one rank.
 
     Raises:
         UserError: The audio encoder's configuration cannot be read.

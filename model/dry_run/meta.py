@@ -1,6 +1,6 @@
-"""Operators on the meta device, without what torch does there in Python.
+"""Operators on the meta device, without torch's Python implementations.
 
-The first of those imports torch's compiler, which takes a second: longer than all that is recorded.
+The first of those imports torch's compiler, which takes a second: longer than the whole recording.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +34,14 @@ def on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _like(x: Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    """`torch.empty_like`; what is in neither format is made contiguous."""
+    """Act like `torch.empty_like`; a tensor in neither format becomes contiguous."""
     last = x.ndim == 5 and not x.is_contiguous() and x.permute(0, 2, 3, 4, 1).is_contiguous()
     layout = torch.channels_last_3d if last else torch.contiguous_format
     return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout)
 
 
 def _broadcast(shapes: list[torch.Size]) -> torch.Size:
-    """`torch.broadcast_shapes`, which imports an algebra system."""
+    """Act like `torch.broadcast_shapes`, which imports a computer algebra system."""
     if all(shape == shapes[0] for shape in shapes):
         return shapes[0]
     reversed_dims = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)

@@ -1,7 +1,8 @@
-"""A chunk of a stream, run on the meta device by the model's own code, and what it takes.
+"""Runs a chunk of a stream on the meta device with the model's own code, and records its costs.
 
-One rank is run, with a communicator that counts and sends nothing. All blocks of a transformer but
-the first are alike, so it is run with one and with two, and the second stands for the others.
+One rank is run, with a communicator that counts but sends nothing. All blocks of a transformer
+except
+the first are alike, so it is run with one and with two, and the second represents the rest.
 """
 
 from collections import Counter
@@ -50,7 +51,7 @@ ALONE = Mesh(ulysses=1, ring=1)
 NO_HALO: Padding = (0, 0, 0, 0)
 AUDIO_SECONDS = 8  # `AudioStream`'s window
 VIDEO_FPS = 25
-_SHIFT = 5.0  # of the timesteps, whose values do not matter
+_SHIFT = 5.0  # of the timesteps, whose values are irrelevant
 _KEPT = {  # cache -> attribute of `WorkOnce`
     "K/V of text, image": "_context",
     "K/V of audio": "_audio",
@@ -62,14 +63,14 @@ _KEPT = {  # cache -> attribute of `WorkOnce`
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a part of the model takes on one rank, or all of it.
+    """The costs of a part of the model, or all of it, on one rank.
 
     Attributes:
-        phases: Phase -> what was noted. ``denoise`` is one step; ``decode`` one latent once the
-            stream is under way, ``first new latent`` the one before it. A first chunk warms the
-            decoder up with the portrait, in ``prepare``, and ``second motion latent``. The others
-            are whole.
-        caches: What a session keeps -> bytes.
+        phases: Phase -> its record. ``denoise`` is one step; ``decode`` one latent in steady state,
+            ``first new latent`` the one before. A first chunk warms up the decoder with the
+            portrait,
+            in ``prepare``, and ``second motion latent``. The others are complete.
+        caches: Cache of a session -> bytes.
         weights: Part of the model -> bytes.
     """
 
@@ -92,22 +93,22 @@ def record_transformer(
     steps: int = 1,
     text_rows: int | None = None,
 ) -> Record:
-    """Run what a session makes once, the audio's keys and values, and a step.
+    """Run what a session computes once, the audio's keys and values, and a step.
 
     Args:
         config: Shape of the transformer.
         grid: Tokens in frames, rows and columns.
         device: ``cpu`` or ``cuda``.
-        dtype: Of weights and activations.
-        mesh: Ranks.
-        rank: Which of them.
-        fp8: Linear layers of the blocks are in FP8.
+        dtype: Dtype of weights and activations.
+        mesh: The ranks.
+        rank: The rank to run.
+        fp8: Whether the linear layers of the blocks are in FP8.
         m_major_scales: See `DiT`.
-        steps: Of the schedule.
-        text_rows: Of the prompt's embedding; by default the longest prompt's.
+        steps: Steps in the schedule.
+        text_rows: Rows of the prompt's embedding; by default the longest prompt's.
     """
     rows = config.text_len if text_rows is None else text_rows
-    schedules = timesteps(steps, _SHIFT), timesteps(2, _SHIFT)  # the second has steps to run
+    schedules = timesteps(steps, _SHIFT), timesteps(2, _SHIFT)  # the second provides steps to run
 
     def run(layers: int) -> Record:
         recorder = Recorder(device, dtype)
@@ -166,11 +167,11 @@ def _run_transformer(
     window = config.audio_window, config.audio_layers, config.audio_dim
     windows = empty(1, 1 + (frames - 1) * config.vae_scale, *window)
     work.begin_chunk(windows)
-    recorder.phases.pop(AUDIO_KV)  # the next chunk's, which finds this one's still there, counts
+    recorder.phases.pop(AUDIO_KV)  # use the next chunk's, during which this one's is still held
     work.begin_chunk(windows)
 
     def step(x: Tensor, index: int) -> Tensor:
-        recorder.phases.pop(DENOISE, None)  # the last one counts
+        recorder.phases.pop(DENOISE, None)  # keep only the last one
         with recorder.phase(DENOISE):
             flow: Tensor = dit(x[None].to(dit.dtype), **vars(work.inputs(0)))
         return flow[0]
@@ -200,18 +201,18 @@ def record_vae(
     reuse: bool = True,
     fuse_bias: bool = False,
 ) -> Record:
-    """Run what decoder, encoder and colours do for a portrait, a first chunk and a later one.
+    """Run decoder, encoder and colour correction for a portrait, a first chunk and a later one.
 
     Args:
         config: Widths.
         latent: Rows and columns of the latent, or of a rank's slice of it.
         device: ``cpu`` or ``cuda``.
-        dtype: Of weights and activations.
-        halo: 1 where there is a neighbour at the top, bottom, left and right, else 0.
+        dtype: Dtype of weights and activations.
+        halo: 1 if there is a neighbour at the top, bottom, left and right, else 0.
         world: Ranks that share the picture.
-        reuse: Schedule (see `VAE`); the published one warms nothing, so that ``warm decoder`` is
+        reuse: Schedule (see `VAE`); the published one warms up nothing, so that ``warm decoder`` is
             the decoding of the first two latents.
-        fuse_bias: The same.
+        fuse_bias: See `VAE`.
     """
     recorder = Recorder(device, dtype)
     with META:
@@ -248,7 +249,7 @@ def _run_vae(vae: VAE, recorder: Recorder, halo: Slice, latent: tuple[int, int])
     state = _held_bytes(stream.frames)
     colours = ColorStats(mean=torch.empty(3, device=META), std=torch.empty(3, device=META))
     everything = torch.empty(1, vae.config.z_dim, LATENT_FRAMES, *latent, device=META).to(dtype)
-    # As `ChunkGenerator.chunk`, whose names outlive their use.
+    # Like `ChunkGenerator.chunk`, whose local variables outlive their use.
     size = (SPATIAL * rows, SPATIAL * columns)
     joined = torch.empty(1, COLORS, FRAMES_PER_LATENT + MOTION_FRAMES, *size, device=META)
     joined = joined.to(dtype)
@@ -277,7 +278,7 @@ def _run_vae(vae: VAE, recorder: Recorder, halo: Slice, latent: tuple[int, int])
 
 @cache
 def record_audio(config: AudioEncoderConfig, device: str) -> Record:
-    """Run the audio encoder over its whole window of sound, in fp32."""
+    """Run the audio encoder over its whole window, in fp32."""
 
     def run(layers: int) -> Record:
         recorder = Recorder(device, torch.float32)
@@ -300,31 +301,31 @@ def record_audio(config: AudioEncoderConfig, device: str) -> Record:
 
 
 class _NoVAE:
-    """`WorkOnce` names it, and the transformer's part of it calls nothing."""
+    """Placeholder for `WorkOnce`, whose transformer part never calls it."""
 
     decode_step = None
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Change dtypes as loading does: FP8 weights and their scales keep theirs."""
+    """Change dtypes like loading does: FP8 weights and their scales keep theirs."""
     for name, parameter in module.named_parameters():
         if parameter.dtype != FP8 and not name.endswith("weight_scale"):
             parameter.data = parameter.data.to(dtype)
 
 
 def _dit_bytes(dit: DiT, recorder: Recorder) -> int:
-    """Bytes of the parameters on the device, as `ModelSource.spares_memory` has it."""
+    """Count the bytes of parameters on the device, following `ModelSource.spares_memory`."""
     spared = dit.avatar_parameters() if dit.fp8 and recorder.device.type == "cuda" else frozenset()
     return sum(p.nbytes for name, p in dit.named_parameters() if name not in spared)
 
 
 def _held_bytes(value: Any) -> int:
-    """Bytes of all storages that a value leads to."""
+    """Count the bytes of all storages reachable from a value."""
     return sum(storages([value]).values())
 
 
 def _extend(one: Phase, two: Phase, count: int) -> Phase:
-    """A phase with so many layers, of those with one and with two."""
+    """Extrapolate a phase to ``count`` layers from those with one and with two."""
     found: dict[str, Any] = {}
     for entry in fields(Phase):
         first, second = getattr(one, entry.name), getattr(two, entry.name)

@@ -1,7 +1,7 @@
-"""What runs on the meta device, noted as it runs: calls, products, bytes moved and bytes held.
+"""Records what runs on the meta device: calls, matrix products, bytes moved and bytes held.
 
-Nothing is calculated there, so the real code of a 14 B model runs in milliseconds, and whatever it
-does is counted where it does it. Ops note their call and give the contract's empty outputs;
+Nothing is computed there, so the real code of a 14 B model runs in milliseconds, and everything it
+does is counted where it happens. Ops record their call and return the contract's empty outputs;
 everything else passes through a dispatch mode.
 """
 
@@ -33,20 +33,20 @@ from .meta import on_meta
 
 META = torch.device("meta")
 CONV = "causal_conv3d"
-# A schema has no defaults for lists, so the contract's own are not among the arguments.
+# Operator schemas have no list defaults, so the contract's own are not among the arguments.
 _CONV_DEFAULTS = {"stride": (1, 1, 1), "padding": (0, 0, 0, 0)}
 _FP32 = 4
 _ATEN = torch.ops.aten
 
 
 class Product(NamedTuple):
-    """Matrix products of one shape outside ops; a convolution is one of its patches.
+    """Matrix products of one shape outside ops; a convolution counts as the product of its patches.
 
     Attributes:
         rows: Rows of the left operand.
         columns: Columns of the result.
-        depth: What is summed over.
-        itemsize: Bytes of an element.
+        depth: Length of the sums.
+        itemsize: Bytes per element.
     """
 
     rows: int
@@ -56,16 +56,16 @@ class Product(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of one; a multiply-add is two."""
+        """Operations of one product; a multiply-add is two."""
         return 2 * self.rows * self.columns * self.depth
 
 
 class Border(NamedTuple):
-    """What a convolution sees beyond a slice of the picture.
+    """What a convolution needs from beyond a slice of the picture.
 
     Attributes:
         padding: Pixels at the top, bottom, left and right.
-        factor: Of its input's rows and columns to the latent's.
+        factor: Size of its input relative to the latent.
     """
 
     padding: Padding
@@ -73,11 +73,11 @@ class Border(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Bytes at the moment when most were held.
+    """Bytes held at the peak.
 
     Attributes:
         activations: Tensors that the model's code names or passes.
-        workspace: What a backend or a library allocates besides.
+        workspace: What a backend or a library allocates in addition.
     """
 
     activations: int
@@ -85,26 +85,26 @@ class Peak(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """Sum of both."""
         return self.activations + self.workspace
 
 
 @dataclass(kw_only=True)
 class Phase:
-    """What was noted in a part of the work.
+    """Record of a part of the work.
 
     Attributes:
-        calls: Calls of ops -> how many.
-        products: Products outside ops -> how many.
+        calls: Op call -> count.
+        products: Product outside ops -> count.
         moved: Bytes that everything else reads and writes.
-        activated: Those of activation functions, which are not in ``moved``.
+        activated: Those of activation functions, which are not included in ``moved``.
         launches: Kernels outside ops.
-        unbiased: Elements of convolutions that leave their bias to others.
+        unbiased: Elements of convolutions whose bias is added elsewhere.
         messages: Kind -> bytes sent.
-        borders: What neighbours would be sent of slices -> channels times frames.
-        gathered: Numbers of a latent's pixel that all others would be sent.
-        peak: When most was held.
-        grown: The most that was held above what was held when the phase began.
+        borders: What neighbours of a slice would be sent -> channels times frames.
+        gathered: Values per latent pixel that all other ranks would be sent.
+        peak: The moment when most was held.
+        grown: Most bytes held above the level at the start of the phase.
     """
 
     calls: Counter["Call"] = field(default_factory=Counter)
@@ -121,13 +121,13 @@ class Phase:
 
     @property
     def flops(self) -> int:
-        """Of ops and products; taps on zero frames are none."""
+        """Operations of ops and products; taps on zero frames cost nothing."""
         ops = sum(call.flops * count for call, count in self.calls.items())
         return ops + sum(product.flops * count for product, count in self.products.items())
 
 
 class Call:
-    """A call of an op; equal calls are of equal cases.
+    """A call of an op; calls are equal if their cases are.
 
     Attributes:
         case: Its case.
@@ -147,13 +147,13 @@ class Call:
         return hash(self._key)
 
     def resized(self, size: Callable[[int], int]) -> "Call":
-        """The call with other dims."""
+        """Return the call with other dims."""
         dims = {letter: size(number) for letter, number in self.case.dims.items()}
         return Call(replace(self.case, dims=dims))
 
     @property
     def kind(self) -> str:
-        """Of the op, one of `spec.KINDS`."""
+        """Kind of the op, one of `spec.KINDS`."""
         return _contract(self.case.op)[0].kind
 
     @property
@@ -163,7 +163,7 @@ class Call:
 
     @property
     def flops(self) -> int:
-        """Of one call's products: of norms, and of activations in a product, there are none."""
+        """Operations of one call's products; norms, and activations within a product, have none."""
         dims = self.case.dims
         if self.kind == LINEARS:
             return 2 * dims["M"] * dims["N"] * dims["K"]
@@ -171,22 +171,22 @@ class Call:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes what runs while it is entered.
+    """Records what runs while it is entered.
 
     Attributes:
-        ops: Ops for the models that are to be noted.
-        traffic: For communicators whose messages are to be noted.
-        phases: Name -> what was noted, in the order in which they began.
-        held: Bytes of tensors that were made inside and are still there.
-        now: The phase.
+        ops: Ops for the models to be recorded.
+        traffic: For communicators whose messages are to be recorded.
+        phases: Name -> its record, in order of their starts.
+        held: Bytes of tensors created inside that still exist.
+        now: The current phase.
     """
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
-        """Note what would run on another device.
+        """Record what would run on another device.
 
         Args:
-            device: ``cpu`` or ``cuda``; workspace is that of the backends which ``auto`` prefers.
-            dtype: Of the models.
+            device: ``cpu`` or ``cuda``; workspace is that of the backends that ``auto`` prefers.
+            dtype: Dtype of the models.
         """
         super().__init__()
         self.device, self.dtype = torch.device(device), dtype
@@ -196,16 +196,16 @@ class Recorder(TorchDispatchMode):
         self.phases: dict[str, Phase] = {}
         self.now = Phase()
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._within = False  # an op, whose own tensors are no work
+        self._within = False  # whether inside an op, whose own tensors do not count
         self._widens = product_dtype(self.device, dtype) != dtype
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or else the mode itself would import it
+        return False  # otherwise the mode itself would import it
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Note what runs inside under a name; what was noted under it before is added to."""
+        """Record the block under a name, adding to what is already recorded under it."""
         outer, self.now = self.now, self.phases.setdefault(name, Phase())
         before, sent = self.held, self.traffic.bytes.copy()
         fullest, self.now.peak = self.now.peak, Peak(0, 0)
@@ -219,7 +219,7 @@ class Recorder(TorchDispatchMode):
             self.now = outer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and note it."""
+        """Run an operator and record it."""
         kwargs = kwargs or {}
         out = on_meta(func, args, kwargs)
         if func.is_view:
@@ -262,7 +262,7 @@ class Recorder(TorchDispatchMode):
         return Choice(name="recorder", run=run, pack=backend.pack, approximate=False, reason="")
 
     def _hold(self, func: Any, out: Any) -> None:
-        """Hold the storages that an operator has made until they are gone."""
+        """Track the storages that an operator has created until they are freed."""
         results = out if isinstance(out, tuple | list) else (out,)
         for result, about in zip(results, func._schema.returns, strict=False):
             if not isinstance(result, Tensor) or about.alias_info is not None:
@@ -287,8 +287,8 @@ class Recorder(TorchDispatchMode):
             self.now.peak = Peak(self.held, workspace)
 
     def _product_workspace(self, packet: Any, args: Any, product: Product) -> int:
-        """What the libraries under PyTorch allocate beside operands and result."""
-        if packet == _ATEN.convolution:  # oneDNN orders operands and result anew
+        """Estimate what libraries under PyTorch allocate in addition to operands and result."""
+        if packet == _ATEN.convolution:  # oneDNN reorders operands and result
             if self.device.type != "cpu":
                 return 0
             x, weight = args[:2]
@@ -301,24 +301,24 @@ class Recorder(TorchDispatchMode):
 
 
 class Slice(Whole):
-    """A slice of a picture whose exchanges are noted, and take the room that they take.
+    """A slice of a picture whose exchanges are recorded and take up their memory.
 
-    What is received comes from nowhere: as `HaloExchange`, without its messages.
+    Received data comes from nowhere: like `HaloExchange`, without its messages.
     """
 
     def __init__(self, recorder: Recorder, latent: Axes, halo: Padding, world: int) -> None:
         """Be one of ``world`` slices.
 
         Args:
-            recorder: Where borders are noted.
+            recorder: Records the borders.
             latent: Rows and columns of the slice of the latent.
-            halo: 1 where there is a neighbour at the top, bottom, left and right, else 0.
-            world: Slices in all.
+            halo: 1 if there is a neighbour at the top, bottom, left and right, else 0.
+            world: Total number of slices.
         """
         self._recorder, self._latent, self._halo, self._world = recorder, latent, halo, world
 
     def gather(self, x: Tensor, axes: Axes = ROWS_COLUMNS) -> Tensor:
-        """See `Whole.gather`; all slices have the size of this one."""
+        """Gather like `Whole.gather`; all slices have this one's size."""
         self._recorder.now.gathered += x.numel() // (self._latent[0] * self._latent[1])
         if self._world == 1:
             return x

@@ -1,4 +1,4 @@
-"""The memory of a stream that is running, beside its prediction."""
+"""Reports the memory of a running stream next to its prediction."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from .memory import describe, predict
 def memory_report(
     source: ModelSource, pipeline: Pipeline, session: Session, avatar: Avatar
 ) -> dict[str, Any]:
-    """Measured weights and caches of an open session, beside the prediction; bytes.
+    """Measure weights and caches of an open session, and add the prediction; in bytes.
 
-    The prediction is of the backends that ``auto`` prefers; it is None for the published schedule,
+    The prediction is for the backends that ``auto`` prefers; it is None for the published schedule,
     on several ranks, and with CUDA graphs.
     """
     weights = weight_bytes(pipeline)

@@ -1,4 +1,4 @@
-"""The memory that objects lead to: every tensor's storage, once."""
+"""Finds the memory reachable from objects: every tensor's storage, once."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -11,13 +11,13 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def storages(roots: Iterable[object]) -> dict[int, int]:
-    """Find every tensor's memory that our own objects lead to.
+    """Find the memory of every tensor reachable from our own objects.
 
     Args:
-        roots: Where to begin.
+        roots: Starting points.
 
     Returns:
-        Identity of a storage -> its bytes; storages that stay on the host are left out.
+        Identity of a storage -> its bytes; storages that stay on the host are omitted.
     """
     found: dict[int, int] = {}
     seen: set[int] = set()

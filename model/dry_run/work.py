@@ -1,4 +1,4 @@
-"""Floating-point operations and messages of the model, as the dry run counts them.
+"""Floating-point operations and messages of the model, as counted by the dry run.
 
 A multiply-add is two operations. Norms, activations, softmax and rotations are left out: they are
 bound by memory, not arithmetic.
@@ -30,19 +30,20 @@ from .record import (
 )
 from .recorder import META, Phase, Recorder
 
-_CPU, _DTYPE = "cpu", torch.float32  # of which the counts are the same everywhere
+_CPU, _DTYPE = "cpu", torch.float32  # counts are the same for all others
 NEW_LATENTS = LATENT_FRAMES - MOTION_LATENTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTFlops:
-    """FLOPs of the transformer, by how often the work is needed.
+    """FLOPs of the transformer, by how often the work is done.
 
     Attributes:
-        step: Of every step: all that depends on the latent.
-        chunk: Of every chunk: audio projection and audio K/V.
-        session: Of every session with a schedule of one step: embeddings, K/V of text and image,
-            constant patch embedding, time embedding and modulation.
+        step: Per step: everything that depends on the latent.
+        chunk: Per chunk: audio projection and audio K/V.
+        session: Per session with a schedule of one step: embeddings, K/V of text and image,
+            constant
+            patch embedding, time embedding and modulation.
     """
 
     step: int
@@ -50,7 +51,7 @@ class DiTFlops:
     session: int
 
     def total(self, steps: int, *, reuse: bool) -> int:
-        """FLOPs of a chunk; without ``reuse`` everything is done again in every step."""
+        """Sum the FLOPs of a chunk; without ``reuse`` everything is repeated in every step."""
         if reuse:
             return steps * self.step + self.chunk
         return steps * (self.step + self.chunk + self.session)
@@ -59,7 +60,7 @@ class DiTFlops:
 def dit_flops(
     config: DiTConfig, grid: tuple[int, int, int], *, text_rows: int | None = None
 ) -> DiTFlops:
-    """Count for one voice.
+    """Count the transformer's FLOPs for one voice.
 
     Args:
         config: Shape of the model.
@@ -73,10 +74,10 @@ def dit_flops(
 
 
 def vae_flops(config: VAEConfig, size: tuple[int, int], *, reuse: bool) -> Mapping[str, int]:
-    """Count a chunk that is not the first.
+    """Count the VAE's FLOPs for a chunk that is not the first.
 
-    Direct convolution is assumed, so an algorithm with fewer products runs above the rate that
-    follows from this.
+    Assumes direct convolution, so an algorithm with fewer products exceeds the rate derived from
+    this.
 
     Args:
         config: Widths.
@@ -84,8 +85,8 @@ def vae_flops(config: VAEConfig, size: tuple[int, int], *, reuse: bool) -> Mappi
         reuse: Schedule (see `VAE`).
 
     Returns:
-        ``warm decoder`` with the motion latents, ``decode`` the new ones, ``latent``, one of those,
-        and ``encode``.
+        ``warm decoder`` for the motion latents, ``decode`` for the new ones, ``latent`` for one of
+        those, and ``encode``.
     """
     latent = size[0] // SPATIAL, size[1] // SPATIAL
     found = record_vae(config, latent, device=_CPU, dtype=_DTYPE, reuse=reuse).phases
@@ -102,15 +103,15 @@ def vae_flops(config: VAEConfig, size: tuple[int, int], *, reuse: bool) -> Mappi
 def attention_messages(
     mesh: Mesh, rank: int, *, tokens: int, heads: int, head_dim: int, dtype: torch.dtype
 ) -> Mapping[str, int]:
-    """Bytes that a rank sends around one self-attention, by kind; see the runtime's README.
+    """Count the bytes that a rank sends around a self-attention, by kind; see the runtime's README.
 
     Args:
         mesh: The ranks.
-        rank: Which of them.
-        tokens: Of the whole sequence.
+        rank: The sender.
+        tokens: Tokens of the whole sequence.
         heads: Attention heads.
-        head_dim: Channels of a head.
-        dtype: Of q, k and v.
+        head_dim: Channels per head.
+        dtype: Dtype of q, k and v.
     """
     noted = Recorder(_CPU, dtype)
     comm = SoloCommunicator(rank, mesh.world, noted.traffic)
@@ -124,13 +125,13 @@ def attention_messages(
 
 
 def slice_messages(phase: Phase, slices: Slices, rank: int, itemsize: int) -> Mapping[str, int]:
-    """Bytes that a rank of a sliced VAE sends in a phase that was noted of the whole picture.
+    """Count the bytes that a rank of a sliced VAE sends in a phase recorded for the whole picture.
 
     Args:
         phase: From `record_vae` with one rank.
-        slices: Who has what.
+        slices: Assignment of slices to ranks.
         rank: The sender.
-        itemsize: Bytes of a number.
+        itemsize: Bytes per value.
 
     Returns:
         ``halo``, to its neighbours, and ``gather``, to all others.

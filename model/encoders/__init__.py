@@ -1,1 +1,1 @@
-"""What turns speech, prompt and portrait into the DiT's conditions."""
+"""Encoders of speech, prompt and portrait into the DiT's conditions."""

@@ -1,4 +1,4 @@
-"""Speech to features of every video frame: loudness, wav2vec2, windows, and the 8 s stream.
+"""Speech to per-frame features: loudness, wav2vec2, windows, and the 8 s stream.
 
 Arithmetic after SoulX-FlashTalk (commit 688982e): wav2vec2's convolutional features (about 49 per
 second) are interpolated to the video's frame rate before its transformer, and the outputs of all
@@ -26,13 +26,13 @@ from .loudness import GATE_SECONDS, LoudnessMeter
 from .wav2vec2 import Wav2Vec2
 
 _TARGET_LUFS = -23.0
-_NO_LOUDNESS = 100.0  # silence measures -inf; a level beyond this is left as it is
+_NO_LOUDNESS = 100.0  # silence measures -inf; levels beyond this are left unchanged
 _VARIANCE_FLOOR = 1e-7
 
 _CONFIG_FILE = "config.json"
-_PREFIX = "wav2vec2."  # in checkpoints that were saved with a head
+_PREFIX = "wav2vec2."  # in checkpoints saved with a head
 _PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
-# Positional convolution, stored as direction and magnitude: today's names and the older ones.
+# Positional convolution, stored as direction and magnitude: current names and older ones.
 _LEGACY_NAMES = {
     "encoder.pos_conv_embed.conv.parametrizations.weight.original0": (
         "encoder.pos_conv_embed.conv.weight_g"
@@ -44,15 +44,15 @@ _LEGACY_NAMES = {
 
 
 def normalize_loudness(wave_N: np.ndarray, meter: LoudnessMeter) -> np.ndarray:
-    """Speech at -23 LUFS (integrated, BS.1770).
+    """Normalise speech to -23 LUFS (integrated, BS.1770).
 
     Args:
         wave_N: float32 [N], at least 0.4 s.
         meter: Measures the loudness at the wave's sample rate.
 
     Returns:
-        float64 [N]: wave * 10^((-23 - loudness) / 20); the input itself where the loudness is
-        beyond +-100, that is, for silence.
+        float64 [N]: wave * 10^((-23 - loudness) / 20); the input itself if the loudness is beyond
+        +-100, that is, for silence.
     """
     loudness = meter.measure(wave_N)
     if abs(loudness) > _NO_LOUDNESS:
@@ -61,13 +61,13 @@ def normalize_loudness(wave_N: np.ndarray, meter: LoudnessMeter) -> np.ndarray:
 
 
 def unit_variance(wave_N: np.ndarray) -> np.ndarray:
-    """(wave - mean) / sqrt(variance + 1e-7), [N], computed and returned in float32."""
+    """Compute (wave - mean) / sqrt(variance + 1e-7), [N], in float32."""
     wave_N = wave_N.astype(np.float32)
     return (wave_N - wave_N.mean()) / np.sqrt(wave_N.var() + _VARIANCE_FLOOR)
 
 
 def audio_windows(embeddings: Tensor, start: int, stop: int, window: int = 5) -> Tensor:
-    """Each frame's neighbourhood in time, as the DiT takes it.
+    """Extract each frame's temporal neighbourhood, the DiT's input.
 
     Args:
         embeddings: [L, layers, C].
@@ -89,14 +89,14 @@ class AudioEncoder:
 
     Attributes:
         layers: Transformer layers, all of which are returned.
-        width: Channels of each.
-        sample_rate: Samples per second that it takes.
-        device: Where it runs.
-        dtype: What it computes in.
+        width: Channels of each layer.
+        sample_rate: Samples per second of the input.
+        device: Device of the network.
+        dtype: Dtype of the computation.
     """
 
     def __init__(self, network: Wav2Vec2) -> None:
-        """Take a network that is on its device with its weights; see `from_folder`, `random`."""
+        """Take a network with weights, on its device; see `from_folder`, `random`."""
         config = network.config
         self.sample_rate, self.layers, self.width = config.sample_rate, config.layers, config.width
         self._meter = LoudnessMeter(config.sample_rate)
@@ -118,11 +118,11 @@ class AudioEncoder:
             path: Folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
                 Names may carry the prefix ``wav2vec2.``; weights outside the network itself
                 (pre-training and recognition heads, mask embedding) are ignored.
-            device: Where to put it.
-            dtype: What to convert the weights to; published: float32.
+            device: Device to load it to.
+            dtype: Dtype to convert the weights to; published: float32.
 
         Raises:
-            UserError: A file is missing, damaged, or does not fit; names the file.
+            UserError: A file is missing, damaged, or does not fit; the message names it.
         """
         with open_weights(path) as files:
             network, key_map, ignore = wav2vec2_on_meta(path, files)
@@ -132,14 +132,14 @@ class AudioEncoder:
 
     @classmethod
     def random(cls, config: AudioEncoderConfig, seed: int, device: torch.device | str) -> Self:
-        """Encoder of that shape with deterministic random float32 weights: not a trained one."""
+        """Create an untrained encoder of that shape with deterministic random float32 weights."""
         with torch.device("meta"):
             network = Wav2Vec2(config)
         random_module(network, seed=seed, dtype=torch.float32, device=device)
         return cls(network)
 
     def embed(self, wave_N: np.ndarray | Tensor, *, fps: float | Fraction = 25) -> Tensor:
-        """Features of every video frame that a piece of speech covers.
+        """Compute features of every video frame that a piece of speech covers.
 
         Args:
             wave_N: Mono samples in about [-1, 1] at ``sample_rate``, at least 0.4 s.
@@ -164,23 +164,23 @@ class AudioEncoder:
             return self.hidden_states(interpolate(self.conv_features(values_N), frames))
 
     def conv_features(self, values_N: np.ndarray) -> Tensor:
-        """Convolutional features [1, C, T] of normalised float32 samples [N]."""
+        """Compute convolutional features [1, C, T] of normalised float32 samples [N]."""
         values_1N = torch.from_numpy(values_N)[None].to(self.device, self.dtype)
         with full_fp32(values_1N):
             return self._network.feature_extractor(values_1N)
 
     def hidden_states(self, features_1LC: Tensor) -> Tensor:
-        """Outputs of all transformer layers, [L, layers, width], without the input embedding."""
+        """Return all transformer layers' outputs, [L, layers, width], but no input embedding."""
         with full_fp32(features_1LC):
             outputs = self._network(features_1LC)
         return torch.stack([output_1LC[0] for output_1LC in outputs], dim=1)
 
 
 class AudioStream:
-    """The newest seconds of a speech that arrives in pieces.
+    """The most recent seconds of speech that arrives in pieces.
 
-    The encoder always sees the same length, filled with silence at first, so a frame's features
-    depend on what came before it but not on how the speech was cut before the window.
+    The encoder's input has constant length, initially filled with silence, so a frame's features
+    depend on the speech before it, but not on how that was split before the window.
     """
 
     def __init__(
@@ -193,13 +193,13 @@ class AudioStream:
         """Start with silence.
 
         Args:
-            encoder: Turns the window into features.
+            encoder: Computes features of the window.
             fps: Video frames per second.
             seconds: Length of the window.
             frames: How many of the newest frames `push` returns.
 
         Raises:
-            UserError: The window holds fewer frames than that.
+            UserError: The window holds fewer frames.
         """
         if int(seconds * fps) < frames:
             raise UserError(
@@ -215,11 +215,11 @@ class AudioStream:
         """Append speech and encode the window.
 
         Args:
-            samples_N: Mono samples at the encoder's rate, any number of them.
+            samples_N: Any number of mono samples at the encoder's rate.
 
         Returns:
             [frames, 5, layers, C], the newest frames; at the end of the window the last frame
-            stands for those that are not known yet.
+            replaces those not yet known.
 
         Raises:
             UserError: The samples are not mono.
@@ -231,16 +231,16 @@ class AudioStream:
 
 
 def interpolate(features_1CT: Tensor, frames: int) -> Tensor:
-    """Features [1, C, T] at the video's frames, [1, frames, C]: linear, both ends aligned."""
+    """Interpolate features [1, C, T] to the video's frames, [1, frames, C]; linear, end to end."""
     resampled = functional.interpolate(features_1CT, size=frames, mode="linear", align_corners=True)
     return resampled.transpose(1, 2)
 
 
 def as_samples(samples: ArrayLike | Tensor) -> NDArray[np.float32]:
-    """Audio samples as float32 [N] in -1..1.
+    """Convert audio samples to float32 [N] in -1..1.
 
     Raises:
-        UserError: They are not one-dimensional, not float or int16, or hold NaN or Inf.
+        UserError: They are not one-dimensional, not float or int16, or contain NaN or Inf.
     """
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
@@ -272,13 +272,13 @@ def wav2vec2_on_meta(
     Args:
         folder: The folder.
         files: Its open weights. Older ones hold the network under a prefix and under other names
-            of the weight norm, beside heads that are not needed.
+            of the weight norm, along with heads that are not needed.
 
     Returns:
         The network, its key map, and prefixes of keys that it does not need.
 
     Raises:
-        UserError: The configuration is missing or impossible.
+        UserError: The configuration is missing or invalid.
     """
     path = Path(folder) / _CONFIG_FILE
     kind = read_config(path).get("model_type")

@@ -1,4 +1,4 @@
-"""Portrait to image embedding: CLIP's vision tower of the published checkpoint, or a stand-in.
+"""Portrait to image embedding: CLIP's vision tower of the published checkpoint, or a substitute.
 
 CLIP: Radford et al., 2021; ViT-H/14 with an XLM-RoBERTa text tower (which is not used here).
 """
@@ -26,7 +26,7 @@ _Index = tuple[int | slice, ...]
 # CLIP's pixel statistics, for values in [0, 1].
 _PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-_PATCH = 14  # pixels a side, of the stand-in
+_PATCH = 14  # pixels per side, in the substitute
 
 _REMEDY = "give the published CLIP weights"
 _BLOCKS = "visual.transformer."
@@ -53,11 +53,11 @@ _BLOCK_KEYS = {
 
 
 def clip_pixels(image: Tensor, size: int = 224) -> Tensor:
-    """Portrait as CLIP takes it.
+    """Convert a portrait to CLIP's input.
 
     Args:
         image: [3, H, W] in [-1, 1], any float dtype.
-        size: Rows and columns that CLIP takes.
+        size: Rows and columns of CLIP's input.
 
     Returns:
         float32 [1, 3, size, size]: resized (bicubic, aspect not kept, not smoothed), then
@@ -79,13 +79,13 @@ class ImageEncoder:
     """CLIP vision tower without its last block and final norm.
 
     Attributes:
-        width: Channels of a token (1280 for ViT-H/14).
-        device: Where it runs.
-        dtype: What it computes in.
+        width: Channels per token (1280 for ViT-H/14).
+        device: Device of the network.
+        dtype: Dtype of the computation.
     """
 
     def __init__(self, network: CLIPVisionModel) -> None:
-        """Take a ready ``transformers.CLIPVisionModel`` that has one block less than published."""
+        """Take a ready ``transformers.CLIPVisionModel`` with one block fewer than published."""
         self._network = network.eval().requires_grad_(False)
         self._size: int = network.config.image_size
         self.width: int = network.config.hidden_size
@@ -107,10 +107,10 @@ class ImageEncoder:
             path: ``models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`` or one with the
                 same names. The text tower, the head and the last block are ignored; sizes are
                 read from the shapes.
-            device: Where to put it.
-            dtype: What to convert the weights to; default: float16 on a GPU as published,
+            device: Device to load it to.
+            dtype: Dtype to convert the weights to; by default float16 on a GPU as published,
                 float32 on a CPU.
-            num_heads: Attention heads, which no shape tells; 16 as published.
+            num_heads: Attention heads, which no shape reveals; 16 as published.
 
         Raises:
             UserError: The file is missing, damaged, or does not fit.
@@ -127,7 +127,7 @@ class ImageEncoder:
                 key_map=key_map,
                 ignore=ignore,
             )
-        # Not stored in checkpoints: the row numbers of the position table.
+        # Not stored in checkpoints: row indices of the position table.
         rows = torch.arange(tower.embeddings.num_positions, device=device)
         tower.embeddings.position_ids = rows[None]
         return cls(tower)
@@ -150,10 +150,10 @@ class ImageEncoder:
 
 
 class RandomImageEncoder:
-    """Stand-in for presets without a checkpoint: one random patch embedding, not trained.
+    """Substitute for presets without a checkpoint: one random, untrained patch embedding.
 
     Attributes:
-        width: Channels of a token.
+        width: Channels per token.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ def vision_on_meta(
         of keys that it does not need.
 
     Raises:
-        UserError: A tensor that tells a size is missing, or the heads do not divide the width.
+        UserError: A tensor that determines a size is missing, or the heads do not divide the width.
     """
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -216,7 +216,7 @@ def vision_on_meta(
     )
     with torch.device("meta"):
         network = CLIPVisionModel(config)
-    # transformers 4 and early 5 wrap the tower once more.
+    # transformers 4 and early 5 have one more wrapper around the tower.
     tower = getattr(network, "vision_model", network)
     key_map = {f"visual.{key}": Slot(name) for key, name in _TOWER_KEYS.items()}
     for layer in range(last):
@@ -229,7 +229,7 @@ def vision_on_meta(
 
 
 def split_tensors(files: TensorFiles) -> TensorFiles:
-    """View of a CLIP checkpoint in which fused q, k, v are three tensors; nothing is copied.
+    """View a CLIP checkpoint with fused q, k, v as three tensors; nothing is copied.
 
     ``...to_qkv.weight`` becomes ``...to_qkv.weight[q]``, ``[k]`` and ``[v]``; the class and
     position embeddings lose their leading dimensions of 1.
@@ -256,11 +256,11 @@ class _SplitTensors:
         return self._files.read(source)[index]
 
     def close(self) -> None:
-        """Leave the files to whoever opened them."""
+        """Leave the files open for whoever opened them."""
 
 
 def _views(key: str, shape: tuple[int, ...]) -> dict[str, _Index]:
-    """What is added to a key -> which part of its tensor that is."""
+    """Map suffixes of a key to parts of its tensor."""
     if ".attn.to_qkv." in key and shape and shape[0] % 3 == 0:
         third = shape[0] // 3
         return {f"[{n}]": (slice(i * third, (i + 1) * third),) for i, n in enumerate("qkv")}

@@ -1,13 +1,14 @@
 """Loudness of mono speech after ITU-R BS.1770-4: K-weighting, blocks of 0.4 s, two gates.
 
 The filters are the high shelf and the high pass of R. Bristow-Johnson's "Audio EQ cookbook", with
-the parameters of pyloudnorm, by which the published model levels its speech. What is filtered is
-rounded to the samples' own dtype, as there.
+the parameters of pyloudnorm, which the published model uses. Filtered samples are rounded to the
+input's dtype, as there.
 
-A recursive filter is linear: what it makes of a block is a matrix times the block's samples and the
-two numbers of state before it. Nothing loops over samples, and nothing is cut off.
+A recursive filter is linear: its output for a block is a matrix times the block's samples and the
+    two
+preceding state variables. Nothing loops over samples, and nothing is truncated.
 
-Layout legend: N samples, K blocks, B samples of a block.
+Layout legend: N samples, K blocks, B samples per block.
 """
 
 from collections.abc import Sequence
@@ -20,18 +21,18 @@ from numpy.typing import NDArray
 Samples: TypeAlias = NDArray[np.floating[Any]]
 Doubles: TypeAlias = NDArray[np.float64]
 
-GATE_SECONDS = 0.4  # one measuring block; the next begins 0.1 s later
-_STEPS = 10  # such beginnings in a second
+GATE_SECONDS = 0.4  # one measuring block; the next starts 0.1 s later
+_STEPS = 10  # block starts per second
 _ABSOLUTE_GATE = -70.0  # LUFS
-_RELATIVE_GATE = -10.0  # LU, from the mean of what passes the first gate
-_BLOCK = 32  # samples of a filter's block: fewer make the scan longer, more the product larger
+_RELATIVE_GATE = -10.0  # LU, relative to the mean of what passes the first gate
+_BLOCK = 32  # samples per filter block: fewer lengthen the scan, more enlarge the product
 
 
 class LoudnessMeter:
     """Measures the integrated loudness of speech at one sample rate."""
 
     def __init__(self, sample_rate: int) -> None:
-        """Work out the K-weighting for that many samples per second."""
+        """Compute the K-weighting for ``sample_rate`` samples per second."""
         self._rate = sample_rate
         self._filters = (_high_shelf(sample_rate), _high_pass(sample_rate))
 
@@ -45,7 +46,7 @@ class LoudnessMeter:
             samples_N: float32 or float64 [N], at least 0.4 s.
 
         Returns:
-            LUFS; -inf where no block is louder than -70.
+            LUFS; -inf if no block is louder than -70.
         """
         for biquad in self._filters:
             samples_N = biquad(samples_N).astype(samples_N.dtype)
@@ -58,7 +59,7 @@ class LoudnessMeter:
         return float(_loudness(energies[levels > gate].mean()))
 
     def _energies(self, samples_N: Samples) -> Doubles:
-        """Mean square of every block; the last may reach beyond the end, as if into silence."""
+        """Compute every block's mean square; the last may extend past the end, into silence."""
         seconds = len(samples_N) / self._rate
         blocks = round((seconds - GATE_SECONDS) / (1 / _STEPS)) + 1
         ends = [step * self._rate // _STEPS for step in range(blocks + 4)]
@@ -74,8 +75,8 @@ class Biquad:
         """Run the recursion for every unit vector of a block's samples and of the state.
 
         Args:
-            b: Three coefficients of the input.
-            a: Three of the output; all are divided by the first.
+            b: Three input coefficients.
+            a: Three output coefficients; all are divided by the first.
         """
         (b0, b1, b2), (a1, a2) = (value / a[0] for value in b), (value / a[0] for value in a[1:])
         units = np.eye(_BLOCK + 2)
@@ -99,9 +100,9 @@ class Biquad:
         return result_KB.ravel()[:count]
 
     def _states(self, blocks_KB: Doubles) -> Doubles:
-        """The two numbers of state behind every block, [K, 2]: a scan by doubling.
+        """Compute the two state variables after every block, [K, 2], by a doubling scan.
 
-        After each round row k holds what twice as many blocks up to k have added.
+        After each round, row k holds the contributions of twice as many blocks up to k.
         """
         of_samples, of_state = self._states_of
         states_K2, reach = blocks_KB @ of_samples, 1
@@ -112,7 +113,7 @@ class Biquad:
 
 
 def _high_shelf(rate: int, hertz: float = 1500.0, decibels: float = 4.0) -> Biquad:
-    """What the head does: more of what is above that frequency; Q = sqrt(1/2)."""
+    """Model the head: boost frequencies above ``hertz``; Q = sqrt(1/2)."""
     gain, angle = 10 ** (decibels / 40), 2 * pi * hertz / rate
     more, less, bend = gain + 1, gain - 1, sqrt(2 * gain) * sin(angle)
     top, bottom = more + less * cos(angle), more - less * cos(angle)
@@ -122,13 +123,13 @@ def _high_shelf(rate: int, hertz: float = 1500.0, decibels: float = 4.0) -> Biqu
 
 
 def _high_pass(rate: int, hertz: float = 38.0) -> Biquad:
-    """What the ear does: less of what is below that frequency; Q = 1/2."""
+    """Model the ear: attenuate frequencies below ``hertz``; Q = 1/2."""
     angle = 2 * pi * hertz / rate
     half = (1 + cos(angle)) / 2
     return Biquad((half, -2 * half, half), (1 + sin(angle), -2 * cos(angle), 1 - sin(angle)))
 
 
 def _loudness(energy: Any) -> Any:
-    """LUFS of a mean square, or of many."""
+    """Convert mean squares to LUFS."""
     with np.errstate(divide="ignore"):  # silence is -inf
         return -0.691 + 10.0 * np.log10(energy)

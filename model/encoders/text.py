@@ -1,4 +1,4 @@
-"""Prompt to text embedding: the umT5 encoder of the published checkpoint, or a random stand-in.
+"""Prompt to text embedding: the umT5 encoder of the published checkpoint, or a random substitute.
 
 umT5: Chung et al., "UniMax", 2023; T5: Raffel et al., 2020. Attention is not scaled by 1/sqrt(d)
 and every layer has its own relative position bias.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 512
 _TOKENIZER_FILES = ("*.json", "*.model")
-_UNCOMMON = "\u0de9 \u2603"  # what no vocabulary has: some tokenizers fail only there
+_UNCOMMON = "\u0de9 \u2603"  # in no vocabulary: some tokenizers fail only on these
 _BLOCK_KEYS = {
     "norm1.weight": "layer.0.layer_norm.weight",
     "attn.q.weight": "layer.0.SelfAttention.q.weight",
@@ -41,8 +41,8 @@ _BLOCK_KEYS = {
 
 
 def clean_prompt(text: str) -> str:
-    """Mend mojibake, resolve HTML entities (twice, as published), collapse white space."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+    """Repair mojibake, resolve HTML entities (twice, as published), collapse white space."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to repair
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -53,9 +53,9 @@ class TextEncoder:
     """umT5 encoder with its tokenizer.
 
     Attributes:
-        width: Channels of a row (4096 for umT5-XXL).
-        device: Where it runs.
-        dtype: What it computes in.
+        width: Channels per row (4096 for umT5-XXL).
+        device: Device of the network.
+        dtype: Dtype of the computation.
     """
 
     def __init__(self, network: UMT5EncoderModel, tokenizer: Any) -> None:
@@ -85,11 +85,11 @@ class TextEncoder:
         Args:
             path: The weights; sizes are read from their shapes.
             tokenizer_dir: Folder with the tokenizer's files (published: ``google/umt5-xxl``).
-            device: Where to put it.
-            dtype: What to convert the weights to; published: bfloat16.
+            device: Device to load it to.
+            dtype: Dtype to convert the weights to; published: bfloat16.
 
         Raises:
-            UserError: A file is missing, damaged, or does not fit; names the file.
+            UserError: A file is missing, damaged, or does not fit; the message names it.
         """
         tokenizer = load_tokenizer(tokenizer_dir)
         return cls(load_umt5(path, device=device, dtype=dtype), tokenizer)
@@ -98,11 +98,12 @@ class TextEncoder:
         """Embed a prompt.
 
         Args:
-            prompt: Any text; what goes beyond 512 tokens is cut off.
+            prompt: Any text; truncated to 512 tokens.
 
         Returns:
-            [rows, width] in the encoder's dtype: one row per token, the end token included,
-            without padding (the DiT pads with zeros).
+            [rows, width] in the encoder's dtype: one row per token, including the end token,
+            without
+            padding (the DiT pads with zeros).
         """
         tokens = self._tokenizer(clean_prompt(prompt), truncation=True, max_length=MAX_TOKENS)
         return self.embed_ids(torch.tensor(tokens["input_ids"]))
@@ -118,12 +119,12 @@ class TextEncoder:
 
 
 class RandomTextEncoder:
-    """Stand-in for presets without a checkpoint: random rows per byte and position, not trained.
+    """Substitute for presets without a checkpoint: untrained random rows per byte and position.
 
     row_i = byte_table[byte_i] + position_table[i], of unit variance, the same in every run.
 
     Attributes:
-        width: Channels of a row.
+        width: Channels per row.
     """
 
     def __init__(
@@ -142,14 +143,14 @@ class RandomTextEncoder:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load the tokenizer of a local folder.
+    """Load the tokenizer from a local folder.
 
-    Code that the folder brings along is never run, and nobody is asked whether it may.
+    Code in the folder is never run, and the user is not prompted to allow it.
 
     Raises:
-        UserError: There is no such folder, or its files cannot be used.
+        UserError: The folder does not exist, or its files are unusable.
     """
-    folder = check_tokenizer(folder)  # transformers looks for a missing folder on the hub
+    folder = check_tokenizer(folder)  # transformers would look for a missing folder on the hub
     from transformers import AutoTokenizer
 
     try:
@@ -166,10 +167,10 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def check_tokenizer(folder: str | Path) -> Path:
-    """Check that a folder is there, and that its files are files.
+    """Check that a folder exists, and that its entries are regular files.
 
     Raises:
-        UserError: It is not; or one is a pointer of Git LFS, a link to nothing, a pipe, empty.
+        UserError: It does not; or one is a Git LFS pointer, a broken link, a pipe, or empty.
     """
     folder = check_folder(folder, "copy google/umt5-xxl of the checkpoint there")
     for file in (file for name in _TOKENIZER_FILES for file in sorted(folder.glob(name))):
@@ -184,8 +185,8 @@ def load_umt5(
 
     Args:
         path: ``.pth`` or safetensors with the published names (``blocks.0.attn.q.weight``, ...).
-        device: Where to put it.
-        dtype: What to convert the weights to.
+        device: Device to load it to.
+        dtype: Dtype to convert the weights to.
 
     Raises:
         UserError: The file is missing, damaged, or does not fit.
@@ -200,7 +201,7 @@ def umt5_on_meta(files: TensorFiles) -> tuple[UMT5EncoderModel, dict[str, Slot]]
     """Build the encoder that a checkpoint's shapes describe, without weights, and its key map.
 
     Raises:
-        UserError: A tensor that tells a size is missing.
+        UserError: A tensor that determines a size is missing.
     """
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -221,7 +222,7 @@ def umt5_on_meta(files: TensorFiles) -> tuple[UMT5EncoderModel, dict[str, Slot]]
 
 
 def _umt5_sizes(files: TensorFiles) -> dict[str, int]:
-    """Sizes of the encoder, from the shapes of its first block."""
+    """Derive the encoder's sizes from the shapes of its first block."""
 
     def matrix(key: str) -> tuple[int, int]:
         shape = files.shapes[key][0] if key in files.shapes else ()

@@ -1,12 +1,12 @@
 """wav2vec2's network: a convolutional feature extractor and a transformer over its features.
 
-After Baevski et al., "wav2vec 2.0", 2020, in both published layouts. *Base* has a group norm behind
-its first convolution and norms behind the transformer's residuals; *large* has a layer norm behind
-every convolution and norms before attention and feed-forward. Names of parameters are those of
+After Baevski et al., "wav2vec 2.0", 2020, in both published layouts. *Base* has a group norm after
+its first convolution and norms after the transformer's residuals; *large* has a layer norm after
+every convolution and norms before attention and feed-forward. Parameter names are those of
 transformers' ``Wav2Vec2Model``, which wrote the published files.
 
-Layout legend: B batch, N samples, T features in time, C channels of a feature, D width, H heads,
-d channels of a head.
+Layout legend: B batch, N samples, T features in time, C channels per feature, D width, H heads,
+d channels per head.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ ACTIVATIONS: Mapping[Activation, Pointwise] = MappingProxyType(
         "swish": F.silu,
     }
 )
-"""What ``config.json`` names; several names are of one formula."""
+"""Activation names in ``config.json``; several denote the same formula."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -62,12 +62,12 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Convolution(nn.Module):
-    """One stage of the feature extractor: convolution, norm where there is one, activation."""
+    """One stage of the feature extractor: convolution, norm if there is one, activation."""
 
     layer_norm: nn.Module | None  # the name of either norm in checkpoints
 
     def __init__(self, config: AudioEncoderConfig, index: int) -> None:
-        """Build the stage of that number."""
+        """Build the stage with index ``index``."""
         super().__init__()
         inputs, outputs = (1, *config.conv_dim)[index : index + 2]
         kernel, stride = config.conv_kernel[index], config.conv_stride[index]
@@ -80,7 +80,7 @@ class Convolution(nn.Module):
         self.activation = ACTIVATIONS[config.conv_activation]
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """[B, C, T] -> [B, C', T'] with T' = (T - kernel) // stride + 1."""
+        """Map [B, C, T] to [B, C', T'] with T' = (T - kernel) // stride + 1."""
         x_BCT = self.conv(x_BCT)
         if self.layer_norm is not None:
             x_BCT = self.layer_norm(x_BCT)
@@ -88,7 +88,7 @@ class Convolution(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """Samples to features, about 49 in a second at 16 kHz."""
+    """Samples to features, about 49 per second at 16 kHz."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         """Build all stages."""
@@ -97,7 +97,7 @@ class FeatureExtractor(nn.Module):
         self.conv_layers = nn.ModuleList(Convolution(config, index) for index in stages)
 
     def forward(self, samples_BN: Tensor) -> Tensor:
-        """[B, N] -> [B, C, T]."""
+        """Map [B, N] to [B, C, T]."""
         x_BCT = samples_BN[:, None]
         for stage in self.conv_layers:
             x_BCT = stage(x_BCT)
@@ -108,13 +108,13 @@ class FeatureProjection(nn.Module):
     """Layer norm of features, and their projection to the transformer's width."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
-        """Norm and linear layer."""
+        """Build norm and linear layer."""
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, D]."""
+        """Map [B, T, C] to [B, T, D]."""
         return self.projection(self.layer_norm(x_BTC))
 
 
@@ -150,14 +150,14 @@ class PositionalConvolution(nn.Module):
     """The position embedding: a grouped convolution over time, centred, and an activation."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
-        """Build the convolution; its weight is one tensor here, see `split_weight_norm`."""
+        """Build the convolution; its weight is a single tensor here, see `split_weight_norm`."""
         super().__init__()
         width, kernel, groups = config.width, config.pos_conv_kernel, config.pos_conv_groups
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         self.activation = ACTIVATIONS[config.conv_activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]; an even kernel reaches one step further back than ahead."""
+        """Map [B, T, D] to [B, T, D]; an even kernel reaches one step further back than ahead."""
         y_BDT = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]]
         return self.activation(y_BDT).transpose(1, 2)
 
@@ -166,7 +166,7 @@ class Attention(nn.Module):
     """Full self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Four projections with biases."""
+        """Build four projections with biases."""
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
@@ -174,7 +174,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         q_BHTd, k_BHTd, v_BHTd = (
             project(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -188,22 +188,22 @@ class FeedForward(nn.Module):
     """Linear, activation, linear."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
-        """Two linear layers with biases."""
+        """Build two linear layers with biases."""
         super().__init__()
         self.intermediate_dense = nn.Linear(config.width, config.ffn_dim)
         self.output_dense = nn.Linear(config.ffn_dim, config.width)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         return self.output_dense(self.activation(self.intermediate_dense(x_BTD)))
 
 
 class Layer(nn.Module):
-    """One transformer layer; ``pre_norm``: norms come before its parts, not behind the sums."""
+    """One transformer layer; ``pre_norm``: norms precede its parts rather than follow the sums."""
 
     def __init__(self, config: AudioEncoderConfig) -> None:
-        """Attention, feed-forward and a norm for each."""
+        """Build attention, feed-forward and a norm for each."""
         super().__init__()
         self.pre_norm = config.pre_norm
         self.attention = Attention(config.width, config.heads)
@@ -212,7 +212,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         if self.pre_norm:
             x_BTD = x_BTD + self.attention(self.layer_norm(x_BTD))
             return x_BTD + self.feed_forward(self.final_layer_norm(x_BTD))
@@ -232,7 +232,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def forward(self, x_BTD: Tensor) -> list[Tensor]:
-        """[B, T, D] -> the output of every layer, [B, T, D] each; a last norm is in the last."""
+        """Map [B, T, D] to all layers' outputs, [B, T, D] each; a final norm is in the last."""
         x_BTD = x_BTD + self.pos_conv_embed(x_BTD)
         if not self.pre_norm:
             x_BTD = self.layer_norm(x_BTD)
@@ -253,7 +253,7 @@ class Wav2Vec2(nn.Module):
     """
 
     def __init__(self, config: AudioEncoderConfig) -> None:
-        """Build it, on the meta device where that is current."""
+        """Build it, on the meta device if that is the default."""
         super().__init__()
         self.config = config
         self.feature_extractor = FeatureExtractor(config)
@@ -261,18 +261,18 @@ class Wav2Vec2(nn.Module):
         self.encoder = Encoder(config)
 
     def forward(self, features_BTC: Tensor) -> list[Tensor]:
-        """Features [B, T, C], resampled or not -> output of every layer, [B, T, D] each."""
+        """Map features [B, T, C], resampled or not, to every layer's output, [B, T, D] each."""
         return self.encoder(self.feature_projection(features_BTC))
 
     def split_weight_norm(self) -> None:
-        """Hold the positional weight as checkpoints do, in the two parts of a `SplitWeight`."""
+        """Store the positional weight like checkpoints do, in the two parts of a `SplitWeight`."""
         conv = self.encoder.pos_conv_embed.conv
         parts = SplitWeight(conv.weight.detach())
         del conv.weight
         conv.add_module(_PARTS, nn.ModuleDict({"weight": parts}))
 
     def fold_weight_norm(self) -> None:
-        """Compute that weight once, and hold it as one tensor again."""
+        """Compute that weight once, and store it as one tensor again."""
         conv = self.encoder.pos_conv_embed.conv
         parts = conv.get_submodule(f"{_PARTS}.weight")
         assert isinstance(parts, SplitWeight)

@@ -1,4 +1,4 @@
-"""Who is seen: the colours of a drawn face's parts, read back where the parts should be."""
+"""Identifies who is seen, from the colours of a drawn face's parts where they should be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,22 +7,22 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..train.cast import PERSONS
-from ..train.identity import EYES, Identity
-from ..train.painter import EYE_X, EYE_Y, GAZE_X, GAZE_Y, IRIS, Painter, Pose
-from ..train.registration import Place, sample
+from ..train.faces.cast import PERSONS
+from ..train.faces.identity import EYES, Identity
+from ..train.faces.painter import EYE_X, EYE_Y, GAZE_X, GAZE_Y, IRIS, Painter, Pose
+from ..train.readers.registration import Place, sample
 from .difference import ciede2000, lab_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Box: TypeAlias = tuple[float, float, float, float]
 
-# In the face's own places: middle, and half of the breadth and height, of one or two boxes.
+# In face coordinates: centre, and half of the width and height, of one or two boxes.
 _IN_FACE: dict[str, tuple[Box, ...]] = {
     "skin": ((-0.08, 0.06, 0.03, 0.02), (0.08, 0.06, 0.03, 0.02)),
     "hair": ((0.0, -0.27, 0.06, 0.015),),
     "eyes": tuple((side * EYE_X, EYE_Y - 0.006, 0.7 * IRIS, 0.5 * IRIS) for side in (-1, 1)),
 }
-# The same in the picture, where nothing comes before them.
+# The same in picture coordinates, where nothing occludes them.
 _IN_PICTURE: dict[str, tuple[Box, ...]] = {
     "wall": ((-0.42, -0.44, 0.05, 0.04), (0.42, -0.44, 0.05, 0.04)),
     "clothes": ((-0.22, 0.48, 0.06, 0.015), (0.22, 0.48, 0.06, 0.015)),
@@ -32,14 +32,14 @@ PARTS = (*_IN_FACE, *_IN_PICTURE)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
-    """What pictures say of who is in them.
+    """What pictures show about who is in them.
 
     Attributes:
-        away: How far each part's colour is from the person's own, by CIEDE2000, [T, parts];
-            NaN of eyes that are closed.
-        recognised: The person is nearer than any other of the test split, bool [T].
-        eyes_kept: The eyes are nearer to the person's own colour than to any other, [T]: 0, 1, or
-            NaN where they are closed.
+        away: CIEDE2000 of each part's colour from the person's own, [T, parts]; NaN for closed
+            eyes.
+        recognised: Whether the person is nearer than any other in the test split, bool [T].
+        eyes_kept: Whether the eyes are nearer to the person's own colour than to any other, [T]:
+            0, 1, or NaN if closed.
     """
 
     away: Floats
@@ -48,10 +48,10 @@ class Seen:
 
 
 class AttributeReader:
-    """Compares pictures of one person with drawings of all whom the test split has."""
+    """Compares pictures of one person with drawings of everyone in the test split."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
-        """Look at the drawings.
+        """Prepare the drawings.
 
         Args:
             person: Who should be seen.
@@ -67,12 +67,12 @@ class AttributeReader:
     def read(
         self, frames_THWC: NDArray[np.uint8], places: Sequence[Place], gaze_T2: Floats
     ) -> Seen:
-        """Say who is seen.
+        """Identify who is seen.
 
         Args:
             frames_THWC: The pictures.
-            places: Where each one's head is.
-            gaze_T2: Where each one's eyes look, as a `Pose`; NaN where they are closed.
+            places: Position of each head.
+            gaze_T2: Gaze direction in each, as in a `Pose`; NaN for closed eyes.
         """
         closed_T = np.isnan(gaze_T2).any(axis=1)
         looks = np.nan_to_num(gaze_T2) * (GAZE_X, GAZE_Y)
@@ -94,20 +94,20 @@ class AttributeReader:
         )
 
     def _away(self, colours_TPC: NDArray[np.uint8], drawn_NPC: NDArray[np.uint8]) -> Floats:
-        """CIEDE2000 of every part, [T, N, parts]."""
+        """Compute CIEDE2000 of every part, [T, N, parts]."""
         away = ciede2000(lab_of(colours_TPC)[:, None], lab_of(drawn_NPC)[None])
         return np.asarray(away.double().numpy())
 
     def _drawn(self, persons: Sequence[Identity], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Colours of persons at rest, [N, parts, 3]."""
+        """Compute the colours of persons at rest, [N, parts, 3]."""
         return np.stack(
             [self._colours(Painter(p, size).draw(Pose()), Place(), np.zeros(2)) for p in persons]
         )
 
     def _colours(self, frame: NDArray[np.uint8], place: Place, look: Floats) -> NDArray[np.uint8]:
-        """Mean colour of each part, uint8 [parts, 3]."""
+        """Compute the mean colour of each part, uint8 [parts, 3]."""
         height, width = frame.shape[:2]
-        # What is higher or wider than a square has more wall and clothes at its ends.
+        # Pictures taller or wider than a square have more wall and clothes at their ends.
         half = np.array([width, height]) / 2
         colours = []
         for name in PARTS:
@@ -120,11 +120,11 @@ class AttributeReader:
         return np.round(np.clip(colours, 0, 255)).astype(np.uint8)
 
     def _points(self, boxes: Sequence[Box]) -> Floats:
-        """Places all over some boxes, [M, 2]."""
+        """Sample points all over some boxes, [M, 2]."""
         grid = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 7)]), -1).reshape(-1, 2)
         return np.concatenate([np.array(box[:2]) + grid * box[2:] for box in boxes])
 
 
 def _mean(away: Floats, counted: NDArray[np.bool_]) -> Floats:
-    """Mean over the parts that count."""
+    """Average over the parts that count."""
     return np.asarray((away * counted).sum(axis=-1) / counted.sum(axis=-1))

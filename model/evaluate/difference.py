@@ -1,4 +1,4 @@
-"""CIEDE2000: how different two colours look.
+"""CIEDE2000: the perceived difference between two colours.
 
 Source: G. Sharma, W. Wu, E. N. Dalal, "The CIEDE2000 color-difference formula: implementation
 notes, supplementary test data, and mathematical observations" (Color Research and Application 30,
@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 
 
 def lab_of(pixels: NDArray[np.uint8]) -> Tensor:
-    """L*, a*, b* of sRGB pixels, uint8 [..., 3] -> float32 [..., 3]."""
+    """Convert sRGB pixels, uint8 [..., 3], to L*, a*, b*, float32 [..., 3]."""
     signed = from_uint8(torch.tensor(pixels), torch.float32)
     return (
         to_lab(signed.reshape(1, 1, -1, 3).permute(3, 0, 1, 2))
@@ -31,14 +31,14 @@ def lab_of(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def ciede2000(one: Tensor, other: Tensor) -> Tensor:
-    """Difference of colours given as L*, a*, b*.
+    """Compute the difference of colours given as L*, a*, b*.
 
     Args:
         one: [..., 3], of any float dtype.
-        other: The same, or of a shape that spreads to it.
+        other: The same, or of a shape that broadcasts to it.
 
     Returns:
-        [...], 0 for equal colours; about 1 can just be seen.
+        [...], 0 for equal colours; about 1 is just noticeable.
     """
     (l1, a1, b1), (l2, a2, b2) = one.unbind(-1), other.unbind(-1)
     # Step 1, (2) to (7): a is stretched where chroma is low.
@@ -47,13 +47,14 @@ def ciede2000(one: Tensor, other: Tensor) -> Tensor:
     a1, a2 = a1 * stretch, a2 * stretch
     c1, c2 = torch.hypot(a1, b1), torch.hypot(a2, b2)
     h1, h2 = (torch.atan2(b, a) % _TURN for a, b in ((a1, b1), (a2, b2)))
-    # Step 2, (8) to (11): the shorter way round; half a turn is no shorter way, rounding apart.
+    # Step 2, (8) to (11): the shorter way round; up to rounding, half a turn is no shorter way.
     turn = h2 - h1
     turn = turn - _TURN * turn.sign() * (turn.abs() > _TURN / 2 + _ROUNDING)
     d_hue = 2 * (c1 * c2).sqrt() * torch.sin(turn / 2)
     d_light, d_chroma = l2 - l1, c2 - c1
-    # Step 3, (12) to (22): the mean hue lies half a turn from the first; without chroma on one
-    # side it is the other's.
+    # Step 3, (12) to (22): the mean hue is half a turn from the first; if one side has no chroma,
+    # it is
+    # the other's.
     grey = c1 * c2 == 0
     mean_hue = torch.where(grey, torch.where(c1 == 0, h2, h1), h1 + turn / 2)
     chroma, light = (c1 + c2) / 2, ((l1 + l2) / 2 - 50) ** 2

@@ -1,4 +1,4 @@
-"""One model's streams, made and judged."""
+"""Makes and judges one model's streams."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ from ..avatar import Avatar
 from ..config import CHUNK_FRAMES, NEW_FRAMES
 from ..pipeline import Pipeline
 from ..stream.chunk import StreamOptions, from_uint8, to_uint8
-from ..train.clips import Clips
-from ..train.identity import Identity
-from ..train.mouth import FPS
-from ..train.synthetic import TRUTH
+from ..train.data.clips import Clips
+from ..train.data.synthetic import TRUTH
+from ..train.faces.identity import Identity
+from ..train.faces.mouth import FPS
 from .judge import Judge, chunk_measures
 from .models import Model
 from .pictures import Regions, decibels, edges
@@ -29,35 +29,37 @@ Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = dict[str, float | None]
 
 CORRECTIONS: Mapping[str, float] = {"on": 1.0, "off": 0.0}
-"""Colour correction of the two times that each stream is made."""
+"""Strength of the colour correction with which a stream is made, by name."""
 HALF_MINUTE = round(30 * FPS / NEW_FRAMES)
-"""In chunks."""
-_PEAK = 95  # percentile of a mouth that is wide open
+"""Half a minute, in chunks."""
+_PEAK = 95  # percentile of a wide-open mouth
 _VAE_CLIPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is asked of every model.
+    """Settings of the evaluation, the same for every model.
 
     Attributes:
-        seed: Noise of the first stream; the others have the next ones.
-        steps: Denoising steps a chunk.
-        twins: Chunks after a disturbance; 0: none is tried.
+        seed: Noise seed of the first stream; the others count up from it.
+        steps: Denoising steps per chunk.
+        twins: Chunks after a disturbance; 0 to try none.
+        corrections: Those of `CORRECTIONS` with which each stream is made.
     """
 
     seed: int = 9999
     steps: int = 4
     twins: int = 8
+    corrections: Sequence[str] = tuple(CORRECTIONS)
 
     def first_twin(self, chunks: int) -> int:
-        """Chunk of a stream of so many at which twins part."""
+        """Choose the chunk of a stream of ``chunks`` at which twins part."""
         return min(BEGIN, chunks // 2)
 
     def work(self, scripts: Sequence[Script]) -> int:
-        """Chunks that one model has to make."""
+        """Count the chunks that one model has to make."""
         return sum(
-            len(CORRECTIONS) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
+            len(self.corrections) * (s.chunks + (1 + len(KINDS)) * self._after(s)) for s in scripts
         )
 
     def _after(self, script: Script) -> int:
@@ -70,13 +72,13 @@ class Judged:
     """A stream that was made and judged.
 
     Attributes:
-        run: Number of the model among those of one recipe.
-        script: What was to be made.
+        run: Index of the model among those of one recipe.
+        script: The script of the stream.
         correction: ``on`` or ``off``.
-        seed: Of the noise.
-        chunks: Measure -> a number a chunk; names as `judge.MEASURES`.
-        whole: Measure -> number of the whole stream; names as `WHOLE`.
-        recoveries: Twins.
+        seed: Noise seed.
+        chunks: Measure -> one value per chunk; names as in `judge.MEASURES`.
+        whole: Measure -> value of the whole stream; names as in `WHOLE`.
+        recoveries: Disturbed twins.
     """
 
     run: int
@@ -97,25 +99,27 @@ def evaluate(
     *,
     run: int = 0,
 ) -> Iterator[Judged]:
-    """Make every script with colour correction and without, and judge it.
+    """Make and judge every script, with colour correction, without, or both.
 
     Args:
         model: The model.
         scripts: The streams.
         size: Pictures' (H, W).
-        settings: How.
+        settings: Settings of the evaluation.
         advance: Called after every chunk that was made.
-        run: Number of the model among those of one recipe.
+        run: Index of the model among those of one recipe.
 
     Raises:
-        NumericsError: The model gives NaN or Inf.
+        NumericsError: The model returns NaN or Inf.
     """
     for number, script in enumerate(scripts):
         avatar = model.avatar(portrait_of(script.person, size))
         judge = Judge(script.person, size)
-        for correction, strength in CORRECTIONS.items():
+        for correction in settings.corrections:
             options = StreamOptions(
-                seed=settings.seed + number, steps=settings.steps, color_correction=strength
+                seed=settings.seed + number,
+                steps=settings.steps,
+                color_correction=CORRECTIONS[correction],
             )
             judge.begin()
             yield _judged(
@@ -161,11 +165,11 @@ def _judged(
 
 
 def whole_measures(frames: Mapping[str, Floats], script: Script) -> Numbers:
-    """What the frames of a whole stream come to; names as `WHOLE`.
+    """Compute the measures of a whole stream; names as in `WHOLE`.
 
     Args:
         frames: From `Judge.judge`.
-        script: What was to be made.
+        script: The script of the stream.
     """
     opening, true = frames["opening"], script.opening
     shifted = shifted_correlations(opening, true)
@@ -201,38 +205,38 @@ def whole_measures(frames: Mapping[str, Floats], script: Script) -> Numbers:
 
 WHOLE: Mapping[str, str] = {
     "mouth": "correlation of mouth opening with the truth",
-    "mouth_without_loudness": "the same with loudness removed from both",
+    "mouth_without_loudness": "the same with the effect of loudness removed from both",
     "mouth_shifted": "the same with sound shifted by 10 s and more, mean of 20 shifts",
-    "mouth_shifted_worst": "greatest of them",
-    "mouth_lag": "frames by which the mouth comes late",
-    "mouth_peaks": "95th percentile of the opening by the truth's",
+    "mouth_shifted_worst": "largest of them",
+    "mouth_lag": "frames by which the mouth lags",
+    "mouth_peaks": "95th percentile of the opening relative to the truth",
     "loudness_alone": "correlation of loudness with the truth",
     "width": "correlation of mouth width with the truth",
     "blinks": "a minute",
-    "true_blinks": "a minute, of the data",
-    "blink_ratio": "blinks by the data's",
-    "gaze_x_spread": "standard deviation by the data's",
+    "true_blinks": "per minute, in the data",
+    "blink_ratio": "blinks relative to the data",
+    "gaze_x_spread": "standard deviation relative to the data",
     "gaze_y_spread": "likewise",
     "sway_x_spread": "likewise",
     "sway_y_spread": "likewise",
     "roll_spread": "likewise",
-    "mean_frame_away": "portrait and mean frame, mean CIEDE2000 of pixels",
-    "worst_away": "portrait and the worst frame, mean CIEDE2000 of pixels",
+    "mean_frame_away": "mean CIEDE2000 of pixels between portrait and mean frame",
+    "worst_away": "mean CIEDE2000 of pixels between portrait and worst frame",
     "picture_db_change": "mean picture dB, last half minute minus first",
 }
-"""Measures of a whole stream, and what they say."""
+"""Measures of a whole stream, and their meaning."""
 
 
 def round_trip(pipeline: Pipeline, clips: Clips) -> Numbers:
-    """Code and decode held-out pictures: the best that the model could show.
+    """Encode and decode held-out pictures: the best that the model could show.
 
     Args:
         pipeline: The model.
-        clips: Drawn clips; the first chunk's frames of up to eight are taken.
+        clips: Drawn clips; the first chunk's frames of up to eight are used.
 
     Returns:
-        ``picture_db``, ``mouth_db``, ``sharpness`` as of chunks; ``clips``. None where no clip has
-        33 frames.
+        ``picture_db``, ``mouth_db``, ``sharpness`` as for chunks; ``clips``. None if no clip has 33
+        frames.
     """
     found: dict[str, list[float]] = {"picture_db": [], "mouth_db": [], "sharpness": []}
     for number, entry in enumerate(clips.index.clips):
@@ -254,7 +258,7 @@ def round_trip(pipeline: Pipeline, clips: Clips) -> Numbers:
 
 
 def chunk_means(values_T: Floats) -> Floats:
-    """Mean of each chunk, [K]."""
+    """Average each chunk, [K]."""
     return np.asarray(values_T.reshape(-1, NEW_FRAMES).mean(axis=1))
 
 
@@ -263,7 +267,7 @@ def _column(script: Script, name: str) -> Floats:
 
 
 def _spread(values_T: Floats) -> float:
-    """Standard deviation of what is known; 0 where nothing is."""
+    """Compute the standard deviation of known values; 0 if there are none."""
     known = values_T[np.isfinite(values_T)]
     return float(known.std()) if len(known) else 0.0
 

@@ -1,4 +1,4 @@
-"""How sure a mean over streams or runs is, of which there are few."""
+"""Confidence intervals for means over streams or runs, of which there are few."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _Z = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean, and where that of all possible streams is.
+    """A mean, and an interval for that of all possible streams.
 
     Attributes:
-        mean: Of those that have the number; None where none has.
-        low: Lower end of the 95 % interval; None of a single one.
+        mean: Mean of those that have the value; None if none has.
+        low: Lower end of the 95 % interval; None for a single value.
         high: Upper end.
-        count: How many have the number.
+        count: Number of values.
     """
 
     mean: float | None
@@ -29,19 +29,19 @@ class Estimate:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to plain values."""
         return asdict(self)
 
 
 def estimate(values: Sequence[float | None], *, logarithmic: bool = False) -> Estimate:
-    """Mean and Student's interval.
+    """Compute the mean and Student's interval.
 
-    A bootstrap's percentiles would hold the truth in 75 % of the cases with three numbers, since
-    they never leave the range of what was seen.
+    A bootstrap's percentiles would contain the truth in only 75 % of the cases with three values,
+    since they never leave the observed range.
 
     Args:
-        values: One a stream, or a run; None is left out.
-        logarithmic: Of positive factors, the geometric mean.
+        values: One per stream, or run; None is skipped.
+        logarithmic: Compute the geometric mean, for positive factors.
     """
     known = np.array([value for value in values if value is not None], np.float64)
     count = len(known)
@@ -59,7 +59,7 @@ def estimate(values: Sequence[float | None], *, logarithmic: bool = False) -> Es
 
 
 def _student(freedom: int) -> float:
-    """97.5th percentile; beyond the table by the series of Cornish and Fisher."""
+    """Return the 97.5th percentile; beyond the table by the series of Cornish and Fisher."""
     if freedom <= len(_T):
         return _T[freedom - 1]
     z, inverse = _Z, 1 / freedom

@@ -1,9 +1,9 @@
-"""Judges pictures of a stream, frame by frame: mouth, eyes, place, likeness, sharpness, colours.
+"""Judges a stream's pictures, frame by frame: mouth, eyes, position, likeness, sharpness, colours.
 
-What the sound asks for is the truth of the mouth. Where the head is, where the eyes look and when
-they blink is chance: the true picture, to which a made one is compared, is drawn with the true
-mouth and with the rest as it was read. The smile, which is chance too and is not read, is the
-usual one there.
+The sound determines the true mouth. Head position, gaze and blinks are random: the true picture, to
+which a generated one is compared, is drawn with the true mouth and with the rest as it was read.
+The
+smile, which is random too and is not read, is its average there.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import NEW_FRAMES
-from ..train.identity import Identity
-from ..train.painter import Painter, Pose
-from ..train.reading import READ, FaceReader
+from ..train.faces.identity import Identity
+from ..train.faces.painter import Painter, Pose
+from ..train.readers.reading import READ, FaceReader
 from .attributes import PARTS, AttributeReader
 from .difference import ciede2000, lab_of
 from .pictures import Regions, decibels, difference, edges, seam_ratio
@@ -28,10 +28,10 @@ _CHANCE = ("blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
 
 
 class Judge:
-    """Judges streams of one person, of each of which it is given the chunks in order."""
+    """Judges streams of one person, given the chunks of each in order."""
 
     def __init__(self, person: Identity, size: tuple[int, int]) -> None:
-        """Look at the person.
+        """Analyse the person.
 
         Args:
             person: Who should be seen.
@@ -45,7 +45,7 @@ class Judge:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the stream before: another one begins."""
+        """Start another stream, forgetting the one before."""
         self._last = self.portrait
         self._sum = np.zeros(self.portrait.shape)
         self._count = 0
@@ -57,14 +57,15 @@ class Judge:
 
         Args:
             frames_THWC: uint8 [T, H, W, 3].
-            opening_T: The true mouth.
-            width_T: Likewise.
+            opening_T: True opening of the mouth.
+            width_T: True width of the mouth.
 
         Returns:
-            Name -> a number a frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
+            Name -> one value per frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
             picture; ``edges``, ``chroma``, ``light``, ``contrast`` and those of the true one;
-            ``away`` from the portrait by CIEDE2000, a mean of all pixels; ``background``,
-            ``motion``; ``away_PART``; ``recognised``, ``eyes_kept``.
+            ``away``
+            from the portrait by mean CIEDE2000 of all pixels; ``background``, ``motion``;
+            ``away_PART``; ``recognised``, ``eyes_kept``.
         """
         read_TK, places = self._reader.read_places(frames_THWC)
         read = {name: read_TK[:, column] for column, name in enumerate(READ)}
@@ -99,7 +100,7 @@ class Judge:
         }
 
     def mean_frame_away(self) -> float:
-        """CIEDE2000 between the portrait and the mean of all frames, a mean of all pixels."""
+        """Compute mean CIEDE2000 over all pixels between the portrait and the mean frame."""
         mean = np.round(self._sum / self._count).astype(np.uint8)
         return float(ciede2000(lab_of(mean), self._portrait_lab).mean())
 
@@ -122,15 +123,15 @@ class Judge:
 def chunk_measures(
     frames: Mapping[str, Floats], opening_T: Floats, width_T: Floats
 ) -> dict[str, Floats]:
-    """What frames come to, chunk by chunk.
+    """Aggregate the values of frames by chunk.
 
     Args:
-        frames: From `Judge.judge`, of whole chunks.
-        opening_T: The true mouth.
-        width_T: Likewise.
+        frames: From `Judge.judge`, for whole chunks.
+        opening_T: True opening of the mouth.
+        width_T: True width of the mouth.
 
     Returns:
-        Name -> [K], names as `MEASURES`.
+        Name -> [K]; names as in `MEASURES`.
     """
 
     def mean(values_T: Floats) -> Floats:
@@ -162,28 +163,28 @@ def chunk_measures(
 
 
 MEASURES: Mapping[str, str] = {
-    "mouth_error": "mean difference of mouth opening and truth, 0..1",
-    "width_error": "the same of its width",
-    "picture_db": "made and true picture, dB",
+    "mouth_error": "mean difference between mouth opening and truth, 0..1",
+    "width_error": "the same for its width",
+    "picture_db": "PSNR against the true picture, dB",
     "mouth_db": "the same around the mouth, dB",
-    "sharpness": "gradient energy in the face by the truth's",
-    "saturation": "mean chroma by the truth's",
+    "sharpness": "gradient energy in the face relative to the truth",
+    "saturation": "mean chroma relative to the truth",
     "lightness": "mean L* minus the truth's",
-    "contrast": "standard deviation of L* by the truth's",
-    "away": "portrait and frame, mean CIEDE2000 of pixels",
-    "worst_away": "the same of the chunk's worst frame",
+    "contrast": "standard deviation of L* relative to the truth",
+    "away": "mean CIEDE2000 of pixels from the portrait",
+    "worst_away": "the same for the chunk's worst frame",
     "identity": "CIEDE2000 of skin, hair, wall and clothes from the person's own",
-    "recognised": "share of frames nearer to the person than to any other of the test split",
-    "eyes_kept": "share of open eyes nearer to their own colour than to any other",
-    "background": "still pixels and the portrait's, levels of 255",
-    "motion": "a frame and the next, levels of 255",
-    "seam": "jump into a chunk by the jumps within it and the one before",
+    "recognised": "fraction of frames nearer to the person than to any other in the test split",
+    "eyes_kept": "fraction of open eyes nearer to their own colour than to any other",
+    "background": "difference of still pixels from the portrait's, levels of 255",
+    "motion": "difference between consecutive frames, levels of 255",
+    "seam": "jump into a chunk relative to those within it and the one before",
 }
-"""Measures of a chunk, and what they say."""
+"""Measures of a chunk, and their meaning."""
 
 
 def _within(name: str) -> tuple[float, float]:
-    """Where a pose can be drawn."""
+    """Return the range in which a pose can be drawn."""
     far = {"sway_x": 0.1, "sway_y": 0.1, "roll": 0.2}.get(name, 1.0)
     return (0.0 if name == "blink" else -far), far
 

@@ -1,4 +1,4 @@
-"""The report of ``livetalk evaluate`` for people."""
+"""Formats the report of ``livetalk evaluate``."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -22,7 +22,7 @@ WANTED: Mapping[str, tuple[float | None, float | None]] = MappingProxyType(
         "contraction.all": (None, 1.0),
     }
 )
-"""What the demo's model has to reach: from, to."""
+"""Required ranges for the demo's model: from, to."""
 _DRIFTING = (
     "picture_db", "sharpness", "saturation", "lightness", "contrast", "away", "identity",
     "background", "motion", "seam", "mouth_error",
@@ -33,14 +33,17 @@ def markdown(report: Mapping[str, Any], picture: str) -> str:
     """Write the report.
 
     Args:
-        report: As the JSON has it.
+        report: As in the JSON.
         picture: File name of the plot.
     """
     return "\n".join(_lines(report, picture)) + "\n"
 
 
 def goals(model: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a model has to reach: measure, value with colour correction, and what is wanted."""
+    """Yield what a model must reach: measure, value, and required range.
+
+    The value is with colour correction, unless streams were made only without it.
+    """
     for name, ends in WANTED.items():
         group, measure = name.split(".")
         if group == "vae":
@@ -49,7 +52,9 @@ def goals(model: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"VAE {measure}", shown, _range(ends)
         else:
             title = "contraction" if group == "contraction" else measure
-            yield title, _cell(model["summary"]["on"][group][measure]), _range(ends)
+            summary = model["summary"]
+            first = next(iter(summary.values()))
+            yield title, _cell(summary.get("on", first)[group][measure]), _range(ends)
 
 
 def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
@@ -58,7 +63,7 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield "# How well a model talks, and whether it drifts"
     yield ""
     names = ", ".join(f"{name}: {_names(model)}" for name, model in models.items())
-    weights = " Random weights: these numbers mean nothing." if _random(models) else ""
+    weights = " Random weights: these numbers are meaningless." if _random(models) else ""
     yield (
         f"{names}.{weights} {settings['streams']} streams a run, of {settings['chunks']} chunks "
         f"({settings['seconds']:.0f} s), {settings['steps']} steps a chunk, "
@@ -118,43 +123,44 @@ def _model(model: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tables(summary: Mapping[str, Any], *, wanted: bool) -> Iterator[str]:
-    on, off = summary["on"], summary["off"]
+    columns, sides = list(summary), list(summary.values())
     for title, group, words in (
         ("Whole streams", "whole", WHOLE),
         ("Mean of the chunks", "mean", MEASURES),
     ):
         goal = " wanted |" if wanted else ""
         yield ""
-        yield f"| {title} | on | off |{goal} what |"
-        yield "|---|---|---|---|" + ("---|" if wanted else "")
+        yield f"| {title} | {' | '.join(columns)} |{goal} what |"
+        yield "|---" * (len(columns) + 2 + wanted) + "|"
         for name, what in words.items():
-            if name not in on[group]:
+            if name not in sides[0][group]:
                 continue
-            numbers = f"{_cell(on[group][name])} | {_cell(off[group][name])}"
+            numbers = " | ".join(_cell(side[group][name]) for side in sides)
             goal = f" {_range(WANTED.get(f'{group}.{name}'))} |" if wanted else ""
             yield f"| {name} | {numbers} |{goal} {what} |"
     yield ""
-    yield "| Drift | change, on | change, off | slope, on | slope, off |"
-    yield "|---|---|---|---|---|"
+    titles = [f"{group}, {column}" for group in ("change", "slope") for column in columns]
+    yield f"| Drift | {' | '.join(titles)} |"
+    yield "|---" * (len(titles) + 1) + "|"
     for name in _DRIFTING:
-        cells = [_cell(side[group][name]) for group in ("change", "slope") for side in (on, off)]
+        cells = [_cell(side[group][name]) for group in ("change", "slope") for side in sides]
         yield f"| {name} | {' | '.join(cells)} |"
     yield ""
     yield f"Change: {GROUPS['change']}. Slope: {GROUPS['slope']}."
-    if any(entry["count"] for side in (on, off) for entry in side["contraction"].values()):
+    if any(entry["count"] for side in sides for entry in side["contraction"].values()):
         yield ""
-        yield "| Disturbed | lambda, on | lambda, off |"
-        yield "|---|---|---|"
-        for name in on["contraction"]:
+        yield f"| Disturbed | {' | '.join(f'lambda, {column}' for column in columns)} |"
+        yield "|---" * (len(columns) + 1) + "|"
+        for name in sides[0]["contraction"]:
             shown = f"{name} (wanted: {_range(WANTED['contraction.all'])})"
-            cells = [_cell(side["contraction"][name]) for side in (on, off)]
+            cells = [_cell(side["contraction"][name]) for side in sides]
             yield f"| {shown if wanted and name == ALL else name} | {' | '.join(cells)} |"
         yield ""
         yield f"Lambda: {GROUPS['contraction']}."
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
-    """An estimate: ``0.81 [0.78, 0.84]``."""
+    """Format an estimate: ``0.81 [0.78, 0.84]``."""
     if entry["mean"] is None:
         return "–"
     ends = "" if entry["low"] is None else f" [{_number(entry['low'])}, {_number(entry['high'])}]"

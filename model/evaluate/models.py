@@ -1,4 +1,4 @@
-"""A model to be evaluated: a run of ``livetalk train``, a published folder, or random weights."""
+"""Loads a model to evaluate: a run of ``livetalk train``, a published folder, or random weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Model:
     """A loaded model.
 
     Attributes:
-        name: Of its folder, or of the preset.
+        name: Name of its folder, or of the preset.
         pipeline: The model.
     """
 
@@ -37,11 +37,11 @@ class Model:
         """Load a model.
 
         Args:
-            folder: Of a run or of published weights; None: a preset with random weights.
-            preset: Its name, in that case.
-            audio_encoder: Folder of wav2vec2; by default that which the run was trained with.
-            device: As `load_pipeline` takes it.
-            dtype: Likewise.
+            folder: Folder of a run or of published weights; None: a preset with random weights.
+            preset: Name of the preset, in that case.
+            audio_encoder: Folder of wav2vec2; by default the one the run was trained with.
+            device: As in `load_pipeline`.
+            dtype: As in `load_pipeline`.
 
         Raises:
             UserError: A file is missing or damaged.
@@ -57,10 +57,10 @@ class Model:
         return cls(name=name, pipeline=pipeline)
 
     def avatar(self, portrait: Image.Image) -> Avatar:
-        """Prepare a portrait, in its own size.
+        """Prepare a portrait at its own size.
 
         Raises:
-            UserError: The model has no such constants, and its encoders are missing.
+            UserError: The model does not replace encoders by constants, and they are missing.
         """
         size = (portrait.height, portrait.width)
         return self.pipeline.prepare(Portrait.of(portrait), size=size)

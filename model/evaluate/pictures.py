@@ -1,4 +1,4 @@
-"""Numbers of pictures: how near to the truth, how sharp, how colourful, how still.
+"""Picture metrics: closeness to the truth, sharpness, colour, stillness.
 
 Pictures are uint8 [T, H, W, 3]; differences are in levels of 0..255.
 """
@@ -9,18 +9,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..train.identity import Identity
-from ..train.liveliness import SWAY
-from ..train.painter import MOUTH_Y, Painter, Pose, picture_points
+from ..train.faces.identity import Identity
+from ..train.faces.liveliness import SWAY
+from ..train.faces.painter import MOUTH_Y, Painter, Pose, picture_points
 
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MOST_DB = 60.0
-"""Of equal pictures, which have no end."""
+"""Value for equal pictures, whose ratio is unbounded."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_FACE = (0.25, -0.25, 0.33)  # of the picture's shorter side: half its breadth, top, bottom
-_MOUTH = (0.17, 0.12)  # half a box that holds a mouth wherever the head may be
+_FACE = (0.25, -0.25, 0.33)  # fractions of the shorter side: half the width, top, bottom
+_MOUTH = (0.17, 0.12)  # half of a box that contains the mouth wherever the head may be
 _CLOSE = 2  # levels by which a still pixel may differ
 
 
@@ -31,7 +31,7 @@ class Regions:
     Attributes:
         face: Box around the face.
         mouth: Box around the mouth.
-        still: What no pose changes: the wall, and the inside of the clothes.
+        still: What no pose changes: the wall, and the inner part of the clothes.
     """
 
     face: NDArray[np.bool_]
@@ -40,7 +40,7 @@ class Regions:
 
     @classmethod
     def of(cls, person: Identity, size: tuple[int, int]) -> "Regions":
-        """Draw the person in the outermost poses."""
+        """Draw the person in the extreme poses."""
         x, y = np.moveaxis(picture_points(size), -1, 0)
         half, top, bottom = _FACE
         aside, above = _MOUTH
@@ -64,11 +64,11 @@ class Regions:
 def decibels(
     made_THWC: Pixels, true_THWC: Pixels, where: NDArray[np.bool_] | None = None
 ) -> Floats:
-    """Peak signal to noise ratio of each picture, in dB, [T].
+    """Compute the peak signal-to-noise ratio of each picture, in dB, [T].
 
     Args:
-        made_THWC: The pictures.
-        true_THWC: What they should be.
+        made_THWC: Pictures.
+        true_THWC: Ground truth.
         where: Pixels that count, [H, W]; by default all.
     """
     squares = (made_THWC.astype(np.float32) - true_THWC.astype(np.float32)) ** 2
@@ -78,9 +78,9 @@ def decibels(
 
 
 def edges(pictures_THWC: Pixels, where: NDArray[np.bool_]) -> Floats:
-    """Energy of the gradients of each picture's lightness after a 3x3 median, [T].
+    """Compute the gradient energy of each picture's lightness after a 3x3 median, [T].
 
-    The median takes away noise, which would pass for sharpness.
+    The median removes noise, which would pass for sharpness.
     """
     grey = median3(np.round(pictures_THWC @ _LUMA).astype(np.uint8)).astype(np.float32)
     down, right = np.zeros_like(grey), np.zeros_like(grey)
@@ -90,12 +90,13 @@ def edges(pictures_THWC: Pixels, where: NDArray[np.bool_]) -> Floats:
 
 
 def median3(grey_THW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Median of each pixel and its eight neighbours; edges are repeated."""
+    """Compute the median of each pixel and its eight neighbours; edges are repeated."""
     height, width = grey_THW.shape[1:]
     padded = np.pad(grey_THW, ((0, 0), (1, 1), (1, 1)), mode="edge")
     near = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    # Sorted columns; then the median is that of the largest least, the middle middle and the
-    # smallest greatest of them.
+    # Sort columns; then the median is that of the largest minimum, the middle median and the
+    # smallest
+    # maximum among them.
     columns = [_sorted3(*near[n::3]) for n in range(3)]
     least, middle, greatest = zip(*columns, strict=True)
     low = np.maximum(np.maximum(least[0], least[1]), least[2])
@@ -113,21 +114,21 @@ def _sorted3(a: Pixels, b: Pixels, c: Pixels) -> tuple[Pixels, Pixels, Pixels]:
 def difference(
     one_THWC: Pixels, other_THWC: Pixels, where: NDArray[np.bool_] | None = None
 ) -> Floats:
-    """Mean absolute difference of each picture from another, in levels, [T]; shapes may spread."""
+    """Compute the mean absolute difference of pictures, in levels, [T]; shapes may broadcast."""
     away = np.abs(one_THWC.astype(np.int16) - other_THWC.astype(np.int16))
     inside = away if where is None else away[:, where]
     return inside.reshape(len(away), -1).mean(axis=1, dtype=np.float64)
 
 
 def seam_ratio(motion_T: Floats, chunk: int) -> Floats:
-    """Jump into each chunk by the usual one within it and the one before, [K]; 1 is no seam.
+    """Compare the jump into each chunk with the usual one near it, [K]; 1 means no seam.
 
     Args:
         motion_T: `difference` of each frame from the one before.
-        chunk: Frames of a chunk.
+        chunk: Frames per chunk.
 
     Returns:
-        NaN for the first chunk, which follows on nothing, and where nothing moves.
+        NaN for the first chunk, which has no predecessor, and if nothing moves.
     """
     motion_KF = motion_T.reshape(-1, chunk)
     inside_K = motion_KF[:, 1:].mean(axis=1)

@@ -1,4 +1,4 @@
-"""The picture of ``livetalk evaluate``: measures by chunk, and disturbances that die away."""
+"""Plots of ``livetalk evaluate``: measures by chunk, and decaying disturbances."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -8,10 +8,10 @@ import numpy as np
 
 PANES: Mapping[str, str] = {
     "picture_db": "picture, dB",
-    "mouth_error": "error of the mouth",
-    "sharpness": "sharpness by the truth's",
-    "saturation": "chroma by the truth's",
-    "away": "from the portrait, CIEDE2000",
+    "mouth_error": "mouth error",
+    "sharpness": "sharpness relative to the truth",
+    "saturation": "chroma relative to the truth",
+    "away": "distance from the portrait, CIEDE2000",
     "seam": "jump at the seam",
     "identity": "colours of the parts, CIEDE2000",
 }
@@ -21,10 +21,10 @@ _SMOOTH = 9  # chunks
 
 
 def draw(report: Mapping[str, Any]) -> bytes:
-    """Draw the report, a PNG.
+    """Draw the report as PNG.
 
     Args:
-        report: As the JSON has it.
+        report: As in the JSON.
     """
     from matplotlib.figure import Figure
 
@@ -39,6 +39,8 @@ def draw(report: Mapping[str, Any]) -> bytes:
                     for stream in model["streams"]
                     if stream["color_correction"] == correction
                 ]
+                if not rows:
+                    continue
                 values = _smoothed(np.array(rows, np.float64))
                 times = (np.arange(len(values)) + 0.5) / len(values) * minutes
                 pane.plot(times, values, style, color=colour, label=f"{name}, {correction}")
@@ -52,8 +54,8 @@ def draw(report: Mapping[str, Any]) -> bytes:
         ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
     )
     figure.suptitle(
-        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction on "
-        "and off\n"
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction "
+        f"{' and '.join(next(iter(report['models'].values()))['summary'])}\n"
         f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
         fontsize=9,
     )
@@ -63,7 +65,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
 
 
 def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:
-    """Distance of twins by chunk, a line each."""
+    """Draw the distance of twins by chunk, one line each."""
     for colour, model in zip(_COLOURS, report["models"].values(), strict=False):
         for stream in model["streams"]:
             for twin in stream["recoveries"]:
@@ -77,7 +79,7 @@ def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:
 
 
 def _smoothed(rows_SK: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
-    """Mean of the streams, and of neighbouring chunks; NaN where no stream has a number."""
+    """Average the streams, and neighbouring chunks; NaN where no stream has a value."""
     known = np.isfinite(rows_SK)
     total, count = np.where(known, rows_SK, 0).sum(axis=0), known.sum(axis=0).astype(float)
     window = np.ones(min(_SMOOTH, len(total)))

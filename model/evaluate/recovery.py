@@ -1,8 +1,9 @@
-"""Perturb and recover: does a stream lose an error in its own past?
+"""Perturb and recover: does a stream recover from an error in its own past?
 
-Twin streams go on from the same chunk with the same noise and sound; of one of them the last five
-frames, from which the next chunk continues, are disturbed. Where their distance shrinks by a factor
-in every chunk, that is the contraction lambda, and below 1 the model corrects itself.
+Twin streams continue from the same chunk with the same noise and sound; in one of them the last
+five
+frames, which condition the next chunk, are disturbed. If their distance shrinks by a factor per
+chunk, that is the contraction lambda, and below 1 the model corrects itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +20,17 @@ from ..avatar import Avatar
 from ..config import MOTION_FRAMES
 from ..pipeline import Pipeline
 from ..stream.chunk import StreamOptions, from_uint8
-from ..train.cast import PERSONS
-from ..train.identity import Identity
+from ..train.faces.cast import PERSONS
+from ..train.faces.identity import Identity
 from .pictures import difference
 from .scripts import Script, portrait_of
 from .series import contraction
 from .streams import Made, make_stream
 
 BEGIN = 10
-"""Chunk that continues disturbed frames; of short streams the middle one."""
+"""Chunk that continues disturbed frames; in short streams the middle one."""
 FLOOR = 1e-3
-"""Share of the first distance below which rounding is measured."""
+"""Fraction of the initial distance below which only rounding is measured."""
 _TINT = (0.15, 0.0, -0.15)
 _BLUR = 5
 _NOISE = 0.15
@@ -37,12 +38,12 @@ _NOISE = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A disturbed stream beside its twin.
+    """A disturbed stream compared with its twin.
 
     Attributes:
         kind: What was disturbed; one of `KINDS`.
-        latents: Root mean square distance of the motion latents: disturbed, then after each chunk.
-        levels: Mean absolute difference of the frames of each chunk, of 255.
+        latents: Root mean square distance of the motion latents: initially, then after each chunk.
+        levels: Mean absolute difference of the frames of each chunk, in levels of 255.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Recovery:
 
     @property
     def contraction(self) -> float | None:
-        """Lambda, a chunk."""
+        """Lambda per chunk."""
         return contraction(self.latents, FLOOR)
 
 
@@ -93,13 +94,13 @@ def recover(
     first: int,
     advance: Callable[[], None],
 ) -> list[Recovery]:
-    """Go on from a chunk, undisturbed and disturbed.
+    """Continue from a chunk, undisturbed and disturbed.
 
     Args:
         pipeline: The model.
-        avatar: Who is seen.
+        avatar: Avatar to animate.
         script: The stream; twins are made to its end.
-        options: How; the noise is another one than before.
+        options: Options of the stream; the noise differs from before.
         last: The chunk before ``first``.
         first: Chunk that continues it.
         advance: Called after every chunk.
@@ -140,7 +141,7 @@ def recover(
 def _disturbed(
     pipeline: Pipeline, frames_THWC: NDArray[np.uint8], person: Identity, disturb: Disturbance
 ) -> Tensor:
-    """Motion latents of disturbed frames."""
+    """Encode disturbed frames to motion latents."""
     tail = torch.tensor(frames_THWC[-MOTION_FRAMES:])
     others = [number for number in PERSONS["test"] if number != person.number]
     size = (frames_THWC.shape[1], frames_THWC.shape[2])

@@ -1,4 +1,4 @@
-"""What streams come to: means with intervals, drift, contraction, and two models side by side."""
+"""Summarises streams: means with intervals, drift, contraction, and two models compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -10,8 +10,8 @@ from livetalk_kernels.machine import machine
 from livetalk_kernels.precision import dtype_name
 
 from ..config import NEW_FRAMES
-from ..train.clips import Clips
-from ..train.mouth import FPS
+from ..train.data.clips import Clips
+from ..train.faces.mouth import FPS
 from .evaluation import CORRECTIONS, Judged, round_trip
 from .intervals import Estimate, estimate
 from .models import Model
@@ -20,22 +20,22 @@ from .series import change, slope
 
 Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Mapping[str, Mapping[str, float | None]]
-"""Group -> name -> a stream's number."""
+"""Group -> name -> value of a stream."""
 
 SCHEMA = "livetalk/evaluate/1"
 GROUPS: Mapping[str, str] = {
     "mean": "mean over the chunks",
-    "whole": "number of the whole stream",
-    "change": "mean of the last minute minus that of the first, at most halves",
-    "slope": "Theil-Sen, a minute",
-    "contraction": "what a disturbance of the stream's past is multiplied by in a chunk",
+    "whole": "value of the whole stream",
+    "change": "mean of the last minute minus that of the first, at most half each",
+    "slope": "Theil-Sen, per minute",
+    "contraction": "factor per chunk of a disturbance in the stream's past",
 }
-"""Groups of a stream's numbers, and what they say."""
+"""Groups of a stream's values, and their meaning."""
 COLLAPSED = 10.0
-"""A chunk's distance from the portrait, of CIEDE2000, beyond which the picture is lost; the worst
-single frames of drawn clips have 6."""
+"""CIEDE2000 of a chunk from the portrait, beyond which the picture is lost; the worst single frames
+of drawn clips have 6."""
 ALL = "all"
-"""Name of the contraction of all disturbances."""
+"""Name of the contraction over all disturbances."""
 _MINUTE = round(60 * FPS / NEW_FRAMES)  # in chunks
 _DIGITS = 5
 
@@ -43,10 +43,10 @@ _DIGITS = 5
 def make_report(
     models: Mapping[str, Sequence[Model]], judged: Mapping[str, Sequence[Judged]], clips: Clips
 ) -> dict[str, Any]:
-    """Put together all that was found, as JSON takes it.
+    """Assemble all findings as plain values.
 
     Args:
-        models: ``this``, and perhaps ``against``: a model, or several of one recipe.
+        models: ``this``, and possibly ``against``: a model, or several of one recipe.
         judged: The streams of each, in the same order.
         clips: The held-out clips.
     """
@@ -74,7 +74,7 @@ def make_report(
 
 
 def without_chunks(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report without the numbers of single chunks, of which there are many."""
+    """Return the report without the many per-chunk values."""
     models = {
         name: {**model, "streams": [{**stream, "chunks": None} for stream in model["streams"]]}
         for name, model in report["models"].items()
@@ -93,7 +93,7 @@ def _run_json(model: Model, clips: Clips) -> dict[str, Any]:
 
 
 def stream_numbers(judged: Judged) -> Numbers:
-    """All numbers of a stream, in `GROUPS`."""
+    """Compute all values of a stream, in `GROUPS`."""
     chunks = judged.chunks
     slopes = {name: slope(values) for name, values in chunks.items()}
     contractions = {twin.kind: twin.contraction for twin in judged.recoveries}
@@ -110,24 +110,24 @@ def stream_numbers(judged: Judged) -> Numbers:
 
 
 def collapse(judged: Judged) -> int | None:
-    """First chunk, from 1, whose picture is lost; None where it never is."""
+    """Find the first chunk, from 1, whose picture is lost; None if none is."""
     lost = np.flatnonzero(judged.chunks["away"] > COLLAPSED)
     return int(lost[0]) + 1 if len(lost) else None
 
 
 def summary(streams: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Correction -> group -> name -> estimate over the streams, or over several runs."""
+    """Compute correction -> group -> name -> estimate over the streams, or over several runs."""
     return _by_correction(
         streams, lambda own: _estimates([(s.run, stream_numbers(s)) for s in own])
     )
 
 
 def differences(ours: Sequence[Judged], others: Sequence[Judged]) -> dict[str, Any]:
-    """As `summary`, of each stream's difference between two models; of contractions the ratio.
+    """Summarise each stream's difference between two models; for contractions, the ratio.
 
     Args:
-        ours: Streams of the one model.
-        others: The same streams of the other, in the same order.
+        ours: Streams of one model.
+        others: The same streams of the other model, in the same order.
     """
     pairs = {id(one): other for one, other in zip(ours, others, strict=True)}
 
@@ -140,7 +140,7 @@ def differences(ours: Sequence[Judged], others: Sequence[Judged]) -> dict[str, A
 
 
 def stream_json(judged: Judged) -> dict[str, Any]:
-    """One stream, with a number a chunk."""
+    """Convert one stream to plain values, with one value per chunk."""
     script = judged.script
     return {
         "run": judged.run,
@@ -173,13 +173,14 @@ def _by_correction(
     return {
         correction: made_of([s for s in streams if s.correction == correction])
         for correction in CORRECTIONS
+        if any(stream.correction == correction for stream in streams)
     }
 
 
 def _estimates(numbers: Sequence[tuple[int, Numbers]]) -> dict[str, dict[str, Any]]:
-    """Estimates over streams; over runs, by the mean of each one's streams, where there are some.
+    """Estimate over streams; with several runs, over the mean of each run's streams.
 
-    Streams of one run are more alike than two runs are, so more streams make runs no surer.
+    Streams of one run are more alike than two runs are, so more streams say no more about runs.
     """
     runs = sorted({run for run, _ in numbers})
 
@@ -223,7 +224,7 @@ def _shown(value: Estimate) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Five digits that count; no NaN, which JSON does not know."""
+    """Round to five significant digits; None for NaN, which JSON lacks."""
     if value is None or not np.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")

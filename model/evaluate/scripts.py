@@ -1,4 +1,4 @@
-"""What a stream hears, and what is true of it: held-out clips of one voice, joined."""
+"""A stream's sound and its ground truth: held-out clips of one voice, joined."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from PIL import Image
 from livetalk_kernels.errors import UserError
 
 from ..config import NEW_FRAMES
-from ..train.clips import Clips
-from ..train.identity import Identity
-from ..train.mouth import HOP, follow, loudness
-from ..train.painter import Painter, Pose
-from ..train.synthetic import TRUTH
+from ..train.data.clips import Clips
+from ..train.data.synthetic import TRUTH
+from ..train.faces.identity import Identity
+from ..train.faces.mouth import HOP, follow, loudness
+from ..train.faces.painter import Painter, Pose
 from .series import Floats
 
 _MAKE = "make some with 'livetalk dataset --synthetic 32 --split test --output DIR'"
@@ -31,11 +31,11 @@ class Script:
         person: Who is seen.
         voice: Who is heard.
         wave: float32 [T * 640] at 16 kHz, whole chunks.
-        opening: The mouth that the sound asks for, [T].
-        width: Likewise, without the smile, which no sound tells.
+        opening: Mouth opening determined by the sound, [T].
+        width: Mouth width, likewise, without the smile, which the sound does not determine.
         loudness: 0..1, [T].
-        truth: What was drawn to it, float32 [T, 9]; columns `TRUTH`.
-        distinct: Frames before the first clip comes again.
+        truth: What was drawn for it, float32 [T, 9]; columns `TRUTH`.
+        distinct: Frames before the first clip repeats.
     """
 
     person: Identity
@@ -49,26 +49,26 @@ class Script:
 
     @property
     def chunks(self) -> int:
-        """How many chunks it has."""
+        """Number of chunks."""
         return len(self.opening) // NEW_FRAMES
 
     def until(self, chunks: int) -> Self:
-        """The same up to a chunk, or all of it where it is shorter."""
+        """Truncate to a number of chunks, if longer."""
         frames = chunks * NEW_FRAMES
         cut = {n: getattr(self, n)[:frames] for n in ("opening", "width", "loudness", "truth")}
         return replace(self, wave=self.wave[: frames * HOP], **cut)
 
 
 def write_scripts(clips: Clips, *, streams: int, chunks: int) -> list[Script]:
-    """Join clips to streams, each of another voice and another person while there are some.
+    """Join clips to streams, each with another voice and person as long as there are any.
 
     Args:
-        clips: Drawn ones.
-        streams: How many streams.
-        chunks: Length of each, of 28 frames; where a voice has less, its clips come again.
+        clips: Drawn clips.
+        streams: Number of streams.
+        chunks: Length of each, in chunks of 28 frames; if a voice has less, its clips repeat.
 
     Raises:
-        UserError: The clips are not drawn ones of this version.
+        UserError: The clips were not drawn by this version.
     """
     voices: dict[str, list[int]] = defaultdict(list)
     for number, entry in enumerate(clips.index.clips):
@@ -88,13 +88,13 @@ def write_scripts(clips: Clips, *, streams: int, chunks: int) -> list[Script]:
 
 
 def _script(clips: Clips, voice: str, numbers: Sequence[int], chunks: int) -> Script:
-    """Play clips one after another; the first one says who is seen."""
+    """Play clips one after another; the first one determines who is seen."""
     entries = clips.index.clips
     needed, frames = chunks * NEW_FRAMES, 0
     waves, truths, openings, widths, levels = [], [], [], [], []
     for number in cycle(numbers):
         wave = clips.sound(number).numpy()
-        opening, width = follow(wave)  # loud is what is loud in its own clip
+        opening, width = follow(wave)  # loudness is relative to each clip
         waves.append(wave)
         openings.append(opening)
         widths.append(width)
@@ -116,5 +116,5 @@ def _script(clips: Clips, voice: str, numbers: Sequence[int], chunks: int) -> Sc
 
 
 def portrait_of(person: Identity, size: tuple[int, int]) -> Image.Image:
-    """The person at rest, as a portrait shows people."""
+    """Draw the person at rest, like a portrait."""
     return Image.fromarray(Painter(person, size).draw(Pose()))

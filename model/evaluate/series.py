@@ -1,4 +1,4 @@
-"""What a series of numbers says: whether it follows another one, and where it goes."""
+"""Statistics of a series of values: whether it follows another, and where it is heading."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 
 SHIFT = 250
-"""Frames, ten seconds: sound that is so far away is another one."""
+"""Frames, ten seconds: a shift that makes the sound unrelated."""
 _SHIFTS = 20
 _MOST_LAG = 10  # frames either way
-_MOST_PLACES = 1000  # of which all pairs are taken
+_MOST_PLACES = 1000  # number of values of which all pairs are used
 _CLOSED = 0.5  # of a blink
 
 
 def correlation(one_T: Floats, other_T: Floats) -> float | None:
-    """Pearson's, of the places where both are numbers; None where either does not change."""
+    """Compute Pearson's correlation where both are numbers; None if either is constant."""
     seen = np.isfinite(one_T) & np.isfinite(other_T)
     one, other = one_T[seen], other_T[seen]
     if len(one) < 3 or np.ptp(one) < 1e-9 or np.ptp(other) < 1e-9:
@@ -26,7 +26,7 @@ def correlation(one_T: Floats, other_T: Floats) -> float | None:
 
 
 def partial_correlation(one_T: Floats, other_T: Floats, known_T: Floats) -> float | None:
-    """`correlation` of what a third series does not explain of either, by straight lines."""
+    """Compute `correlation` of the residuals of both after linear regression on a third series."""
     seen = np.isfinite(one_T) & np.isfinite(other_T) & np.isfinite(known_T)
     if seen.sum() < 4:
         return None
@@ -37,10 +37,10 @@ def partial_correlation(one_T: Floats, other_T: Floats, known_T: Floats) -> floa
 
 
 def shifted_correlations(one_T: Floats, other_T: Floats) -> list[float]:
-    """`correlation` with the other moved by ten seconds and more, round and round.
+    """Compute `correlation` with the other series shifted circularly by ten seconds and more.
 
     Returns:
-        Up to 20; none where the series are shorter than twice that.
+        Up to 20; none if the series are shorter than twice that.
     """
     far = len(one_T) - SHIFT
     if far < SHIFT:
@@ -51,7 +51,7 @@ def shifted_correlations(one_T: Floats, other_T: Floats) -> list[float]:
 
 
 def best_lag(made_T: Floats, true_T: Floats) -> int | None:
-    """Frames by which the made series comes too late, at most ten either way."""
+    """Find the frames by which the made series lags, at most ten either way."""
     lags = range(-_MOST_LAG, _MOST_LAG + 1)
     count = len(made_T) - 2 * _MOST_LAG
     if count < 3:
@@ -63,13 +63,13 @@ def best_lag(made_T: Floats, true_T: Floats) -> int | None:
 
 
 def count_closings(blink_T: Floats) -> int:
-    """How often the eyes close."""
+    """Count how often the eyes close."""
     closed = np.nan_to_num(blink_T) > _CLOSED
     return int((closed[1:] & ~closed[:-1]).sum() + closed[0])
 
 
 def slope(values_N: Floats) -> float | None:
-    """Theil-Sen: the median slope of all pairs, a step; None of fewer than two numbers.
+    """Compute Theil-Sen's slope: the median over all pairs, per step; None below two values.
 
     Source: P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau" (1968).
     """
@@ -83,7 +83,7 @@ def slope(values_N: Floats) -> float | None:
 
 
 def change(values_N: Floats, count: int) -> float | None:
-    """Mean of the last ``count`` numbers minus that of the first, at most halves."""
+    """Subtract the mean of the first ``count`` values from that of the last, at most halves."""
     count = min(count, len(values_N) // 2)
     ends = values_N[:count], values_N[len(values_N) - count :]
     if not all(np.isfinite(end).any() for end in ends):
@@ -92,14 +92,14 @@ def change(values_N: Floats, count: int) -> float | None:
 
 
 def contraction(distances_K: Sequence[float], floor: float) -> float | None:
-    """What a distance is multiplied by in a step: from a straight line through its logarithms.
+    """Fit the factor per step of a distance, by linear regression of its logarithms.
 
     Args:
-        distances_K: One after another, from the first on.
-        floor: Share of the first below which the rest is rounding, and left out.
+        distances_K: Consecutive distances, from the first on.
+        floor: Fraction of the first below which values are rounding errors, and skipped.
 
     Returns:
-        The factor; None where fewer than two distances are above the floor.
+        The factor; None if fewer than two distances are above the floor.
     """
     values = np.array(distances_K, np.float64)
     low = np.flatnonzero(~(values > floor * values[0]))

@@ -1,6 +1,7 @@
-"""Makes a stream as the product does, chunk after chunk, and can go off its own way.
+"""Makes a stream like the product does, chunk after chunk, and can diverge from it.
 
-One stream at a time: on a CPU a batch of four takes as long a sample as one alone (measured in the
+One stream at a time: on a CPU a batch of four takes as long per sample as one alone (measured at
+    the
 demo's size), so there is no second way of making streams.
 """
 
@@ -17,7 +18,7 @@ from ..config import NEW_FRAMES
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
 from ..stream.chunk import ChunkGenerator, StreamOptions
-from ..train.mouth import HOP
+from ..train.faces.mouth import HOP
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +27,7 @@ class Made:
 
     Attributes:
         frames: uint8 [28, H, W, 3].
-        motion: [16, 2, h, w] latents of its last five frames, from which the next one goes on.
+        motion: [16, 2, h, w] latents of its last five frames, which the next one continues.
     """
 
     frames: NDArray[np.uint8]
@@ -46,14 +47,14 @@ def make_stream(
 
     Args:
         pipeline: The model.
-        avatar: Who is seen.
-        wave_N: Sound of whole chunks at 16 kHz, from the stream's begin.
-        options: How; 25 frames a second.
-        first: Chunk to begin with.
+        avatar: Avatar to animate.
+        wave_N: Sound of whole chunks at 16 kHz, from the start of the stream.
+        options: Options of the stream; 25 frames per second.
+        first: Chunk to start with.
         motion: Motion latents of that chunk; by default the portrait's.
 
     Yields:
-        Each chunk; with ``first`` 0 the frames are those of a `Session` that hears the same.
+        Each chunk; if ``first`` is 0 the frames equal those of a `Session` with the same sound.
 
     Raises:
         NumericsError: See `ChunkGenerator.chunk`.
@@ -70,7 +71,7 @@ def make_stream(
     if motion is not None:
         generator.go_on_from(motion)
     audio, samples = AudioStream(pipeline.audio_encoder), NEW_FRAMES * HOP
-    if first:  # what it heard until then
+    if first:  # feed what was heard until then
         audio.push(wave_N[: first * samples])
     for start in range(first * samples, len(wave_N) - samples + 1, samples):
         with torch.inference_mode():

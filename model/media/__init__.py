@@ -1,1 +1,1 @@
-"""Media in and out: sound, pictures and video."""
+"""Media input and output: sound, pictures and video."""

@@ -1,4 +1,4 @@
-"""Sound files in: any container, rate and channel count that PyAV reads, as 16 kHz mono blocks."""
+"""Reads sound files, in any container, rate and channel count, as blocks of 16 kHz mono."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,16 @@ import numpy as np
 from .sound_decoder import SoundDecoder
 
 SAMPLE_RATE = 16000
-"""Samples per second that the audio encoder hears."""
+"""Samples per second that the audio encoder expects."""
 
 
 class AudioReader:
-    """A sound file, or a sound track of a video file, as a stream of 16 kHz mono blocks.
+    """A sound file, or a video file's sound track, as a stream of 16 kHz mono blocks.
 
     Two channels are averaged, more are mixed by FFmpeg's matrix, then resampled: N samples at rate
-    r become ceil(N * 16000 / r). Gaps in the time stamps are silence; see `SoundDecoder`. Memory
-    does not grow with the file's length. Read once, as a context manager:
+    r
+    become ceil(N * 16000 / r). Gaps in the time stamps become silence; see `SoundDecoder`. Memory
+    does not grow with the file's length. Can be read once, as a context manager:
 
         with AudioReader("speech.mp3") as reader:
             for block_N in reader:
@@ -29,9 +30,9 @@ class AudioReader:
         source_rate: Samples per second in the file, at its start.
         channels: Channels in the file, at its start.
         codec: FFmpeg's name of the codec.
-        declared_samples: Length by the header, per channel at `source_rate`; None if not declared.
-        notes: What was decided, one line each, complete after the last block.
-        warnings: What was wrong, one line each, complete after the last block.
+        declared_samples: Length in the header, per channel at `source_rate`; None if absent.
+        notes: Decisions made, one line each; complete after the last block.
+        warnings: Problems found, one line each; complete after the last block.
     """
 
     def __init__(
@@ -42,8 +43,8 @@ class AudioReader:
         Args:
             path: The file.
             block: Samples per block; the last one may be shorter.
-            track: Which sound track, counted from 1; None for FFmpeg's choice among those that can
-                be decoded.
+            track: Which sound track, counted from 1; None for FFmpeg's choice among those that
+                can be decoded.
 
         Raises:
             UserError: See `SoundDecoder`.
@@ -60,12 +61,12 @@ class AudioReader:
 
     @property
     def decoded_samples(self) -> int:
-        """Samples per channel at `source_rate`, silence of gaps included, decoded so far."""
+        """Samples per channel at `source_rate` decoded so far, including silence in gaps."""
         return self._decoder.decoded_samples
 
     @property
     def declared_seconds(self) -> float | None:
-        """Length by the header in seconds; None if not declared."""
+        """Length in the header in seconds; None if absent."""
         return None if self.declared_samples is None else self.declared_samples / self.source_rate
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -84,7 +85,7 @@ class AudioReader:
             yield waiting_N[start : start + self._block]
 
     def report(self) -> dict[str, Any]:
-        """Say what was decided (`track`, `layout`, `gaps`); complete after the last block."""
+        """Report decisions (`track`, `layout`, `gaps`); complete after the last block."""
         return self._decoder.report()
 
     def close(self) -> None:

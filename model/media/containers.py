@@ -1,4 +1,4 @@
-"""Which files are opened for their sound, and which of their tracks."""
+"""Decides which files are opened for their sound, and which of their tracks are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ FORMATS = (
     *("flac", "ogg", "ape", "wv", "tta", "tak", "mpc", "mpc8"),
     *("mov", "mp4", "matroska", "webm", "mpegts", "mpeg", "avi", "asf", "flv", "rm", "mxf", "nut"),
 )
-"""FFmpeg's names of the containers that are opened: each keeps its sound within itself. Playlists
-and lists of files, which lead elsewhere, pictures, devices and generators are not among them."""
+"""FFmpeg's names of the containers that are opened: each includes its own sound. Playlists and
+lists of files, which refer elsewhere, pictures, devices and generators are excluded."""
 
 _LISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"[playlist]")
-"""How files begin that name other files."""
+"""Initial bytes of files that refer to other files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class Track:
 
     Attributes:
         number: Counted from 1 among the file's sound tracks.
-        codec: FFmpeg's name of the codec; None where there is no decoder for it.
-        layout: FFmpeg's name of the channel layout, as the header gives it.
-        rate: Samples per second, as the header gives them.
-        language: Code of the language; empty if not said.
-        default: The file marks it as the one to play.
+        codec: FFmpeg's name of the codec; None if there is no decoder for it.
+        layout: FFmpeg's name of the channel layout, from the header.
+        rate: Samples per second, from the header.
+        language: Language code; empty if not given.
+        default: Whether the file marks it as the one to play.
     """
 
     number: int
@@ -79,13 +79,13 @@ class Track:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a file of one of `FORMATS`; nothing that it names is followed.
+    """Open a file of one of `FORMATS`, without following references to other files.
 
     Raises:
-        UserError: It is none of them, or damaged.
+        UserError: It has another format, or is damaged.
     """
     try:
-        # Absolute, because FFmpeg takes "take:1.wav" for a protocol; and tags of any encoding.
+        # Absolute, because FFmpeg takes "take:1.wav" for a protocol; and tags in any encoding.
         return av.open(
             str(path.absolute()),
             mode="r",
@@ -106,20 +106,20 @@ def open_container(path: Path) -> InputContainer:
 
 
 def list_tracks(container: InputContainer) -> tuple[Track, ...]:
-    """List the sound tracks of a file, in its order."""
+    """List the sound tracks of a file, in file order."""
     return tuple(_track(stream, n) for n, stream in enumerate(container.streams.audio, start=1))
 
 
 def candidates(container: InputContainer, path: Path, number: int | None) -> list[Track]:
-    """Choose the tracks to try, the best first.
+    """Choose the tracks to try, best first.
 
-    FFmpeg's own choice comes first (marked as default, not made for the impaired, of the higher
-    bit rate), then those marked as default, then the others in the file's order.
+    FFmpeg's own choice comes first (marked as default, not for the impaired, with the higher bit
+    rate), then others marked as default, then the rest in file order.
 
     Args:
         container: The open file.
         path: Its path, for messages.
-        number: The one that is asked for, counted from 1; None for any.
+        number: The requested track, counted from 1; None for any.
 
     Returns:
         At least one track, each with a decoder.
@@ -147,7 +147,7 @@ def candidates(container: InputContainer, path: Path, number: int | None) -> lis
 
 
 def reason(error: Exception) -> str:
-    """Give FFmpeg's own words without number and file name."""
+    """Extract FFmpeg's own words from an error, without number and file name."""
     return str(getattr(error, "strerror", None) or error).lower()
 
 

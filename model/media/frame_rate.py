@@ -7,23 +7,23 @@ from livetalk_kernels.errors import UserError
 
 HIGHEST = 1000
 """Frames per second."""
-_LARGEST_DENOMINATOR = 100_000  # a float goes there and back: neighbours are 1e-10 apart
+_LARGEST_DENOMINATOR = 100_000  # so that floats round-trip: neighbours are 1e-10 apart
 _NTSC_DECIMALS = (2, 3, 4, 5)
-_LONGEST = 40  # characters of text
+_LONGEST = 40  # characters of input
 _TEXT = re.compile(r"\s*[+-]?[0-9]*\.?[0-9]*(/[0-9]+)?\s*")  # no exponent: 1e999999999 takes hours
 
 
 def frame_rate(rate: float | Fraction | str) -> Fraction:
-    """Read a frame rate exactly; the result, and the float nearest to it, read as the same again.
+    """Parse a frame rate exactly; the result, and the float nearest to it, parse to the same again.
 
-    The rates of NTSC are n * 1000/1001, but are written with decimals: a number that is one of
-    them, rounded to two to five decimals (29.97, 23.976, 23.98, 59.94), is taken for it.
+    NTSC rates are n * 1000/1001, but are written as decimals: a number that equals one of them
+    rounded to two to five decimals (29.97, 23.976, 23.98, 59.94) is taken for it.
 
     Args:
         rate: Frames per second, or text such as ``25``, ``29.97`` and ``30000/1001``.
 
     Raises:
-        UserError: It is no number, not positive, or above `HIGHEST`.
+        UserError: It is not a number, not positive, or above `HIGHEST`.
     """
     exact = _number(rate).limit_denominator(_LARGEST_DENOMINATOR)
     ntsc = round(exact * 1001 / 1000) * Fraction(1000, 1001)
@@ -38,10 +38,10 @@ def frame_rate(rate: float | Fraction | str) -> Fraction:
 
 
 def _number(rate: float | Fraction | str) -> Fraction:
-    """The number as it is written: of floats the shortest decimals that mean the same.
+    """Convert a number as written; for floats, the shortest decimals that mean the same.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not a number.
     """
     if isinstance(rate, Fraction):
         return rate
@@ -52,5 +52,5 @@ def _number(rate: float | Fraction | str) -> Fraction:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UserError(
-            f"frame rate {text[:_LONGEST]!r}: is no number; write 25, 29.97 or 30000/1001"
+            f"frame rate {text[:_LONGEST]!r}: is not a number; write 25, 29.97 or 30000/1001"
         ) from None

@@ -1,4 +1,4 @@
-"""Frames out, into a file that keeps what is finished: the writers' base, and raw .npy."""
+"""Writes frames to a file that keeps what is finished: the writers' base class, and raw .npy."""
 
 import io
 from abc import ABC, abstractmethod
@@ -16,13 +16,13 @@ _NPY_HEADER_BYTES = 128
 
 
 class WholeWrites(io.FileIO):
-    """A part file to which a write arrives whole or fails, and after a failure none arrives.
+    """A part file that receives each write completely or not at all, and none after a failure.
 
-    FFmpeg does not notice a write that the disk has cut short, and its own files swallow the error
-    of a last write that fails.
+    FFmpeg does not notice that a full disk has cut a write short, and its own files ignore the
+    failure of a final write.
 
     Attributes:
-        failure: What every write fails with, if any.
+        failure: The error that every write raises, if any.
     """
 
     def __init__(self, file: PartFile) -> None:
@@ -31,7 +31,7 @@ class WholeWrites(io.FileIO):
         self.failure: BaseException | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes of a buffer; returns their number."""
+        """Write all bytes of a buffer; return their number."""
         if self.failure is not None:
             raise self.failure
         rest = memoryview(data).cast("B")
@@ -39,7 +39,7 @@ class WholeWrites(io.FileIO):
         try:
             while rest:
                 rest = rest[super().write(rest) :]
-        except BaseException as error:  # Ctrl-C as well: a piece of it may have arrived
+        except BaseException as error:  # including Ctrl-C: part of it may have been written
             self.failure = error
             raise
         return count
@@ -48,25 +48,25 @@ class WholeWrites(io.FileIO):
 class FrameWriter(ABC):
     """A file that grows frame by frame and gets its name at the end.
 
-    It is written as a `PartFile`. What is finished is kept: as a context manager the file is
-    finished at the end of the block, whatever ends it, and where the disk takes no more, it is cut
-    back to what plays. Without a single frame nothing is left.
+    It is written as a `PartFile`. Finished frames are kept: as a context manager the file is
+    completed when the block ends, for whatever reason, and if the disk is full, it is truncated to
+    what plays. Without a single frame nothing is left.
 
     Attributes:
-        path: The file to be.
-        part: What is written until then, ``NAME.<random>.part``.
-        frames: Frames written so far; at the end those that the file holds.
-        warnings: What is wrong with the file at the end, one line each.
+        path: The final file.
+        part: The file written until then, ``NAME.<random>.part``.
+        frames: Frames written so far; at the end, frames in the file.
+        warnings: Problems with the finished file, one line each.
     """
 
     def __init__(self, path: Path | str, height: int, width: int, suffix: str) -> None:
-        """Check the size and the place, and make the part file.
+        """Check the size and the location, and create the part file.
 
         Args:
-            path: The file; one of that name is replaced when this one is complete.
-            height: Rows of a frame.
-            width: Columns of a frame.
-            suffix: The ending that this writer understands.
+            path: The file; an existing one is replaced when this one is complete.
+            height: Rows per frame.
+            width: Columns per frame.
+            suffix: Suffix that this writer supports.
 
         Raises:
             UserError: The file cannot be written there.
@@ -87,7 +87,7 @@ class FrameWriter(ABC):
             raise self._given_up(error) from None
 
     def write(self, frames_NHWC: np.ndarray) -> None:
-        """Append frames; after a failure the file is finished with those written before.
+        """Append frames; after a failure the file is completed with those written before.
 
         Args:
             frames_NHWC: Uint8 [n, height, width, 3], RGB, an array (or a tensor on the CPU).
@@ -111,15 +111,15 @@ class FrameWriter(ABC):
             raise self._ended_by(error) from None
 
     def write_sound(self, samples_N: np.ndarray) -> None:  # noqa: B027 (most formats have none)
-        """Append live sound; a writer without live sound ignores it.
+        """Append live sound; ignored by writers without live sound.
 
         Args:
-            samples_N: Float32 [n], mono, 16 kHz, full scale +-1. What lies beyond the frames
-                written so far waits for them; what still waits at `close` is cut.
+            samples_N: Float32 [n], mono, 16 kHz, full scale +-1. Sound beyond the frames written
+                so far waits for them; what still waits at `close` is cut.
         """
 
     def close(self) -> None:
-        """Finish the file and give it its name; without a single frame, leave nothing.
+        """Complete the file and give it its name; without a single frame, leave nothing.
 
         Raises:
             UserError: The disk is full; the message says how many frames are kept.
@@ -133,7 +133,7 @@ class FrameWriter(ABC):
         try:
             self._finish()
             self._resources.close()
-        except BaseException as error:  # Ctrl-C as well
+        except BaseException as error:  # including Ctrl-C
             failure = self._cut_short(error)
             if self.frames < frames or not isinstance(self._raw.failure, OSError):
                 raise failure from None
@@ -145,7 +145,7 @@ class FrameWriter(ABC):
         if not self._open:
             return
         self._open = False
-        with suppress(Exception):  # what cannot be flushed is about to go
+        with suppress(Exception):  # what cannot be flushed will be removed anyway
             self._resources.close()
         self._file.discard()
 
@@ -159,7 +159,7 @@ class FrameWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish the file, whatever ends the block."""
+        """Complete the file, whatever ends the block."""
         self.close()
 
     def _given_up(self, error: BaseException) -> BaseException:
@@ -168,7 +168,7 @@ class FrameWriter(ABC):
         return output_error(self.path, error) if isinstance(error, OSError) else error
 
     def _ended_by(self, error: Exception) -> BaseException:
-        """Finish the file after a failed write; return the error to raise."""
+        """Complete the file after a failed write; return the error to raise."""
         if self._raw.failure is not None:
             return self._cut_short(error)
         try:
@@ -178,8 +178,8 @@ class FrameWriter(ABC):
         return error
 
     def _cut_short(self, error: BaseException) -> BaseException:
-        """Keep what plays of a file that cannot be finished; return the error to raise."""
-        error = self._raw.failure = self._raw.failure or error  # nothing more is to arrive
+        """Keep what plays of a file that cannot be completed; return the error to raise."""
+        error = self._raw.failure = self._raw.failure or error  # block further writes
         with suppress(Exception):  # the same failure again
             self._resources.close()
         try:
@@ -199,7 +199,7 @@ class FrameWriter(ABC):
         """Give the file its name.
 
         Raises:
-            UserError: It cannot have it; the message says where the frames are.
+            UserError: It cannot be renamed; the message says where the frames are.
         """
         self._open = False
         try:
@@ -208,7 +208,7 @@ class FrameWriter(ABC):
             raise self._left(error) from None
 
     def _left(self, error: OSError) -> UserError:
-        """The error to raise where the part file has to stay what it is."""
+        """Build the error to raise if the part file must remain under its name."""
         part = self._file.part
         return UserError(f"{output_error(self.path, error)}; what was written is left in {part}")
 
@@ -216,8 +216,8 @@ class FrameWriter(ABC):
     def _put(self, frame_HWC: np.ndarray) -> None:
         """Write frame number `frames`, uint8 [height, width, 3], contiguous."""
 
-    def _keep_up(self) -> None:  # noqa: B027 (only a sound track has to)
-        """Bring what goes beside the frames up to frame number `frames`."""
+    def _keep_up(self) -> None:  # noqa: B027 (only a sound track needs it)
+        """Bring what accompanies the frames up to frame number `frames`."""
 
     @abstractmethod
     def _finish(self) -> None:
@@ -225,13 +225,13 @@ class FrameWriter(ABC):
 
     @abstractmethod
     def _salvage(self) -> int:
-        """Cut the part file, whose writing has failed, back to what plays.
+        """Truncate the part file, after a failed write, to what plays.
 
         Returns:
-            Frames that are left.
+            Number of frames left.
 
         Raises:
-            OSError: It cannot be cut.
+            OSError: It cannot be truncated.
         """
 
 
@@ -251,7 +251,7 @@ class NpyWriter(FrameWriter):
             raise self._given_up(error) from None
 
     def _header(self) -> bytes:
-        """The header for `frames` frames; its length never changes, so it can be rewritten."""
+        """Build the header for `frames` frames; its length is constant, so it can be rewritten."""
         shape = (self.frames, *self._size)
         text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
         start = b"\x93NUMPY\x01\x00"
@@ -270,7 +270,7 @@ class NpyWriter(FrameWriter):
         return self.frames
 
     def _seal(self, file: BinaryIO | io.FileIO) -> None:
-        """Cut off a piece of one more frame, which a failure leaves, and write the header."""
+        """Cut off a partial frame, which a failure leaves, and write the header."""
         file.truncate(_NPY_HEADER_BYTES + self.frames * int(np.prod(self._size)))
         file.seek(0)
         file.write(self._header())

@@ -1,4 +1,4 @@
-"""Embedded colour profiles: what a camera or a phone recorded, as sRGB."""
+"""Converts embedded colour profiles, as recorded by cameras and phones, to sRGB."""
 
 import io
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
 MAX_PROFILE = 4 << 20
-"""Bytes; the profiles of printing presses, the largest in use, take half of it."""
+"""Bytes; printing-press profiles, the largest in use, take half of it."""
 
-_CLASSES = ("mntr", "scnr", "spac", "prtr")  # of a device or a space; not links, not effects
+_CLASSES = ("mntr", "scnr", "spac", "prtr")  # devices and spaces; not links, not effects
 _MODES: Mapping[str, str] = MappingProxyType({"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"})
-_SAME = 2  # levels of 255 by which copies of sRGB differ: rounded primaries, curves as tables
+_SAME = 2  # levels of 255 by which sRGB copies differ: rounded primaries, curves as tables
 
 
 class ProfileError(ValueError):
@@ -24,20 +24,20 @@ class ProfileError(ValueError):
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert a picture by the profile that came with it.
+    """Convert a picture from its embedded profile.
 
-    Relative colorimetric with black point compensation, clipped to sRGB. A profile that is sRGB
-    itself, under whatever name, changes nothing.
+    Relative colorimetric with black point compensation, clipped to sRGB. A profile that is itself
+    sRGB, under whatever name, changes nothing.
 
     Args:
         image: Mode RGB, L or CMYK.
         profile: The ICC profile.
 
     Returns:
-        Mode RGB; the picture itself where the profile is sRGB and the mode is RGB already.
+        Mode RGB; the picture itself if the profile is sRGB and the mode already RGB.
 
     Raises:
-        ProfileError: The profile is damaged, too large, or of other colours than the picture's.
+        ProfileError: The profile is damaged, too large, or for other colours than the picture's.
     """
     from PIL import ImageCms
 
@@ -46,7 +46,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space, kind = source.profile.xcolor_space.strip(), source.profile.device_class.strip()
-    except Exception:  # lcms and its binding: of several kinds, and none of them says more
+    except Exception:  # lcms and its binding raise several kinds, none of them more specific
         raise ProfileError("is damaged") from None
     mode = _MODES.get(space)
     if mode is None or kind not in _CLASSES:
@@ -75,7 +75,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _is_srgb(transform: "ImageCmsTransform") -> bool:
-    """Whether a transform leaves a lattice of colours and all greys as they are."""
+    """Return whether a transform leaves a lattice of colours and all greys unchanged."""
     levels = np.linspace(0, 255, 18).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)

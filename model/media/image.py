@@ -1,4 +1,4 @@
-"""Pictures in: a portrait of any common format as sRGB, and its crop to the frame size."""
+"""Reads a portrait in any common format as sRGB, and crops it to the frame size."""
 
 import math
 import re
@@ -21,28 +21,28 @@ from livetalk_kernels.inputs import check_input
 from .icc import ProfileError, to_srgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""Pillow's names of the formats that are read; none of them runs another program."""
+"""Pillow's names of the supported formats; none of them runs another program."""
 MIN_SIDE = 16
-"""Pixels of the shorter side, at least."""
+"""Minimum pixels of the shorter side."""
 MAX_PIXELS = 80_000_000
-"""Width times height, at most; checked in the header, before anything is decoded."""
+"""Maximum width times height; checked in the header, before anything is decoded."""
 MAX_ASPECT = 20
-"""Longer side by shorter side, at most, so that scaling to cover a frame stays affordable."""
+"""Maximum ratio of longer to shorter side, so that scaling to cover a frame stays affordable."""
 MAX_BYTES = 1 << 28
-"""Bytes of the file, at most; `MAX_PIXELS` as BMP take less."""
+"""Maximum bytes of the file; `MAX_PIXELS` as BMP take less."""
 MAX_EXIF = 1 << 16
-"""Bytes of EXIF, at most, as in JPEG's standard: when it is read, each of its entries may take as
-much memory as there are bytes."""
+"""Maximum bytes of EXIF, as in the JPEG standard: when parsed, each of its entries may take as much
+memory as the whole."""
 MAX_SCANS = 200
-"""Scans of a progressive JPEG, at most: each costs a pass over all pixels, and usual are ten."""
+"""Maximum scans of a progressive JPEG: each costs a pass over all pixels, and ten are usual."""
 CUT = 0.2
-"""Share of a picture that a crop may remove without a word."""
+"""Fraction of a picture that a crop may remove without a warning."""
 
 Crop = Literal["centre", "top"] | tuple[int, int, int, int]
-"""Part of a picture that is kept: its centre, its top, or x, y, width and height in pixels."""
+"""Part of a picture to keep: its centre, its top, or x, y, width and height in pixels."""
 
 _GAMMA = 1 / 2.2
-_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of sRGB: white, red, green, blue
+_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # sRGB's white, red, green, blue
 _CICP_SRGB = bytes((1, 13, 0, 1))
 _ORIENTATION = 0x0112
 _TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
@@ -60,12 +60,12 @@ _TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """A picture that was read.
+    """A decoded picture.
 
     Attributes:
         image: Mode RGB, in sRGB, upright.
-        name: What to call it in messages: its file.
-        warnings: What the user should know, a line each.
+        name: Its name in messages: its file.
+        warnings: What the user should know, one line each.
     """
 
     image: Image.Image
@@ -74,9 +74,9 @@ class Portrait:
 
     @classmethod
     def of(cls, image: Image.Image, name: str = "the portrait") -> Self:
-        """Take a Pillow image of any mode that the formats have; it is not turned.
+        """Take a Pillow image of any mode that the formats have; it is not rotated.
 
-        Its embedded colour profile is applied, transparency is laid on white, palettes are
+        Its embedded colour profile is applied, transparency is flattened onto white, palettes are
         expanded, 16-bit grey is scaled to 8 bits.
 
         Raises:
@@ -89,10 +89,10 @@ class Portrait:
         return cls(image=rgb, name=name, warnings=tuple(f"{name}: {note}" for note in notes))
 
     def check_crop(self, crop: Crop | None) -> None:
-        """Check that a rectangle lies in the picture.
+        """Check that a rectangle is inside the picture.
 
         Raises:
-            UserError: It does not, or is too small or too long for a portrait.
+            UserError: It is not, or is too small or too elongated for a portrait.
         """
         if not isinstance(crop, tuple):
             return
@@ -112,11 +112,11 @@ class Portrait:
 
         Args:
             size: Frame size (H, W), height first.
-            crop: What is kept. None: the centre, with a warning where more than `CUT` is lost. Of
-                a rectangle the centre is kept as well, where its shape is not the frame's.
+            crop: Part to keep. None: the centre, with a warning if more than `CUT` is lost. A
+                rectangle is itself cropped to its centre if its shape is not the frame's.
 
         Returns:
-            Uint8 [3, H, W], see `fit_portrait`; and all warnings, that one among them.
+            Uint8 [3, H, W], see `fit_portrait`; and all warnings, including that one.
 
         Raises:
             UserError: See `check_crop`.
@@ -132,10 +132,10 @@ class Portrait:
 
 
 def parse_crop(text: str) -> Crop:
-    """Read ``centre`` (or ``center``), ``top`` or ``x,y,w,h``.
+    """Parse ``centre`` (or ``center``), ``top`` or ``x,y,w,h``.
 
     Raises:
-        UserError: The text is of another form.
+        UserError: The text has another form.
     """
     if text in ("centre", "center"):
         return "centre"
@@ -152,11 +152,12 @@ def parse_crop(text: str) -> Crop:
 def load_portrait(path: Path | str) -> Portrait:
     """Read a picture as 8-bit sRGB, upright.
 
-    The orientation in EXIF is applied, an embedded ICC profile is converted to sRGB, transparency
-    is laid on white, palettes are expanded, 16-bit grey is scaled to 8 bits, an animation gives its
-    first frame. Without an ICC profile the picture is taken as sRGB; a PNG that says otherwise (by
-    cICP, or by cHRM or gAMA without sRGB) gives a warning. A damaged profile or orientation is
-    ignored, with a warning.
+    The EXIF orientation is applied, an embedded ICC profile is converted to sRGB, transparency is
+    flattened onto white, palettes are expanded, 16-bit grey is scaled to 8 bits, and an animation
+    yields its first frame. Without an ICC profile the picture is assumed to be sRGB; a PNG that
+    says
+    otherwise (by cICP, or by cHRM or gAMA without sRGB) causes a warning. A damaged profile or
+    orientation is ignored, with a warning.
 
     Args:
         path: PNG, JPEG, WebP, BMP or GIF.
@@ -187,22 +188,22 @@ def load_portrait(path: Path | str) -> Portrait:
 
 
 def fit_portrait(image: Image.Image, size: tuple[int, int], *, top: bool = False) -> torch.Tensor:
-    """Scale a picture to cover the frame and cut out its centre, as the published model does.
+    """Scale a picture to cover the frame and cut out its centre, like the published model.
 
-    With s = max(H / h, W / w) the picture becomes ceil(h s) x ceil(w s) by Pillow's bilinear
+    With s = max(H / h, W / w) the picture becomes ceil(h s) x ceil(w s) with Pillow's bilinear
     filter; the crop starts at round((ceil(h s) - H) / 2), halves to even, and likewise for W.
     Source: SoulX-FlashTalk, commit 688982e.
 
     Args:
         image: Mode RGB, w x h pixels.
         size: Frame size (H, W), height first.
-        top: Cut out the top rather than the centre of the rows.
+        top: Cut out the top of the rows rather than the centre.
 
     Returns:
         Uint8 [3, H, W].
     """
     height, width = size
-    # In floating point, as published: now and then a row more than the exact quotient needs.
+    # In floating point, as published: occasionally a row more than the exact quotient needs.
     scale = max(height / image.height, width / image.width)
     rows, columns = math.ceil(image.height * scale), math.ceil(image.width * scale)
     scaled_HWC = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
@@ -213,7 +214,7 @@ def fit_portrait(image: Image.Image, size: tuple[int, int], *, top: bool = False
 
 
 def check_picture(path: Path | str, width: int, height: int) -> None:
-    """Check the size of a picture in pixels; ``path`` is what to call it in an error.
+    """Check the size of a picture in pixels; ``path`` is its name in errors.
 
     Raises:
         UserError: Smaller than `MIN_SIDE`, larger than `MAX_PIXELS`, or longer than `MAX_ASPECT`.
@@ -238,7 +239,7 @@ def _too_large(path: Path | str, found: str = "") -> UserError:
 def _decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into a `UserError` that names the picture."""
     with warnings.catch_warnings():
-        # About sizes below our own limit's error, and about metadata that is not needed here.
+        # Warnings about sizes below our own limit, and about metadata that is not needed here.
         warnings.simplefilter("ignore")
         try:
             yield
@@ -250,16 +251,16 @@ def _decoding(name: str) -> Iterator[None]:
             raise UserError(
                 f"{name}: not a picture that can be read; use PNG, JPEG, WebP, BMP or GIF"
             ) from None
-        except Exception as error:  # on damaged data decoders raise nearly everything
+        except Exception as error:  # on damaged data decoders raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{name}: the picture is damaged ({reason}); export it again") from None
 
 
 def _check_jpeg(file: BinaryIO) -> None:
-    """Refuse a JPEG that costs a reader far more than its size; leave the file at its start.
+    """Reject a JPEG whose decoding costs far more than its size suggests; rewind the file.
 
     Raises:
-        ValueError: It says why.
+        ValueError: Says why.
     """
     data = file.read()
     file.seek(0)
@@ -274,7 +275,7 @@ def _check_jpeg(file: BinaryIO) -> None:
             raise ValueError("no picture after the header")
         kind = data[begin + 1 : begin + 2]
         at = begin + 1 if kind == b"\xff" else begin + 2
-        if kind == b"\xda" or not kind:  # the picture itself begins
+        if kind == b"\xda" or not kind:  # image data begins
             break
         if kind in b"\x00\x01\xc8\xff" or b"\xd0" <= kind <= b"\xd9" or b"\xf0" <= kind <= b"\xfd":
             continue  # without a body
@@ -287,21 +288,21 @@ def _check_jpeg(file: BinaryIO) -> None:
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Turn a picture as its EXIF data says, and what there is to say about that."""
+    """Rotate a picture according to its EXIF data; return it with any notes about that."""
     data = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
     try:
-        # In hexadecimal where it is text.
+        # In hexadecimal if it is text.
         if len(data) > MAX_EXIF * (1 + isinstance(data, str)):
             raise ValueError("too large")
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of many kinds, as with the picture itself, which may be sound
+    except Exception:  # of many kinds, as for the picture itself, which may be intact
         note = "its EXIF data is damaged and ignored; export it again if it is not upright"
         return image, [note]
     return (image if turn is None else image.transpose(turn)), []
 
 
 def _png_colours(image: Image.Image, file: BinaryIO) -> list[str]:
-    """What a PNG without a profile says of its colours, where that is not sRGB."""
+    """List what a PNG without a profile says about its colours, if they are not sRGB."""
     info = image.info
     primaries, gamma = info.get("chromaticity", _PRIMARIES), info.get("gamma", _GAMMA)
     off = max(abs(a - b) for a, b in zip(primaries, _PRIMARIES, strict=True))
@@ -312,7 +313,7 @@ def _png_colours(image: Image.Image, file: BinaryIO) -> list[str]:
 
 
 def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
-    """A chunk before the picture's data."""
+    """Read a chunk that precedes the image data."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -325,7 +326,7 @@ def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Any mode that the formats have to RGB, and what there is to say about its profile."""
+    """Convert any mode that the formats have to RGB; return it with any notes on its profile."""
     info, notes = image.info, []
     layer = image.convert("RGBA") if image.has_transparency_data else None
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -350,7 +351,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def _cut(name: str, image: Image.Image, size: tuple[int, int]) -> tuple[str, ...]:
-    """What a crop to the frame loses, where that is much."""
+    """Describe what a crop to the frame loses, if that is much."""
     height, width = size
     down, across = height / image.height, width / image.width
     lost = 1 - min(down, across) / max(down, across)

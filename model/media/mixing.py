@@ -1,4 +1,4 @@
-"""Channels of any layout mixed to one or two, and sample values held to full scale."""
+"""Mixes channels of any layout to one or two, and keeps sample values within full scale."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -7,36 +7,36 @@ import av
 import numpy as np
 
 ASSUMED = {6: "5.1", 8: "7.1"}
-"""Layouts taken where the file names none; other counts are averaged."""
+"""Layouts assumed if the file names none; other channel counts are averaged."""
 _NAMES = {1: "mono", 2: "stereo"}
 
 _CANCELLED = 2 / 11
-"""Energy of the mean over that of its channels, below which they cancel out; for stereo, the side
-then has ten times the energy of the middle."""
+"""Energy of the mean relative to that of the channels, below which they cancel out; for stereo, the
+side then has ten times the energy of the middle."""
 _RESTORED = 2 / 5
 """The same, above which they no longer do; for stereo, four times."""
 _MEMORY = 0.25
-"""Seconds over which these energies are remembered; what turns over is noticed in thrice that."""
+"""Seconds over which these energies are averaged; a phase flip is noticed within thrice that."""
 
 _LOUDEST_FLOAT = 16.0
-"""Peak up to which full scale is 1: what a lossy codec or a recorder of float samples exceeds."""
+"""Peak up to which full scale is 1: lossy codecs and float recorders exceed it."""
 _QUIETEST_INT16 = 256.0
-"""Peak from which full scale is evidently 32768; speech at that scale has more."""
+"""Peak from which full scale is evidently 32768; speech at that scale exceeds it."""
 INT16_SCALE = 32768.0
 
 
 def layout_name(frame: av.AudioFrame) -> str:
-    """Name the layout of a frame: ``mono``, ``5.1``; ``3 channels`` where it is not known."""
+    """Name the layout of a frame: ``mono``, ``5.1``; ``3 channels`` if unknown."""
     count = frame.layout.nb_channels
     return _NAMES.get(count, frame.layout.name)
 
 
 def mix_matrix(layout: str, channels: int, target: int) -> tuple[np.ndarray, str]:
-    """Give the matrix that mixes a layout.
+    """Return the matrix that mixes a layout.
 
-    Three and more channels are mixed by swresample's matrix, which is read off swresample itself;
-    for float samples it is not normalised, so a voice in the centre keeps its level. Two channels
-    to one is their mean, so that a voice in both keeps its level; one to two is twice the same.
+    Three or more channels are mixed with swresample's matrix, which is obtained from swresample
+    itself; for float samples it is not normalised, so a centred voice keeps its level. Two channels
+    are averaged to one, so that a voice in both keeps its level; one is duplicated to two.
 
     Args:
         layout: FFmpeg's name.
@@ -44,7 +44,7 @@ def mix_matrix(layout: str, channels: int, target: int) -> tuple[np.ndarray, str
         target: 1 or 2.
 
     Returns:
-        Float32 [target, channels], and a note where the layout had to be guessed, else "".
+        Float32 [target, channels], and a note if the layout had to be guessed, else "".
     """
     assert target in _NAMES
     if channels == target:
@@ -70,15 +70,15 @@ def mix_matrix(layout: str, channels: int, target: int) -> tuple[np.ndarray, str
 
 
 class Mixer:
-    """Mixes blocks of one layout, and hears channels that cancel each other out.
+    """Mixes blocks of one layout, and detects channels that cancel each other out.
 
-    Where the mix to one channel has far less energy than what it is mixed from, the voice stands
-    in opposite phase in two channels; then the strongest channel is taken alone, until they no
-    longer cancel. The energies are those of the last moment.
+    If the mix to one channel has far less energy than its inputs, the voice is in opposite phase in
+    two channels; then the strongest channel is used alone, until they no longer cancel. Energies
+    are averaged over the last moment.
 
     Attributes:
         note: See `mix_matrix`.
-        alone: The strongest channel is taken at the moment.
+        alone: Whether the strongest channel is used at the moment.
     """
 
     def __init__(self, layout: str, channels: int, target: int, rate: int) -> None:
@@ -92,7 +92,7 @@ class Mixer:
         self.alone = False
 
     def listen(self, blocks: Iterable[np.ndarray]) -> None:
-        """Hear the first second of what is to be mixed, float32 [channels, n], to start right."""
+        """Analyse the first second of input, float32 [channels, n], to start correctly."""
         heard = 0
         for block_CN in blocks:
             if heard < self._rate and block_CN.any():
@@ -120,16 +120,16 @@ class Mixer:
         whole = float(self._energy_C.sum())
         if whole > 0:
             share = self._mixed_energy / whole
-            if not self.alone:  # and then it stays the same: another may be its opposite
+            if not self.alone:  # and then keep it: another may be its opposite
                 self._strongest = int(self._energy_C.argmax())
             self.alone = share < (_RESTORED if self.alone else _CANCELLED)
 
 
 def full_scale(peak: float) -> float | None:
-    """Tell the full scale of float samples from the peak of their first seconds.
+    """Infer the full scale of float samples from the peak of their first seconds.
 
     Returns:
-        1 or 32768; None where neither is evident.
+        1 or 32768; None if neither is evident.
     """
     if peak <= _LOUDEST_FLOAT:
         return 1.0

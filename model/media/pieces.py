@@ -1,4 +1,4 @@
-"""Decoded frames of any sample format as float blocks with their place in time."""
+"""Decoded frames of any sample format as float blocks with their position in time."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,18 +9,18 @@ import numpy as np
 from .mixing import Mixer, layout_name
 
 _PLANES = 7
-"""PyAV 18 reads up to so many planes of a frame safely; further ones are interleaved first."""
+"""Number of planes that PyAV 18 reads safely; frames with more are interleaved first."""
 
 
 class Format:
-    """What frames have in common until sound changes on the way.
+    """What frames have in common until the sound's format changes.
 
-    Attributes:
+    rate: Samples per second.
         rate: Samples per second.
         channels: Channels.
         layout: FFmpeg's name of their layout.
         sample_format: FFmpeg's name of the sample format.
-        mixer: Mixes them.
+        mixer: Mixer for them.
     """
 
     def __init__(self, frame: av.AudioFrame, channels: int) -> None:
@@ -35,7 +35,7 @@ class Format:
             self._interleave = av.AudioResampler(format=frame.format.packed.name)
 
     def describes(self, frame: av.AudioFrame) -> bool:
-        """Tell whether a frame has this format."""
+        """Return whether a frame has this format."""
         return (self.rate, self.layout, self.sample_format) == (
             frame.sample_rate,
             layout_name(frame),
@@ -68,7 +68,7 @@ class Piece:
 
     @property
     def floating(self) -> bool:
-        """The file holds floats, so that samples may have any size."""
+        """Whether the file holds floats, whose samples may have any magnitude."""
         return self.format.sample_format[:3] in ("flt", "dbl")
 
     @property
@@ -82,7 +82,7 @@ class Piece:
         return float(np.abs(self.samples).max())
 
     def first_above(self, limit: float) -> tuple[float, float] | None:
-        """Find time in seconds and size of the first sample beyond the limit."""
+        """Find time in seconds and magnitude of the first sample beyond a limit."""
         above_N = (np.abs(self.samples) > limit).any(axis=0)
         if not above_N.any():
             return None
@@ -92,12 +92,12 @@ class Piece:
 
 
 def _to_float(frame: av.AudioFrame, channels: int) -> np.ndarray:
-    """Samples of a frame of any sample format as float32 [channels, n], full scale +-1."""
+    """Convert a frame of any sample format to float32 [channels, n], full scale +-1."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, channels).T
     if samples.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold is Inf, and refused
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, and is rejected
             return samples.astype(np.float32)
     half = 2.0 ** (8 * samples.dtype.itemsize - 1)
     offset = half if samples.dtype.kind == "u" else 0.0

@@ -1,4 +1,4 @@
-"""Sample rates changed in a stream of blocks, with exact lengths."""
+"""Changes the sample rate of a stream of blocks, with exact lengths."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -8,12 +8,12 @@ import numpy as np
 
 
 class Resampler:
-    """Changes the sample rate of a stream of blocks, by FFmpeg's swresample.
+    """Changes the sample rate of a stream of blocks with FFmpeg's swresample.
 
     N samples become exactly ceil(N * target / source), at the same times: the first output sample
-    is at the time of the first input sample, and the last input sample is heard. swresample alone
-    rounds the length either way and drops inputs shorter than its filter; here it is fed silence
-    at the end and its surplus is cut.
+    coincides with the first input sample, and the last input sample is included. swresample alone
+    rounds the length either way and drops inputs shorter than its filter; here it is fed silence at
+    the end, and its surplus is cut.
     """
 
     def __init__(self, source_rate: int, target_rate: int, *, channels: int) -> None:
@@ -26,17 +26,17 @@ class Resampler:
         self._taken = self._given = 0
 
     def push(self, samples_CN: np.ndarray) -> np.ndarray:
-        """Take float32 [channels, n]; return what is ready, float32 [channels, m], m >= 0."""
+        """Push float32 [channels, n]; return what is ready, float32 [channels, m], m >= 0."""
         self._taken += samples_CN.shape[1]
         if self._source == self._target or not samples_CN.shape[1]:
             return samples_CN
         return self._collect(self._swr.resample(self._frame(samples_CN)))
 
     def push_silence(self, samples: int) -> Iterator[np.ndarray]:
-        """Take so many samples of silence; yield float32 [channels, m], a second or less each."""
+        """Push ``samples`` of silence; yield float32 [channels, m], at most a second each."""
         seconds, rest = divmod(samples, self._source)
         for second in range(seconds):
-            if second == 0:  # the filter is shorter, and holds nothing but silence from here on
+            if second == 0:  # the filter is shorter, and contains only silence from here on
                 yield self.push(np.zeros((self._channels, self._source), np.float32))
             else:
                 self._taken += self._source
@@ -45,7 +45,7 @@ class Resampler:
         yield self.push(np.zeros((self._channels, rest), np.float32))
 
     def finish(self) -> np.ndarray:
-        """Return the rest, float32 [channels, m]; the object is used up."""
+        """Return the rest, float32 [channels, m]; the object is then exhausted."""
         if self._source == self._target or not self._taken:
             return np.zeros((self._channels, 0), np.float32)
         silence = np.zeros((self._channels, self._source // 5), np.float32)

@@ -1,4 +1,4 @@
-"""The sound of any file as FFmpeg hears it: one track, its time stamps, its layouts, its range."""
+"""Decodes the sound of any file with FFmpeg: one track, its time stamps, layouts and range."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from .stamps import Stamps
 from .wav_header import declared_wav_samples
 
 _RATES = range(4000, 768_001)
-"""Sample rates of sound; anything else is a damaged header."""
+"""Sample rates of sound; anything else indicates a damaged header."""
 _NO_LENGTH = ("mp3", "aac", "ac3", "eac3", "dts", "truehd", "mlp", "loas", "avi", "rm")
-"""Containers without a length field, so that FFmpeg estimates from the bit rate; and those whose
-field holds any number where the program that wrote the file could not go back to it."""
+"""Containers without a length field, for which FFmpeg estimates from the bit rate; and those whose
+field is arbitrary if the writing program could not seek back to it."""
 _BROADCAST = ("mpegts", "mpeg")
-"""Containers whose time stamps may begin anew anywhere."""
+"""Containers whose time stamps may restart anywhere."""
 _EXACT_END = "mov,mp4,m4a,3gp,3g2,mj2"
 """FFmpeg's name of containers whose length is exact to _ROUNDED, and cuts a codec's last frame."""
 _ROUNDED = Fraction(1, 1000)
@@ -34,42 +34,42 @@ _ROUNDED = Fraction(1, 1000)
 _SHORTFALL = 0.5
 """Seconds by which a compressed file may fall short of its declared length without a warning."""
 _AHEAD_VALUES = 1 << 20
-"""Most values, and _AHEAD seconds, that are decoded ahead to learn scale and phase."""
+"""Maximum values, along with _AHEAD seconds, to decode ahead to determine scale and phase."""
 _AHEAD = 10
 _AUDIBLE_EXCESS = 10 ** (1 / 20)
-"""Peak from which cutting is said; lossy codecs exceed full scale by up to 1 dB all the time."""
+"""Peak from which clipping is reported; lossy codecs routinely exceed full scale by up to 1 dB."""
 _RESTARTS = 16
-"""How often reading goes on after tracks that appear on the way."""
+"""How often reading continues after tracks that appear midway."""
 _KEPT_CHANGES = 10
-"""Changes of format that are told one by one."""
+"""Number of format changes that are reported individually."""
 
 
 class SoundDecoder:
     """Decodes one sound track of a file to mono or stereo at one rate, with bounded memory.
 
-    Gaps that the time stamps leave, at the start as well, become silence (`Stamps`); rate, layout
-    and sample format may change on the way; three and more channels are mixed as `mix_matrix` says,
-    and peaks above full scale are cut. Float samples whose first seconds are evidently at the scale
-    of 16-bit numbers are divided by 32768.
+    Gaps in the time stamps, including at the start, become silence (`Stamps`); rate, layout and
+    sample format may change midway; three or more channels are mixed as described in `mix_matrix`,
+    and peaks above full scale are clipped. Float samples whose first seconds evidently have the
+    scale of 16-bit numbers are divided by 32768.
 
-    The file is opened, and its first seconds are decoded, when the object is made, so that what
-    cannot be used from its start is refused at once.
+    The constructor opens the file and decodes its first seconds, so that a file that is unusable
+    from its start is rejected at once.
 
     Attributes:
         path: The file.
-        track: The track that is decoded.
+        track: The decoded track.
         tracks: All sound tracks of the file.
-        rate: Samples per second that are yielded.
-        channels: Channels that are yielded.
+        rate: Samples per second of the output.
+        channels: Channels of the output.
         source_rate: Samples per second in the file, at its start.
         source_channels: Channels in the file, at its start.
-        layout: Name of their layout.
+        layout: Name of the channel layout.
         codec: FFmpeg's name of the codec.
-        declared_samples: Samples per channel at `source_rate` by the header, where it has a length
-            field, with the silence at the start.
-        stamps: Where silence was put in.
-        notes: What was decided; complete when the last block has been yielded.
-        warnings: What was wrong; complete when the last block has been yielded.
+        declared_samples: Samples per channel at `source_rate` from the header, if it has a length
+            field, including silence at the start.
+        stamps: Where silence was inserted.
+        notes: Decisions made; complete once the last block has been yielded.
+        warnings: Problems found; complete once the last block has been yielded.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class SoundDecoder:
 
         Args:
             path: The file.
-            rates: Sample rates to choose from: the file's own if it is among them, else the last.
+            rates: Sample rates to choose from: the file's own if included, else the last.
             channels: 1, or 2 for as many as the file has, up to 2.
-            track: Which sound track, counted from 1; None for FFmpeg's choice among those that can
-                be decoded.
+            track: Which sound track, counted from 1; None for FFmpeg's choice among those that
+                can be decoded.
 
         Raises:
             UserError: Missing, a folder, empty, unreadable, not a sound file, without samples or
-                without this track; or what it starts with is no sound.
+                without this track; or its beginning is not sound.
         """
         self.path = check_input(path, "audio")
         self.warnings: list[str] = []
@@ -130,14 +130,14 @@ class SoundDecoder:
 
     @property
     def decoded_samples(self) -> int:
-        """Samples per channel at `source_rate`, silence included, yielded so far."""
+        """Samples per channel at `source_rate` yielded so far, including silence."""
         return round(self._yielded * self.source_rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the sound once, as float32 [channels, n] at `rate`, full scale +-1.
 
         Raises:
-            UserError: NaN, Inf or values far beyond full scale among the samples.
+            UserError: The samples include NaN, Inf or values far beyond full scale.
         """
         first = self._ahead[0].format
         first.mixer.listen(piece.samples for piece in self._ahead if piece.format is first)
@@ -160,7 +160,7 @@ class SoundDecoder:
         self._container.close()
 
     def report(self) -> dict[str, Any]:
-        """Say what was decided: the track, its layout, and the silence put into gaps."""
+        """Report decisions: the track, its layout, and the silence inserted into gaps."""
         return {
             "track": {"number": self.track.number, "of": len(self.tracks), "codec": self.codec},
             "layout": {"name": self.layout, "channels": self.source_channels},
@@ -198,13 +198,13 @@ class SoundDecoder:
         )
 
     def _decode(self) -> Iterator[av.AudioFrame]:
-        """Yield non-empty frames; damaged packets are counted and left out."""
+        """Yield non-empty frames; count and skip damaged packets."""
         packets = self._container.demux(self._stream)
         restarts = 0
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # PyAV 18 stumbles over tracks that appear on the way, at their end
+            except IndexError:  # PyAV 18 fails on tracks that appear midway, at their end
                 restarts += 1
                 if restarts > _RESTARTS:
                     return
@@ -226,7 +226,7 @@ class SoundDecoder:
             yield from (frame for frame in frames if frame.samples)
 
     def _checked(self, frames: Iterator[av.AudioFrame]) -> Iterator[Piece]:
-        """Place the frames in time, and refuse what is no number."""
+        """Position the frames in time, and reject samples that are not numbers."""
         format_: Format | None = None
         for frame, last in _marked(frames):
             if format_ is None or not format_.describes(frame):
@@ -254,7 +254,7 @@ class SoundDecoder:
             yield piece
 
     def _cut_padding(self, samples_CN: np.ndarray, rate: int) -> np.ndarray:
-        """Cut what fills the last frame of a codec beyond the declared end."""
+        """Cut the padding of a codec's last frame beyond the declared end."""
         if self.declared_samples is None:
             return samples_CN
         end = Fraction(self.declared_samples, self.source_rate) + _ROUNDED
@@ -262,10 +262,10 @@ class SoundDecoder:
         return samples_CN[:, :kept] if 0 < kept < samples_CN.shape[1] else samples_CN
 
     def _look_ahead(self) -> None:
-        """Decode the first seconds and learn the scale of float samples.
+        """Decode the first seconds and determine the scale of float samples.
 
-        What is wrong with the first frame is refused now, what comes later when it is reached: the
-        sound before it is good.
+        Problems in the first frame are reported now, later ones when they are reached: the sound
+        before them is good.
         """
         values = 0
         try:
@@ -306,7 +306,7 @@ class SoundDecoder:
             )
 
     def _mixed(self, piece: Piece) -> np.ndarray:
-        """Samples in the channels that are yielded, within full scale."""
+        """Return samples in the output channels, within full scale."""
         samples_CN = piece.samples
         if piece.floating and self._scale != 1:
             samples_CN = samples_CN / np.float32(self._scale)
@@ -328,7 +328,7 @@ class SoundDecoder:
         return samples_CN
 
     def _declared(self) -> int | None:
-        """Samples per channel by the header; FFmpeg hides a WAV's own figure, so read it here."""
+        """Read samples per channel from the header; FFmpeg hides a WAV's own figure."""
         name = self._container.format.name
         if name == "wav":
             with self.path.open("rb") as file:
@@ -358,7 +358,7 @@ class SoundDecoder:
                 self.notes.append(note)
 
     def _tell(self) -> None:
-        """Say what was decided and what was wrong, once all has been heard."""
+        """Report decisions and problems, once everything has been decoded."""
         stamps = self.stamps
         if stamps.count:
             first = stamps.gaps[0]

@@ -1,16 +1,16 @@
-"""Time stamps of sound: where they leave a gap, there is silence."""
+"""Time stamps of sound: gaps between them become silence."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 
 TOLERANCE = Fraction(6, 100)
-"""Seconds by which stamps may run ahead of the sound; what is rounded or jitters is no gap."""
+"""Seconds by which stamps may run ahead of the sound; rounding and jitter are not gaps."""
 STEP_BACK = Fraction(1)
-"""Seconds by which stamps may fall behind before they count as begun anew."""
+"""Seconds by which stamps may fall behind before they count as restarted."""
 MOST_SILENCE = Fraction(2 * 3600)
-"""Seconds of silence that are put into a file, in all."""
+"""Maximum seconds of silence inserted into a file in total."""
 MOST_DISCONTINUOUS = Fraction(10)
-"""Seconds of one gap in a format whose stamps may jump (broadcast); FFmpeg has the same."""
+"""Maximum seconds of one gap in a format whose stamps may jump (broadcast), as in FFmpeg."""
 _KEPT_GAPS = 20
 
 
@@ -23,27 +23,27 @@ class Gap:
 
 
 class Stamps:
-    """Says how much silence comes before each piece of sound.
+    """Computes how much silence precedes each piece of sound.
 
-    Nothing that was recorded is left out: sound whose stamp lies in the past follows on, and only
-    what comes late enough waits for its time. A jump that no recording has (more silence than
-    `MOST_SILENCE` in all, a step back by more than `STEP_BACK`) is not followed: stamps count on
-    from there.
+    Nothing that was recorded is left out: sound whose stamp is in the past simply follows, and only
+    sound that comes late enough waits for its time. A jump that no recording has (more than
+    `MOST_SILENCE` of silence in total, a step back by more than `STEP_BACK`) is not followed:
+    stamps count on from there.
 
     Attributes:
         gaps: The first of them.
-        count: Gaps in all.
-        silence: Seconds of silence in all.
-        jumps: Jumps that were not followed.
+        count: Total number of gaps.
+        silence: Total seconds of silence.
+        jumps: Number of jumps that were not followed.
         first_jump: Time of the first of them in seconds.
     """
 
     def __init__(self, origin: Fraction | None, *, discontinuous: bool) -> None:
-        """Start.
+        """Start at an origin.
 
         Args:
             origin: Stamp in seconds at which a player starts; None for that of the first sound.
-            discontinuous: Stamps may jump in this format.
+            discontinuous: Whether stamps may jump in this format.
         """
         self._shift = None if origin is None else -origin
         self._longest = MOST_DISCONTINUOUS if discontinuous else MOST_SILENCE
@@ -62,7 +62,7 @@ class Stamps:
         if stamp is None:
             return Fraction(0)
         if self._shift is None or (not position and abs(stamp + self._shift) <= TOLERANCE):
-            self._shift = -stamp  # starts with the player: what a codec skips is no offset
+            self._shift = -stamp  # starts with the player: samples that a codec skips are no offset
         ahead = stamp + self._shift - position
         if -STEP_BACK <= ahead <= TOLERANCE:
             return Fraction(0)

@@ -1,4 +1,4 @@
-"""Speech and a picture that are made up: for runs in which only time or error counts, and data."""
+"""Synthetic speech and pictures: for runs that only measure time or error, and for data."""
 
 from fractions import Fraction
 
@@ -9,18 +9,18 @@ from PIL import Image
 from ..config import NEW_FRAMES
 
 SAMPLE_RATE = 16000
-_SYLLABLES = 9.0  # radians a second of the loudness
+_SYLLABLES = 9.0  # of the loudness, radians per second
 _LOUDNESS = 0.1
 _VOWELS = ((750, 1250), (500, 1800), (300, 2250), (480, 850), (320, 750), (500, 1450))
-"""First and second resonance in Hz of a, e, i, o, u and the vowel of 'the'."""
+"""First and second formant in Hz of a, e, i, o, u and the vowel of 'the'."""
 _HIGHEST = 3600  # Hz of the last harmonic
 
 
 def speech(chunk: int, *, fps: float | Fraction = 25) -> NDArray[np.float32]:
-    """Deterministic noise with the rhythm of syllables: the sound of one chunk.
+    """Generate deterministic noise with the rhythm of syllables, as long as one chunk.
 
     Args:
-        chunk: Which chunk of a stream, from 0.
+        chunk: Index of the chunk in a stream, from 0.
         fps: Video frames per second.
 
     Returns:
@@ -33,7 +33,7 @@ def speech(chunk: int, *, fps: float | Fraction = 25) -> NDArray[np.float32]:
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
-    """A smooth picture of so many rows and columns."""
+    """Generate a smooth picture with ``size`` rows and columns."""
     height, width = size
     y, x = np.mgrid[:height, :width]
     pixels = np.stack((255 * x / width, 255 * y / height, 128 + 0 * x), axis=-1)
@@ -41,9 +41,9 @@ def picture(size: tuple[int, int]) -> Image.Image:
 
 
 def babble(rng: np.random.Generator, samples: int) -> NDArray[np.float32]:
-    """Vowels one after another: harmonics of a voice through two moving resonances, and hisses.
+    """Generate a sequence of vowels: a voice's harmonics through two moving formants, and hisses.
 
-    Unlike `speech`, it differs in its spectrum at equal loudness, so that a mouth can be told.
+    Unlike in `speech`, spectra differ at equal loudness, so that mouth shapes are distinguishable.
 
     Args:
         rng: Chooses voice, vowels, lengths and pauses.
@@ -64,7 +64,7 @@ def babble(rng: np.random.Generator, samples: int) -> NDArray[np.float32]:
         hissing += [rng.uniform(0.0, 0.3) * (rng.random() < 0.3), 0.0, 0.0, 0.0]
     t = np.arange(samples) / SAMPLE_RATE
     first, second = (np.interp(t, times, [vowel[n] for vowel in vowels]) for n in (0, 1))
-    length = rng.uniform(0.9, 1.2)  # of the throat: a shorter one is higher
+    length = rng.uniform(0.9, 1.2)  # of the vocal tract: a shorter one sounds higher
     pitch = rng.uniform(90, 220) * (1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.3, 0.6) * t))
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
     voice = np.zeros(samples)

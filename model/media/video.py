@@ -1,4 +1,4 @@
-"""Video out: MP4 with sound, written as the frames come, with bounded memory."""
+"""Writes MP4 video with sound as the frames come, with bounded memory."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -19,14 +19,14 @@ from .resample import Resampler
 from .sound_decoder import SoundDecoder
 
 SUFFIXES = (".mp4", ".npy")
-"""Endings that `open_writer` understands."""
+"""Suffixes that `open_writer` supports."""
 
 _CRF = 18
 """x264's constant quality; 18 is close to visually lossless."""
 _PRESET = "veryfast"
 _AAC_RATES = (32000, 44100, 48000)
-"""Kept as they are; others become the last. An AAC frame of 1024 samples is the grain of the sound
-track's length: at these rates it is shorter than a video frame, at 16 kHz it would not be."""
+"""Kept unchanged; others become the last. An AAC frame of 1024 samples is the granularity of the
+sound track's length: at these rates it is shorter than a video frame, at 16 kHz it would not be."""
 _AAC_BITS_PER_CHANNEL = 96_000
 _MOVFLAGS = ("frag_keyframe", "delay_moov", "default_base_moof", "hybrid_fragmented")
 _BT709 = 1
@@ -34,11 +34,11 @@ _BT709 = 1
 
 
 class VideoWriter(FrameWriter):
-    """H.264 and AAC in MP4, indexed once it is complete, playable as it grows.
+    """H.264 and AAC in MP4, indexed once complete, playable as it grows.
 
-    While it is written, the file is fragmented: whenever the process is killed, all but the last
-    second plays. At the end FFmpeg appends the index of a normal file, and turns all that comes
-    before it into that file's data by overwriting the header of one box.
+    While being written, the file is fragmented: whenever the process is killed, all but the last
+    second plays. At the end FFmpeg appends the index of a regular file, and turns everything before
+    it into that file's data by overwriting the header of one box.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class VideoWriter(FrameWriter):
             height: Rows of a frame, even.
             width: Columns of a frame, even.
             fps: Frames per second, see `frame_rate`.
-            sound: A sound file, or a video file with sound. It is decoded beside the frames at its
-                own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
-                mixed to stereo, and it is cut at the end of the video; sound that is shorter is
-                not prolonged.
-            live_sound: Make a sound track for `write_sound` instead.
+            sound: A sound file, or a video file with sound. It is decoded along with the frames at
+                its own rate (if that is 32, 44.1 or 48 kHz, else at 48), more than two channels are
+                mixed to stereo, and it is cut at the end of the video; shorter sound is not
+                extended.
+            live_sound: Create a sound track for `write_sound` instead.
             track: Which sound track of the file, counted from 1; see `SoundDecoder`.
 
         Raises:
@@ -77,8 +77,8 @@ class VideoWriter(FrameWriter):
             raise ValueError("sound and live_sound exclude each other")
         super().__init__(path, height, width, ".mp4")
         try:
-            # The moov box waits for the first fragment: only then does it hold the edit list
-            # that tells players to skip the AAC encoder's delay, so that sound starts exactly.
+            # The moov box waits for the first fragment: only then does it contain the edit list
+            # that makes players skip the AAC encoder's delay, so that sound starts exactly.
             self._container = av.open(
                 self._raw,
                 mode="w",
@@ -96,7 +96,7 @@ class VideoWriter(FrameWriter):
                 self._sound = _SoundTrack(
                     self._container, decoder.rate, decoder.channels, iter(decoder)
                 )
-        except BaseException as error:  # Ctrl-C as well: there is no frame to keep
+        except BaseException as error:  # including Ctrl-C: there is no frame to keep
             raise self._given_up(error) from None
 
     def write_sound(self, samples_N: np.ndarray) -> None:
@@ -166,10 +166,10 @@ class _SoundTrack:
         """Add the stream.
 
         Args:
-            container: Where it goes.
-            source_rate: Samples per second of what comes; see `_AAC_RATES` for what goes out.
+            container: Container to add it to.
+            source_rate: Samples per second of the input; see `_AAC_RATES` for the output.
             channels: 1 or 2.
-            blocks: Float32 [channels, n], asked for when more sound is needed.
+            blocks: Float32 [channels, n], pulled when more sound is needed.
         """
         self._rate = source_rate if source_rate in _AAC_RATES else _AAC_RATES[-1]
         self._resampler = Resampler(source_rate, self._rate, channels=channels)
@@ -186,7 +186,7 @@ class _SoundTrack:
         self._append(self._resampler.push(samples_CN))
 
     def advance(self, seconds: Fraction) -> None:
-        """Encode what there is up to this time."""
+        """Encode available sound up to this time."""
         wanted = round(seconds * self._rate) - self._sent
         while self._waiting_CN.shape[1] < wanted:
             block_CN = next(self._blocks, None)
@@ -224,10 +224,10 @@ def open_writer(
     live_sound: bool = False,
     track: int | None = None,
 ) -> FrameWriter:
-    """Open the writer for the path's ending: .mp4 (`VideoWriter`) or .npy (`NpyWriter`, silent).
+    """Open the writer for the path's suffix: .mp4 (`VideoWriter`) or .npy (`NpyWriter`, silent).
 
     Raises:
-        UserError: Another ending, or the file cannot be written there.
+        UserError: Another suffix, or the file cannot be written there.
     """
     if check_output(path, SUFFIXES).suffix.lower() == ".npy":
         return NpyWriter(path, height, width)

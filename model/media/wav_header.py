@@ -1,30 +1,31 @@
-"""What the header of a WAV file says about its length."""
+"""Interprets what a WAV file's header says about its length."""
 
 import io
 import struct
 from typing import BinaryIO
 
 _PCM_TAGS = (0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE)
-"""WAV formats whose block holds one sample per channel: PCM, float, A-law, mu-law, extensible."""
+"""WAV formats whose blocks hold one sample per channel: PCM, float, A-law, mu-law, extensible."""
 _STREAMED_BYTES = 0x7FFF0000
-"""A chunk of this size or more is a placeholder of a program that wrote to a pipe."""
+"""A chunk of this size or more is a placeholder from a program that wrote to a pipe."""
 _WIDE_STREAMED_BYTES = 1 << 62
 """The same in a chunk ds64."""
 _ROUND_BYTES = (100_000_000, 1_000_000)
 """From the first on, a multiple of the second is a round number that nobody recorded."""
 _POWER_BYTES = (1 << 27, 4096)
-"""From the first on, a power of two, or less than the second below one, is round as well."""
+"""From the first on, a power of two, or less than the second below one, is also round."""
 
 
 def declared_wav_samples(file: BinaryIO) -> int | None:
     """Read how many samples per channel the header of a WAV file (RIFF or RF64) declares.
 
-    Programs that write to a pipe, speech synthesis above all, do not know the length in advance
-    and put a placeholder. A declared size is taken for one where it is 0 or close to 2 or 4 GiB;
-    and, where the file holds less than it declares and ends with a whole sample, where the size is
-    a round number (a multiple of a million from a hundred million on, or a power of two less at
-    most a header from 128 MiB on) or does not fit into the size of the whole RIFF form. Any other
-    size beyond the end of the file is what a cut-off copy of a finished recording has.
+    Programs that write to a pipe, especially speech synthesisers, do not know the length in advance
+    and write a placeholder. A declared size is taken for one if it is 0 or close to 2 or 4 GiB;
+    and,
+    if the file is shorter than declared and ends with a whole sample, if the size is a round number
+    (a multiple of a million from a hundred million on, or a power of two, minus at most a header,
+    from 128 MiB on) or exceeds that of the whole RIFF form. Any other size beyond the end of the
+    file comes from a truncated copy of a finished recording.
 
     Source: Microsoft "Multimedia Programming Interface 1.0" (RIFF), EBU Tech 3306 (RF64).
 
@@ -32,8 +33,8 @@ def declared_wav_samples(file: BinaryIO) -> int | None:
         file: The file, at its start; any contents.
 
     Returns:
-        The number, or None where the header has none: a placeholder, a compressed format, not a
-        WAV file.
+        The number, or None if the header has none: a placeholder, a compressed format, not a WAV
+        file.
     """
     riff = file.read(12)
     if riff[:4] not in (b"RIFF", b"RF64") or riff[8:] != b"WAVE":

@@ -1,4 +1,4 @@
-"""A frame writer in a thread of its own, so that encoding video runs beside making frames."""
+"""A frame writer in its own thread, so that encoding video overlaps making frames."""
 
 import threading
 import time
@@ -17,21 +17,21 @@ from ..config import NEW_FRAMES
 from .frames import FrameWriter
 
 CAPACITY = 2 * NEW_FRAMES
-"""Frames that wait at most: two chunks."""
+"""Maximum number of queued frames: two chunks."""
 LANE = "video"
 """Name of the thread's lane in the timeline."""
 
 
 class BackgroundWriter:
-    """Writes frames as a `FrameWriter` does, a little later.
+    """Writes frames like a `FrameWriter`, a little later.
 
-    As a context manager it does what its writer would: at the end of the block, whatever ends it,
-    the frames that wait are written and the file is finished. The thread alone uses the writer. An
-    error of its own ends it, and is raised once, by the next call that needs it.
+    As a context manager it does what its writer would: when the block ends, for whatever reason,
+    queued frames are written and the file is completed. Only the thread uses the writer. An error
+    of the writer ends it, and is raised once, by the next call that needs it.
 
     Attributes:
-        path: The file to be.
-        part: What is written until then.
+        path: The final file.
+        part: The file written until then.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class BackgroundWriter:
         """Start the thread.
 
         Args:
-            writer: What to write with; nobody else may use it from now on.
-            capacity: Frames that may wait, at least 1; `write` waits for room.
-            timeline: Where the writing, and the waiting for it, is recorded.
+            writer: Writer to use; nobody else may use it from now on.
+            capacity: Maximum number of queued frames, at least 1; `write` waits for room.
+            timeline: Records writing, and waiting for it.
         """
         assert capacity >= 1, capacity
         self.path: Path = writer.path
@@ -50,36 +50,36 @@ class BackgroundWriter:
         self._writer = writer
         self._capacity = capacity
         self._timeline = timeline or Timeline(torch.device("cpu"))
-        self._changed = threading.Condition()  # guards all that follows
+        self._changed = threading.Condition()  # guards everything below
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # frames in it, what to do
-        self._count = 0  # frames that wait or are being written
-        self._ending = False  # no more frames are taken
-        self._deadline = float("inf")  # of writing what waits, on the monotonic clock
+        self._count = 0  # frames queued or being written
+        self._ending = False  # whether frames are no longer accepted
+        self._deadline = float("inf")  # for writing queued frames, on the monotonic clock
         self._error: BaseException | None = None
         self._ended = self._kept = self._closed = False
-        # A daemon: where the process ends without closing it, nobody waits for the file.
+        # A daemon: if the process ends without closing it, nobody waits for the file.
         self._thread = threading.Thread(target=self._run, name="video writer", daemon=True)
         self._thread.start()
 
     @property
     def frames(self) -> int:
-        """Frames in the file so far; once it is closed, those that it holds."""
+        """Frames in the file so far; final once it is closed."""
         return self._writer.frames
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with the file at the end, one line each."""
+        """Problems with the finished file, one line each."""
         return self._writer.warnings
 
     def write(self, frames_NHWC: np.ndarray) -> None:
-        """Append frames, which must not be changed afterwards; waits while too many wait.
+        """Append frames, which must not be modified afterwards; waits while too many are queued.
 
         Args:
             frames_NHWC: Uint8 [n, height, width, 3], RGB, an array (or a tensor on the CPU).
 
         Raises:
-            Exception: What `FrameWriter.write` raised, of these frames or earlier ones.
-            RuntimeError: `rescue` has finished the file.
+            Exception: Raised by `FrameWriter.write`, for these frames or earlier ones.
+            RuntimeError: `rescue` has completed the file.
         """
         with self._timeline.host_range("write"):
             passed = self._timeline.flow("frames")
@@ -91,27 +91,27 @@ class BackgroundWriter:
             self._send(len(frames_NHWC), write)
 
     def write_sound(self, samples_N: np.ndarray) -> None:
-        """Append live sound; see `FrameWriter.write_sound`. It counts as no frame.
+        """Append live sound; see `FrameWriter.write_sound`. It does not count as a frame.
 
         Raises:
             Exception: As `write`.
-            RuntimeError: `rescue` has finished the file.
+            RuntimeError: `rescue` has completed the file.
         """
         self._send(0, lambda: self._writer.write_sound(samples_N))
 
     def close(self) -> None:
-        """Write what waits and finish the file.
+        """Write queued frames and complete the file.
 
         Raises:
-            Exception: What the writer raised; what it could finish is kept.
+            Exception: Raised by the writer; what it could complete is kept.
         """
         self._end()
         self._raise_once()
 
     def rescue(self, seconds: float) -> bool:
-        """From another thread: finish the file with what is there, whatever the owner is doing.
+        """Complete the file with what is there, from another thread, whatever the owner is doing.
 
-        Frames that wait are written for half of the time; the rest is for the end of the file.
+        Queued frames are written for half of the time; the rest is for completing the file.
 
         Args:
             seconds: How long this may take.
@@ -131,7 +131,7 @@ class BackgroundWriter:
         return self._kept
 
     def __enter__(self) -> Self:
-        """The writer itself."""
+        """Return the writer itself."""
         return self
 
     def __exit__(
@@ -140,11 +140,11 @@ class BackgroundWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish the file, whatever ends the block."""
+        """Complete the file, whatever ends the block."""
         self.close()
 
     def _send(self, count: int, work: Callable[[], None]) -> None:
-        """Put work into the queue once there is room."""
+        """Queue work once there is room."""
         assert not self._closed, "the writer is closed"
         with self._changed:
             if not self._has_room(count):
@@ -158,17 +158,17 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def _has_room(self, count: int) -> bool:
-        """Or nobody makes any; frames that are too many by themselves need an empty queue."""
+        """Return whether there is room, or never will be; oversized batches need an empty queue."""
         room = self._count + count <= self._capacity or not self._count
         return room or self._ended or self._ending
 
     def _end_soon(self) -> None:
-        """Tell the thread to finish the file."""
+        """Tell the thread to complete the file."""
         self._ending = True
         self._changed.notify_all()
 
     def _end(self) -> None:
-        """Wait until the thread has finished the file."""
+        """Wait until the thread has completed the file."""
         if self._closed:
             return
         with self._changed:
@@ -183,7 +183,7 @@ class BackgroundWriter:
             raise error
 
     def _run(self) -> None:
-        """The thread: write what comes, then end the file as told."""
+        """Write what is queued, then complete the file as requested; runs in the thread."""
         error: BaseException | None = None
         try:
             while (work := self._next()) is not None:
@@ -196,10 +196,10 @@ class BackgroundWriter:
             with self._timeline.host_range("finish the file", LANE):
                 self._writer.close()
             self._kept = True
-        except BaseException as failure:  # whatever it is, the owner must not wait for ever
+        except BaseException as failure:  # whatever it is, the owner must not wait forever
             error = failure
             try:
-                self._writer.close()  # harmless where the failure was the writer's own
+                self._writer.close()  # harmless if the failure was the writer's own
             except BaseException as another:
                 error = another
         with self._changed:
@@ -208,7 +208,7 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def _next(self) -> tuple[int, Callable[[], None]] | None:
-        """The next work in the queue; None when it is time to end."""
+        """Return the next queued work; None when it is time to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
             late = time.monotonic() > self._deadline

@@ -1,6 +1,7 @@
-"""Work of the transformer and the audio encoder on one rank, from a dry run of one rank alone.
+"""Work of the transformer and the audio encoder on one rank, from a dry run of that rank alone.
 
-A rank's share is that of the tokens, but for self-attention; rank 0 has the largest, so the others
+A rank's share is that of the tokens, except in self-attention; rank 0 has the largest, so the
+others
 wait for it.
 """
 
@@ -20,17 +21,17 @@ from ..dry_run.recorder import Call, Phase
 from .systems import Schedule, as_other_system
 from .work import ALL, Attention, Parts, Product, Work
 
-DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes of a number
+DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes per value
 FP32 = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What the busiest rank has.
+    """The busiest rank's share.
 
     Attributes:
         tokens: Rows of the sequence.
-        block: Rows of its Ulysses group, which its heads attend with.
+        block: Rows of its Ulysses group, over which its heads attend.
         heads: Heads in self-attention.
         total: Tokens of all ranks.
     """
@@ -42,7 +43,7 @@ class Share:
 
     @classmethod
     def of(cls, mesh: Mesh, tokens: int, heads: int) -> "Share":
-        """Rank 0's part."""
+        """Compute rank 0's share."""
         sizes = shares(tokens, mesh.world)
         return cls(
             tokens=sizes[0],
@@ -62,17 +63,17 @@ def step_work(
     itemsize: int,
     fp8: bool = False,
 ) -> Parts:
-    """Work of one forward of the transformer.
+    """Compute the work of one forward pass of the transformer.
 
-    Copies and casts outside ops, 0.1 % of a step, are left out.
+    Copies and casts outside ops, 0.1 % of a step, are ignored.
 
     Args:
         config: Shape of the transformer.
         grid: Tokens in frames, rows and columns.
-        share: Of the rank.
-        schedule: What is done.
-        itemsize: Bytes of a number.
-        fp8: The blocks' linear layers are in FP8.
+        share: The rank's share.
+        schedule: How the system works.
+        itemsize: Bytes per value.
+        fp8: Whether the blocks' linear layers are in FP8.
     """
     phase = _phase(config, grid, DENOISE, itemsize=itemsize, fp8=fp8)
     part = share.tokens / math.prod(grid)
@@ -104,9 +105,9 @@ def session_work(
     fp8: bool = False,
     steps: int = 1,
 ) -> Work:
-    """What is done once a session.
+    """Compute the work that is done once per session.
 
-    Embedding of text and image with their keys and values in all layers, whole on each rank; the
+    Embedding text and image with their keys and values in all layers, entirely on each rank; the
     schedule's modulations; and the patch embedding of the constant channels of ``rows`` tokens.
     """
     phase = _phase(config, grid, PREPARE, itemsize=itemsize, fp8=fp8)
@@ -124,7 +125,7 @@ def session_work(
 def audio_work(
     config: DiTConfig, grid: tuple[int, int, int], frames: int, *, itemsize: int
 ) -> Work:
-    """Audio tokens of a chunk, and their keys and values of so many latent frames in all layers."""
+    """Count a chunk's audio tokens, and their keys and values for some latent frames."""
     phase = _phase(config, grid, AUDIO_KV, itemsize=itemsize)
     tokens = config.context_tokens
     return Work(
@@ -134,7 +135,7 @@ def audio_work(
 
 
 def audio_encoder_work(config: AudioEncoderConfig) -> Parts:
-    """The encoder over its whole window of sound, in fp32."""
+    """Compute the work of the encoder over its whole window, in fp32."""
     phase = record_audio(config, "cuda").phases[AUDIO]
     return {ALL: Work(products=tuple(_products(phase, 0, 0)), calls=float(phase.launches))}
 
@@ -152,7 +153,7 @@ def _phase(
 
 
 def _products(phase: Phase, whole: int, rows: int) -> Iterable[Product]:
-    """Products of a phase, those of ``whole`` rows with ``rows`` instead."""
+    """Yield the products of a phase, with ``rows`` rows instead of ``whole``."""
     found = []
     for part, count in phase.products.items():
         found.append(
@@ -187,7 +188,7 @@ def _self_attentions(phase: Phase, share: Share) -> Iterable[Attention]:
 
 
 def _cross_attentions(phase: Phase, rows: int) -> Iterable[Attention]:
-    """One for each softmax: of text, image or a frame's audio."""
+    """Yield one per softmax: over text, image or a frame's audio."""
     for call, count in _of_kind(phase, CROSS):
         dims = call.case.dims
         for letter in "SI":

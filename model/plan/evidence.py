@@ -1,6 +1,6 @@
-"""Reports of GPUs, as evidence: which shares of the hardware's own figures were really reached.
+"""GPU reports as evidence: which fractions of the hardware's own figures were really achieved.
 
-Being shares, they carry over from one type of GPU to another.
+Being relative, they carry over between types of GPU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +16,17 @@ from .machine import GpuMachine, Shares, attention_share
 from .recorded import BENCH, COMM, PROFILE, Maker, Observed, Recorded, fit_reports, short_name
 from .work import Attention
 
-LARGE_BYTES, LARGE_FLOPS = 1e8, 1e11  # of a call that says something about a GPU
+LARGE_BYTES, LARGE_FLOPS = 1e8, 1e11  # per call, for it to be informative about a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What files say of GPUs.
+    """What report files say about GPUs.
 
     Attributes:
-        shares: Fitted or measured; the others are as without files.
+        shares: Fitted or measured; the rest is as without files.
         measured: Names of the shares that files determine -> the files.
-        figures: Figures of the hardware that were measured instead.
+        figures: Hardware figures that were measured instead.
     """
 
     shares: Shares
@@ -35,23 +35,25 @@ class Evidence:
 
 
 def gpu_evidence(recorded: Sequence[Recorded], gpu: Gpu, start: Shares) -> Evidence:
-    """Shares and rates from files of this GPU, or of another, whose shares are carried over.
+    """Determine shares and rates from files of this GPU, or of another, whose shares carry over.
 
-    Their order does not matter: of what several files measure the median is taken, of what large
-    products reach the most; and profiles, all in one fit, outvote what ops and links reach alone.
+    Their order does not matter: of several files' measurements the median counts, for large
+        products
+    the maximum; and profiles, all in one fit, take precedence over what ops and links achieve
+    alone.
 
     Raises:
-        UserError: A file is of a CPU, or of a GPU that is not in the table.
+        UserError: A file is from a CPU, or from a GPU that is not in the table.
     """
     files = [(entry, _gpu_of(entry, gpu)) for entry in recorded]
-    limits: dict[str, tuple[float, str]] = {}  # figure -> what is reached of it, in which file
+    limits: dict[str, tuple[float, str]] = {}  # figure -> fraction achieved, and in which file
     for entry, other in files:
         if entry.kind == BENCH:
             with entry.reading():
                 own = _limits(entry.values, other)
             for name, share in own.items():
                 limits[name] = max(limits.get(name, (0.0, "")), (share, _where(entry, other)))
-    reached: dict[str, list[tuple[float, str]]] = {}  # share -> what each file says
+    reached: dict[str, list[tuple[float, str]]] = {}  # share -> value from each file
     for entry, other in files:
         found: dict[str, float] = {}
         with entry.reading():
@@ -100,7 +102,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def _figures(gpu: Gpu, limits: Mapping[str, tuple[float, str]]) -> dict[str, Quantity]:
-    """Figures of a GPU as they were measured, on it or in proportion on another."""
+    """Return a GPU's figures as measured, on it or proportionally on another."""
     found = {}
     for name, (share, where) in limits.items():
         known: Quantity | None = getattr(gpu, name)
@@ -110,7 +112,7 @@ def _figures(gpu: Gpu, limits: Mapping[str, tuple[float, str]]) -> dict[str, Qua
 
 
 def _profiled(reports: Sequence[tuple[Observed, GpuMachine]], start: Shares) -> dict[str, float]:
-    """Shares that explain all reports best, each on its own GPU."""
+    """Fit the shares that explain all reports best, each on its own GPU."""
     linked = any(report.layout.world > 1 for report, _ in reports)
     priors = {
         name: Prior(value=value, spread=1.0, why="published figures")
@@ -125,7 +127,7 @@ def _profiled(reports: Sequence[tuple[Observed, GpuMachine]], start: Shares) -> 
 
 
 def _best(case: Mapping[str, Any]) -> float | None:
-    """Seconds of the fastest exact backend; None where none was timed."""
+    """Return the seconds of the fastest exact backend; None if none was timed."""
     times = [
         row["time"]["p50"]
         for row in case["backends"]
@@ -137,7 +139,7 @@ def _best(case: Mapping[str, Any]) -> float | None:
 def _benched(
     values: Mapping[str, Any], gpu: Gpu, figures: Mapping[str, Quantity]
 ) -> dict[str, float]:
-    """Shares of attention, convolution and memory that large cases reach."""
+    """Compute the shares of attention, convolution and memory that large cases achieve."""
     matmul = figures.get("matmul", gpu.matmul).value  # a forecast multiplies by the same
     reached: dict[str, list[float]] = {"attention": [], "convolution": [], "memory": []}
     for case in values["cases"]:
@@ -158,7 +160,7 @@ def _benched(
 
 
 def _limits(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
-    """What large products reach, to what the table says."""
+    """Compute what large products achieve, relative to the table."""
     found: dict[str, float] = {}
     for case in values["cases"]:
         if case["dtype"] != "bfloat16":
@@ -171,7 +173,7 @@ def _limits(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
 
 
 def _linked(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
-    """Share of NVLink that the model's exchanges reach, else its links alone."""
+    """Compute the share of NVLink that the model's exchanges achieve, else its links alone."""
     rates = [
         row["gb_per_s"]
         for row in values["patterns"]
@@ -184,7 +186,7 @@ def _linked(values: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
 
 
 def kinds(gpu: Gpu, evidence: Evidence) -> dict[str, dict[str, Quantity]]:
-    """Figures that a forecast rests on, by kind."""
+    """Group the figures that a forecast rests on by kind."""
     found: dict[str, dict[str, Quantity]] = {}
     for name, quantity in (gpu.quantities() | dict(evidence.figures)).items():
         found.setdefault(quantity.kind or ASSUMED, {})[name] = quantity

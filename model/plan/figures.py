@@ -1,7 +1,7 @@
-"""Figures that others have published, and what their systems do differently from livetalk.
+"""Published figures of other systems, and how those differ from livetalk.
 
-They are what a forecast is held against (``livetalk plan --validate``), and what its shares are
-fitted to. No figure was measured by this project.
+Forecasts are validated against them (``livetalk plan --validate``), and shares are fitted to them.
+None was measured by this project.
 """
 
 from dataclasses import dataclass, field, replace
@@ -47,16 +47,16 @@ _FLASH2 = "FlashAttention 2, which its README installs"
 class Figure:
     """One published time.
 
-    Attributes:
+    name: Display name.
         name: For people.
         gpu: Type of GPU.
-        ranks: GPUs of one node.
+        what: ``step``, ``chunk``, or a stage.
         what: ``step``, ``chunk``, or a stage.
         seconds: Observed.
-        source: Title of where it stands.
-        settings: What this row's system does, and why it is taken to do so.
-        job: The same for the forecast.
-        doubt: What the forecast does not know of it; said where it misses by more than the goal.
+        source: Title of the source.
+        settings: What this row's system does, and why that is assumed.
+        job: The same, for the forecast.
+        doubt: What the forecast does not know about it; shown if it misses the goal.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Figure:
     doubt: str
 
     def tells_of(self, other: "Figure") -> bool:
-        """Whether this figure holds the other, or is held by it: a chunk of the same run."""
+        """Return whether either figure includes the other, as a chunk of the same run does."""
         same = (self.source, self.job, self.ranks) == (other.source, other.job, other.ranks)
         return self is other or (same and CHUNK in (self.what, other.what))
 
     def predict(self, machine: GpuMachine) -> float:
-        """Seconds on a machine with this GPU."""
+        """Predict the seconds on a machine with this GPU."""
         layout = Layout(
             mesh=Mesh(ulysses=self.ranks, ring=1), grid=Grid.choose(self.ranks, self.job.latent)
         )
@@ -92,7 +92,7 @@ def _talk(schedule: Schedule, *, fp8: bool = False) -> Job:
 
 
 def wan_job() -> Job:
-    """Wan2.1 14B at 832 x 480, 81 frames: the same transformer without audio."""
+    """Describe Wan2.1 14B at 832 x 480, 81 frames: the same transformer without audio."""
     return Job.of(get_preset("14b"), WAN_SIZE, schedule=LIGHTX2V, latent_frames=WAN_LATENTS)
 
 
@@ -123,7 +123,7 @@ _UNKNOWN_CLOCKS = "clocks, power limits and versions of that machine are not kno
 
 
 def figures() -> tuple[Figure, ...]:
-    """All of them, in the order of the list."""
+    """Return all figures, in the order of the list."""
     h800 = _Rows(
         source=_REPORT,
         gpu="h800",

@@ -1,7 +1,8 @@
-"""Fitting: a few shares to published figures, by least squares on the logarithm of time.
+"""Fits a few shares to published figures, by least squares on the logarithm of time.
 
-Each share has a prior, as a figure on its own: what is known of such systems elsewhere. It decides
-where no figure says anything, as for links, and is outvoted where many do.
+Each share has a prior, which acts as one more figure: what is known about such systems elsewhere.
+    It
+decides if no figure is informative, as for links, and is outweighed by many.
 """
 
 import math
@@ -20,17 +21,17 @@ from .machine import GpuMachine, Shares
 
 Vector = NDArray[np.float64]
 GOAL = 0.2  # relative error
-NOISE = 0.1  # of a figure, relative: what runs and machines differ by
+NOISE = 0.1  # relative, of a figure: how much runs and machines differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What a constant is taken to be before any figure speaks.
+    """The assumed value of a constant in the absence of figures.
 
     Attributes:
         value: Its most likely value.
         spread: Standard deviation of its logarithm.
-        why: Where that comes from.
+        why: Where it comes from.
     """
 
     value: float
@@ -52,15 +53,15 @@ PRIORS: Mapping[str, Prior] = MappingProxyType(
 def least_squares(
     residuals: Callable[[Vector], Vector], start: Vector, *, rounds: int = 60
 ) -> Vector:
-    """Levenberg and Marquardt's method with differences for derivatives.
+    """Minimise a sum of squares by Levenberg and Marquardt's method with finite differences.
 
     Args:
-        residuals: Point -> what is to be small, scaled by its standard deviation.
-        start: First point.
-        rounds: The most steps.
+        residuals: Point -> values to minimise, scaled by their standard deviations.
+        start: Initial point.
+        rounds: Maximum number of steps.
 
     Returns:
-        The point with the least sum of squares that was found.
+        The best point found.
     """
     point, damping = start.astype(float), 1e-3
     value = residuals(point)
@@ -87,7 +88,7 @@ def least_squares(
 
 
 def fit_shares(rows: Sequence[Figure], priors: Mapping[str, Prior] = PRIORS) -> Shares:
-    """The shares that explain the rows best, near their priors."""
+    """Fit the shares that explain the rows best, near their priors."""
     names = list(priors)
 
     def residuals(point: Vector) -> Vector:
@@ -110,17 +111,17 @@ def fit_shares(rows: Sequence[Figure], priors: Mapping[str, Prior] = PRIORS) -> 
 
 @cache
 def public_shares() -> Shares:
-    """Fitted to all published figures: what a forecast for any GPU starts from."""
+    """Fit to all published figures: the starting point of a forecast for any GPU."""
     return fit_shares(figures())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A figure that was left out of the fit, and what the fit says of it.
+    """A figure that was left out of the fit, and its prediction.
 
     Attributes:
-        figure: Observed.
-        predicted: Seconds.
+        figure: The observation.
+        predicted: Predicted seconds.
         shares: Fitted without it.
     """
 
@@ -130,7 +131,7 @@ class Check:
 
     @property
     def error(self) -> float:
-        """Relative."""
+        """Relative error."""
         return self.predicted / self.figure.seconds - 1
 
     @property
@@ -140,7 +141,7 @@ class Check:
 
 
 def leave_one_out(rows: Sequence[Figure]) -> list[Check]:
-    """Predict each row by a fit to the others, without those that hold it or are held by it."""
+    """Predict each row from a fit to the others, excluding those that include it or vice versa."""
     checks = []
     for row in rows:
         shares = fit_shares([other for other in rows if not other.tells_of(row)])

@@ -1,7 +1,7 @@
-"""What a chunk takes: stages and their parts in seconds, from work, layout and machine.
+"""The time of a chunk: stages and their parts in seconds, from work, layout and machine.
 
-Stages of the main lane come one after another. What runs on a side stream shares the GPU, so it is
-free only while the main stream waits for messages or for launches; the rest of it is added.
+Stages on the main lane run sequentially. Work on a side stream shares the GPU, so it is free only
+while the main stream waits for messages or for launches; the rest of it is added.
 """
 
 import math
@@ -48,8 +48,8 @@ from .vae_work import FIRST, colour_work, vae_stage, vae_work
 from .work import ALL, GAPS, Attention, Parts, Work, total
 
 FPS = 25.0
-REAL_TIME = NEW_FRAMES / FPS  # seconds of video in a chunk
-DECODE_BORDER, ENCODE_BORDER = 2, 1  # latents that a published tile has at each inner side
+REAL_TIME = NEW_FRAMES / FPS  # seconds of video per chunk
+DECODE_BORDER, ENCODE_BORDER = 2, 1  # latents that a published tile adds at each inner side
 FP32 = 4
 
 Seconds = dict[str, float]
@@ -57,19 +57,19 @@ Seconds = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be made, and by which system.
+    """What to make, and with which system.
 
     Attributes:
         dit: Transformer.
         vae: VAE.
         encoder: Audio encoder.
         size: Height and width of the picture.
-        steps: Denoising steps of a chunk.
-        itemsize: Bytes of a number of DiT and VAE.
-        fp8: The blocks' linear layers are in FP8.
-        graphs: Steps are replayed from CUDA graphs.
-        schedule: What is done once, and how.
-        latent_frames: Of a chunk.
+        steps: Denoising steps per chunk.
+        itemsize: Bytes per value of DiT and VAE.
+        fp8: Whether the blocks' linear layers are in FP8.
+        graphs: Whether steps are replayed from CUDA graphs.
+        schedule: How the system works.
+        latent_frames: Latent frames per chunk.
     """
 
     dit: DiTConfig
@@ -84,12 +84,12 @@ class Job:
     latent_frames: int = LATENT_FRAMES
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Reject impossible sizes."""
         check_size(self.size)
 
     @classmethod
     def of(cls, preset: Preset, size: tuple[int, int] | None = None, **given: object) -> "Job":
-        """A preset at a size, by default its own."""
+        """Build the job of a preset at a size, by default its own."""
         return cls(
             dit=preset.dit,
             vae=preset.vae,
@@ -105,19 +105,19 @@ class Job:
 
     @property
     def token_grid(self) -> tuple[int, int, int]:
-        """Tokens in frames, rows and columns."""
+        """Tokens as frames, rows and columns."""
         _, rows, columns = self.dit.patch_size
         return self.latent_frames, self.latent[0] // rows, self.latent[1] // columns
 
     @property
     def tokens(self) -> int:
-        """All tokens."""
+        """Total number of tokens."""
         frames, rows, columns = self.token_grid
         return frames * rows * columns
 
     @property
     def pixels(self) -> int:
-        """Of a frame."""
+        """Pixels per frame."""
         return self.size[0] * self.size[1]
 
 
@@ -126,10 +126,10 @@ class Forecast:
     """Times of a chunk that is not the first, in seconds.
 
     Attributes:
-        stages: Stage -> part -> seconds on the main lane, in the order in which they come.
-        beside: What runs on a side stream -> its seconds.
-        added: How much of that the chunk is longer for it.
-        step: Of one denoising step.
+        stages: Stage -> part -> seconds on the main lane, in execution order.
+        beside: Work on a side stream -> its seconds.
+        added: How much of that prolongs the chunk.
+        step: Seconds of one denoising step.
         startup: From a loaded model and an avatar file to the first new frames.
     """
 
@@ -151,16 +151,16 @@ class Forecast:
 
     @property
     def real_time(self) -> float:
-        """Seconds of video per second, at 25 frames each."""
+        """Seconds of video per second, at 25 frames per second."""
         return REAL_TIME / self.chunk
 
     def stage(self, name: str) -> float:
-        """Seconds of a stage."""
+        """Return the seconds of a stage."""
         return sum(self.stages.get(name, {}).values())
 
     @property
     def bottleneck(self) -> tuple[str, float]:
-        """The part that takes most, and its share of the chunk."""
+        """The part that takes longest, and its fraction of the chunk."""
         stage, part, seconds = max(
             (
                 (stage, part, seconds)
@@ -174,7 +174,7 @@ class Forecast:
 
 
 def forecast(job: Job, layout: Layout, machine: Machine) -> Forecast:
-    """Predict a chunk on the busiest rank."""
+    """Forecast a chunk on the busiest rank."""
     step = step_seconds(job, layout, machine)
     stages: dict[str, Seconds] = {}
     beside: Seconds = {}
@@ -196,7 +196,7 @@ def forecast(job: Job, layout: Layout, machine: Machine) -> Forecast:
     elif warm:
         stages[WARM] = warm
     idle = stages[DENOISE][COMMUNICATION] + stages[DENOISE][GAPS]
-    # The host's part of the audio encoder keeps no GPU busy.
+    # The host's part of the audio encoder does not occupy the GPU.
     busy = sum(beside.values()) - (machine.costs.loudness if AUDIO in beside else 0.0)
     return Forecast(
         stages=stages,
@@ -208,7 +208,7 @@ def forecast(job: Job, layout: Layout, machine: Machine) -> Forecast:
 
 
 def _timed(job: Job, machine: Machine, parts: Parts) -> Seconds:
-    """Every part, and the gaps that launches leave."""
+    """Time every part, and the gaps that launches leave."""
     found = {
         name: machine.seconds(work, job.schedule.attention)
         for name, work in parts.items()
@@ -232,7 +232,7 @@ def _audio_encoder(job: Job, machine: Machine) -> float:
 
 
 def step_seconds(job: Job, layout: Layout, machine: Machine) -> Seconds:
-    """Parts of one denoising step, of as many forwards as it takes."""
+    """Time the parts of one denoising step, with as many forward passes as it takes."""
     config, mesh, schedule = job.dit, layout.mesh, job.schedule
     share = Share.of(mesh, job.tokens, config.num_heads)
     parts = step_work(config, job.token_grid, share, schedule, itemsize=job.itemsize, fp8=job.fp8)
@@ -244,7 +244,7 @@ def step_seconds(job: Job, layout: Layout, machine: Machine) -> Seconds:
 
 
 def _exchanges(job: Job, layout: Layout, machine: Machine, share: Share, computed: float) -> float:
-    """What messages around self-attention, packing them, and the last gather add to a step."""
+    """Compute what messages around self-attention, packing and the final gather add to a step."""
     config, mesh, schedule = job.dit, layout.mesh, job.schedule
     layers, width = config.num_layers, config.head_dim
     sent = attention_messages(
@@ -297,16 +297,16 @@ def _exchanges(job: Job, layout: Layout, machine: Machine, share: Share, compute
             ]
         )
         elapsed = exchanged(send, attends, give)
-    passes = 10 if schedule.overlap else 16  # v made contiguous, pieces put in place, joined
+    passes = 10 if schedule.overlap else 16  # make v contiguous, place pieces, join
     packed = machine.seconds(Work(bytes=float(passes * share.tokens * config.dim * job.itemsize)))
-    outputs = config.out_dim * math.prod(config.patch_size)  # of a token, in fp32
+    outputs = config.out_dim * math.prod(config.patch_size)  # per token, in fp32
     gathered = (mesh.world - 1) * share.tokens * outputs * FP32
     last = machine.transfer(gathered, 1, layout.far_all)
     return layers * (elapsed - attend + packed) + last
 
 
 def vae_slice(job: Job, layout: Layout, border: int) -> tuple[int, int]:
-    """Rows and columns of the latent that the busiest rank works on."""
+    """Return rows and columns of the latent that the busiest rank works on."""
     sizes = []
     for length, count in zip(job.latent, (layout.grid.rows, layout.grid.columns), strict=True):
         extra = 2 * border if job.schedule.tiles and count > 1 else 0
@@ -315,7 +315,7 @@ def vae_slice(job: Job, layout: Layout, border: int) -> tuple[int, int]:
 
 
 def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Seconds:
-    """Parts of a stage of the VAE; none where the schedule has no such stage."""
+    """Time the parts of a VAE stage; none if the schedule lacks it."""
     schedule = job.schedule
     rows, columns = vae_slice(job, layout, ENCODE_BORDER if name == ENCODE else DECODE_BORDER)
     keys = rows * columns if schedule.tiles else job.latent[0] * job.latent[1]
@@ -365,25 +365,25 @@ def _audio_kv(job: Job, layout: Layout, machine: Machine) -> Seconds:
 
 
 def _frames(job: Job, layout: Layout, machine: Machine) -> dict[str, Seconds]:
-    """``colour`` and ``to host``: of a slice, or published, of the whole picture on every rank."""
+    """Time ``colour`` and ``to host``: for a slice, or as published, all of it on each rank."""
     whole = job.schedule.tiles
     pixels = job.pixels if whole else -(-job.pixels // layout.world)
-    extra = CHUNK_FRAMES / NEW_FRAMES if whole else 1  # the motion frames are not yet cut off
+    extra = CHUNK_FRAMES / NEW_FRAMES if whole else 1  # the motion frames are still included
     found = {}
     for name, parts in colour_work(job.vae, pixels, itemsize=job.itemsize).items():
         work = replace(parts[ALL], bytes=parts[ALL].bytes * extra)
         found[name] = {ALL: _plain(job, machine, {ALL: work})}
-    frames = COLORS * NEW_FRAMES * job.pixels  # as bytes
+    frames = COLORS * NEW_FRAMES * job.pixels  # bytes
     if job.schedule.pageable:
         found[TO_HOST][ALL] += frames * FP32 / machine.costs.pageable
-    elif layout.world > 1:  # rank 0 collects; its copy to the host runs beside
+    elif layout.world > 1:  # rank 0 collects; its copy to the host is hidden
         collected = frames * (layout.world - 1) / layout.world
         found[TO_HOST][COMMUNICATION] = machine.transfer(collected, 7, layout.far_all)
     return found
 
 
 def _startup(job: Job, layout: Layout, machine: Machine, audio: float, step: float) -> float:
-    """A session is prepared, the first chunk denoised, and its first latent decoded."""
+    """Time preparing a session, denoising the first chunk, and decoding its first latent."""
     share = Share.of(layout.mesh, job.tokens, job.dit.num_heads)
     prepare = session_work(
         job.dit,
@@ -405,7 +405,7 @@ def _startup(job: Job, layout: Layout, machine: Machine, audio: float, step: flo
 
 
 def vae_seconds_first(job: Job, layout: Layout, machine: Machine) -> Seconds:
-    """Decoding until the first new frames are there; published, that is of the whole chunk."""
+    """Time decoding up to the first new frames; as published, that is the whole chunk."""
     if not job.schedule.once:
         return vae_seconds(job, layout, machine, DECODE)
     rows, columns = vae_slice(job, layout, 0)

@@ -1,4 +1,4 @@
-"""Who sends what over which link, and what of it is hidden behind computing."""
+"""Who sends what over which link, and how much of it computation hides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ class Layout:
     """How ranks share a stream.
 
     Attributes:
-        mesh: Of the transformer.
-        grid: Of the VAE.
-        nodes: Nodes, with as many ranks each.
+        mesh: Mesh of the transformer.
+        grid: Grid of the VAE.
+        nodes: Number of nodes, with equally many ranks.
 
     Raises:
-        UserError: Nodes do not divide the ranks.
+        UserError: The nodes do not divide the ranks.
     """
 
     mesh: Mesh
@@ -27,7 +27,7 @@ class Layout:
     nodes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse uneven nodes."""
+        """Reject uneven nodes."""
         assert self.mesh.world == self.grid.world
         if self.nodes < 1 or self.mesh.world % self.nodes:
             raise UserError(
@@ -36,16 +36,16 @@ class Layout:
 
     @property
     def world(self) -> int:
-        """Ranks."""
+        """Number of ranks."""
         return self.mesh.world
 
     def node(self, rank: int) -> int:
-        """Where a rank is."""
+        """Return the node of a rank."""
         return rank * self.nodes // self.world
 
     @property
     def far_heads(self) -> float:
-        """Share of the ranks that a rank exchanges heads with which are on other nodes."""
+        """Fraction of a rank's head-exchange peers that are on other nodes."""
         return max(
             (
                 _far([self.node(rank) for rank in group if rank != own], self.node(own))
@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def far_ring(self) -> float:
-        """1 if keys and values cross nodes: the slowest link of a ring sets its pace."""
+        """1 if keys and values cross nodes, since a ring's slowest link sets its pace; else 0."""
         pairs = (
             (group[i], group[(i + 1) % len(group)])
             for group in self.mesh.ring_groups()
@@ -67,11 +67,11 @@ class Layout:
 
     @property
     def far_all(self) -> float:
-        """Share of all others that are on other nodes."""
+        """Fraction of all other ranks that are on other nodes."""
         return (self.world - self.world // self.nodes) / max(1, self.world - 1)
 
     def far_halo(self, slices: Slices) -> float:
-        """Share of a slice's neighbours that are on other nodes."""
+        """Compute the fraction of a slice's neighbours that are on other nodes."""
         return max(
             _far([self.node(other) for _, other in slices.neighbours(rank)], self.node(rank))
             for rank in range(self.world)
@@ -83,22 +83,22 @@ def _far(others: Sequence[int], own: int) -> float:
 
 
 def head_groups(mesh: Mesh, heads: int, own: int) -> list[int]:
-    """Heads of each group in which a GPU's rank exchanges its own (`SequenceParallel`)."""
+    """Split a rank's heads into the groups in which a GPU exchanges them (`SequenceParallel`)."""
     if mesh.ring == 1 and mesh.ulysses > 1 and heads >= OVERLAP_HEADS * mesh.ulysses:
         return [own - own // 2, own // 2]
     return [own]
 
 
 def exchanged(send: Sequence[float], attend: Sequence[float], back: Sequence[float]) -> float:
-    """Seconds of attention with its exchanges, of groups of heads, in the order of `Ulysses`.
+    """Compute the seconds of attention with exchanges of head groups, in the order of `Ulysses`.
 
-    While one group is attended to, the next arrives and the one before returns; one link sends one
+    While one group is attended to, the next arrives and the previous one returns; a link sends one
     thing at a time.
 
     Args:
-        send: Of each group, its way to the ranks that attend.
-        attend: Its attention.
-        back: Its way back.
+        send: Seconds that each group takes to the ranks that attend.
+        attend: Seconds of its attention.
+        back: Seconds of its way back.
     """
     link = computing = 0.0
     arrived: list[float] = []
@@ -112,11 +112,11 @@ def exchanged(send: Sequence[float], attend: Sequence[float], back: Sequence[flo
 
 
 def ring_seconds(attend: float, pass_on: float, blocks: int) -> float:
-    """Seconds of attention to all blocks, while each next one arrives in a second buffer.
+    """Compute the seconds of attention to all blocks, each received during the previous one.
 
     Args:
-        attend: To one block.
-        pass_on: A block's keys and values.
-        blocks: Blocks.
+        attend: Seconds for one block.
+        pass_on: Seconds to send a block's keys and values.
+        blocks: Number of blocks.
     """
     return attend + (blocks - 1) * max(attend, pass_on)

@@ -1,8 +1,8 @@
-"""From amounts of work to seconds: one rule for GPUs, one for a CPU.
+"""Converts amounts of work to seconds: one rule for GPUs, one for a CPU.
 
-A GPU's rates are its hardware's (`gpus.Gpu`) times a few shares, `Shares`, which are fitted.
-Everything else that lowers them is arithmetic: tiles of products and of attention that do not fill
-the multiprocessors, operands that are read once, launches that are slower than what they launch.
+A GPU's rates are its hardware's (`gpus.Gpu`) times a few efficiencies, `Shares`, which are fitted.
+Everything else that lowers them is arithmetic: tiles of products and of attention that don't fill
+the multiprocessors, operands that are read once, launches that take longer than the kernels.
 """
 
 import math
@@ -14,17 +14,17 @@ from livetalk_kernels.gpus import ATTENTION_RATE, BEST, Gpu, Quantity
 
 from .work import Attention, Product, Work
 
-TILES = ((128, 128), (128, 256), (256, 128))  # rows x columns of a product that a block computes
+TILES = ((128, 128), (128, 256), (256, 128))  # rows x columns of a product per block
 QUERY_TILE = 128
 FP32_RATE = 1 / 16  # of the bf16 peak; A100 19.5 of 312 TFLOP/s, H100 67 of 989
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What a system reaches of what the hardware does; these are fitted.
+    """Fractions of the hardware's figures that a system achieves; these are fitted.
 
     Attributes:
-        matmul: Of the rate of large products, once tiles are accounted for.
+        matmul: Of the rate of large products, after accounting for tiles.
         attention: Of its kernel's rate, likewise.
         convolution: Of the rate of large products.
         memory: Of the memory's bandwidth, in norms and copies.
@@ -38,21 +38,21 @@ class Shares:
     link: float
 
     def as_dict(self) -> dict[str, float]:
-        """By name."""
+        """Convert to a mapping by name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What is assumed of every GPU; not fitted.
+    """Costs assumed for every GPU; not fitted.
 
     Attributes:
-        launch: Seconds of the CPU per launch, through PyTorch.
+        launch: CPU seconds per launch, through PyTorch.
         replay: The same from a CUDA graph.
-        latency: Seconds that an exchange within a node takes without its bytes.
+        latency: Seconds of an exchange within a node, excluding its bytes.
         far: The same between nodes.
-        pageable: Bytes per second from the GPU to memory that is not pinned.
-        loudness: Seconds that the loudness of 8 s of sound takes on the host.
+        pageable: Bytes per second from the GPU to pageable memory.
+        loudness: Seconds that measuring the loudness of 8 s of sound takes on the host.
     """
 
     launch: float = 6e-6
@@ -64,7 +64,7 @@ class Costs:
 
 
 class Machine(Protocol):
-    """What the forecast asks."""
+    """What the forecast needs to know."""
 
     @property
     def costs(self) -> Costs:
@@ -73,41 +73,41 @@ class Machine(Protocol):
 
     @property
     def lanes(self) -> bool:
-        """Whether work beside the main lane is possible."""
+        """Whether work can run concurrently with the main lane."""
         ...
 
     def seconds(self, work: Work, kernel: str = BEST) -> float:
-        """Time of the kernels, without their launches."""
+        """Compute the time of the kernels, without their launches."""
         ...
 
     def encoder(self, work: Work) -> float:
-        """Time of the audio encoder's kernels."""
+        """Compute the time of the audio encoder's kernels."""
         ...
 
     def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
-        """Time that launches add to ``busy`` seconds of kernels."""
+        """Compute the time that launches add to ``busy`` seconds of kernels."""
         ...
 
     def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
-        """Time of exchanges.
+        """Compute the time of exchanges.
 
         Args:
-            size: Bytes that one rank sends in all.
-            messages: Exchanges.
-            far: Share of the bytes that goes to other nodes.
+            size: Total bytes that one rank sends.
+            messages: Number of exchanges.
+            far: Fraction of the bytes that goes to other nodes.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuMachine:
-    """A GPU and the shares that are reached of it.
+    """A GPU and the efficiencies achieved on it.
 
     Attributes:
         gpu: Hardware.
-        shares: Fitted.
-        costs: Assumed.
-        measured: Figures of ``gpu`` that were measured here instead, by their names.
+        shares: Fitted efficiencies.
+        costs: Assumed costs.
+        measured: Figures of ``gpu``, by name, that were measured here instead.
     """
 
     gpu: Gpu
@@ -117,7 +117,7 @@ class GpuMachine:
     lanes: bool = True
 
     def quantity(self, name: str) -> Quantity | None:
-        """A figure of the hardware, or what was measured in its place."""
+        """Return a figure of the hardware, or its measured replacement."""
         kernel = name.removeprefix(ATTENTION_RATE)
         if name in self.measured:
             return self.measured[name]
@@ -132,7 +132,7 @@ class GpuMachine:
         return found.value
 
     def seconds(self, work: Work, kernel: str = BEST) -> float:
-        """See `Machine`."""
+        """Compute the time of kernels, without launches."""
         bandwidth = self._value("bandwidth") * self.shares.memory
         time = work.bytes / bandwidth + work.fp64 / self._value("fp64")
         time += sum(self._product(product, bandwidth) for product in work.products)
@@ -155,27 +155,27 @@ class GpuMachine:
         return max(part.flops / rate, part.bytes / bandwidth)
 
     def encoder(self, work: Work) -> float:
-        """See `Machine`; it is work like any other."""
+        """Treat it like any other work."""
         return self.seconds(work)
 
     def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
-        """Launches run ahead of the kernels, so they cost only where they are the slower ones."""
+        """Count launches only where they take longer than the kernels, which they run ahead of."""
         return max(0.0, calls * (self.costs.replay if graphs else self.costs.launch) - busy)
 
     def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
-        """Links within a node and between nodes work at the same time."""
+        """Let links within a node and between nodes work concurrently."""
         near_rate = self._value("nvlink") * self.shares.link
         far_rate = self._value("network") * self.shares.link
         latency = self.costs.far if far else self.costs.latency
         return max(size * (1 - far) / near_rate, size * far / far_rate) + messages * latency
 
     def with_shares(self, shares: Shares) -> "GpuMachine":
-        """The same hardware with other shares."""
+        """Return the same hardware with other efficiencies."""
         return replace(self, shares=shares)
 
 
 def product_share(product: Product, sms: int) -> float:
-    """Share of the multiprocessors' time that a product's tiles use; the best tile is taken."""
+    """Compute the fraction of the multiprocessors' time that a product's best tiles use."""
     best = 0.0
     for rows, columns in TILES:
         tiles = math.ceil(product.rows / rows) * math.ceil(product.columns / columns)
@@ -185,7 +185,7 @@ def product_share(product: Product, sms: int) -> float:
 
 
 def attention_share(part: Attention, sms: int) -> float:
-    """The same for attention, which a block computes for a tile of one head's queries."""
+    """Do the same for attention, whose blocks compute tiles of one head's queries."""
     tiles = math.ceil(part.queries / QUERY_TILE) * part.heads
     slots = math.ceil(tiles / sms) * sms * QUERY_TILE
     return part.queries * part.heads / slots
@@ -193,14 +193,14 @@ def attention_share(part: Attention, sms: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuRates:
-    """What a CPU does; all of it is fitted from recorded reports.
+    """Rates of a CPU, all fitted to recorded reports.
 
     Attributes:
         linears: FLOP/s of linear layers.
         attention: FLOP/s of attention.
         convolution: FLOP/s of the VAE's convolutions.
         bandwidth: Bytes per second in norms, copies and colour.
-        call: Seconds of a call of an op, beside its work.
+        call: Seconds per op call in addition to its work.
         audio: FLOP/s of the audio encoder.
     """
 
@@ -212,33 +212,33 @@ class CpuRates:
     audio: float
 
     def as_dict(self) -> dict[str, float]:
-        """By name."""
+        """Convert to a mapping by name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuMachine:
-    """A CPU whose rates were fitted; it has one lane and one rank."""
+    """A CPU with fitted rates; it has one lane and one rank."""
 
     rates: CpuRates
     costs: Costs = field(default_factory=lambda: Costs(loudness=0.0))
     lanes: bool = False
 
     def seconds(self, work: Work, kernel: str = BEST) -> float:
-        """See `Machine`; nothing overlaps."""
+        """Add up all times: nothing overlaps."""
         rates = self.rates
         time = sum(product.flops for product in work.products) / rates.linears
         time += sum(part.flops for part in work.attentions) / rates.attention
         return time + work.conv_flops / rates.convolution + work.bytes / rates.bandwidth
 
     def encoder(self, work: Work) -> float:
-        """See `Machine`; another library runs it, at a rate of its own."""
+        """Use the rate of the library that runs it."""
         return work.flops / self.rates.audio
 
     def gaps(self, calls: float, busy: float, *, graphs: bool = False) -> float:
-        """Every call costs."""
+        """Charge every call."""
         return calls * self.rates.call
 
     def transfer(self, size: float, messages: float, far: float = 0.0) -> float:
-        """There is nobody to talk to."""
+        """Return 0: there are no peers."""
         return 0.0

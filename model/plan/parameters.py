@@ -1,7 +1,7 @@
-"""Parameters of the whole model, and which of them a session holds.
+"""Counts the parameters of the whole model, and those that a session holds.
 
-DiT, VAE and audio encoder stay loaded; text and image encoder make avatars and are gone when a
-session starts. The sizes of the last two, and of the audio encoder's file, are those of the
+DiT, VAE and audio encoder stay loaded; text and image encoder make avatars and are freed before a
+session starts. The sizes of the latter two, and of the audio encoder's file, are those of the
 published checkpoints (umT5-XXL, CLIP ViT-H/14 with its XLM-RoBERTa tower, wav2vec2-base).
 """
 
@@ -25,8 +25,8 @@ class Part:
     """Parameters of a part of the model.
 
     Attributes:
-        count: In its checkpoint.
-        resident: Those that stay in memory while a session runs.
+        count: Number in its checkpoint.
+        resident: Number that stays in memory during a session.
         note: What the others are.
     """
 
@@ -36,12 +36,12 @@ class Part:
 
 
 def parameters(dit: DiTConfig, vae: VAEConfig, audio: AudioEncoderConfig) -> dict[str, Part]:
-    """Part of the model -> its parameters."""
+    """Map each part of the model to its parameters."""
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)  # for shapes only
     with torch.device("meta"):
         transformer, codec = _count(DiT(dit, ops)), _count(VAE(vae, ops))
     heard = record_audio(audio, "cpu").weights[AUDIO] // FP32
-    unused = audio.width + audio.pos_conv_kernel  # training's mask, and magnitudes that are folded
+    unused = audio.width + audio.pos_conv_kernel  # training's mask, and folded magnitudes
     return {
         "DiT": Part(count=transformer, resident=transformer),
         "VAE": Part(count=codec, resident=codec),
@@ -64,14 +64,14 @@ def _count(module: nn.Module) -> int:
 def _umt5_xxl(
     dim: int = 4096, ffn: int = 10240, layers: int = 24, heads: int = 64, vocabulary: int = 256384
 ) -> int:
-    buckets = 32  # of relative positions, in every layer
+    buckets = 32  # relative positions, in every layer
     return (
         vocabulary * dim + layers * (2 * dim + 4 * dim**2 + 3 * dim * ffn + buckets * heads) + dim
     )
 
 
 def _block(dim: int, ffn: int) -> int:
-    """Attention, feed-forward and two norms, all with biases."""
+    """Count attention, feed-forward and two norms, all with biases."""
     return 4 * (dim**2 + dim) + 2 * dim * ffn + ffn + dim + 4 * dim
 
 

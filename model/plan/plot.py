@@ -1,4 +1,4 @@
-"""The picture of ``livetalk plan --plot``: frames per second and time of a chunk over GPUs."""
+"""The plot of ``livetalk plan --plot``: frames per second and time per chunk over GPUs."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -45,10 +45,10 @@ def draw(curves: Curves, target: Path, *, title: str, commit: str) -> None:
     """Draw the scaling over 1 to 16 GPUs.
 
     Args:
-        curves: Forecasts; the first one's stages are shown.
-        target: File to write, .png or .svg.
+        curves: Forecasts; stages are shown for the first.
+        target: Output file, .png or .svg.
         title: Model, size and hardware.
-        commit: Of the code that made the forecast.
+        commit: Commit of the code that made the forecast.
     """
     from matplotlib.figure import Figure
 
@@ -102,7 +102,7 @@ def draw(curves: Curves, target: Path, *, title: str, commit: str) -> None:
 
 
 def _pieces(plan: Plan) -> dict[str, float]:
-    """Seconds of a chunk, as they are stacked."""
+    """Return the seconds of a chunk in stacking order."""
     found = plan.forecast
     sent = found.stages[DENOISE][COMMUNICATION]
     rest = sum(found.stage(name) for name in (AUDIO, AUDIO_KV, COLOUR, TO_HOST)) + found.added

@@ -1,8 +1,8 @@
-"""Reports that livetalk has written, as evidence: what a machine really reached.
+"""livetalk's own reports as evidence: what a machine really achieved.
 
-A ``livetalk profile`` report gives times of stages and parts, which constants are fitted to; a
-``livetalk bench`` file gives what ops reach; ``livetalk bench comm`` what links do. On a CPU, rates
-are fitted, as here; on a GPU, shares of the hardware's own figures (see `evidence`).
+A ``livetalk profile`` report has times of stages and parts, to which constants are fitted; a
+``livetalk bench`` file has what ops achieve; ``livetalk bench comm`` what links do. On a CPU, rates
+are fitted, as here; on a GPU, fractions of the hardware's own figures (see `evidence`).
 """
 
 import math
@@ -32,13 +32,13 @@ VERSIONED = ("livetalk/profile/", "livetalk/bench/", "livetalk/ops/")
 BENCH_SCHEMAS = ("livetalk/bench/2", "livetalk/ops/1", "livetalk/ops/2")  # ops: benchmarks/ops_all
 PROFILE, BENCH, COMM = "profile", "bench", "bench comm"
 SETTING = ("model", "dtype", "precision", "reuse", "steps", "threads", "compiled")
-FUSE_BIAS = "--fuse-bias"  # a report tells of it in its command line alone, which may shorten it
-NAMED = 3  # settings that an error tells of; there are as many as ops
+FUSE_BIAS = "--fuse-bias"  # only a report's command line, which may be shortened, shows it
+NAMED = 3  # settings that an error lists; there are as many as ops
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Parts that reports tell apart as a forecast does; the others count in their stage's sum.
+# Parts that reports distinguish like a forecast; the others count in their stage's total.
 COMPARED = (LINEARS, ATTENTION, CROSS, NORMS, CONVOLUTIONS, COMMUNICATION)
 
-# Start of a fit; every report outvotes it.
+# Start of a fit; every report outweighs it.
 CPU_PRIORS: Mapping[str, Prior] = {
     "linears": Prior(value=1e11, spread=2.0, why="two cores"),
     "attention": Prior(value=5e10, spread=2.0, why="two cores"),
@@ -54,9 +54,9 @@ class Recorded:
     """One file.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         kind: ``profile``, ``bench`` or ``bench comm``.
-        values: What it holds.
+        values: Its contents.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Recorded:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Look into the values; what is not as its writer writes it is an error of the file.
+        """Access the values in a block; anything malformed becomes an error that names the file.
 
         Raises:
             UserError: Something is missing, of another type or out of range.
@@ -92,7 +92,7 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
     """Read files, and all reports in folders.
 
     Raises:
-        UserError: A file that was named is no report, or a folder has none.
+        UserError: A named file is not a report, or a folder has none.
     """
     found: list[Recorded] = []
     for path in map(Path, paths):
@@ -103,7 +103,7 @@ def read_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
         for file in sorted({*path.glob("*.json"), *path.glob("*/report.json")}):
             try:
                 inside.append(_read(file))
-            except UserError:  # a folder may hold other files too
+            except UserError:  # a folder may contain other files too
                 continue
         if not inside:
             raise UserError(f"--fit {path}: no report in this folder; name one of another")
@@ -122,7 +122,7 @@ def _read(path: Path) -> Recorded:
     elif "cases" in values and values.get("schema") in BENCH_SCHEMAS:
         kind = BENCH
     elif "means" in values and "cases" in values and "schema" not in values:
-        kind = BENCH  # the first form, which lacks nothing that a forecast needs
+        kind = BENCH  # the first version, which lacks nothing that a forecast needs
     elif str(values.get("schema")).startswith(VERSIONED):
         raise UserError(
             f"--fit {path}: is a report of another version of livetalk ({values['schema']:.40}); "
@@ -140,14 +140,14 @@ def _read(path: Path) -> Recorded:
 
 
 def is_profile(path: Path) -> bool:
-    """Whether a file is a profile report."""
+    """Return whether a file is a profile report."""
     try:
         return _read(path).kind == PROFILE
     except UserError:
         return False
 
 
-# What a profile report says ---------------------------------------------------------------
+# Contents of a profile report -------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +155,13 @@ class Observed:
     """A profile report, as something to predict.
 
     Attributes:
-        path: Of the report.
+        path: Path of the report.
         job: What ran.
-        layout: On which ranks.
-        times: (stage, part) -> seconds a chunk; part "" is the whole stage.
-        chunk: Seconds of a chunk, without stages that no forecast knows.
-        setting: Hardware and settings but for the size, by name.
-        hardware: For people.
+        layout: The ranks it ran on.
+        times: (stage, part) -> seconds per chunk; part "" is the whole stage.
+        chunk: Seconds per chunk, without stages that forecasts don't cover.
+        setting: Hardware and settings except the size, by name.
+        hardware: Description for display.
     """
 
     path: Path
@@ -177,7 +177,7 @@ class Observed:
         """Read a report.
 
         Raises:
-            UserError: It is of a model without a preset, or lacks something.
+            UserError: Its model has no preset, or something is missing.
         """
         with recorded.reading():
             return cls._of(recorded.values, recorded.path)
@@ -232,13 +232,13 @@ class Observed:
         )
 
     def ratios(self, machine: Machine) -> dict[str, tuple[float, float]]:
-        """What is compared -> logarithm of predicted to observed, and its weight."""
+        """Return what is compared -> logarithm of predicted to observed, and its weight."""
         found = forecast(self.job, self.layout, machine)
         result = {"chunk": (math.log(found.chunk / self.chunk), 1.0)}
         for (stage, part), seconds in self.times.items():
             if part and part not in COMPARED:
                 continue
-            parts = found.stages.get(stage, {})  # on a GPU it may run beside the others
+            parts = found.stages.get(stage, {})  # on a GPU it may overlap the others
             predicted = sum(parts.values()) if not part else parts.get(part, 0.0)
             if seconds > 0 and predicted > 0:
                 weight = math.sqrt(seconds / self.chunk)
@@ -247,19 +247,19 @@ class Observed:
 
 
 def _any_machine() -> Machine:
-    """A CPU, on which nothing runs beside: it has every stage that there is."""
+    """Return a CPU, which has every stage, since nothing overlaps."""
     start = CpuRates(**{name: prior.value for name, prior in CPU_PRIORS.items()})
     return CpuMachine(rates=start)
 
 
 Maker = Callable[[Mapping[str, float]], Machine]
-"""Constants by name -> a machine that has them."""
+"""Constants by name -> a machine with them."""
 
 
 def fit_reports(
     reports: Sequence[tuple[Observed, Maker]], priors: Mapping[str, Prior]
 ) -> dict[str, float]:
-    """The constants that explain all reports best, each on its own machine."""
+    """Fit the constants that explain all reports best, each on its own machine."""
     names = list(priors)
 
     def residuals(point: Vector) -> Vector:
@@ -283,7 +283,7 @@ def fit_reports(
 
 
 def fit_cpu(reports: Sequence[Observed]) -> CpuMachine:
-    """Rates of the CPU that all these reports are of."""
+    """Fit the rates of the CPU that all these reports come from."""
 
     def machine(values: Mapping[str, float]) -> Machine:
         return CpuMachine(rates=CpuRates(**values))
@@ -293,7 +293,7 @@ def fit_cpu(reports: Sequence[Observed]) -> CpuMachine:
 
 
 def cpu_reports(recorded: Sequence[Recorded]) -> list[Observed]:
-    """Profiles of one rank on a CPU."""
+    """Select the profiles of a single rank on a CPU."""
     found = [
         Observed.of(entry) for entry in recorded if entry.kind == PROFILE and entry.gpu_name is None
     ]
@@ -301,10 +301,10 @@ def cpu_reports(recorded: Sequence[Recorded]) -> list[Observed]:
 
 
 def check_one_setting(reports: Sequence[Observed]) -> None:
-    """Refuse reports that no single set of rates can explain, as `leave_sizes_out` parts them.
+    """Reject reports that no single set of rates can explain, grouped as in `leave_sizes_out`.
 
     Raises:
-        UserError: Their settings differ; the message names which, and a report of each.
+        UserError: Their settings differ; the message names them, with a report of each.
     """
     differing = []
     for key in dict.fromkeys(key for report in reports for key in report.setting):
@@ -323,7 +323,7 @@ def check_one_setting(reports: Sequence[Observed]) -> None:
 
 
 def short_name(path: Path) -> str:
-    """A report's file and folder; most are called ``report.json``."""
+    """Shorten to a report's file and folder; most are called ``report.json``."""
     return "/".join(path.parts[-2:])
 
 
@@ -333,10 +333,10 @@ class CpuCheck:
 
     Attributes:
         size: Height and width.
-        observed: Seconds of a chunk.
-        predicted: The same by a fit to the other sizes.
+        observed: Seconds per chunk.
+        predicted: The same, from a fit to the other sizes.
         stages: Stage -> (observed, predicted).
-        hardware: For people.
+        hardware: Description for display.
         others: Sizes that it was fitted to.
     """
 
@@ -349,7 +349,7 @@ class CpuCheck:
 
     @property
     def error(self) -> float:
-        """Relative."""
+        """Relative error."""
         return self.predicted / self.observed - 1
 
     @property
@@ -359,7 +359,7 @@ class CpuCheck:
 
 
 def leave_sizes_out(reports: Sequence[Observed]) -> list[CpuCheck]:
-    """Predict each size by a fit to the others of the same machine and settings."""
+    """Predict each size from a fit to the others of the same machine and settings."""
     checks = []
     for report in reports:
         alike = [other for other in reports if other.setting == report.setting]

@@ -1,4 +1,4 @@
-"""Finding the best split: every mesh, grid and precision that can run, by time and memory."""
+"""Finds the best split: every possible mesh, grid and precision, by time and memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,17 +13,17 @@ from .forecast import Forecast, Job, forecast
 from .layout import Layout
 from .machine import CpuMachine, GpuMachine
 
-NODE = 8  # GPUs of a usual server
+NODE = 8  # GPUs in a usual server
 SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is fixed; None: any.
+    """What the user has fixed; None for free choice.
 
     Attributes:
         ulysses: Ranks that share heads.
-        ring: Blocks of tokens.
+        ring: Number of token blocks.
         grid: Slices of the picture.
         fp8: Precision of the blocks' linear layers.
     """
@@ -36,13 +36,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One way to run, and what it would give.
+    """One way to run, and its forecast.
 
     Attributes:
         job: What is made.
-        layout: On which ranks.
+        layout: The ranks.
         forecast: Times.
-        memory: Of a rank; None where it is not predicted.
+        memory: Memory of a rank; None if not predicted.
         capacity: Bytes of a GPU; None on a CPU.
     """
 
@@ -54,14 +54,14 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a rank's memory holds it, as far as it is predicted."""
+        """Whether it fits in a rank's memory, as far as predicted."""
         if self.memory is None or self.capacity is None:
             return True
         return self.memory.total <= self.capacity
 
 
 def fewest_nodes(world: int) -> int | None:
-    """As few nodes of at most 8 GPUs as share them evenly; None: only one GPU each would."""
+    """Return the fewest nodes of at most 8 GPUs that divide evenly; None if only single GPUs do."""
     for nodes in range(1, world):
         if world % nodes == 0 and world // nodes <= NODE:
             return nodes
@@ -69,7 +69,7 @@ def fewest_nodes(world: int) -> int | None:
 
 
 def default_nodes(world: int) -> int:
-    """The same.
+    """Return `fewest_nodes`.
 
     Raises:
         UserError: There is no such number.
@@ -83,10 +83,10 @@ def default_nodes(world: int) -> int:
 
 
 def candidates(job: Job, world: int, nodes: int, choice: Choice) -> Iterator[tuple[Job, Layout]]:
-    """Everything that the runtime would run, with the same number of heads on every rank.
+    """Yield everything that the runtime supports, with equally many heads on every rank.
 
     Raises:
-        UserError: What is fixed does not fit; as the runtime says it.
+        UserError: The fixed choices do not fit, in the runtime's words.
     """
     heads, per_node = job.dit.num_heads, world // max(nodes, 1)
     wanted = (choice.ulysses, choice.ring)
@@ -131,19 +131,19 @@ def search(
     shown: int = SHOWN,
     memory: bool = True,
 ) -> list[Plan]:
-    """The best plans: those that fit first, the faster first; one grid for each mesh and precision.
+    """Find the best plans: fitting ones first, faster ones first; one grid per mesh and precision.
 
     Args:
         job: What is made; its precision is chosen.
-        machine: On what.
-        world: GPUs.
-        nodes: That share them.
-        choice: What is fixed.
-        shown: How many are wanted.
-        memory: Predict the memory of those that are.
+        machine: Hardware.
+        world: Number of GPUs.
+        nodes: Number of nodes.
+        choice: What the user has fixed.
+        shown: How many plans to return.
+        memory: Whether to predict their memory.
 
     Raises:
-        UserError: Nothing fits what was fixed.
+        UserError: Nothing matches the fixed choices.
     """
     best: dict[tuple[Mesh, bool], Plan] = {}
     capacity = machine.gpu.memory.value if isinstance(machine, GpuMachine) else None
@@ -174,10 +174,10 @@ def search(
 def scaling(
     job: Job, machine: GpuMachine, *, worlds: Sequence[int], choice: Choice
 ) -> list[Plan | None]:
-    """The best plan for each number of GPUs; None where the memory of one does not hold it.
+    """Find the best plan for each number of GPUs; None if they do not have enough memory.
 
-    Each number is on as few nodes as hold it. A rank needs less memory the more there are, so it is
-    looked at until it suffices.
+    Each number is on as few nodes as possible. More ranks need less memory each, so it is predicted
+    only until it suffices.
     """
     found: list[Plan | None] = []
     enough = False
@@ -197,7 +197,7 @@ def scaling(
 
 
 def _memory(plan: Plan, device: str) -> Prediction | None:
-    """Memory of a rank; None for splits that its prediction does not know."""
+    """Predict a rank's memory; None for splits that the prediction does not cover."""
     job, mesh = plan.job, plan.layout.mesh
     if job.dit.num_heads % mesh.ulysses or mesh.world > job.latent[0]:
         return None

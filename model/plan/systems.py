@@ -1,4 +1,4 @@
-"""What other systems do otherwise than livetalk: adjustments of its recorded step."""
+"""How other systems differ from livetalk: adjustments to its recorded step."""
 
 from dataclasses import dataclass, replace
 
@@ -8,28 +8,28 @@ from livetalk_kernels.spec import CROSS, LINEARS, NORMS
 from ..config import DiTConfig
 from .work import Parts, Product, Work
 
-ROPE_BYTES = 36  # an element of q or k through complex128: bf16 -> fp64, times the table, -> bf16
-ROPE_FP64 = 7  # operations an element, conversions counted as one multiply-add each
-ROPE_LAUNCHES = 8  # of a block, beside those of the norms
+ROPE_BYTES = 36  # per element of q or k via complex128: bf16 -> fp64, times the table, -> bf16
+ROPE_FP64 = 7  # operations per element, conversions counted as one multiply-add each
+ROPE_LAUNCHES = 8  # per block, in addition to the norms'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What a system does, and what it does again; the defaults are livetalk's.
+    """How a system works, and what it repeats; the defaults are livetalk's.
 
     Attributes:
-        once: Constants are made once: text and image K/V, audio K/V of a chunk, modulation, RoPE
-            tables, decoder state. Otherwise in every step, and on every rank all of them.
-        fused_rope: Norm and rotation are one kernel in fp32; otherwise the rotation runs in
-            complex128 outside the compiler.
+        once: Compute constants once: text and image K/V, audio K/V of a chunk, modulation, RoPE
+            tables, decoder state. Otherwise in every step, and in full on every rank.
+        fused_rope: Use one fp32 kernel for norm and rotation; otherwise rotate in complex128
+            outside the compiler.
         attention: Kernel of self-attention, a key of `livetalk_kernels.gpus.Gpu.attention`.
-        overlap: Heads are exchanged in groups beside attention, and audio is encoded on a side
+        overlap: Exchange heads in groups concurrently with attention, and encode audio on a side
             stream.
-        tiles: The VAE runs on overlapping tiles that are cropped; otherwise halos are exchanged.
-        pageable: Frames go to the host as fp32 through pageable memory.
-        audio: The model listens. Wan2.1 does not.
-        forwards: Of the model in a step; 2 with classifier-free guidance.
-        fuse_bias: The VAE's residual blocks add their biases in other passes.
+        tiles: Run the VAE on overlapping tiles that are cropped; otherwise exchange halos.
+        pageable: Copy frames to the host as fp32 through pageable memory.
+        audio: The model uses audio. Wan2.1 does not.
+        forwards: Forward passes per step; 2 with classifier-free guidance.
+        fuse_bias: Add biases of the VAE's residual blocks in other passes.
     """
 
     once: bool = True
@@ -46,15 +46,15 @@ class Schedule:
 def as_other_system(
     parts: Parts, config: DiTConfig, rows: int, schedule: Schedule, *, itemsize: int, fp8: bool
 ) -> dict[str, Work]:
-    """A step of ours -> what it would be on another schedule, without what that does again.
+    """Convert our step to another schedule, without what that repeats.
 
     Args:
-        parts: Of our step.
+        parts: Parts of our step.
         config: Shape of the transformer.
         rows: Tokens of the rank.
-        schedule: The other's.
-        itemsize: Bytes of a number.
-        fp8: The blocks' linear layers are in FP8.
+        schedule: The other system's.
+        itemsize: Bytes per value.
+        fp8: Whether the blocks' linear layers are in FP8.
     """
     found, dim, layers = dict(parts), config.dim, config.num_layers
     elements = layers * rows * dim
@@ -82,7 +82,7 @@ def as_other_system(
 
 
 def _split_qkv(part: Product) -> Product:
-    """Three products where the fused one is; the others as they are."""
+    """Split the fused product into three; leave others unchanged."""
     if part.columns != 3 * part.depth:
         return part
     return replace(part, columns=part.depth, count=3 * part.count)

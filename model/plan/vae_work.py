@@ -1,7 +1,8 @@
-"""Work of the VAE and of colour on one rank's part of the picture, from a dry run of one picture.
+"""Work of VAE and colour correction on a rank's part of the picture, from a dry run of one picture.
 
-That is so large that every size which follows its rows or columns can be told from the others, and
-then be had for any other picture.
+That is so large that sizes derived from its rows or columns are distinguishable from all others,
+and
+can be converted to any other picture.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from .dit_work import DTYPES
 from .work import ALL, GAPS, Attention, Parts, Product, Work
 
 FIRST = "first latents"
-_ROWS, _COLUMNS = 1 << 12, 1 << 24  # of the latent that is recorded: no other size is as large
+_ROWS, _COLUMNS = 1 << 12, 1 << 24  # of the recorded latent: no other size is as large
 _AREA = _ROWS * _COLUMNS
 
 
@@ -38,7 +39,7 @@ class Stage:
     """A stage of the VAE, for latents of any size.
 
     Attributes:
-        phases: What it is made of, and how often.
+        phases: What it consists of, and how often.
     """
 
     phases: tuple[tuple[Phase, int], ...]
@@ -50,7 +51,7 @@ class Stage:
 
     @property
     def convolutions(self) -> int:
-        """Calls."""
+        """Number of calls."""
         return sum(count for _, count in self._of_kind(CONVOLUTIONS))
 
     def work(
@@ -62,14 +63,14 @@ class Stage:
         itemsize: int,
         dense: bool = False,
     ) -> Parts:
-        """Work on a slice of the latent.
+        """Compute the work on a slice of the latent.
 
         Args:
-            rows: Of the slice.
-            columns: Of the slice.
-            itemsize: Bytes of a number.
+            rows: Rows of the slice.
+            columns: Columns of the slice.
+            itemsize: Bytes per value.
             keys: Pixels of the whole latent; by default those of the slice.
-            dense: Count taps on zero frames.
+            dense: Count taps on zero frames too.
         """
         if not self.phases:
             return {}
@@ -113,7 +114,7 @@ class Stage:
             share = times * pixels / _AREA
             convolutions += Work(spared_bytes=2.0 * share * phase.unbiased * itemsize)
             gaps += Work(
-                # The products around the attention are no op, so a profile has them here, too.
+                # The products around attention are not an op, so profiles attribute them here, too.
                 products=tuple(products),
                 bytes=share * phase.moved,
                 calls=times * phase.launches,
@@ -121,7 +122,7 @@ class Stage:
         return {CONVOLUTIONS: convolutions, NORMS: norms, ATTENTION: attention, GAPS: gaps}
 
     def messages(self, slices: Slices, rank: int, itemsize: int) -> dict[str, int]:
-        """Bytes that a rank sends, as `slice_messages`."""
+        """Count the bytes that a rank sends, like `slice_messages`."""
         found = {"halo": 0, "gather": 0}
         for phase, times in self.phases:
             sent = slice_messages(phase, slices, rank, itemsize)
@@ -140,16 +141,16 @@ class Stage:
 def vae_stage(
     config: VAEConfig, name: str, *, reuse: bool, itemsize: int = 2, fuse_bias: bool = False
 ) -> Stage:
-    """A stage of a chunk that is not the first: decode, warm decoder, encode; or of the first.
+    """Record a stage of a later chunk (decode, warm decoder, encode), or of the first.
 
     Args:
         config: Widths.
         name: ``decode``, ``warm decoder``, ``encode``; or ``first latents``: what the first chunk
-            decodes up to its first new frames. In the published schedule everything is decoded
-            from the first latent, and nothing is warmed.
+            decodes up to its first new frames. The published schedule decodes everything from the
+            first latent, and warms up nothing.
         reuse: Schedule (see `VAE`).
-        itemsize: Bytes of a number.
-        fuse_bias: The same.
+        itemsize: Bytes per value.
+        fuse_bias: See `VAE`.
     """
     found = _recorded(config, itemsize, reuse=reuse, fuse_bias=fuse_bias)
     warm = ((found[WARM], 1),)
@@ -174,13 +175,13 @@ def vae_work(
     reuse: bool,
     fuse_bias: bool,
 ) -> Parts:
-    """`Stage.work` of a stage, once for each size: ``size`` is rows and columns of the slice."""
+    """Compute `Stage.work`, once per size: ``size`` is rows and columns of the slice."""
     stage = vae_stage(config, name, reuse=reuse, itemsize=itemsize, fuse_bias=fuse_bias)
     return stage.work(*size, keys=keys, itemsize=itemsize)
 
 
 def colour_work(config: VAEConfig, pixels: int, *, itemsize: int) -> Mapping[str, Parts]:
-    """``colour`` and ``to host`` of a chunk's new frames, of so many pixels each."""
+    """Count the work of ``colour`` and ``to host`` for a chunk's new frames of ``pixels`` each."""
     found = _recorded(config, itemsize, reuse=True, fuse_bias=False)
     share = NEW_LATENTS * pixels / (_AREA * SPATIAL**2)
     return {
@@ -207,7 +208,7 @@ def _recorded(
 
 
 def _sized(number: int, rows: int, columns: int) -> int:
-    """What a size of the recorded picture is in another one."""
+    """Convert a size in the recorded picture to another picture."""
     area, rest = divmod(number, _AREA)
     across, rest = divmod(rest, _COLUMNS)
     down, rest = divmod(rest, _ROWS)
@@ -215,7 +216,7 @@ def _sized(number: int, rows: int, columns: int) -> int:
 
 
 def _dense(call: Call) -> Call:
-    """A convolution with its zero frames as frames."""
+    """Count a convolution's zero frames as frames."""
     case = call.case
     zeros = case.options.get("zero_frames", 0)
     options = {key: value for key, value in case.options.items() if key != "zero_frames"}

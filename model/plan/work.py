@@ -1,6 +1,6 @@
-"""Amounts of work, without a machine: products, attention, convolutions, bytes, calls, messages.
+"""Amounts of work, independent of a machine: products, attention, convolutions, bytes, calls.
 
-A stage is a mapping from its parts to the work in them. Names of stages and parts are those of a
+A stage is a mapping from its parts to the work in them. Stages and parts are named as in a
 ``livetalk profile`` report.
 """
 
@@ -17,10 +17,10 @@ class Product:
     Attributes:
         rows: Rows of the left operand.
         columns: Columns of the result.
-        depth: What is summed over.
-        count: How many.
-        itemsize: Bytes of an element of the operands.
-        fp8: Operands are FP8.
+        depth: Length of the sums.
+        count: Number of products.
+        itemsize: Bytes per element of the operands.
+        fp8: Whether operands are FP8.
     """
 
     rows: int
@@ -32,12 +32,12 @@ class Product:
 
     @property
     def flops(self) -> float:
-        """Of all of them; a multiply-add is two."""
+        """Operations of all of them; a multiply-add is two."""
         return 2.0 * self.rows * self.columns * self.depth * self.count
 
     @property
     def bytes(self) -> float:
-        """Both operands and the result, once each, of all of them."""
+        """Bytes of both operands and the result, once each, for all of them."""
         operands = (self.rows + self.columns) * self.depth * (1 if self.fp8 else self.itemsize)
         return float(self.count * (operands + self.rows * self.columns * self.itemsize))
 
@@ -47,12 +47,12 @@ class Attention:
     """Attentions of one shape.
 
     Attributes:
-        queries: Rows of each head.
-        keys: Keys of each head.
+        queries: Rows per head.
+        keys: Keys per head.
         heads: Heads.
-        width: Channels of a head.
-        count: How many.
-        itemsize: Bytes of an element.
+        width: Channels per head.
+        count: Number of attentions.
+        itemsize: Bytes per element.
     """
 
     queries: int
@@ -64,12 +64,12 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Both products, of all of them."""
+        """Operations of both products, for all of them."""
         return 4.0 * self.queries * self.keys * self.heads * self.width * self.count
 
     @property
     def bytes(self) -> float:
-        """Q, k, v and the result, once each, of all of them."""
+        """Bytes of q, k, v and the result, once each, for all of them."""
         rows = 2 * (self.queries + self.keys)
         return float(rows * self.heads * self.width * self.itemsize * self.count)
 
@@ -82,13 +82,13 @@ class Work:
         products: Matrix products.
         attentions: Attentions.
         conv_flops: FLOPs of convolutions.
-        conv_bytes: What they read and write.
-        spared_bytes: What a GPU's library would read and write besides to add biases that they
-            leave to others, in passes of their own. It has a part in each share of convolutions
-            that was ever reached. On a CPU a bias takes no pass.
-        bytes: What is read and written by everything else.
+        conv_bytes: Bytes that they read and write.
+        spared_bytes: Further bytes that a GPU's library would read and write to add biases that
+            are left to others, in separate passes. Every measured convolution share includes them.
+            On a CPU a bias takes no pass.
+        bytes: Bytes that everything else reads and writes.
         fp64: Operations in double precision.
-        calls: Launches of kernels.
+        calls: Number of kernel launches.
     """
 
     products: tuple[Product, ...] = ()
@@ -102,12 +102,12 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of products, attention and convolutions."""
+        """Operations of products, attention and convolutions."""
         products = sum(product.flops for product in self.products)
         return products + sum(part.flops for part in self.attentions) + self.conv_flops
 
     def __add__(self, other: "Work") -> "Work":
-        """Both."""
+        """Add two amounts."""
         return Work(
             products=self.products + other.products,
             attentions=self.attentions + other.attentions,
@@ -120,7 +120,7 @@ class Work:
         )
 
     def times(self, count: int) -> "Work":
-        """So many times the same."""
+        """Multiply by a count."""
         return Work(
             products=tuple(replace(part, count=part.count * count) for part in self.products),
             attentions=tuple(replace(part, count=part.count * count) for part in self.attentions),
@@ -137,7 +137,7 @@ Parts = Mapping[str, Work]
 
 
 def total(parts: Iterable[Work]) -> Work:
-    """All of it."""
+    """Sum all parts."""
     result = Work()
     for part in parts:
         result += part
@@ -145,7 +145,7 @@ def total(parts: Iterable[Work]) -> Work:
 
 
 def join(*stages: Parts) -> dict[str, Work]:
-    """Stages done one after another, part by part."""
+    """Join consecutive stages, part by part."""
     found: dict[str, Work] = {}
     for stage in stages:
         for name, work in stage.items():
@@ -154,5 +154,5 @@ def join(*stages: Parts) -> dict[str, Work]:
 
 
 def repeated(parts: Parts, count: int) -> dict[str, Work]:
-    """A stage, so many times."""
+    """Repeat a stage ``count`` times."""
     return {name: work.times(count) for name, work in parts.items()}

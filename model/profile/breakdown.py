@@ -1,12 +1,15 @@
 """Where a chunk's time goes: a timeline's ranges as exclusive times of stages and their parts.
 
-On the main lane lies a range around each chunk, in it the stages, in them what the tracer saw. A
-range's exclusive time is its own without that of the ranges within it, so the times of a chunk add
-up to its length. Work of other lanes runs beside and is counted apart.
+The main lane has a range around each chunk, which contains the stages, which contain what the
+tracer
+recorded. A range's exclusive time is its own without that of the ranges within it, so the times of
+a
+chunk add up to its length. Work on other lanes is concurrent and counted separately.
 
-On a GPU a range lasts from when the stream comes to it until its last kernel has ended. Where the
-stream waits for the next launch within an op, that op's time holds the wait; gaps are the waits
-between ops.
+On a GPU a range lasts from when the stream reaches it until its last kernel has ended. If the
+stream
+waits for the next launch within an op, that op's time includes the wait; gaps are the waits between
+ops.
 """
 
 from collections import defaultdict
@@ -21,11 +24,11 @@ from livetalk_kernels.runtime.timeline import MAIN, Range
 from ..stream.stats import CHUNK
 
 GAPS = "gaps"
-"""Part of a stage that no range within it accounts for: launches and glue."""
+"""Part of a stage not covered by any range within it: launches and glue."""
 ALL = "all"
-"""The only part of a stage within which nothing was recorded."""
+"""The only part of a stage in which nothing was recorded."""
 WHOLE = ""
-"""Stands for all parts of a stage in a table."""
+"""Represents all parts of a stage in a table."""
 
 Parts = dict[str, dict[str, float]]  # stage -> part -> seconds
 Row = dict[str, Any]
@@ -37,8 +40,8 @@ class Call:
 
     Attributes:
         stage: The stage.
-        about: What the tracer said of it.
-        seconds: How long it took.
+        about: The tracer's metadata.
+        seconds: Duration.
     """
 
     stage: str
@@ -51,15 +54,15 @@ class ChunkTimes:
     """One chunk.
 
     Attributes:
-        index: Its number in the stream.
-        begin_ns: On the timeline's clock.
-        end_ns: On the timeline's clock.
+        index: Its index in the stream.
+        begin_ns: Start on the timeline's clock.
+        end_ns: End on the timeline's clock.
         stages: Stage -> part -> exclusive seconds on the main lane.
-        unattributed: Seconds that lie in no stage.
-        beside: ``lane: name`` -> seconds of other lanes within the chunk's time.
+        unattributed: Seconds outside of any stage.
+        beside: ``lane: name`` -> seconds on other lanes during the chunk.
         steps: Seconds of each denoising step.
-        calls: What the tracer saw.
-        events: Ranges recorded.
+        calls: Calls recorded by the tracer.
+        events: Number of ranges recorded.
     """
 
     index: int
@@ -74,7 +77,7 @@ class ChunkTimes:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Duration."""
         return (self.end_ns - self.begin_ns) / 1e9
 
     def as_json(self, origin_ns: int) -> Row:
@@ -95,11 +98,11 @@ def chunk_times(
     """Read a timeline.
 
     Args:
-        ranges: `Timeline.ranges`.
+        ranges: From `Timeline.ranges`.
         step: Name of the stage that is one denoising step.
 
     Returns:
-        The chunks, in the order of time.
+        The chunks, in order of time.
     """
     inside: dict[int, list[Range]] = {}
     main = ranges.get(MAIN, ())
@@ -129,7 +132,7 @@ def _chunk(
     step: str,
 ) -> ChunkTimes:
     exclusive: dict[tuple[str, str], int] = defaultdict(int)
-    places: dict[int, tuple[str, str]] = {}  # of each range: stage and part
+    places: dict[int, tuple[str, str]] = {}  # range -> stage and part
 
     def place(entry: Range) -> tuple[str, str]:
         if id(entry) not in places:
@@ -180,7 +183,7 @@ def _parts(stage: str, exclusive: Mapping[tuple[str, str], int]) -> dict[str, fl
 def _beside(
     lanes: Mapping[str, Sequence[Range]], begin: int, end: int
 ) -> tuple[dict[str, float], int]:
-    """Seconds within a time, of the outer ranges of each lane; and how many ranges began in it."""
+    """Sum the seconds of each lane's outer ranges in an interval; count ranges started in it."""
     seconds: dict[str, float] = defaultdict(float)
     count = 0
     for lane, entries in lanes.items():
@@ -193,7 +196,7 @@ def _beside(
 
 
 def summarise(values: Sequence[float]) -> dict[str, float]:
-    """Samples in brief: count, p50, p95, p99, mean, least, most."""
+    """Summarise samples: count, p50, p95, p99, mean, least, most."""
     p50, p95, p99 = (float(np.percentile(values, p)) for p in (50, 95, 99))
     return {
         "count": len(values),
@@ -207,11 +210,11 @@ def summarise(values: Sequence[float]) -> dict[str, float]:
 
 
 def stage_rows(chunks: Sequence[ChunkTimes], wall: float) -> list[Row]:
-    """Every stage, and its parts after it, over the chunks.
+    """Build rows for every stage, each followed by its parts, over the chunks.
 
     Args:
         chunks: At least one.
-        wall: Seconds of all, for the share.
+        wall: Total seconds, for the fractions.
     """
     names = dict.fromkeys(name for chunk in chunks for name in chunk.stages)
     rows = []
@@ -234,7 +237,7 @@ def _row(stage: str, part: str, values: Sequence[float], wall: float) -> Row:
 
 
 def beside_rows(chunks: Sequence[ChunkTimes]) -> list[Row]:
-    """What ran beside, over the chunks."""
+    """Build rows for concurrent work, over the chunks."""
     names = dict.fromkeys(name for chunk in chunks for name in chunk.beside)
     rows = []
     for name in names:

@@ -1,8 +1,8 @@
-"""Two profiles held against each other: what differs, and which stage has become slower.
+"""Compares two profiles: what differs, and which stage has become slower.
 
-Chunks that were made by turns are compared pair by pair, those of two reports as two samples (see
+Alternating chunks are compared pair by pair, those of two reports as two samples (see
 `livetalk_kernels.bench.compare`). The whole chunk is the question; its stages share the probability
-of a false alarm among them, so that a table of many rows is hardly more often wrong than one row.
+of a false alarm among them, so a table of many rows is hardly more often wrong than one row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +26,18 @@ from .paced import Worker
 
 REPORT = "report.json"
 SCHEMA = "livetalk/profile/1"
-ANOTHER_MACHINE = "another machine"  # the verdict where nothing can be said of the program
+ANOTHER_MACHINE = "another machine"  # the verdict if nothing can be said about the program
 CHUNK, UNATTRIBUTED = "chunk", "unattributed"
 LEAST_SHARE = 0.01  # of a chunk; shorter stages have no row
 RESOLUTION = 0.08
-"""Slowdown that is to be found: with more noise than that takes, pairs go on."""
-MOST = 4  # times as many pairs as asked for, at the most
-_BLOCK = 5  # pairs between two looks at the noise
+"""Slowdown that should be detectable: with more noise than that permits, pairs continue."""
+MOST = 4  # maximum number of pairs, as a multiple of those requested
+_BLOCK = 5  # pairs between two checks of the noise
 HARDWARE = ("cpu", "cores", "cpu_quota", "gpu.name", "gpu.count")
-"""Facts of a machine: where they differ, it is another one."""
+"""Facts that identify a machine: if they differ, it is another one."""
 SURROUNDINGS = ("torch", "triton", "threads", "gpu.driver", "gpu.cuda")
 """Facts that change times on the same machine."""
-PASSING = {"date"}  # facts of a machine that say nothing about it
+PASSING = {"date"}  # facts in the machine's entry that do not describe it
 
 Chunk = Mapping[str, Any]
 """``seconds``, ``stages`` {stage: {part: s}}, ``unattributed``; as in a profile's report."""
@@ -49,10 +49,10 @@ class Row:
 
     Attributes:
         name: ``chunk``, the stage's name, or ``unattributed``.
-        share: Of the chunk's time, the larger of both.
-        a: Median seconds per chunk; None where A has no such stage.
-        b: The same of B.
-        change: From A to B; None where one of them lacks the stage, or has it now and then.
+        share: Fraction of the chunk's time, the larger of both.
+        a: Median seconds per chunk; None if A lacks the stage.
+        b: The same for B.
+        change: From A to B; None if one of them lacks the stage, or has it only sometimes.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What is to be said of it."""
+        """Verdict in words."""
         if self.change is not None:
             return self.change.verdict
         if self.a is None or self.b is None:
@@ -71,7 +71,7 @@ class Row:
         return "not in all"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; times in seconds."""
+        """Convert to plain values; times in seconds."""
         change = None if self.change is None else asdict(self.change)
         return {
             "row": self.name,
@@ -90,13 +90,13 @@ def compare_chunks(
     interleaved: bool,
     tolerance: float | None = None,
 ) -> list[Row]:
-    """A row for the chunk, and one for every stage that takes 1 % of it or more.
+    """Build a row for the chunk, and one for every stage that takes at least 1 % of it.
 
     Args:
         a: Chunks of the first.
-        b: Chunks of the second; where they are interleaved as many, in the order A B, B A, ...
-        interleaved: They took turns.
-        tolerance: Change that is not called one; by default the usual one of `bench.compare`.
+        b: Chunks of the second; if interleaved, equally many, in the order A B, B A, ...
+        interleaved: Whether they alternated.
+        tolerance: Change that is not reported; by default the usual one of `bench.compare`.
     """
     sides = [_series(a), _series(b)]
     totals = [float(np.sum(side[CHUNK])) for side in sides]
@@ -123,7 +123,7 @@ def compare_chunks(
 
 
 def _series(chunks: Sequence[Chunk]) -> dict[str, list[float]]:
-    """Row -> seconds in every chunk; a stage that is in none of them is left out."""
+    """Return row -> seconds in every chunk; stages that occur in none are omitted."""
     found = {CHUNK: [float(chunk["seconds"]) for chunk in chunks]}
     for stage in dict.fromkeys(stage for chunk in chunks for stage in chunk["stages"]):
         found[stage] = [float(sum(chunk["stages"].get(stage, {}).values())) for chunk in chunks]
@@ -132,9 +132,9 @@ def _series(chunks: Sequence[Chunk]) -> dict[str, list[float]]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What differs between two nested mappings: ``[{"what": "a.b.c", "a": value, "b": value}]``.
+    """List what differs between nested mappings: ``[{"what": "a.b.c", "a": value, "b": value}]``.
 
-    A value that is missing is None.
+    A missing value is None.
     """
     flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
     return [
@@ -159,12 +159,12 @@ class Comparison:
     """Two profiles, and how they differ.
 
     Attributes:
-        names: What the user calls them: folders, or options.
-        interleaved: They took turns; if not, drift of the machine is in the changes.
-        settings: Of each.
+        names: The user's names for them: folders, or options.
+        interleaved: Whether they alternated; if not, changes include drift of the machine.
+        settings: Settings of each.
         changed: What differs in settings and machine (see `differences`).
-        chunks: Of each.
-        rows: The chunk's first.
+        chunks: Chunks of each.
+        rows: Rows, the chunk's first.
     """
 
     names: tuple[str, str]
@@ -176,12 +176,12 @@ class Comparison:
 
     @property
     def elsewhere(self) -> list[dict[str, Any]]:
-        """What differs between the machines that were measured; empty: nothing is known to."""
+        """Known differences between the machines."""
         return self._facts(HARDWARE)
 
     @property
     def otherwise(self) -> list[dict[str, Any]]:
-        """What differs in versions and threads."""
+        """Differences in versions and threads."""
         return self._facts(SURROUNDINGS)
 
     def _facts(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -194,13 +194,13 @@ class Comparison:
 
     @property
     def change(self) -> Change:
-        """Of the whole chunk."""
+        """Change of the whole chunk."""
         change = self.rows[0].change
         assert change is not None
         return change
 
     def as_json(self) -> dict[str, Any]:
-        """For machines, with all samples; times in seconds."""
+        """Convert to plain values, with all samples; times in seconds."""
         sides = {
             side: {"name": name, "settings": settings, "chunks": list(chunks)}
             for side, name, settings, chunks in zip(
@@ -225,26 +225,26 @@ def compare_workers(
     pairs: int,
     say: Callable[[str, str], None],
 ) -> Comparison:
-    """Start two profiles, let them load one after the other, then make chunks by turns.
+    """Start two profiles, let them load one after the other, then alternate chunks.
 
-    Both processes have ended when this returns or raises. A pair before the first is not counted.
-    Where the times are so noisy that a slowdown of `RESOLUTION` could be missed, more pairs follow;
-    when to stop depends on the interval's width alone, not on where it lies.
+    Both processes have ended when this returns or raises. An initial pair is not counted. If times
+    are so noisy that a slowdown of `RESOLUTION` could be missed, more pairs follow; when to stop
+    depends only on the interval's width, not on its position.
 
     Args:
-        names: What the user calls the two.
-        workers: Not started yet.
-        pairs: Number of pairs at the least; at the most it is `MOST` times as many.
-        say: Told what is going on: a heading and a text.
+        names: The user's names for the two.
+        workers: Workers that are not started yet.
+        pairs: Minimum number of pairs; the maximum is `MOST` times as many.
+        say: Called with progress: a heading and a text.
 
     Raises:
-        UserError: The options of one are no good.
+        UserError: The options of one are invalid.
         WorkerError: One of them has failed.
     """
     done = False
     try:
         for worker in workers:
-            worker.start()  # both, so that bad options show before a model is loaded
+            worker.start()  # both, so that bad options are reported before a model is loaded
         settings = []
         for worker in workers:
             say(f"{worker.name}: loads and warms up", "")
@@ -273,13 +273,13 @@ def compare_workers(
 
 
 def _noisy(a: Sequence[Chunk], b: Sequence[Chunk]) -> bool:
-    """Whether a slowdown of `RESOLUTION` could be missed."""
+    """Return whether a slowdown of `RESOLUTION` could be missed."""
     change = paired([chunk["seconds"] for chunk in a], [chunk["seconds"] for chunk in b])
     return change.detectable > RESOLUTION
 
 
 def compare_folders(a: Path, b: Path) -> Comparison:
-    """Compare what two profiles have written.
+    """Compare the output folders of two profiles.
 
     Raises:
         UserError: A report is missing, damaged, or holds too few chunks.
@@ -304,7 +304,7 @@ def compare_folders(a: Path, b: Path) -> Comparison:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report in a folder of ``livetalk profile``, as far as it is needed to compare.
+    """Read the report in a folder of ``livetalk profile``, as far as needed for a comparison.
 
     Raises:
         UserError: It is missing, damaged, or holds too few chunks.

@@ -1,6 +1,6 @@
-"""A profile on one rank: load with all recorded, run the stream, say what was seen.
+"""A profile on one rank: load with everything recorded, run the stream, report.
 
-Rank 0 leads and reports; the others follow, and tell it what they saw at the end.
+Rank 0 leads and reports; the others follow, and send it their findings at the end.
 """
 
 import json
@@ -41,24 +41,25 @@ from .report import (
 from .run import Length, Pace, run_stream
 from .tracer import Tracer
 
-KEPT_RANGES = 1 << 22  # of a lane: hundreds of chunks
+KEPT_RANGES = 1 << 22  # per lane: hundreds of chunks
 Say = Callable[[str, str], None]
-"""Told what is going on: a headline, and what of it."""
+"""Called with progress: a headline and details."""
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be recorded.
+    """What to record.
 
     Attributes:
         model: Name of the preset or checkpoint, for the report.
         length: Chunks.
-        options: Of the stream.
-        ops: Record the ops within the stages.
-        compiled: The transformer runs by torch.compile.
-        video: Encode the frames into a video, which is thrown away.
-        captured: A profiler of NVIDIA's looks on: show it ranges, and the measured chunks alone.
+        options: Options of the stream.
+        ops: Whether to record the ops within the stages.
+        compiled: Whether the transformer runs through torch.compile.
+        video: Whether to encode the frames into a video, which is discarded.
+        captured: Whether one of NVIDIA's profilers is attached: show it ranges, and only measured
+            chunks.
     """
 
     model: str
@@ -71,28 +72,28 @@ class Plan:
 
 
 class Pacer(Pace, Protocol):
-    """Somebody else says when a chunk begins, and hears what it took (`paced.Pacer`)."""
+    """Decides when a chunk begins, and receives its times (`paced.Pacer`)."""
 
     def ready(self, settings: Mapping[str, Any]) -> None:
-        """The warm-up is over."""
+        """Note that the warm-up is over."""
 
     def report(self, chunk: Mapping[str, Any]) -> None:
-        """A measured chunk is done."""
+        """Receive a measured chunk."""
 
 
 class Profiler:
     """One rank's part of a profile.
 
     Attributes:
-        timeline: What was recorded.
+        timeline: Recorded ranges.
         team: The ranks.
-        plan: What is to be recorded.
+        plan: What to record.
         source: The model.
-        say: Told what is going on.
+        say: Called with progress.
     """
 
     def __init__(self, source: ModelSource, team: Team, plan: Plan, say: Say) -> None:
-        """Load nothing yet; all ranks make one together."""
+        """Load nothing yet; all ranks create one together."""
         device = source.device
         self.timeline = Timeline(
             device,
@@ -102,7 +103,7 @@ class Profiler:
         )
         self.timeline.align(team.gather)
         self.plan, self.say = plan, say
-        # What a replay or a compiler runs does not come past us, nor may it be recorded.
+        # Graph replays and compiled code do not pass through us, and must not be recorded.
         hidden = not plan.ops or plan.compiled or source.cuda_graphs
         self.team = team if hidden else team.timed(self.timeline)
         self._tracer = None if hidden else Tracer(self.timeline)
@@ -110,11 +111,11 @@ class Profiler:
         self.source = replace(source, compiled=plan.compiled, wrap=wrap)
 
     def follow(self, facts: Facts, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Another rank than 0: compute what rank 0 does not.
+        """Compute a follower rank's part.
 
         Args:
             facts: For the trace: command and machine.
-            keep: Takes the trace, before rank 0 goes on to its report.
+            keep: Stores the trace, before rank 0 continues with its report.
 
         Raises:
             CommError: A rank is lost.
@@ -133,7 +134,7 @@ class Profiler:
         self._gather(entry)
 
     def pace(self, avatar: Avatar | None, size: tuple[int, int] | None, pacer: Pacer) -> None:
-        """Rank 0: make chunks when told to, for a comparison; arguments as `lead`."""
+        """Make chunks on request, for a comparison; for rank 0, arguments as in `lead`."""
         pipeline, avatar, _ = self._prepare(avatar, size)
         self._run(pipeline, avatar, _Paced(self, pipeline, avatar, pacer), pacer)
         self._gather({})
@@ -141,15 +142,15 @@ class Profiler:
     def lead(
         self, avatar: Avatar | None, size: tuple[int, int] | None, facts: Facts
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Rank 0: run and report.
+        """Run and report; for rank 0.
 
         Args:
-            avatar: Whom to animate; by default a smooth picture.
+            avatar: Avatar to animate; by default a smooth picture.
             size: Of that picture, height and width; by default the model's.
             facts: Command and machine.
 
         Returns:
-            The report, whose ``files`` are for the caller to fill in, and the trace.
+            The report, whose ``files`` the caller must fill in, and the trace.
 
         Raises:
             UserError: The avatar or the size does not fit the model or the ranks.
@@ -193,19 +194,19 @@ class Profiler:
         return report, trace
 
     def recording(self) -> Recording:
-        """What has been recorded so far."""
+        """Return what has been recorded so far."""
         found, warm = chunk_times(self.timeline.ranges(wait=True)), self.plan.length.warmup
         return Recording(
             warmup=found[:warm], chunks=found[warm:], origin_ns=self.timeline.origin_ns
         )
 
     def _gather(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every rank's entry."""
+        """Collect every rank's entry."""
         with self.team.phase("finish"):
             return list(map(json.loads, self.team.gather(json.dumps(entry).encode())))
 
     def _devices(self) -> list[torch.device]:
-        """The GPUs of this machine that the ranks use; none on a CPU."""
+        """List the GPUs of this machine that the ranks use; none on a CPU."""
         device = self.source.device
         if device.type != "cuda" or self.team.size == 1:
             return [device]
@@ -222,7 +223,7 @@ class Profiler:
     def _prepare(
         self, avatar: Avatar | None, size: tuple[int, int] | None
     ) -> tuple[Pipeline, Avatar, float]:
-        """The model, whom to animate, and how long it took to make that one."""
+        """Prepare the model and the avatar; also return how long the avatar took."""
         self.say("loading", self.plan.model)
         pipeline = self._load()
         with self.team.phase("prepare"):
@@ -252,7 +253,7 @@ class Profiler:
 
     @contextmanager
     def _frames_taken(self, size: tuple[int, int]) -> Iterator[Callable[[Frames], None]]:
-        """Who takes the frames: a video that is thrown away, or nobody."""
+        """Yield the consumer of frames: a video that is discarded, or nobody."""
         if not self.plan.video:
             yield lambda frames: None
             return
@@ -265,21 +266,21 @@ class Profiler:
                 yield background.write
 
     def _activations(self, pipeline: Pipeline, avatar: Avatar) -> int | None:
-        """Bytes held beside weights and caches at the most, measured on a CPU by one more chunk."""
+        """Measure the peak above weights and caches, on a CPU, with one more chunk; in bytes."""
         if pipeline.device.type != "cpu" or self.team.size > 1 or not pipeline.reuse:
             return None
         return measure(pipeline, avatar.size, self.plan.options).peak
 
 
 class _Watcher:
-    """Looks on while the stream runs (`run.Observer`).
+    """Observes the running stream (`run.Observer`).
 
     Attributes:
         session: The stream.
-        settings: What runs.
+        settings: Settings of the run.
         memory: Weights and caches, and the prediction.
-        span: Of the measured chunks.
-        underrun: Seconds that a player had stood still before them.
+        span: Span of the measured chunks.
+        underrun: Seconds that a player had stalled before them.
     """
 
     session: Session
@@ -308,12 +309,12 @@ class _Watcher:
         self.profiler.say(f"{'warm-up' if number <= 0 else 'chunk'} {of}: {seconds:.2f} s", "")
 
     def warm(self) -> None:
-        """The warm-up is over."""
+        """Note that the warm-up is over."""
         self.underrun = self.session.stats.underrun
         self.span.begin()
 
     def done(self, number: int) -> None:
-        """So many measured chunks are done."""
+        """Note that ``number`` measured chunks are done."""
         self._measured = number
 
     def interrupted(self) -> bool:
@@ -326,7 +327,7 @@ class _Watcher:
 
 
 class _Paced(_Watcher):
-    """Tells a pacer of every measured chunk."""
+    """Reports every measured chunk to a pacer."""
 
     def __init__(
         self, profiler: Profiler, pipeline: Pipeline, avatar: Avatar, pacer: Pacer
@@ -348,4 +349,4 @@ class _Paced(_Watcher):
         return False
 
     def closing(self) -> None:
-        """Nothing is reported."""
+        """Do nothing: there is no report."""

@@ -1,4 +1,4 @@
-"""``report.md``: a profile for people, made of ``report.json``."""
+"""``report.md``: a profile for readers, generated from ``report.json``."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,10 +28,10 @@ _EVERY_PERCENTILE = ("p50", "p95", "p99")
 
 
 def report_markdown(report: Json) -> str:
-    """A report in Markdown, with its pictures embedded by name.
+    """Format a report as Markdown, with its pictures embedded by name.
 
     Args:
-        report: As ``report.json`` (see ``report.schema.json``); only pictures that stand in its
+        report: As in ``report.json`` (see ``report.schema.json``); only pictures listed in its
             ``files`` are embedded.
     """
     sections = [
@@ -237,7 +237,7 @@ def _telemetry(telemetry: Json | None) -> str:
 
 
 def _reasons(told: Sequence[float]) -> str:
-    """Why a GPU was slowed, and how much of the time."""
+    """Say why a GPU was throttled, and for what fraction of the time."""
     if not told:
         return "not told"
     counts: dict[str, int] = {}
@@ -249,7 +249,7 @@ def _reasons(told: Sequence[float]) -> str:
 
 
 def _open_ends(report: Json) -> str:
-    """What recording cost, and what was not measured."""
+    """Report what recording cost, and what was not measured."""
     tracing = report["tracing"]
     cost = (
         f"Recording cost {percent(tracing['share'])} of the wall time: "
@@ -307,7 +307,7 @@ def _quantity(value: float, unit: str) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, or all of a whole number."""
+    """Format three digits, or all of a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

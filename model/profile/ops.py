@@ -1,4 +1,4 @@
-"""What every op reached: its time beside the least that this machine's limits allow."""
+"""What every op achieved: its time relative to the least that this machine's limits allow."""
 
 import json
 from collections import defaultdict
@@ -19,11 +19,11 @@ _IDENTITY = ("op", "backend", "part", "dims", "options", "dtype", "operands")
 
 
 def measure_limits(device: torch.device, dtypes: Collection[str]) -> dict[str, Roofline]:
-    """Bandwidth and matrix rate of a device, by the dtype of the operands.
+    """Measure bandwidth and matrix rate of a device, per operand dtype.
 
     Args:
         device: The device.
-        dtypes: Names of dtypes, as ``float32``.
+        dtypes: Names of dtypes, such as ``float32``.
     """
     found = {}
     for name in sorted(dtypes):
@@ -34,16 +34,16 @@ def measure_limits(device: torch.device, dtypes: Collection[str]) -> dict[str, R
 
 
 def operand_dtypes(chunks: Sequence[ChunkTimes]) -> set[str]:
-    """Dtypes that the recorded ops multiply in."""
+    """Collect the dtypes that the recorded ops multiply in."""
     return {call.about["operands"] for chunk in chunks for call in chunk.calls}
 
 
 def op_rows(chunks: Sequence[ChunkTimes], limits: Mapping[str, Roofline]) -> list[Row]:
-    """Every op and case in every stage, the most expensive first.
+    """Build a row for every op and case in every stage, the most expensive first.
 
     Args:
-        chunks: What was measured.
-        limits: By the dtype of the operands.
+        chunks: Measured chunks.
+        limits: Limits per operand dtype.
     """
     groups: dict[str, list[Call]] = defaultdict(list)
     for chunk in chunks:
@@ -77,5 +77,5 @@ def _row(calls: Sequence[Call], chunks: int, limits: Mapping[str, Roofline]) -> 
 
 
 def limits_json(limits: Mapping[str, Roofline]) -> dict[str, dict[str, float]]:
-    """For ``report.json``."""
+    """Convert for ``report.json``."""
     return {name: vars(limit) for name, limit in limits.items()}

@@ -1,19 +1,19 @@
-"""A profile that makes its chunks one by one, when another process asks for them.
+"""A profile that makes its chunks one by one, at another process's request.
 
-``livetalk profile --compare`` starts two such profiles and lets them take turns. Each is told by a
-socket: lines of text to the profile, lines of JSON back.
+``livetalk profile --compare`` starts two such profiles and alternates between them. It communicates
+with each through a socket: lines of text to the profile, lines of JSON back.
 
 ========== ==================================================================
 to it      from it
 ========== ==================================================================
-           it connects, once its options are read and found good
+           it connects, once its options have been read and validated
 ``load``   ``{"ready": settings}``, once the model is loaded and warmed up
 ``go``     one chunk: ``{"seconds": s, "stages": {stage: {part: s}}, "unattributed": s}``
 the end    it ends, with exit code 0
 ========== ==================================================================
 
-Whoever waits for the other is blocked, so whoever works has the machine to itself. If one of both
-dies, the other reads the end of the socket.
+Whoever waits for the other is blocked, so whoever works has the machine to itself. If either dies,
+the other reads the end of the socket.
 """
 
 import json
@@ -32,10 +32,10 @@ from livetalk_kernels.errors import UserError
 
 from ..stream.stats import Phase, no_phase
 
-POLL = 0.1  # seconds between two looks whether a process that is to connect has ended
+POLL = 0.1  # seconds between checks whether a process that should connect has ended
 ENDING = 30.0  # seconds that a process has to end once its socket is closed
 INTERRUPTED = 10.0  # seconds that it has after Ctrl-C
-TAIL = 12  # lines of a broken process's messages
+TAIL = 12  # lines shown of a broken process's messages
 BAD_INPUT = 2
 _LOAD, _GO = b"load\n", b"go\n"
 _MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
@@ -44,20 +44,20 @@ _MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 class Pacer:
     """The profile's end; a context manager, to be entered before the model is loaded.
 
-    On several ranks rank 0 alone has one.
+    On several ranks only rank 0 has one.
     """
 
     def __init__(self, path: str | Path, *, phase: Phase = no_phase) -> None:
-        """Nothing is done until it is entered.
+        """Prepare; nothing happens until it is entered.
 
         Args:
             path: The socket.
-            phase: Entered with ``wait`` while the other process is waited for, for a watchdog.
+            phase: Entered with ``wait`` while waiting for the other process, for a watchdog.
         """
         self._path, self._phase = str(path), phase
 
     def __enter__(self) -> Self:
-        """Connect, and wait for the turn to load.
+        """Connect, and wait for permission to load.
 
         Raises:
             UserError: Nobody listens.
@@ -89,11 +89,11 @@ class Pacer:
         self._socket.close()
 
     def ready(self, settings: Mapping[str, Any]) -> None:
-        """Tell that the model is warmed up, and with which settings (of the report)."""
+        """Report that the model is warmed up, and the settings (as in the report)."""
         self._tell({"ready": settings})
 
     def wait(self) -> bool:
-        """Wait until a chunk is wanted; False: no more are."""
+        """Wait until a chunk is requested; return False if no more are."""
         try:
             with self._phase("wait"):
                 return self._lines.readline() == _GO
@@ -101,29 +101,29 @@ class Pacer:
             return False
 
     def report(self, chunk: Mapping[str, Any]) -> None:
-        """Tell the times of the chunk: ``seconds``, ``stages`` and ``unattributed``."""
+        """Send the times of the chunk: ``seconds``, ``stages`` and ``unattributed``."""
         self._tell({name: chunk[name] for name in ("seconds", "stages", "unattributed")})
 
     def _tell(self, value: Mapping[str, Any]) -> None:
         line = json.dumps(value, allow_nan=False) + "\n"
-        with suppress(ConnectionError):  # `wait` will tell
+        with suppress(ConnectionError):  # `wait` will notice
             self._socket.sendall(line.encode())
 
 
 class WorkerError(Exception):
-    """A profile's process did not do what it should; the message has its last words."""
+    """A profile's process failed; the message includes its last words."""
 
 
 class Worker:
-    """The other end: starts the process of a profile, and asks it for chunks."""
+    """The other end: starts the process of a profile, and requests chunks from it."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
-        """Nothing is started yet.
+        """Prepare; nothing is started yet.
 
         Args:
-            name: What users call it, for messages.
-            command: Its words; the path of the socket is added.
-            folder: An empty one of its own, for the socket and its messages.
+            name: The user's name for it, for messages.
+            command: Its arguments; the path of the socket is appended.
+            folder: An empty folder for its socket and messages.
         """
         self.name = name
         self._command = list(command)
@@ -133,10 +133,10 @@ class Worker:
         self._socket: socket.socket | None = None
 
     def start(self) -> None:
-        """Start the process, and wait until its options are found good.
+        """Start the process, and wait until its options are validated.
 
         Raises:
-            UserError: They are not.
+            UserError: They are invalid.
             WorkerError: It has ended.
         """
         with socket.socket(socket.AF_UNIX) as listener, self._words.open("wb") as words:
@@ -154,7 +154,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=words,
-                start_new_session=True,  # Ctrl-C is for us, and we pass it on
+                start_new_session=True,  # Ctrl-C is for us, and we forward it
             )
             while self._socket is None:
                 try:
@@ -166,11 +166,11 @@ class Worker:
         self._lines = self._socket.makefile("rb")
 
     def load(self) -> dict[str, Any]:
-        """Let it load and warm up; its settings.
+        """Let it load and warm up; return its settings.
 
         Raises:
-            UserError: An option turned out to be no good.
-            WorkerError: It has ended, or talks nonsense.
+            UserError: An option turned out to be invalid.
+            WorkerError: It has ended, or sent an invalid answer.
         """
         settings = self._ask(_LOAD).get("ready")
         if not isinstance(settings, dict):
@@ -178,7 +178,7 @@ class Worker:
         return settings
 
     def chunk(self) -> dict[str, Any]:
-        """Let it make a chunk; its times in seconds.
+        """Let it make a chunk; return its times in seconds.
 
         Raises:
             UserError: As `load`.
@@ -199,10 +199,10 @@ class Worker:
         return {"seconds": seconds, "stages": stages, "unattributed": rest}
 
     def close(self, *, interrupt: bool = False) -> None:
-        """End the process and wait for that; closing twice does no harm.
+        """End the process and wait for that; closing twice is harmless.
 
         Args:
-            interrupt: Stop it in the middle of its work, as Ctrl-C does.
+            interrupt: Stop it in the middle of its work, like Ctrl-C.
         """
         if self._socket is not None:
             self._lines.close()
@@ -242,7 +242,7 @@ class Worker:
         return value
 
     def _raise_lost(self) -> NoReturn:
-        """The process has closed the socket, or has never opened it."""
+        """Report that the process has closed the socket, or never opened it."""
         process = self._process
         assert process is not None
         try:

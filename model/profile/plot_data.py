@@ -1,4 +1,4 @@
-"""What the pictures show, before it is drawn, and in which colours."""
+"""The data behind the plots, and their colours."""
 
 import re
 import textwrap
@@ -16,11 +16,11 @@ from .words import UNATTRIBUTED
 
 Json = Mapping[str, Any]
 Span = tuple[str, str, float, float]
-"""Name, part (empty for a stage), begin and end in seconds of the timeline."""
+"""Name, part (empty for a stage), start and end in seconds of the timeline."""
 Curve = tuple[list[float], list[float]]
 """Times and values."""
 
-_JUST_AFTER = 1e-9  # seconds; times of traces are whole nanoseconds
+_JUST_AFTER = 1e-9  # seconds; trace times are whole nanoseconds
 
 
 _COLOURS = {
@@ -55,11 +55,11 @@ class Bar:
     """A row of the breakdown.
 
     Attributes:
-        name: To its left.
+        name: Label on its left.
         pieces: Name -> seconds.
-        label: To its right.
-        notes: Lines beneath it.
-        overlapped: It is in no sum.
+        label: Label on its right.
+        notes: Lines below it.
+        overlapped: Whether it is excluded from sums.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Bar:
 
 
 def breakdown_bars(report: Json) -> list[Bar]:
-    """The chunk, its stages, what lies in none of them, and what ran beside."""
+    """Build the chunk, its stages, the unattributed rest, and concurrent work."""
     summary = report["summary"]
     stages = {row["stage"]: row for row in summary["stages"] if not row["part"]}
     rest = median(chunk["unattributed"] for chunk in report["chunks"])
@@ -109,7 +109,7 @@ def _time_and_share(row: Json) -> str:
 
 
 def usual_chunks(report: Json) -> Sequence[Json]:
-    """The chunk nearest to the median that has one after it, and that one; or the only one."""
+    """Choose the chunk nearest to the median that has a successor, and that; or the only one."""
     chunks: Sequence[Json] = report["chunks"]
     middle = report["summary"]["chunk"]["p50"]
     candidates = range(max(1, len(chunks) - 1))
@@ -118,14 +118,14 @@ def usual_chunks(report: Json) -> Sequence[Json]:
 
 
 def lane_spans(traces: Sequence[Json], begin: float, end: float) -> dict[str, list[Span]]:
-    """Lane -> spans in a time: all lanes of the first rank, the main ones of the others.
+    """Return lane -> spans in an interval: all lanes of the first rank, the others' main ones.
 
-    The ranks' clocks are brought together by the time of day at which each timeline began.
+    The ranks' clocks are aligned by the time of day at which each timeline began.
 
     Args:
-        traces: Chrome traces, one a rank.
-        begin: Seconds of the first rank's timeline.
-        end: The same.
+        traces: Chrome traces, one per rank.
+        begin: Start in seconds of the first rank's timeline.
+        end: End, likewise.
     """
     found: dict[str, list[Span]] = {}
     for number, trace in enumerate(traces):
@@ -156,9 +156,9 @@ def lane_spans(traces: Sequence[Json], begin: float, end: float) -> dict[str, li
 def telemetry_panels(
     telemetry: Json | None, begin: float, end: float
 ) -> dict[str, dict[str, list[Curve]]]:
-    """Panel -> quantity -> curves, one for each GPU; only what was told in that time.
+    """Return panel -> quantity -> curves, one per GPU; only what was reported in that interval.
 
-    A panel holds what has the same unit, of the host or of the GPUs.
+    A panel groups quantities with the same unit, of the host or of the GPUs.
     """
     found: dict[str, dict[str, list[Curve]]] = {}
     if telemetry is None:
@@ -181,11 +181,11 @@ def telemetry_panels(
 
 
 def colour_of(name: str) -> str:
-    """The colour of a stage or part, as ``#rrggbb``; the same in all pictures."""
+    """Return the colour of a stage or part, as ``#rrggbb``; the same in all plots."""
     return _COLOURS.get(name) or _SPARE[sum(name.encode()) % len(_SPARE)]
 
 
 def ink_on(colour: str) -> str:
-    """Black or white, whichever is read better on a colour."""
+    """Choose black or white, whichever is more legible on a colour."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "white"

@@ -1,7 +1,7 @@
-"""The pictures of a profile: where a chunk's time goes, rooflines, a timeline, chunk after chunk.
+"""The plots of a profile: where a chunk's time goes, rooflines, a timeline, chunk after chunk.
 
 All are drawn from ``report.json`` (see ``report.schema.json``) and the ranks' traces, 1200 pixels
-wide. A picture for which there is no data is left out.
+wide. Plots without data are omitted.
 """
 
 import math
@@ -40,12 +40,12 @@ from .words import (
 
 Json = Mapping[str, Any]
 
-_WIDTH, _DPI = 10.0, 120  # inches, pixels an inch
+_WIDTH, _DPI = 10.0, 120  # inches, pixels per inch
 PICTURES = ("breakdown.png", "roofline.png", "timeline.png", "chunks.png")
-"""Names of all pictures."""
+"""File names of all plots."""
 _SMALL = 7.5  # points
-_TITLE = 115  # characters of a line
-_CHARACTER = 0.062  # inches of a small character, about
+_TITLE = 115  # characters per line
+_CHARACTER = 0.062  # approximate inches per small character
 _CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": _SMALL}
 _AT_EDGE = ("axes fraction", "data")
 _LISTED = 14  # ops
@@ -55,16 +55,16 @@ _ROOFS = ("#222222", "#b3541e", "#2b6777", "#6a4c93")
 
 
 def draw_all(report: Json, traces: Sequence[Json], folder: Path) -> list[str]:
-    """Draw all pictures for which there is data.
+    """Draw all plots for which there is data.
 
     Args:
-        report: As ``report.json``.
+        report: As in ``report.json``.
         traces: The ranks' Chrome traces, rank 0 first.
-        folder: Where to put the files; made where it is missing.
+        folder: Folder for the files; created if missing.
 
     Returns:
         Names of the files: ``breakdown.png``, ``roofline.png`` unless no op was recorded,
-        ``timeline.png`` unless no range lies in a measured chunk, ``chunks.png``.
+        ``timeline.png`` unless no range is in a measured chunk, ``chunks.png``.
     """
     figures = _breakdown(report), _roofline(report), _timeline(report, traces), _chunks(report)
     pairs = zip(PICTURES, figures, strict=True)
@@ -78,7 +78,7 @@ def draw_all(report: Json, traces: Sequence[Json], folder: Path) -> list[str]:
 
 
 def _breakdown(report: Json) -> Figure:
-    """Stacked bars: a chunk by stage, each stage by part, and what ran beside."""
+    """Draw stacked bars: a chunk by stage, each stage by part, and concurrent work."""
     bars = breakdown_bars(report)
     heights = [0.36 + 0.155 * len(bar.notes) for bar in bars]  # inches
     first_beside = next((row for row, bar in enumerate(bars) if bar.overlapped), None)
@@ -137,7 +137,7 @@ def _breakdown(report: Json) -> Figure:
 
 
 def _roofline(report: Json) -> Figure | None:
-    """Rate against intensity beneath the roofs, and the largest ops' shares of their floors."""
+    """Draw rates against intensity below the roofs, and the largest ops relative to floors."""
     ops = sorted(report["ops"], key=op_time, reverse=True)
     placed = [op for op in ops if op["flops"]]
     if not placed:
@@ -192,7 +192,7 @@ def _roofline(report: Json) -> Figure | None:
 
 
 def _roofs(axes: Axes, limits: Mapping[str, Json], intensities: Sequence[float]) -> None:
-    """Draw the limits of every dtype, over the intensities that occur."""
+    """Draw the limits of every dtype, over the occurring intensities."""
     ridges = [limit["rate"] / limit["bandwidth"] for limit in limits.values()]
     low, high = min([*intensities, *ridges]) / 3, max([*intensities, *ridges]) * 15
     bandwidths: dict[str, float] = {}
@@ -216,7 +216,7 @@ def _roofs(axes: Axes, limits: Mapping[str, Json], intensities: Sequence[float])
 def _number(
     figure: Figure, axes: Axes, ops: Sequence[Json], sizes: Sequence[float], numbers: Sequence[int]
 ) -> None:
-    """Write the numbers of the listed ops beside their points, where nothing else lies."""
+    """Write the numbers of the listed ops next to their points, where there is space."""
     figure.canvas.draw()
     points = [axes.transData.transform((op["flops"] / op["bytes"], op["rate"])) for op in ops]
     radii = [math.sqrt(size) / 2 * _DPI / 72 for size in sizes]  # pixels
@@ -240,7 +240,7 @@ def _number(
 
 
 def _chunks(report: Json) -> Figure:
-    """Each chunk's time by stage, in order, with percentiles and the budget."""
+    """Draw each chunk's time by stage, in order, with percentiles and the budget."""
     height = 5.4
     figure = _figure(report, "Latency of each chunk", height)
     axes = figure.add_axes((0.08, 1.15 / height, 0.76, 3.5 / height))
@@ -268,7 +268,7 @@ def _chunks(report: Json) -> Figure:
         (spread["p95"], "--", "#111111", "p95"),
         (budget, "-.", "#c1121f", "real time"),
     ]
-    free = 0.0  # labels do not cover each other
+    free = 0.0  # so that labels do not overlap
     for value, style, colour, name in sorted(lines):
         axes.axhline(value, linestyle=style, color=colour, linewidth=1.2, zorder=3)
         text = f"{name}  {ms(value)}" + (" (above)" if value > top else "")
@@ -287,14 +287,14 @@ def _chunks(report: Json) -> Figure:
 
 
 def _in_stage(chunk: Json, stage: str) -> float:
-    """Seconds of a chunk in a stage."""
+    """Return the seconds of a chunk in a stage."""
     if stage == UNATTRIBUTED:
         return float(chunk["unattributed"])
     return float(sum(chunk["stages"].get(stage, {}).values()))
 
 
 def _timeline(report: Json, traces: Sequence[Json]) -> Figure | None:
-    """One or two usual chunks: what ran on which lane, and telemetry on the same axis."""
+    """Draw one or two typical chunks: what ran on which lane, and telemetry on the same axis."""
     chunks = usual_chunks(report)
     begin, end = chunks[0]["begin"], chunks[-1]["begin"] + chunks[-1]["seconds"]
     lanes = lane_spans(traces, begin, end)
@@ -340,7 +340,7 @@ def _timeline(report: Json, traces: Sequence[Json]) -> Figure | None:
 def _gantt(
     axes: Axes, lanes: Mapping[str, Sequence[Span]], begin: float, end: float, factor: float
 ) -> None:
-    """Draw a row per lane: stages with their names, and beneath them their parts."""
+    """Draw a row per lane: stages with their names, and their parts below."""
     for row, spans in enumerate(lanes.values()):
         split = any(part for _, part, *_ in spans)
         for inner, top, tall in ((False, -0.42, 0.5 if split else 0.7), (True, 0.1, 0.3)):
@@ -364,7 +364,7 @@ def _gantt(
 def _panel(
     axes: Axes, where: str, curves: Mapping[str, Sequence[Curve]], begin: float, factor: float
 ) -> None:
-    """Draw what has one unit: a colour per quantity, a line for each GPU."""
+    """Draw what shares a unit: a colour per quantity, a line per GPU."""
     for number, (name, lines) in enumerate(curves.items()):
         for index, (times, values) in enumerate(lines):
             xs = [(t - begin) * factor for t in times]
@@ -385,7 +385,7 @@ def _panel(
 
 
 def _figure(report: Json, what: str, height: float) -> Figure:
-    """An empty picture with its title: what, of which model; on what hardware."""
+    """Create an empty figure with its title: what, of which model; on what hardware."""
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
     FigureCanvasAgg(figure)
     settings = settings_line(report)
@@ -399,7 +399,7 @@ def _figure(report: Json, what: str, height: float) -> Figure:
 
 
 def _legend(figure: Figure, names: Collection[str], *, above: float = 0.0) -> None:
-    """Name colours at the lower edge, or so many inches above it."""
+    """Label colours at the lower edge, or ``above`` inches above it."""
     place = 0.5, above / figure.get_figheight()
     style: dict[str, Any] = {"ncols": _columns(names), "fontsize": 8, "columnspacing": 1.4}
     patches = _patches(names)
@@ -407,7 +407,7 @@ def _legend(figure: Figure, names: Collection[str], *, above: float = 0.0) -> No
 
 
 def _columns(names: Collection[str]) -> int:
-    """How many names of a legend fit beside each other."""
+    """Compute how many legend entries fit next to each other."""
     whole = sum(0.5 + 0.072 * len(name) for name in names)  # inches
     return max(1, min(8, int(_WIDTH * len(names) / whole))) if names else 1
 

@@ -1,4 +1,4 @@
-"""``report.json``: all that a profile says, as ``report.schema.json`` describes it."""
+"""``report.json``: everything that a profile reports, as described by ``report.schema.json``."""
 
 import resource
 import socket
@@ -28,12 +28,12 @@ _COST_CALLS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What a rank saw of a run.
+    """What a rank recorded of a run.
 
     Attributes:
         warmup: Chunks that do not count.
         chunks: Those that do.
-        origin_ns: Where the timeline begins.
+        origin_ns: Start of the timeline.
     """
 
     warmup: Sequence[ChunkTimes]
@@ -42,17 +42,17 @@ class Recording:
 
     @property
     def wall(self) -> float:
-        """Seconds from the first chunk that counts to the end of the last."""
+        """Seconds from the start of the first counting chunk to the end of the last."""
         return (self.chunks[-1].end_ns - self.chunks[0].begin_ns) / 1e9
 
     @property
     def unattributed(self) -> float:
-        """Share of the wall time that lies in no stage."""
+        """Fraction of the wall time outside of any stage."""
         inside = sum(sum(parts.values()) for c in self.chunks for parts in c.stages.values())
         return 1 - inside / self.wall
 
     def as_json(self) -> dict[str, Any]:
-        """Warm-up, chunks and what they have in common, without what the stream says."""
+        """Convert warm-up, chunks and their summary, without what the stream itself reports."""
         chunks = self.chunks
         steps = [seconds for chunk in chunks for seconds in chunk.steps]
         return {
@@ -72,22 +72,22 @@ class Recording:
 
 
 class Span:
-    """What one rank counts from the end of the warm-up to the end of the last chunk.
+    """What one rank measures from the end of the warm-up to the end of the last chunk.
 
     Attributes:
-        peak: The most that CUDA's allocator gave, in bytes; None on a CPU.
+        peak: Peak of CUDA's allocator in bytes; None on a CPU.
     """
 
     peak: int | None = None
 
     def __init__(self, pipeline: Pipeline, *, captured: bool) -> None:
-        """``captured``: a profiler of NVIDIA's looks on, and sees this span alone."""
+        """Prepare; ``captured``: one of NVIDIA's profilers is attached, and sees only this span."""
         self._cuda = pipeline.device if pipeline.device.type == "cuda" else None
         self._traffic, self._captured = pipeline.team.world.traffic, captured
         self._before: dict[str, tuple[int, int]] = {}
 
     def begin(self) -> None:
-        """The warm-up is over."""
+        """Start at the end of the warm-up."""
         self._before = self._sent()
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
@@ -95,14 +95,14 @@ class Span:
                 torch.cuda.profiler.start()
 
     def end(self) -> None:
-        """The last chunk is done."""
+        """Stop after the last chunk."""
         if self._cuda is not None:
             if self._captured:
                 torch.cuda.profiler.stop()
             self.peak = torch.cuda.max_memory_allocated(self._cuda)
 
     def traffic(self, chunks: int) -> dict[str, dict[str, float]]:
-        """Kind -> bytes and messages that this rank has sent, of so many chunks each."""
+        """Return kind -> bytes and messages that this rank has sent per chunk."""
         found = {}
         for kind, (size, messages) in self._sent().items():
             before = self._before.get(kind, (0, 0))
@@ -122,11 +122,11 @@ class Span:
 def settings(
     pipeline: Pipeline, options: StreamOptions, *, model: str, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """What ran, and how.
+    """Collect what ran, and how.
 
     Args:
         pipeline: The model.
-        options: Of the stream.
+        options: Options of the stream.
         model: Name of the preset or checkpoint.
         size: Height and width in pixels.
     """
@@ -157,10 +157,10 @@ def settings(
 
 
 def stream_facts(stats: StreamStats, load: Mapping[str, float]) -> dict[str, Any]:
-    """Loading and start-up, in seconds.
+    """Collect loading and start-up times, in seconds.
 
     Args:
-        stats: Of the session.
+        stats: Statistics of the session.
         load: Seconds that each part took to load.
     """
     return {
@@ -170,7 +170,7 @@ def stream_facts(stats: StreamStats, load: Mapping[str, float]) -> dict[str, Any
 
 
 def rank_entry(pipeline: Pipeline, recording: Recording, span: Span) -> Row:
-    """What one of the ranks says of itself."""
+    """Collect what a rank reports about itself."""
     summary = recording.as_json()["summary"]
     return {
         "rank": pipeline.team.world.rank,
@@ -186,14 +186,12 @@ def rank_entry(pipeline: Pipeline, recording: Recording, span: Span) -> Row:
 def memory_facts(
     report: Mapping[str, Any], peak: int | None, activations: int | None
 ) -> dict[str, Any]:
-    """Memory by kind, in bytes.
+    """Collect memory by kind, in bytes.
 
     Args:
-        report: From the command line's memory report: measured weights and caches, and the
-            prediction.
-        peak: The most that the allocator gave; None where it does not count.
-        activations: The most that was held beside weights and caches, measured; None: what is left
-            of the peak.
+        report: The command line's memory report: measured weights and caches, and the prediction.
+        peak: Peak of the allocator; None if it keeps no statistics.
+        activations: Measured peak in addition to weights and caches; None: the rest of ``peak``.
     """
     measured = report["measured"]
     kept = measured["weights"]["total"] + measured["caches"]
@@ -212,14 +210,14 @@ def memory_facts(
 
 
 def tracing_cost(timeline: Timeline, recording: Recording) -> dict[str, Any]:
-    """What recording itself cost: ranges, seconds of one of an op, and their share of the time."""
+    """Measure what recording itself cost: ranges, seconds per range, and fraction of the time."""
     other = Timeline(timeline.device, capacity=_COST_CALLS, nvtx=timeline.nvtx)
     x = torch.empty(1, 8, 8)
     nothing = Choice(
         name="", run=lambda *_, **__: None, pack=lambda _: None, approximate=False, reason=""
     )
     run = Tracer(other).wrap(Ops({"rms_norm": nothing})).rms_norm
-    run(x, x[0, 0], eps=1e-6)  # what is said of the op is found out once
+    run(x, x[0, 0], eps=1e-6)  # metadata of the op is determined once
     begin = time.perf_counter()
     for _ in range(_COST_CALLS):
         run(x, x[0, 0], eps=1e-6)

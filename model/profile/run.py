@@ -1,4 +1,4 @@
-"""Run a stream to be measured: warm-up, then chunks, as fast as they come."""
+"""Runs a stream to be measured: warm-up, then chunks, as fast as possible."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from ..stream.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """How much is run.
+    """How long to run.
 
     Attributes:
         warmup: Chunks that are not measured: the first compiles, allocates and fills caches.
-        chunks: Chunks that are.
+        chunks: Chunks that are measured.
 
     Raises:
         UserError: A number is out of range.
@@ -30,7 +30,7 @@ class Length:
     chunks: int
 
     def __post_init__(self) -> None:
-        """Refuse what measures nothing."""
+        """Reject lengths that measure nothing."""
         if self.chunks < 1:
             raise UserError(f"--chunks {self.chunks}: must be 1 or more")
         if self.warmup < 1:
@@ -38,26 +38,26 @@ class Length:
 
 
 class Pace(Protocol):
-    """Says when the next measured chunk may begin."""
+    """Decides when the next measured chunk may begin."""
 
     def wait(self) -> bool:
-        """Wait; False: no more are wanted."""
+        """Wait; return False if no more are needed."""
 
 
 class Observer(Protocol):
-    """Hears how far the run is."""
+    """Observes the progress of the run."""
 
     def opened(self, session: Session) -> None:
-        """The session has begun."""
+        """Note that the session has started."""
 
     def chunk(self, index: int) -> None:
-        """A chunk is done, the warm-up's included."""
+        """Note that a chunk is done, including those of the warm-up."""
 
     def interrupted(self) -> bool:
-        """Ctrl-C: whether to go on as if all chunks were done."""
+        """Handle Ctrl-C; return whether to continue as if all chunks were done."""
 
     def closing(self) -> None:
-        """All chunks are done; the session is about to close."""
+        """Note that all chunks are done, and the session is about to close."""
 
 
 def run_stream(
@@ -71,19 +71,19 @@ def run_stream(
     observer: Observer,
     pace: Pace | None = None,
 ) -> None:
-    """Make chunk after chunk of made-up speech, each of them whole.
+    """Make chunk after chunk of synthetic speech, each of them whole.
 
-    Without a pace the next chunk's sound is there before it is needed, as in a file, so that what
-    runs beside does; with one, each chunk is begun and ended by itself.
+    Without a pace the next chunk's sound is available before it is needed, as with a file, so that
+    concurrent work runs concurrently; with one, each chunk is started and finished separately.
 
     Args:
         pipeline: The model; on rank 0, while the others follow.
-        avatar: Whom to animate.
-        options: How.
-        timeline: Where all is recorded.
-        length: How much; with a pace, how many chunks at most.
-        write: Takes the frames.
-        observer: Hears how far it is.
+        avatar: Avatar to animate.
+        options: Options of the stream.
+        timeline: Records everything.
+        length: How long; with a pace, the maximum number of chunks.
+        write: Consumes the frames.
+        observer: Notified of progress.
         pace: Asked before each measured chunk.
     """
     total = length.warmup + length.chunks

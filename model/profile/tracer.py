@@ -1,8 +1,8 @@
-"""What runs within a stage: a range around every op, linear layer and exchange between ranks.
+"""Records what runs within a stage: a range around every op, linear layer and exchange.
 
-An op is wrapped where the model's ops are bound, a layer watched by PyTorch's own hooks, an
-exchange recorded by the communicator. Each range says which *part* of its stage it is, and an op's
-also its case and its least work, counted once for each signature.
+Ops are wrapped where the model's ops are bound, layers observed through PyTorch's own hooks,
+exchanges recorded by the communicator. Each range states which *part* of its stage it is, and an
+op's also its case and its least work, computed once per signature.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,23 +21,23 @@ from livetalk_kernels.runtime.timeline import Range, Timeline
 from livetalk_kernels.spec import ACTIVATIONS, LINEARS
 
 LINEAR, GELU = "linear", "gelu"
-"""Names of the ranges of layers that are no ops."""
+"""Names of the ranges of layers that are not ops."""
 
 
 class Tracer:
     """Records what a model's ops and layers do.
 
     Attributes:
-        timeline: Where it goes.
+        timeline: Timeline to record to.
     """
 
     def __init__(self, timeline: Timeline) -> None:
-        """Record nothing yet."""
+        """Prepare; nothing is recorded yet."""
         self.timeline = timeline
-        self._known: dict[Any, Mapping[str, Any]] = {}  # signature -> what is said about it
+        self._known: dict[Any, Mapping[str, Any]] = {}  # signature -> metadata
 
     def wrap(self, ops: Ops) -> Ops:
-        """The same ops, each call of which is recorded."""
+        """Return the same ops with every call recorded."""
         return Ops({op: self._wrapped(op, choice) for op, choice in ops.choices.items()})
 
     def watch(self, module: nn.Module) -> None:
@@ -64,7 +64,7 @@ class Tracer:
         about = self._known.get(key)
         if about is None:
             about = describe_op(op, choice.name, arguments, keywords)
-            if choice.approximate:  # attention that quantises for itself
+            if choice.approximate:  # attention that quantises by itself
                 about["operands"] = dtype_name(FP8)
             self._known[key] = about
         return about
@@ -92,13 +92,13 @@ def _end(open_ranges: list[Range]) -> Callable[[nn.Module, Any, Any], None]:
 def describe_op(
     op: str, backend: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A call of an op as JSON: its case (``dims``, ``options``, ``dtype``), part, FLOPs and bytes.
+    """Describe an op call as JSON: case (``dims``, ``options``, ``dtype``), part, FLOPs and bytes.
 
     Args:
         op: Name of the op.
         backend: Name of its backend.
         arguments: Positional arguments of the call.
-        keywords: The others.
+        keywords: Keyword arguments.
     """
     first = next(x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor))
     dtype = _activations(first, arguments, keywords)
@@ -111,7 +111,7 @@ def describe_op(
         "dims": dict(case.dims),
         "options": {name: _json(value) for name, value in case.options.items()},
         "dtype": dtype_name(dtype),
-        "operands": dtype_name(first.dtype),  # whose limit the product has
+        "operands": dtype_name(first.dtype),  # determines the product's limit
         "flops": cost.flops,
         "bytes": cost.bytes,
     }
@@ -120,7 +120,7 @@ def describe_op(
 def _activations(
     first: Tensor, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> torch.dtype:
-    """Dtype of the activations: of FP8 operands, that of the result or of the bias."""
+    """Return the activations' dtype: for FP8 operands, that of the result or of the bias."""
     if first.dtype != FP8:
         return first.dtype
     wide = (x for x in arguments[-1:] if isinstance(x, Tensor) and x.dtype != FP8)
@@ -128,7 +128,7 @@ def _activations(
 
 
 def _describe_layer(layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    """The same for a layer on [..., K]."""
+    """Describe a layer call on [..., K] likewise."""
     inputs = x.shape[-1]
     rows, item = x.numel() // inputs, x.element_size()
     if isinstance(layer, nn.Linear):
@@ -153,7 +153,7 @@ def _describe_layer(layer: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def _signature(value: Any) -> Any:
-    """What tells calls apart: sizes, strides and dtypes of tensors, and all other values."""
+    """Return what distinguishes calls: sizes, strides and dtypes of tensors; other values."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""A report in words: the lines above its tables and pictures, and numbers with their units."""
+"""A report in words: the lines above its tables and plots, and numbers with their units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 Json = Mapping[str, Any]
 
 UNATTRIBUTED = "unattributed"
-"""What lies in no stage."""
+"""Time outside of any stage."""
 
 
 def settings_line(report: Json) -> str:
-    """Model, size, dtype, ranks and what else changes the times; random weights are said."""
+    """Summarise model, size, dtype, ranks and all else that affects times; note random weights."""
     settings = report["settings"]
     height, width = settings["size"]
     parts = [f"{settings['model']} at {height}x{width}", settings["dtype"]]
@@ -35,7 +35,7 @@ def settings_line(report: Json) -> str:
 
 
 def hardware_line(report: Json) -> str:
-    """Hardware, torch, commit and date."""
+    """Summarise hardware, torch, commit and date."""
     where, settings = report["machine"], report["settings"]
     gpu = where["gpu"]
     if gpu is not None and settings["device"].startswith("cuda"):
@@ -53,7 +53,7 @@ def hardware_line(report: Json) -> str:
 
 
 def op_name(op: Json, *, options: bool = True) -> str:
-    """An op's case: its name, sizes, options and backend."""
+    """Format an op's case: its name, sizes, options and backend."""
     sizes = " ".join(f"{letter}{size}" for letter, size in op["dims"].items())
     chosen = " ".join(f"{name}={value}" for name, value in op["options"].items() if options)
     return ", ".join(filter(None, (op["op"], sizes, chosen, op["backend"])))
@@ -61,16 +61,16 @@ def op_name(op: Json, *, options: bool = True) -> str:
 
 ABOVE = (
     "Above 100 %: the algorithm does fewer operations than the op's cost counts (Winograd), or the "
-    "data lay in a cache."
+    "data was in a cache."
 )
-"""What is to be said where an op is faster than its floor."""
+"""Explanation for an op that is faster than its floor."""
 
 
 def above(report: Json) -> bool:
-    """Whether an op is faster than its floor."""
+    """Return whether an op is faster than its floor."""
     return any(op["of_floor"] > 1 for op in report["ops"])
 
 
 def op_time(op: Json) -> float:
-    """Seconds of all calls of a chunk."""
+    """Return the seconds of all its calls per chunk."""
     return float(op["calls"] * op["seconds"])

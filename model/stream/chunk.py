@@ -1,8 +1,8 @@
 """One chunk of the streaming loop: from windows of audio features to frames.
 
-A chunk is 33 video frames, of which the first 5 repeat the end of the chunk before: their latents
-(the *motion latents*) are known and put back after every denoising step, their frames are dropped.
-28 new frames remain.
+A chunk is 33 video frames, of which the first 5 repeat the end of the previous chunk: their latents
+(the *motion latents*) are known and restored after every denoising step, and their frames are
+dropped. 28 new frames remain.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), section 3.
 """
@@ -35,7 +35,7 @@ from .stats import StageClock
 from .team import Team
 from .work import PublishedWork, Work, WorkOnce
 
-MIN_FPS = CHUNK_FRAMES / 8  # the audio encoder sees 8 s, which must hold a chunk
+MIN_FPS = CHUNK_FRAMES / 8  # the audio encoder sees 8 s, which must cover a chunk
 MAX_FPS = 120
 
 Frames = NDArray[np.uint8]
@@ -49,7 +49,7 @@ class StreamOptions:
         seed: Seed of the noise.
         steps: Denoising steps per chunk.
         shift: Shift of the timesteps.
-        color_correction: 0 (off) to 1: how far each frame's colours are moved to the portrait's.
+        color_correction: 0 (off) to 1: how far each frame's colours are shifted to the portrait's.
         fps: Video frames per second of audio, kept as a `Fraction`, see `frame_rate`; the model
             was trained at 25.
     """
@@ -61,7 +61,7 @@ class StreamOptions:
     fps: float | Fraction = Fraction(25)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Reject values out of range."""
         timesteps(self.steps, self.shift)
         if not 0 <= self.color_correction <= 1:
             raise UserError(
@@ -80,7 +80,7 @@ class StreamOptions:
             raise UserError(f"--seed {self.seed}: must be a whole number from 0 to 2^63 - 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Values for JSON; ``StreamOptions(**values)`` gives the same again, `fps` included."""
+        """Convert to JSON values; ``StreamOptions(**values)`` restores them, including `fps`."""
         return {**vars(self), "fps": float(self.fps)}
 
 
@@ -100,18 +100,18 @@ class ChunkGenerator:
         team: Team | None = None,
         calls: StreamCalls | None = None,
     ) -> None:
-        """Prepare all that depends on the avatar only.
+        """Prepare everything that depends only on the avatar.
 
         Args:
             dit: The transformer.
-            vae: The VAE, on the same device and of the same dtype.
-            avatar: Whom to animate.
-            options: How.
-            reuse: False: the published schedule (`PublishedWork`).
-            clock: Where the stages' times go.
+            vae: The VAE, with the same device and dtype.
+            avatar: Avatar to animate.
+            options: Options of the stream.
+            reuse: False for the published schedule (`PublishedWork`).
+            clock: Records the stages' times.
             lane: Where the decoder is warmed up; by default inline.
-            team: The ranks that share the work: each has a generator and calls the same methods.
-                By default one alone.
+            team: Ranks that share the work: each has a generator and calls the same methods. By
+                default just one.
             calls: The models' own methods by default, or CUDA graphs of them; not for the
                 published schedule.
         """
@@ -135,17 +135,17 @@ class ChunkGenerator:
                 self.work = WorkOnce(*parts, lane=lane, halo=self.halo, decode_step=decode_step)
             else:
                 self.work = PublishedWork(*parts)
-            # The first frame of a causal encoding does not see the grey frames behind it.
+            # The first frame of a causal encoding does not depend on the grey frames after it.
             motion = self.work.portrait_latents[:, :1]
         self.go_on_from(motion, "prepare")
 
     @torch.inference_mode()
     def go_on_from(self, motion: Tensor, stage: str = "warm decoder") -> None:
-        """Let the next chunk continue other frames than those that were made last.
+        """Let the next chunk continue frames other than those made last.
 
         Args:
             motion: [16, 1 or 2, h, w] latents of the frames.
-            stage: What its time is counted as.
+            stage: Stage that its time is attributed to.
         """
         self.motion = motion
         self.work.know_motion(motion, stage)
@@ -159,7 +159,7 @@ class ChunkGenerator:
             launched: See `chunk`.
 
         Returns:
-            float32 [16, 9, h, w] normalised latents, the motion latents in front.
+            float32 [16, 9, h, w] normalised latents, including the motion latents in front.
         """
         windows = windows.to(self.device)
         self.guard.check("audio encoder", windows)
@@ -184,23 +184,23 @@ class ChunkGenerator:
         last: bool = False,
         launched: Callable[[int], None] | None = None,
     ) -> Iterator[Frames]:
-        """Generate one chunk; frames leave as they are decoded.
+        """Generate one chunk; yield frames as they are decoded.
 
-        On a GPU they leave once the next ones have been launched, so that it never waits for
-        whoever takes them.
+        On a GPU they are yielded once the next ones have been launched, so that it never waits for
+        the consumer.
 
         Args:
             windows: [1, 33, window, layers, channels] audio features of the chunk's frames.
-            frames: How many of the 28 new frames are wanted.
-            last: No chunk follows: the motion latents for the next are not computed.
-            launched: Called with the number of each step, from 0, once it has been launched: to
-                start what may run beside the others, or to stop.
+            frames: How many of the 28 new frames are needed.
+            last: No chunk follows, so the next motion latents are not computed.
+            launched: Called with the index of each step once it has been launched: to start
+                concurrent work, or to stop.
 
         Yields:
-            uint8 [n, H, W, 3] frames, in order; in a team on rank 0 alone.
+            uint8 [n, H, W, 3] frames, in order; in a team only on rank 0.
 
         Raises:
-            NumericsError: NaN or Inf arose, on any rank; the frames concerned are not yielded.
+            NumericsError: NaN or Inf arose, on any rank; the affected frames are not yielded.
         """
         latents = self.latents(windows, launched)[None].to(self.dit.dtype)
         tail: Tensor | None = None
@@ -246,7 +246,7 @@ class ChunkGenerator:
 
 
 def _arrived(under_way: deque[tuple[Verdict, Transfer]], *, leave: int = 0) -> Iterator[Frames]:
-    """Wait for the oldest frames until ``leave`` groups are under way; yield what is finite."""
+    """Wait for the oldest frames until ``leave`` groups are in flight; yield finite ones."""
     while len(under_way) > leave:
         verdict, transfer = under_way.popleft()
         finite, *frames = transfer.arrays()
@@ -255,11 +255,11 @@ def _arrived(under_way: deque[tuple[Verdict, Transfer]], *, leave: int = 0) -> I
 
 
 def from_uint8(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uint8 pixels of any shape -> -1..1 in ``dtype``, in the published order of operations."""
+    """Convert uint8 pixels of any shape to -1..1 in ``dtype``, in the published operation order."""
     return (pixels.to(dtype) / 255 - 0.5) * 2
 
 
 def to_uint8(frames_CTHW: Tensor) -> Tensor:
-    """Frames in -1..1, [3, T, H, W] -> uint8 [T, H, W, 3], truncated as published."""
+    """Convert frames in -1..1, [3, T, H, W], to uint8 [T, H, W, 3], truncated as published."""
     scaled = ((frames_CTHW.permute(1, 2, 3, 0).float() + 1) / 2).clamp(0, 1) * 255
     return scaled.to(torch.uint8)

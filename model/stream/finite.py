@@ -11,23 +11,23 @@ from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 
 class FiniteGuard:
-    """Notes per stage whether a tensor is finite; looks at the notes only when told to.
+    """Records per stage whether a tensor is finite; reads the records only on request.
 
-    The note stays on the tensor's device, so that checking costs no wait; `raise_if_bad` waits,
-    and is called where the frames are copied to the host anyway.
+    Records stay on the tensor's device, so that checking adds no wait; `raise_if_bad` waits, and is
+    called where the frames are copied to the host anyway.
     """
 
     def __init__(self, world: Communicator | None = None) -> None:
-        """Start with no notes; ``world``: ranks that take the same notes and raise together."""
+        """Start without records; ``world``: ranks that record equal stages and raise together."""
         self._notes: list[tuple[str, Tensor]] = []
         self._world = LocalCommunicator() if world is None else world
 
     def check(self, stage: str, tensor: Tensor) -> None:
-        """Note whether all values of a float tensor are finite."""
+        """Record whether all values of a float tensor are finite."""
         self._notes.append((stage, torch.isfinite(tensor).all()))
 
     def collect(self) -> "Verdict":
-        """Hand over the notes so far, agreed on by all ranks and still on the device."""
+        """Hand over the records so far, agreed on by all ranks and still on the device."""
         notes, self._notes = self._notes, []
         if not notes:
             return Verdict((), torch.ones(0, dtype=torch.int32))
@@ -36,17 +36,17 @@ class FiniteGuard:
         return Verdict(tuple(stage for stage, _ in notes), agreed)
 
     def raise_if_bad(self) -> None:
-        """Forget the notes; raise for the first bad one.
+        """Discard the records; raise for the first bad one.
 
         Raises:
-            NumericsError: A noted tensor held NaN or Inf; the message names the stage.
+            NumericsError: A recorded tensor contained NaN or Inf; the message names the stage.
         """
         verdict = self.collect()
         verdict.raise_if_bad(verdict.finite.tolist())
 
 
 class Verdict(NamedTuple):
-    """Notes that travel to the host beside the frames that they are about.
+    """Records that are copied to the host along with the frames they concern.
 
     Attributes:
         stages: Names, in order.

@@ -1,4 +1,4 @@
-"""What ranks other than 0 do: hear of sessions and chunks, and compute their part of them."""
+"""Follower loop: other ranks receive sessions and chunks from rank 0 and compute their share."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,17 +26,17 @@ def follow(
     calls: StreamCalls | None = None,
     ended: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Follow rank 0's sessions until it says ``end``.
+    """Follow rank 0's sessions until it sends ``end``.
 
-    NaN or Inf in a chunk, on any rank, end its session; rank 0 raises the error.
+    NaN or Inf in a chunk, on any rank, ends its session; rank 0 raises the error.
 
     Args:
         dit: The transformer.
         vae: The VAE.
         team: All ranks.
-        timeline: Where the stages are recorded.
+        timeline: Records the stages.
         calls: CUDA graphs of the models' methods; by default the methods.
-        ended: Told how many chunks are done, of all sessions, after each of them.
+        ended: Called after each chunk with the number of chunks done, over all sessions.
 
     Raises:
         CommError: A rank is lost.
@@ -59,7 +59,7 @@ def follow(
             )
             del avatar, data
         elif what == "close":
-            sessions.pop(number, None)  # there is none if its chunk has failed
+            sessions.pop(number, None)  # already gone if its chunk failed
         else:
             assert what == "chunk"
             try:

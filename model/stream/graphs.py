@@ -1,19 +1,21 @@
-"""What a stream calls again and again, as CUDA graphs: DiT step, decode step, encoder.
+"""A stream's repeated calls as CUDA graphs: DiT step, decode step, encoder.
 
-A chunk launches some thousands of kernels; a graph launches those of one call at once, which pays
-where kernels are shorter than their launches: small models, and many GPUs. Untested on a GPU.
+A chunk launches several thousand kernels; a graph launches all those of a call at once, which pays
+off if kernels are shorter than their launches: small models, and many GPUs. Untested on a GPU.
 
-Signatures are those of what is wrapped, and results are fresh tensors. Graphs read the weights
-where they lie: do not move or replace them afterwards. On several ranks, all of them capture and
-replay together, over NCCL; a communicator does not count the traffic of replays.
+Signatures are those of the wrapped functions, and results are fresh tensors. Graphs read the
+weights
+in place: do not move or replace them afterwards. On several ranks, all of them capture and replay
+together, over NCCL; a communicator does not count the traffic of replays.
 
-Memory for ``14b`` at 768x448 in bf16, besides what the eager calls need at their peak: 236 MB for
-the audio's keys and values (40 layers x 288 tokens x 2 x 5120), 7 MB for modulation and latents,
-1.63 GB for the decoder's history and as much again for the history that a step makes before it is
-copied there. The three graphs share the memory of their intermediate results, which is as large as
-that of the largest and is lent to nobody else between the calls. Keys and values of text and image,
-the conditioning's tokens and the RoPE table are read where they lie. At 4 TB/s a replay copies the
-audio's part in about 0.1 ms, and the history in about 1 ms.
+Memory for ``14b`` at 768x448 in bf16, on top of the eager calls' peak: 236 MB for the audio's keys
+and values (40 layers x 288 tokens x 2 x 5120), 7 MB for modulation and latents, 1.63 GB for the
+decoder's history and as much again for the history that a step computes before copying it there.
+The three graphs share the memory of their intermediate results, which is as large as the largest
+graph's and is not available to anything else between the calls. Keys and values of text and image,
+the conditioning's tokens and the RoPE table are read in place. At 4 TB/s a replay copies the
+audio's
+part in about 0.1 ms, and the history in about 1 ms.
 """
 
 import weakref
@@ -35,7 +37,7 @@ History = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCalls:
-    """What a stream calls.
+    """The calls of a stream.
 
     Attributes:
         step: `DiT.forward`, or a graph of it.
@@ -49,9 +51,9 @@ class StreamCalls:
 
     @classmethod
     def of(cls, dit: DiT, vae: VAE, *, cuda_graphs: bool, compiled: bool = False) -> "StreamCalls":
-        """Graphs where they are wanted and the models are on a GPU, else the models' own.
+        """Use graphs if requested and the models are on a GPU, else the models' own methods.
 
-        ``compiled``: steps by torch.compile, instead of graphs; the first one takes long.
+        ``compiled``: torch.compile steps instead of graphs; the first step takes long.
         """
         if compiled:
             step = torch.compile(dit, dynamic=False)
@@ -62,7 +64,7 @@ class StreamCalls:
 
     @classmethod
     def graphed(cls, dit: DiT, vae: VAE, engine: Engine) -> "StreamCalls":
-        """Graphs made by one engine."""
+        """Create graphs with one engine."""
         return cls(
             step=GraphedStep(dit, engine),
             decode_step=GraphedDecodeStep(vae, engine),
@@ -81,12 +83,13 @@ class GraphedStep:
     """`DiT.forward` as a graph.
 
     Latent, modulation and audio are copied. ``condition``, ``context`` and ``norm_rope`` are read
-    where they lie, and other objects mean another capture: make them once per session
-    (`work.WorkOnce`). The graphs of the two sessions used last are kept, with these objects.
+    in
+    place, and other objects cause another capture: create them once per session (`work.WorkOnce`).
+    The graphs of the two most recently used sessions are kept, with these objects.
     """
 
     def __init__(self, dit: DiT, engine: Engine) -> None:
-        """Capture at the first call."""
+        """Prepare; captured on the first call."""
         self._dit = dit
         self._graph = GraphedFunction(self._run, engine, name="DiT step")
 
@@ -124,19 +127,19 @@ class GraphedStep:
 
 
 class GraphedDecodeStep:
-    """`VAE.decode_step` as a graph, from the state on that repeats.
+    """`VAE.decode_step` as a graph, from the point where its state repeats.
 
     A stream's first three pieces (the motion latents, warmed, and the first new latent) each leave
     more history than they found, and run eagerly. From then on every convolution has its two
-    frames. These lie in static buffers, which the graph itself brings forward; the cache's entries
-    are the buffers. When another cache comes, the one before gets copies of its entries.
+    frames. These are in static buffers, which the graph itself advances; the cache's entries are
+    the buffers. When another cache arrives, the previous one gets copies of its entries.
 
-    So entries *are* changed in place here: a fork of a cache that has been decoded through a graph
-    must be taken on before that cache is.
+    So entries *are* modified in place here: a fork of a cache that has been decoded through a graph
+    must be used before that cache is.
     """
 
     def __init__(self, vae: VAE, engine: Engine) -> None:
-        """Capture at the first call whose state repeats."""
+        """Prepare; captured on the first call whose state repeats."""
         self._vae = vae
         self._graph = GraphedFunction(self._run, engine, name="decode step", in_place=True)
         self._owner: Callable[[], DecoderCache | None] = lambda: None  # of the buffers' contents
@@ -174,17 +177,17 @@ class GraphedDecodeStep:
 
 
 def _repeats(cache: DecoderCache) -> bool:
-    """Whether the next step leaves history of the same shapes: the most that a kernel looks at."""
+    """Return whether the next step leaves history of the same shapes: all that kernels use."""
     return bool(cache.frames) and all(
         frames.shape[2] == KERNEL[0] - 1 for frames in cache.frames.values()
     )
 
 
 class GraphedEncoder:
-    """`VAE.encode` as a graph, one for each number of frames and size."""
+    """`VAE.encode` as a graph, one per number of frames and size."""
 
     def __init__(self, vae: VAE, engine: Engine) -> None:
-        """Capture at the first call."""
+        """Prepare; captured on the first call."""
         self._vae = vae
         self._graph = GraphedFunction(self._run, engine, name="VAE encoder")
 

@@ -1,8 +1,8 @@
-"""One thread that makes the chunks of all sessions of a pipeline, one chunk at a time.
+"""A thread that makes the chunks of all of a pipeline's sessions, one chunk at a time.
 
-In a team of ranks every step of a chunk is an exchange with the others, so that there is one order
-of all work: opening a session, a whole chunk, closing a session. Rank 0's producer thread makes
-that order, and the others follow it. Sessions take turns; opening and closing go first.
+In a team of ranks every step of a chunk is an exchange with the others, so there must be one order
+of all work: opening a session, a whole chunk, closing a session. Rank 0's producer thread decides
+that order, and the others follow it. Sessions alternate; opening and closing take priority.
 """
 
 import atexit
@@ -21,20 +21,20 @@ from livetalk_kernels.runtime.ranks.signals import end_now
 from .stats import Phase, no_phase
 
 PATIENCE = 2.0
-"""Seconds that a chunk which nobody waits for may hold up the end of the program."""
+"""Seconds by which a chunk that nobody is waiting for may delay the end of the program."""
 _INTERRUPTED = 130
 
 
 class Source(ABC):
-    """A session, as its producer sees it; its fields are guarded by `Producer.changed`.
+    """A session from its producer's point of view; `Producer.changed` guards its fields.
 
     Attributes:
-        number: Tells the sessions of a producer apart.
-        left: Nobody takes frames any more.
-        opened: `open` has succeeded.
-        released: Its memory is free; nothing is made any more.
+        number: Identifies the session among those of its producer.
+        left: Whether nobody takes frames any more.
+        opened: Whether `open` has succeeded.
+        released: Whether its memory is free; nothing is made any more.
         error: What has ended it.
-        shared: The other ranks are in the middle of the same work.
+        shared: Whether the other ranks are in the middle of the same work.
     """
 
     number: int = -1
@@ -46,56 +46,56 @@ class Source(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Make what all chunks need."""
+        """Compute what all chunks need."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether a chunk can be made, and there is room for it. Called with the lock held."""
+        """Return whether a chunk can be made and has room; called with the lock held."""
 
     @abstractmethod
     def make(self) -> None:
-        """Make a chunk, to its end."""
+        """Make a whole chunk."""
 
     @abstractmethod
     def close(self) -> None:
-        """Tell the other ranks that they can free the session's memory."""
+        """Tell the other ranks to free the session's memory."""
 
     @abstractmethod
     def free(self) -> None:
-        """Free this rank's. Called once, after `close` where that was possible."""
+        """Free this rank's memory; called once, after `close` if that was possible."""
 
     def leave(self) -> None:
-        """Nobody takes frames any more. Called with the lock held."""
+        """Note that nobody takes frames any more; called with the lock held."""
         self.left = True
 
 
 class Producer:
     """Works for any number of sessions, in a thread that lives while one of them is open.
 
-    An error of one session ends that session. An error in work that the ranks do together ends all
-    sessions, for nobody knows how far the others have come; NaN and Inf are no such error, since
-    all ranks find them at the same place.
+    An error in one session ends that session. An error in work that ranks do together ends all
+    sessions, since nobody knows how far the others have come; NaN and Inf are not such errors,
+    since all ranks detect them at the same point.
 
     Attributes:
-        changed: Guards all sessions' states, and tells of their changes. It is re-entrant: a
-            session that nobody closed is left by the garbage collector, within any line.
+        changed: Guards all sessions' states, and signals their changes. It is re-entrant: the
+            garbage collector leaves a session that nobody closed, between any two lines.
     """
 
     def __init__(self, phase: Phase = no_phase) -> None:
-        """Start no thread yet; ``phase`` marks what the thread is doing, for a watchdog."""
+        """Prepare; no thread yet. ``phase`` marks what the thread is doing, for a watchdog."""
         self.changed = threading.Condition()
         self._phase = phase
         self._opening: deque[Source] = deque()
-        self._open: deque[Source] = deque()  # whose turn is first, first
+        self._open: deque[Source] = deque()  # in order of their turns
         self._numbers = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def open(self, source: Source) -> None:
-        """Open a session, before another chunk is begun; returns once it is open.
+        """Open a session, before the next chunk is begun; return once it is open.
 
         Raises:
-            Exception: What `Source.open` raised, or what has ended all sessions before.
+            Exception: Raised by `Source.open`, or by what has ended all sessions before.
         """
         release_helpers()  # this thread has loaded a model, and now waits
         with self.changed:
@@ -115,13 +115,13 @@ class Producer:
             raise source.error
 
     def leave(self, source: Source) -> None:
-        """Close a session without a wait."""
+        """Close a session without waiting."""
         with self.changed:
             source.leave()
             self.changed.notify_all()
 
     def close(self, source: Source) -> None:
-        """Close a session; returns once its memory is free, on this rank."""
+        """Close a session; return once its memory is free, on this rank."""
         with self.changed:
             thread = self._thread
             self.leave(source)
@@ -129,7 +129,7 @@ class Producer:
         self._join(thread)
 
     def end(self) -> None:
-        """Close all sessions; whoever still takes frames is told.
+        """Close all sessions; consumers that still take frames get an error.
 
         Raises:
             Exception: What has ended all sessions before.
@@ -150,7 +150,7 @@ class Producer:
         return bool(self._open or self._opening)
 
     def _join(self, thread: threading.Thread | None) -> None:
-        """Wait for the end of a thread that has nothing to do, unless it gets something."""
+        """Wait for an idle thread to end, unless it gets work."""
         if thread is None:
             return
         with self.changed:
@@ -161,7 +161,7 @@ class Producer:
 
     def _start(self) -> None:
         threads = torch.get_num_threads()  # OpenMP's number is each thread's own
-        # A daemon: where the program ends without closing a session, nobody waits for its chunk.
+        # A daemon: if the program ends without closing a session, nobody waits for its chunk.
         self._thread = threading.Thread(
             target=self._run, args=(threads,), name="producer", daemon=True
         )
@@ -169,7 +169,7 @@ class Producer:
         self._thread.start()
 
     def _at_exit(self) -> None:
-        """The program ends, and takes torch down; not under a thread that computes with it."""
+        """Stop before the program's end takes torch down under a thread that computes with it."""
         with self.changed:
             thread = self._thread
             for source in (*self._opening, *self._open):
@@ -187,11 +187,11 @@ class Producer:
         try:
             while self._turn():
                 pass
-        except BaseException as error:  # whatever it is, nobody must wait for ever
+        except BaseException as error:  # whatever it is, nobody must wait forever
             self._fail(error)
 
     def _turn(self) -> bool:
-        """Do what comes next; False: there is nothing left to do."""
+        """Do the next piece of work; return False if none is left."""
         found = self._next()
         if found is None:
             return False
@@ -236,7 +236,7 @@ class Producer:
             self._release(source)
 
     def _attempt(self, source: Source, work: Callable[[], None]) -> None:
-        """Do work of a session; an error is kept for whoever takes its frames.
+        """Do work for a session; keep an error for whoever takes its frames.
 
         Raises:
             Exception: An error that the other ranks do not have.
@@ -259,7 +259,7 @@ class Producer:
             self.changed.notify_all()
 
     def _end_thread(self) -> None:
-        """From here on the thread is none; the lock is held."""
+        """Mark the thread as gone; called with the lock held."""
         atexit.unregister(self._at_exit)
         self._thread = None
         self.changed.notify_all()

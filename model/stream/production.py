@@ -1,4 +1,4 @@
-"""A session as the producer thread works for it: audio in, chunk after chunk, frames out."""
+"""The producer thread's side of a session: audio in, chunk after chunk, frames out."""
 
 import math
 import time
@@ -28,16 +28,16 @@ from .stats import CHUNK, StageClock
 from .team import Team
 
 QUEUED_CHUNKS = 2
-"""Chunks whose frames may wait; a session whose frames nobody takes is parked then."""
+"""Chunks whose frames may be queued; a session whose frames nobody takes is then parked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Frames as they were decoded.
+    """Frames as decoded.
 
     Attributes:
         frames: Uint8 [n, H, W, 3].
-        startup: The session's first frames: gives the seconds of the stages up to here.
+        startup: For the session's first frames: returns the seconds of all stages so far.
     """
 
     frames: Frames
@@ -46,12 +46,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkEnd:
-    """All frames of a chunk have been taken.
+    """Marks that all frames of a chunk have been taken.
 
     Attributes:
-        stages: Stage -> seconds; of the first chunk from its first frames on.
-        seconds: Of the whole chunk.
-        whole: It is not the last one, which is shorter.
+        stages: Stage -> seconds; for the first chunk, from its first frames on.
+        seconds: Seconds of the whole chunk.
+        whole: Whether it is not the last, shorter one.
     """
 
     stages: dict[str, float]
@@ -64,9 +64,9 @@ class _Plan:
     """The next chunk.
 
     Attributes:
-        encode: Gives its audio windows.
-        frames: How many are wanted.
-        last: No other follows.
+        encode: Returns its audio windows.
+        frames: Number of frames needed.
+        last: Whether no other follows.
     """
 
     encode: Callable[[], Tensor]
@@ -79,12 +79,12 @@ class _LeftError(Exception):
 
 
 class Production(Source):
-    """What makes a session's chunks; the session itself is on the consumer's side.
+    """Makes a session's chunks; the session itself is on the consumer's side.
 
     Attributes:
-        options: How.
+        options: Options of the stream.
         received: Samples pushed so far.
-        finished: The audio has ended.
+        finished: Whether the audio has ended.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Production(Source):
         team: Team,
         calls: StreamCalls | None,
     ) -> None:
-        """Prepare nothing yet; arguments as `Session`, and the producer's ``changed``."""
+        """Prepare nothing yet; arguments as in `Session`, and the producer's ``changed``."""
         self.options = options
         self.received = 0
         self.finished = False
@@ -126,17 +126,17 @@ class Production(Source):
         self._chunks: ChunkGenerator | None = None
         self._ahead: Handle[Tensor] | None = None  # the next chunk's audio windows
         self._pending: deque[NDArray[np.float32]] = deque()
-        self._waiting = 0  # samples in _pending
-        self._started = 0  # chunks in all
+        self._waiting = 0  # number of samples in _pending
+        self._started = 0  # number of chunks in all
         self._making = False
         self._made: deque[Piece | ChunkEnd] = deque()
-        self._queued = 0  # chunks in it whose end nobody has taken, or that are being made
-        self._running = False  # frames have been made
+        self._queued = 0  # chunks queued whose end nobody has taken, or in progress
+        self._running = False  # whether frames have been made
 
-    # By the consumer, in any thread.
+    # Called by the consumer, in any thread.
 
     def push(self, block: NDArray[np.float32]) -> None:
-        """Give audio."""
+        """Receive audio."""
         with self._changed:
             self._pending.append(block)
             self._waiting += len(block)
@@ -144,16 +144,16 @@ class Production(Source):
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Tell that the audio has ended."""
+        """Note that the audio has ended."""
         with self._changed:
             self.finished = True
             self._changed.notify_all()
 
     def take(self) -> Piece | ChunkEnd | None:
-        """Wait for what is made next; None: the audio given so far makes no more frames.
+        """Wait for the next result; None if the audio so far makes no more frames.
 
         Raises:
-            Exception: What has ended the session; what was made before it comes first.
+            Exception: What has ended the session; results from before come first.
         """
         with self._changed:
             if not self._made and self._coming():
@@ -163,7 +163,7 @@ class Production(Source):
                 item = self._made.popleft()
                 if isinstance(item, ChunkEnd):
                     self._queued -= 1
-                    self._changed.notify_all()  # there is room
+                    self._changed.notify_all()  # there is room now
                 return item
             if self.error is not None:
                 raise self.error
@@ -171,7 +171,7 @@ class Production(Source):
 
     @property
     def total_frames(self) -> int:
-        """Frames that the audio received so far asks for."""
+        """Number of frames that the audio received so far requires."""
         return math.ceil(self.received * self.options.fps / self._rate)
 
     @property
@@ -180,14 +180,14 @@ class Production(Source):
         return self._lane.concurrent and self.received < self._boundary(self._started + 2)
 
     def leave(self) -> None:
-        """See the base class; frames that wait are lost."""
+        """Also drop queued frames."""
         super().leave()
         self._made.clear()
 
-    # By the producer, in its thread.
+    # Called by the producer, in its thread.
 
     def open(self) -> None:
-        """See the base class."""
+        """Create the generator, on all ranks."""
         assert self._prepare is not None
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
@@ -199,11 +199,11 @@ class Production(Source):
         self.shared = False
 
     def ready(self) -> bool:
-        """See the base class."""
+        """Return whether a chunk's audio is there, and there is room for it."""
         return self._queued < QUEUED_CHUNKS and self.error is None and self._wanted() > 0
 
     def make(self) -> None:
-        """See the base class. On one rank alone it stops where the session is left."""
+        """Make a chunk; on a single rank, stop if the session is left."""
         begin = time.perf_counter()
         with self._changed:
             plan = self._next_chunk()
@@ -217,11 +217,11 @@ class Production(Source):
             self._deliver(ChunkEnd(stages=stages, seconds=seconds, whole=not plan.last))
 
     def close(self) -> None:
-        """See the base class."""
+        """Tell the other ranks to close."""
         self._team.tell({"what": "close", "session": self.number})
 
     def free(self) -> None:
-        """See the base class."""
+        """Drop the generator and queued audio."""
         self._lane.close()
         self._ahead = self._chunks = self._audio = self._prepare = None
         self._pending.clear()
@@ -270,28 +270,28 @@ class Production(Source):
                 self._changed.notify_all()
 
     def _encode(self, samples: NDArray[np.float32], lane: str = MAIN) -> Tensor:
-        """The next chunk's audio windows."""
+        """Compute the next chunk's audio windows."""
         assert self._audio is not None
         with torch.inference_mode(), self._clock.stage("audio encoder", lane):
             return self._audio.push(samples)[None]
 
     def _look_ahead(self) -> None:
-        """Send the next chunk's audio to the lane, if all of it is known and anything is gained."""
+        """Submit the next chunk's audio to the lane, if all of it is known and it pays off."""
         with self._changed:
             if not self._lane.concurrent or not self._wanted():
                 return
             samples = self._take(self._need())
         self._ahead = self._lane.submit(partial(self._encode, samples, self._lane.name))
 
-    # With the lock held.
+    # Called with the lock held.
 
     def _coming(self) -> bool:
-        """Whether there will be more without more audio."""
+        """Return whether more will come without more audio."""
         going_on = not self.left and self.error is None
         return going_on and (self._making or self._wanted() > 0)
 
     def _wanted(self) -> int:
-        """Frames of the next chunk, if its audio is there, or the audio has ended; else 0."""
+        """Return the frames of the next chunk if its audio is there or has ended; else 0."""
         left = self.total_frames - self._started * NEW_FRAMES
         if self.finished:
             return max(0, min(NEW_FRAMES, left))
@@ -299,7 +299,7 @@ class Production(Source):
         return NEW_FRAMES if known else 0
 
     def _next_chunk(self) -> _Plan:
-        """Begin the next chunk."""
+        """Start the next chunk."""
         frames, ahead, self._ahead = self._wanted(), self._ahead, None
         encode = ahead.result if ahead else partial(self._encode, self._take(self._need()))
         self._started += 1
@@ -309,15 +309,15 @@ class Production(Source):
         return _Plan(encode=encode, frames=frames, last=last)
 
     def _need(self) -> int:
-        """Samples of the next chunk."""
+        """Return the number of samples that the next chunk needs."""
         return self._boundary(self._started + 1) - self._boundary(self._started)
 
     def _boundary(self, chunk: int) -> int:
-        """Sample at which a chunk's new frames begin."""
+        """Return the sample at which a chunk's new frames begin."""
         return round(chunk * NEW_FRAMES * self._rate / self.options.fps)
 
     def _take(self, count: int) -> NDArray[np.float32]:
-        """The oldest ``count`` pending samples, padded with silence."""
+        """Remove the oldest ``count`` pending samples, padded with silence."""
         taken = np.zeros(count, np.float32)
         filled = 0
         while filled < count and self._pending:

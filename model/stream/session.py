@@ -27,14 +27,15 @@ class Session:
     """One stream: push audio of any length as it comes, take frames as they are made.
 
     Use it as a context manager. `push` and `finish` accept the audio at once, and return an
-    iterator over the frames that the audio so far makes; frames that were not taken come with the
-    next call. A producer thread makes them, also while nobody takes any, until those of two chunks
-    wait. Any number of sessions may be open and used at the same time, each by a thread of its own
-    or all by one; their chunks are made in turn, and each session's frames are those that it makes
-    alone. What breaks off one session leaves the others alone.
+    iterator
+    over the frames that the audio so far makes; frames that were not taken come with the next call.
+    A producer thread makes them, even while nobody takes any, until those of two chunks are queued.
+    Any number of sessions may be open and used at the same time, each by its own thread or all by
+    one; their chunks are made alternately, and each session's frames are the same as if it ran
+    alone. A session that breaks off does not affect the others.
 
-    Where there is a lane beside the main one, the audio of the next chunk is encoded there if it is
-    pushed before this chunk is begun.
+    With a concurrent lane, the audio of the next chunk is encoded there if it is pushed before this
+    chunk is begun.
     """
 
     def __init__(
@@ -52,32 +53,32 @@ class Session:
         calls: StreamCalls | None = None,
         producer: Producer | None = None,
     ) -> None:
-        """Prepare the stream; the clock of the start-up latency starts here.
+        """Prepare the stream; the start-up latency is measured from here.
 
-        While a chunk of another session is made, its end is waited for.
+        Waits if a chunk of another session is being made.
 
         Args:
             dit: The transformer.
             vae: The VAE.
             audio_encoder: The audio encoder.
-            avatar: Whom to animate.
-            options: How.
-            reuse: False: the published schedule.
+            avatar: Avatar to animate.
+            options: Options of the stream.
+            reuse: False for the published schedule.
             lane: Where the next chunk's audio is encoded and the decoder warmed up, closed with the
-                session; by default what is worth it on the device. In a team the decoder is warmed
+                session; by default whatever pays off on the device. In a team the decoder is warmed
                 up inline, since that communicates with other ranks.
-            timeline: Where the stages are recorded.
-            team: The ranks that share the work, of which this is rank 0; one alone by default.
+            timeline: Records the stages.
+            team: Ranks that share the work, of which this is rank 0; by default just one.
             calls: CUDA graphs of the models' methods; by default the methods.
-            producer: Makes the chunks; all sessions that are open at a time with the same models
-                or team must have the same one. By default one of its own.
+            producer: Makes the chunks; all sessions open at the same time with the same models or
+                team must share one. By default a separate one.
 
         Raises:
-            UserError: The picture cannot be shared among so many ranks.
+            UserError: The picture cannot be divided among that many ranks.
         """
         team = Team() if team is None else team
         assert team.leads, "the other ranks follow"
-        team.grid(avatar.size)  # refused before the others hear of it
+        team.grid(avatar.size)  # rejected before the others receive it
         self.options = options
         self.stats = StreamStats(fps=float(options.fps))
         self._closed = False
@@ -99,7 +100,7 @@ class Session:
         weakref.finalize(self, self._producer.leave, self._production)
 
     def __enter__(self) -> Self:
-        """The session itself."""
+        """Return the session itself."""
         return self
 
     def __exit__(
@@ -108,16 +109,16 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; after Ctrl-C nothing is waited for."""
+        """Close; after Ctrl-C without waiting."""
         self.close(finish_chunk=not isinstance(error, KeyboardInterrupt))
 
     def close(self, *, finish_chunk: bool = True) -> None:
-        """Drop all state, on all ranks; frames not taken are lost. Closing twice does no harm.
+        """Drop all state, on all ranks; frames not taken are lost. Closing twice is harmless.
 
         Args:
             finish_chunk: Wait until the memory is free: in a team until the running chunk has
                 ended, since the other ranks are in the middle of it too, else until its step has.
-                False: do not wait, where the other ranks are gone or the program is about to end.
+                False: don't wait, if the other ranks are gone or the program is about to end.
         """
         if self._closed:
             return
@@ -128,17 +129,17 @@ class Session:
             self._producer.leave(self._production)
 
     def push(self, samples: ArrayLike | Tensor) -> Iterator[Frames]:
-        """Give audio; take the frames that it completes.
+        """Push audio; return the frames that it completes.
 
         Args:
             samples: Mono audio at 16 kHz, any length (also 0): float in -1..1 or int16.
 
         Returns:
             Iterator over uint8 [n, H, W, 3] frames, in order. It waits for frames that are being
-            made, and raises what has ended the session, such as NumericsError.
+            made, and raises whatever has ended the session, such as NumericsError.
 
         Raises:
-            UserError: The samples are not one-dimensional, hold NaN or Inf, or are of another
+            UserError: The samples are not one-dimensional, contain NaN or Inf, or have another
                 type.
             RuntimeError: The session is finished or closed.
         """
@@ -147,13 +148,13 @@ class Session:
         return self._frames()
 
     def finish(self) -> Iterator[Frames]:
-        """Tell that the audio has ended; take the remaining frames.
+        """Declare that the audio has ended; return the remaining frames.
 
         The last chunk's audio is padded with silence and its frames are cut to the audio's length:
         the video is at most one frame longer than the audio, never shorter.
 
         Returns:
-            Iterator over uint8 [n, H, W, 3] frames, in order; as that of `push`.
+            Iterator over uint8 [n, H, W, 3] frames, in order, like that of `push`.
 
         Raises:
             RuntimeError: The session is finished or closed.
@@ -164,19 +165,19 @@ class Session:
 
     @property
     def production(self) -> Production:
-        """What makes the frames, and holds the session's memory."""
+        """The maker of the frames, which holds the session's memory."""
         return self._production
 
     @property
     def total_frames(self) -> int:
-        """Frames that the audio received so far asks for."""
+        """Number of frames that the audio received so far requires."""
         return self._production.total_frames
 
     @property
     def wants_audio(self) -> bool:
-        """Whether to push more audio, where it is at hand, before the next frames are taken.
+        """Whether to push more audio, if available, before the next frames are taken.
 
-        It would be encoded beside the next chunk. Never where nothing runs beside.
+        It would be encoded concurrently with the next chunk. Always False without concurrency.
         """
         return self._production.wants_audio
 
@@ -189,7 +190,7 @@ class Session:
             try:
                 made = self._production.take()
             except Exception:
-                self.close()  # the state of a broken chunk is of no use
+                self.close()  # the state of a broken chunk is useless
                 raise
             if made is None:
                 return

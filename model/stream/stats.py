@@ -1,9 +1,9 @@
-"""What a stream measures of itself: stages, chunks, start-up, underruns.
+"""What a stream measures about itself: stages, chunks, start-up, underruns.
 
-Times are seconds of the wall clock. On a GPU the stages are timed by events on the stream and
-read once the frames have reached the host, so that measuring adds no wait. A stage that runs on
-another lane than the main one, beside other stages, is told apart by its name: the others' sum
-stays the time that a chunk takes.
+Times are wall-clock seconds. On a GPU the stages are timed by events on the stream, which are read
+once the frames have reached the host, so that measuring adds no wait. A stage that runs on another
+lane, concurrently with other stages, is distinguished by its name: the sum of the others remains
+the time that a chunk takes.
 """
 
 import time
@@ -33,17 +33,17 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "warm decoder": "history for the next chunk",
     }
 )
-"""Stages of a chunk, in the order in which they run, and what each does."""
+"""Stages of a chunk in execution order, and what each does."""
 BESIDE = " (beside)"
-"""End of the name of a stage that ran concurrently with those of the main lane."""
+"""Suffix of a stage that ran concurrently with those of the main lane."""
 
 CHUNK = "chunk"
-"""Range around a whole chunk in the timeline, on the main lane; the stages lie within it."""
+"""Range around a whole chunk in the timeline, on the main lane, enclosing the stages."""
 _KEPT_CHUNKS = 4096  # bounds the memory of an endless stream
 
 
 def no_phase(name: str) -> AbstractContextManager[None]:
-    """Nobody watches."""
+    """Do nothing: nobody watches."""
     return nullcontext()
 
 
@@ -51,7 +51,7 @@ class StageClock:
     """Adds up how long each named stage of a chunk takes.
 
     Attributes:
-        timeline: Where every stage is recorded as well.
+        timeline: Also records every stage.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class StageClock:
     ) -> None:
         """Time on ``device``, by CUDA events or the CPU's clock; by default nothing is recorded.
 
-        ``phase`` is entered with the name of every stage of the main lane, for a watchdog.
+        ``phase`` is entered with the name of every main-lane stage, for a watchdog.
         """
         self.timeline = timeline or Timeline(device)
         self._phase = phase
@@ -71,7 +71,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str, lane: str = MAIN) -> Iterator[None]:
-        """Time what runs inside under ``name``; stages of a lane do not nest."""
+        """Time the block as stage ``name``; stages of a lane do not nest."""
         with (
             self._phase(name) if lane == MAIN else nullcontext(),
             self.timeline.range(name, lane) as measured,
@@ -80,14 +80,14 @@ class StageClock:
         self._ended.append(measured)
 
     def collect(self) -> dict[str, float]:
-        """Seconds per stage since the last call; waits for the stages' own events only.
+        """Return the seconds per stage since the last call; waits only for the stages' own events.
 
         Stages of other lanes are named ``<name> (beside)``, and counted once they have ended.
         """
         return self.cut()()
 
     def cut(self) -> Callable[[], dict[str, float]]:
-        """As `collect`, but nothing is waited for until the result is called, once."""
+        """Do the same as `collect`, but wait only when the result is called, once."""
         taken = [self._ended.popleft() for _ in range(len(self._ended))]
 
         def add_up() -> dict[str, float]:
@@ -106,19 +106,19 @@ class StageClock:
 
 @dataclass
 class StreamStats:
-    """Measurements of one session; of the frames and chunks that have been taken from it.
+    """Measurements of one session, for the frames and chunks that have been taken from it.
 
     Attributes:
         fps: Frames per second at which the video is played.
         startup: Stage -> seconds from the request to the first frame.
         first_frame: Seconds from the request to the first frame; None before it.
-        chunks: Stage -> seconds, one entry a chunk (the newest 4096). The last one, which is cut
-            to the audio's length and not encoded again, is left out unless it is the only one.
-        chunk_seconds: Seconds of computation of each of them.
-        count: Chunks in all, the cut one included.
-        frames: Frames that have left the session.
-        computing: Seconds of computation in all.
-        underrun: Seconds that a player at ``fps`` would have stood still since the first frame.
+        chunks: Stage -> seconds, one entry per chunk (the newest 4096). The last one, which is
+        cut to the audio's length and not encoded again, is left out unless it is the only one.
+        chunk_seconds: Seconds of computation for each of them.
+        count: Total number of chunks, including the cut one.
+        frames: Frames delivered.
+        computing: Total seconds of computation.
+        underrun: Seconds that a player at ``fps`` would have stalled since the first frame.
     """
 
     fps: float
@@ -134,7 +134,7 @@ class StreamStats:
     _due: float = 0.0
 
     def chunk_done(self, stages: dict[str, float], seconds: float, *, whole: bool) -> None:
-        """A chunk has ended; ``seconds`` is its computation time."""
+        """Record the end of a chunk; ``seconds`` is its computation time."""
         if whole or not self.chunks:
             self.chunks.append(stages)
             self.chunk_seconds.append(seconds)
@@ -142,7 +142,7 @@ class StreamStats:
         self.computing += seconds
 
     def delivered(self, count: int) -> None:
-        """``count`` frames leave the session now."""
+        """Record that ``count`` frames are delivered now."""
         now = time.perf_counter() - self._request
         if self.first_frame is None:
             self.first_frame = self._due = now
@@ -156,7 +156,7 @@ class StreamStats:
         return time.perf_counter() - self._request
 
     def percentile(self, percent: float) -> float | None:
-        """Percentile of the chunks' computation time (nearest rank); None before the first."""
+        """Compute a percentile of the chunks' times (nearest rank); None before the first."""
         ordered = sorted(self.chunk_seconds)
         if not ordered:
             return None
@@ -164,7 +164,7 @@ class StreamStats:
         return ordered[int(rank)]
 
     def stage_means(self) -> dict[str, float]:
-        """Mean seconds per chunk of every stage."""
+        """Compute the mean seconds per chunk of every stage."""
         totals: dict[str, float] = defaultdict(float)
         for chunk in self.chunks:
             for name, seconds in chunk.items():

@@ -1,9 +1,9 @@
 """One stream on several ranks: who does what, and how rank 0 leads the others.
 
 Rank 0 reads the sound, runs the audio encoder, holds the session and takes the frames. The others
-follow: they hear of each session and chunk, run the same `ChunkGenerator`, and hold no frames.
-Tokens of the transformer are spread over all ranks (`SequenceParallel`), rows and columns of the
-picture as well (`HaloExchange`); latents are small and lie on every rank.
+follow: they receive each session and chunk, run the same `ChunkGenerator`, and hold no frames. The
+transformer's tokens are distributed over all ranks (`SequenceParallel`), and so are the picture's
+rows and columns (`HaloExchange`); latents are small and present on every rank.
 """
 
 import itertools
@@ -32,15 +32,15 @@ from .stats import Phase, no_phase
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How a stream is to be spread; None: the best.
+    """How to distribute a stream; None for the best.
 
     Attributes:
         ulysses: Ranks that share the heads of a block of tokens.
-        ring: Blocks of tokens, whose keys and values rotate.
+        ring: Number of token blocks, whose keys and values rotate.
         vae_grid: Rows and columns of slices of the picture.
-        fp8_exchange: Queries, keys and values travel in FP8: an approximation.
-        halo_overlap: Convolve slices while their halos are under way.
-        xfuser: Self-attention by xfuser instead of ours.
+        fp8_exchange: Send queries, keys and values in FP8: an approximation.
+        halo_overlap: Convolve slices while their halos are in flight.
+        xfuser: Use xfuser's self-attention instead of ours.
     """
 
     ulysses: int | None = None
@@ -52,11 +52,11 @@ class Split:
 
 
 class Team:
-    """The ranks that make one stream together; by default one rank alone.
+    """The ranks that make one stream together; by default a single rank.
 
     Attributes:
         world: All ranks, for tensors on the device.
-        split: How the work is to be spread.
+        split: How to distribute the work.
         phase: Marks what this rank is doing.
     """
 
@@ -69,13 +69,13 @@ class Team:
         ranks_per_node: int | None = None,
         phase: Phase = no_phase,
     ) -> None:
-        """Put the ranks together.
+        """Assemble the ranks.
 
         Args:
             world: All ranks, for tensors on the device.
             control: All ranks, for tensors on the CPU; by default ``world``.
-            split: How the work is to be spread.
-            ranks_per_node: Ranks of one node; by default all are on one.
+            split: How to distribute the work.
+            ranks_per_node: Ranks on a node; by default all are on one.
             phase: Called with the name of each stage.
         """
         self.world = LocalCommunicator() if world is None else world
@@ -84,9 +84,9 @@ class Team:
         self._ranks_per_node = ranks_per_node
 
     def timed(self, timeline: Timeline) -> "Team":
-        """The same ranks, whose exchanges are recorded; to be made before a model is loaded.
+        """Return the same ranks with recorded exchanges; call it before a model is loaded.
 
-        What rank 0 tells the others is not recorded.
+        What rank 0 sends the others is not recorded.
         """
         if self.size == 1:
             return self
@@ -109,7 +109,7 @@ class Team:
         return self.world.rank == 0
 
     def mesh(self, config: DiTConfig) -> Mesh:
-        """How the transformer's tokens and heads are spread.
+        """Choose how the transformer's tokens and heads are distributed.
 
         Raises:
             UserError: The split does not fit the ranks or the model.
@@ -125,10 +125,10 @@ class Team:
     def sequence(
         self, config: DiTConfig, ops: Ops, device: torch.device, dtype: torch.dtype
     ) -> SequenceParallel:
-        """What the transformer asks about the tokens of this rank; all ranks call it together.
+        """Build what the transformer asks about this rank's tokens; all ranks call it together.
 
         Raises:
-            UserError: As `mesh`; or what was asked for does nothing with it, or cannot run.
+            UserError: As `mesh`; or what was requested has no effect with it, or cannot run.
         """
         mesh, split = self.mesh(config), self.split
         if split.fp8_exchange and mesh.ulysses == 1:
@@ -143,7 +143,7 @@ class Team:
         return SequenceParallel(mesh, self.world, ops, foreign=XFuserAttention(mesh))
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """How a picture of so many pixels is spread.
+        """Choose how a picture of ``size`` pixels is distributed.
 
         Raises:
             UserError: The split does not fit the ranks or the picture.
@@ -152,7 +152,7 @@ class Team:
         return Grid.choose(self.size, (height, width), self.split.vae_grid)
 
     def halo(self, size: tuple[int, int]) -> Whole:
-        """What the VAE asks about the slice of this rank, for a picture of so many pixels.
+        """Build what the VAE asks about this rank's slice, for a picture of ``size`` pixels.
 
         Raises:
             UserError: As `grid`.
@@ -164,7 +164,7 @@ class Team:
         return HaloExchange(self.world, grid, (height, width), overlap=overlap)
 
     def tell(self, message: Mapping[str, Any], data: Callable[[], bytes] = bytes) -> None:
-        """Rank 0: tell the others something; each of them calls `hear`. Alone, nothing is done."""
+        """Send the others a message, which each gets from `hear`; for rank 0. A no-op alone."""
         if self.size > 1:
             self._tell(json.dumps(message).encode(), data())
 
@@ -173,7 +173,7 @@ class Team:
         self._control.broadcast(_bytes(text + data), 0, kind="control")
 
     def hear(self) -> tuple[dict[str, Any], bytes]:
-        """Another rank: wait for what rank 0 tells."""
+        """Receive what rank 0 sends; for the other ranks."""
         lengths = torch.empty(2, dtype=torch.int64)
         text, data = self._control.broadcast(lengths, 0).tolist()
         received = torch.empty(text + data, dtype=torch.uint8)
@@ -181,11 +181,11 @@ class Team:
         return json.loads(both[:text]), both[text:]
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
-        """Rank 0's whole numbers, on all ranks; others give as many of any value."""
+        """Distribute rank 0's whole numbers to all ranks; the others pass as many of any value."""
         return self._control.broadcast(torch.tensor(numbers), 0, kind="control").tolist()
 
     def gather(self, data: bytes) -> list[bytes]:
-        """What every rank gives, in their order, on all ranks; all of them call it together."""
+        """Collect what every rank passes, in rank order, on all ranks, which call it together."""
         if self.size == 1:
             return [data]
         own = torch.tensor([len(data)])
@@ -195,7 +195,7 @@ class Team:
         return [joined[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def share(self, x: Tensor) -> Tensor:
-        """A float32 tensor of rank 0 on all of them; others give one of its shape."""
+        """Distribute a float32 tensor of rank 0 to all ranks; the others pass one of its shape."""
         return self.world.broadcast(x.contiguous(), 0, kind="windows")
 
 

@@ -1,22 +1,23 @@
-"""Work that is done once, and the published schedule that does it again: one object each.
+"""Work that is done once, and the published schedule that repeats it: one object each.
 
-`ChunkGenerator` asks its `Work` for all that a denoising step takes besides the latent, and for
-the frames of finished latents. `WorkOnce` computes each thing where it first becomes known and
-keeps it:
+`ChunkGenerator` asks its `Work` for everything that a denoising step takes in addition to the
+latent, and for the frames of finished latents. `WorkOnce` computes each thing as soon as it is
+known
+and keeps it:
 
 ====================================================  =================================
-what                                                  is made once per
+what                                                  is computed once per
 ====================================================  =================================
 K and V of text and image in all layers               session
 patch embedding of the 20 constant channels           session
 RoPE table (float32 pairs)                            session
 time embedding and all modulations                    session
 audio tokens, their K and V in all layers             chunk
-decoder state of the motion latents                   chunk, beside denoising it
+decoder state of the motion latents                   chunk, concurrently with denoising
 ====================================================  =================================
 
-`PublishedWork` makes all of it again in every step, and decodes every chunk from its first latent.
-What lies in the weights' layout goes with the model itself, built with the same switch: fused QKV
+`PublishedWork` recomputes all of it in every step, and decodes every chunk from its first latent.
+What depends on the weights' layout is in the model itself, built with the same switch: fused QKV
 (`dit.py`), upsampling folded into taps, and no taps on zero frames (`vae_layers.py`).
 """
 
@@ -42,7 +43,7 @@ MASK_CHANNELS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """What `DiT.forward` takes besides the latent; see there."""
+    """What `DiT.forward` takes in addition to the latent; see there."""
 
     step: StepModulation
     condition: Tensor
@@ -52,13 +53,13 @@ class StepInputs:
 
 
 class Work(ABC):
-    """What a stream of one avatar computes besides the steps themselves.
+    """What a stream of one avatar computes apart from the steps themselves.
 
     Attributes:
         dit: The transformer.
         vae: The VAE.
-        clock: Where the stages' times go.
-        lane: Where the decoder is brought to the end of the motion latents.
+        clock: Records the stages' times.
+        lane: Where the decoder is advanced to the end of the motion latents.
         schedule: [steps + 1] timesteps.
         portrait_latents: [16, T, h, w] latents of the portrait and grey frames.
         constant: [1, 20, T, h, w] mask and portrait latents, in the transformer's dtype.
@@ -77,7 +78,7 @@ class Work(ABC):
         lane: Lane | None = None,
         halo: Whole = WHOLE,
     ) -> None:
-        """Take the avatar's tensors to the model's device; without ``lane`` all is done inline.
+        """Copy the avatar's tensors to the model's device; without ``lane`` everything runs inline.
 
         ``halo``: the VAE's part in a picture that several ranks share.
         """
@@ -94,18 +95,18 @@ class Work(ABC):
 
     @abstractmethod
     def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
-        """The motion latents [16, 1 or 2, h, w] of the next chunk are known.
+        """Set the motion latents [16, 1 or 2, h, w] of the next chunk.
 
-        What this allows to compute is timed as ``stage``; it may still run when this returns.
+        What can be computed from them is timed as ``stage``, and may still run after this returns.
         """
 
     @abstractmethod
     def begin_chunk(self, windows: Tensor) -> None:
-        """The audio windows [P, 33, window, layers, channels] of the next chunk are known."""
+        """Set the audio windows [P, 33, window, layers, channels] of the next chunk."""
 
     @abstractmethod
     def inputs(self, index: int) -> StepInputs:
-        """What step ``index`` of the chunk takes."""
+        """Return the inputs of the chunk's step ``index``."""
 
     @abstractmethod
     def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
@@ -118,11 +119,11 @@ class Work(ABC):
 
     @abstractmethod
     def end_decoding(self) -> None:
-        """The chunk's frames are out, and another chunk follows."""
+        """Prepare for another chunk, once this one's frames are out."""
 
 
 class WorkOnce(Work):
-    """Compute everything as soon as it is known, and keep it."""
+    """Computes everything as soon as it is known, and keeps it."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class WorkOnce(Work):
     ) -> None:
         """Compute what depends on avatar, size and schedule.
 
-        ``decode_step``: `VAE.decode_step`, or what stands for it.
+        ``decode_step``: `VAE.decode_step`, or a substitute.
         """
         self._decode_step = decode_step or vae.decode_step
         super().__init__(dit, vae, avatar, schedule, clock, lane=lane, halo=halo)
@@ -152,7 +153,7 @@ class WorkOnce(Work):
         self._known = 0
 
     def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
-        """Bring the decoder to the end of the motion latents, on the lane."""
+        """Advance the decoder to the end of the motion latents, on the lane."""
         self._known = motion.shape[1]
         latents = self.halo.take(motion[None].to(self.dit.dtype))
         cache = self._decoder = DecoderCache(halo=self.halo)
@@ -165,12 +166,12 @@ class WorkOnce(Work):
         self._warm = self.lane.submit(warm, latents)
 
     def begin_chunk(self, windows: Tensor) -> None:
-        """Make the audio's keys and values."""
+        """Compute the audio's keys and values."""
         with self.clock.stage("audio K/V"):
             self._audio = self.dit.prepare_audio(windows, size=self.grid[1:])
 
     def inputs(self, index: int) -> StepInputs:
-        """Only the modulation differs from step to step."""
+        """Return the inputs, of which only the modulation differs between steps."""
         assert self._audio is not None
         return StepInputs(
             step=self._steps[index],
@@ -181,12 +182,12 @@ class WorkOnce(Work):
         )
 
     def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
-        """Go on from the motion latents, one latent at a time."""
+        """Continue from the motion latents, one latent at a time."""
         assert self._warm is not None
         self._warm.result()
         self._warm = None
         first, latents = MOTION_LATENTS, self.halo.take(latents)
-        if self._known < first:  # the first chunk: what else is dropped still makes state
+        if self._known < first:  # the first chunk: dropped latents still create state
             with torch.inference_mode(), self.clock.stage("decode"):
                 self.vae.warm(latents[:, :, self._known : first], self._decoder)
         for index in range(first, min(latents.shape[2], first - (-count // FRAMES_PER_LATENT))):
@@ -201,19 +202,19 @@ class WorkOnce(Work):
 
 
 class PublishedWork(Work):
-    """Compute everything again in every step, as the published code does."""
+    """Recomputes everything in every step, like the published code."""
 
     _windows: Tensor
 
     def know_motion(self, motion: Tensor, stage: str = "warm decoder") -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
     def begin_chunk(self, windows: Tensor) -> None:
-        """Keep the windows; their keys and values are made in every step."""
+        """Keep the windows; their keys and values are computed in every step."""
         self._windows = windows
 
     def inputs(self, index: int) -> StepInputs:
-        """Everything anew."""
+        """Compute everything anew."""
         return StepInputs(
             step=self.dit.prepare_steps(self.schedule[index : index + 1])[0],
             condition=self.dit.prepare_condition(self.constant),
@@ -223,10 +224,10 @@ class PublishedWork(Work):
         )
 
     def decode(self, latents: Tensor, count: int) -> Iterator[Tensor]:
-        """All latents at once; the frames of the motion latents are dropped afterwards."""
+        """Decode all latents at once; the frames of the motion latents are dropped afterwards."""
         with torch.inference_mode(), self.clock.stage("decode"):
             frames = self.vae.decode(latents, clamp=False)
         yield frames[:, :, MOTION_FRAMES:]
 
     def end_decoding(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""

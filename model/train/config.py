@@ -1,4 +1,4 @@
-"""Choices of both stages, with the paper's numbers as defaults; what is disputed is a switch."""
+"""Choices of both stages, with the paper's values as defaults; what is disputed is a switch."""
 
 import math
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ ScoreMotion = Literal["clean", "noised"]
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """How stage 1 teaches a chunk.
+    """How stage 1 teaches.
 
     Attributes:
-        long_motion: Share of the samples whose motion is five frames; the others' is the first
-            frame alone, as a stream starts.
-        drop_both: Share without audio and text, for guidance.
-        drop_text: Share without text only.
-        anchored: Share whose time is one of the sampler's; the others' lie anywhere.
-        mouth: The drawn mouth counts more than the rest of a picture, up to
-            `picture_losses.MOUTH` times; what is best for each place stays the same.
-        noised_motion: Share whose motion has some noise, as what a stream made has errors.
+        long_motion: Fraction of samples with five motion frames; the others have only the first
+            frame, like the start of a stream.
+        drop_both: Fraction without audio and text, for guidance.
+        drop_text: Fraction without text only.
+        anchored: Fraction whose time is one of the sampler's; other times are continuous.
+        mouth: Whether drawn mouths and eyes count more than the rest of a picture, up to
+            `vae.picture_losses.FEATURES` times; the optimum at each position stays the same.
+        noised_motion: Fraction with noise on the motion, since a stream's own output has errors.
 
     Raises:
-        UserError: A share is no share.
+        UserError: A fraction is out of range.
     """
 
     long_motion: float = 0.9
@@ -36,19 +36,19 @@ class Teaching:
     mouth: bool = False
 
     def __post_init__(self) -> None:
-        """Check all values."""
+        """Validate all values."""
         _check_parts(**{name: (value, 1.0) for name, value in vars(self).items()})
         _check_parts(**{"drop_both + drop_text": (self.drop_both + self.drop_text, 1.0)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How far the real score is pushed away from conditions that are left out.
+    """How far the real score is pushed away from dropped conditions.
 
     Attributes:
         audio: Scale of the step from nothing to the audio.
-        text: Scale of the step from the audio to audio and text; None: the model has no text, and
-            that step is not computed.
+        text: Scale of the step from audio to audio and text; None for a model without text, which
+            skips that step.
     """
 
     audio: float = 4.0
@@ -62,13 +62,14 @@ class Distillation:
     Attributes:
         chunks: K: the chunk that learns is drawn from 1 to K, and those before it are the
             student's own.
-        history: What stands before the chunk for the real score: the ``generated`` chunk that the
+        history: What precedes the chunk for the real score: the ``generated`` chunk that the
             student saw, or the ``oracle``, the true one.
-        score_motion: Motion latents enter both scores ``clean``, or ``noised`` like the rest.
-        motion_loss: The losses count the motion latents' positions too.
-        regression: Factor of |student - truth|^2, which goes with the oracle.
+        score_motion: Whether motion latents enter both scores ``clean``, or ``noised`` like the
+            rest.
+        motion_loss: Whether the losses include the motion latents' positions.
+        regression: Factor of |student - truth|^2, used with the oracle.
         generator_every: Updates of the fake score per update of the student.
-        guidance: Of the real score.
+        guidance: Guidance of the real score.
 
     Raises:
         UserError: A value is out of range.
@@ -83,7 +84,7 @@ class Distillation:
     guidance: Guidance = Guidance()
 
     def __post_init__(self) -> None:
-        """Check all values."""
+        """Validate all values."""
         _check_parts(regression=(self.regression, math.inf))
         for name, count in (("chunks", self.chunks), ("generator_every", self.generator_every)):
             if not isinstance(count, int) or count < 1:
@@ -97,10 +98,10 @@ class Distillation:
 
 
 def _check_parts(**values: tuple[float, float]) -> None:
-    """Refuse numbers below 0 or beyond their limit; NaN is neither.
+    """Reject numbers below 0 or above their limit, and NaN.
 
     Raises:
-        UserError: There is one.
+        UserError: There are any.
     """
     for name, (value, most) in values.items():
         if not 0 <= value <= most:

@@ -1,11 +1,10 @@
-"""What training takes: memory and time on N GPUs, from formulas.
+"""Estimates what training takes: memory and time on N GPUs, from formulas.
 
-Memory is that of sharded states and of what one GPU works with; time is the transformer's
-floating-point operations over a rate: the VAE, a few per cent, is left out. Both are arithmetic,
-not measurements.
+Memory is that of sharded states and one GPU's working set; time is the transformer's floating-point
+operations over a rate, ignoring the VAE, a few per cent. Both are arithmetic, not measurements.
 
 Sources: SoulX-FlashTalk (arXiv 2512.23379) for what is trained; nanxiaolu/FlashTalk-Training-Code
-for two runs that were timed.
+for two timed runs.
 """
 
 from dataclasses import dataclass, replace
@@ -19,18 +18,18 @@ from ..dry_run.work import dit_flops
 Optimizer = Literal["adamw", "adamw8bit"]
 
 SHARE = 0.5
-"""Of what large products reach on a GPU, in a whole update: exchanges, norms, data are in it.
+"""Fraction of large products' rate on a GPU that a whole update achieves, with exchanges and data.
 
-Assumed: a round number, with which 9.1 h come out for a run that took 9.
+Assumed: a round number, which yields 9.1 h for a run that took 9.
 """
 SIZE = (720, 416)
-"""Height and width that are trained at; the paper says only that they are low."""
+"""Height and width of training pictures; the paper only says that they are low."""
 PASSES = 4
-"""Forward passes that a step with gradients is worth: forward, again, and backward as two."""
+"""Cost of a step with gradients in forward passes: forward, recomputed, and backward as two."""
 SAMPLER_STEPS = 4
-_FP32, _BF16, _STATES = 4, 2, {"adamw": 8, "adamw8bit": 2}  # bytes a parameter
-_KEPT = 1  # hidden states [L, D] that a block keeps, where all else is computed again
-_BLOCK = 12  # the same while a block is computed again and differentiated, and [L, F] beside it
+_FP32, _BF16, _STATES = 4, 2, {"adamw": 8, "adamw8bit": 2}  # bytes per parameter
+_KEPT = 1  # hidden states [L, D] that a block keeps; everything else is recomputed
+_BLOCK = 12  # the same while a block is recomputed and differentiated, in addition to [L, F]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +37,12 @@ class Stage:
     """One stage of a training.
 
     Attributes:
-        name: What it is called.
+        name: Display name.
         learning: Networks that learn.
-        frozen: Networks that only look on.
+        frozen: Networks that do not learn.
         updates: Updates of the network that learns all the time.
-        every: Updates of that per update of the student; 0: there is no student.
-        batch: Samples of an update.
+        every: Updates of that per update of the student; 0 without a student.
+        batch: Samples per update.
         chunks: K: the chunk that learns is one of the first K.
     """
 
@@ -57,12 +56,12 @@ class Stage:
 
     @property
     def forwards(self) -> float:
-        """Forward passes that the whole stage is worth, for one sample of each batch."""
+        """Cost of the whole stage in forward passes, for one sample of each batch."""
         if not self.every:
             return self.updates * PASSES
         before = (self.chunks - 1) / 2 * SAMPLER_STEPS + (SAMPLER_STEPS - 1) / 2
         critic = before + 1 + PASSES
-        student = before + PASSES + 3 + 1  # the real score has guidance, the fake one has not
+        student = before + PASSES + 3 + 1  # the real score has guidance, the fake one does not
         return self.updates * critic + self.updates // self.every * student
 
 
@@ -72,13 +71,13 @@ STUDENT = Stage(name="stage 2", learning=2, frozen=1, updates=200, every=5, chun
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage takes.
+    """The cost of a stage.
 
     Attributes:
-        stage: Which.
-        states: Bytes a GPU of parameters, gradients and the optimiser's states.
-        work: Bytes a GPU of what is gathered and activated for one sample.
-        seconds: Of the whole stage.
+        stage: The stage.
+        states: Bytes per GPU of parameters, gradients and optimiser states.
+        work: Bytes per GPU of gathered parameters and activations for one sample.
+        seconds: Seconds of the whole stage.
         flops: Floating-point operations of the whole stage.
     """
 
@@ -90,7 +89,7 @@ class Cost:
 
     @property
     def memory(self) -> float:
-        """Bytes a GPU."""
+        """Bytes per GPU."""
         return self.states + self.work
 
 
@@ -111,9 +110,9 @@ def cost(
         config: Shape of the transformer.
         parameters: Its parameters.
         gpu: Type of GPU.
-        gpus: How many share the parameters, gradients and states.
+        gpus: Number of GPUs that share parameters, gradients and states.
         size: Height and width of the pictures.
-        optimizer: AdamW with states of 32 or of 8 bits.
+        optimizer: AdamW with 32-bit or 8-bit states.
     """
     grid = LATENT_FRAMES, size[0] // 16, size[1] // 16
     flops = dit_flops(config, grid)
@@ -129,24 +128,25 @@ def cost(
 
 
 def states(stage: Stage, optimizer: Optimizer) -> int:
-    """Bytes that a stage keeps for each parameter of the network.
+    """Count the bytes that a stage keeps per parameter of the network.
 
-    Each network that learns has weights in float32 and two states; gradients are those of one at a
-    time; what looks on is in bf16.
+    Each network that learns has float32 weights and two states; gradients are those of one at a
+    time;
+    frozen networks are in bf16.
     """
     return stage.learning * (_FP32 + _STATES[optimizer]) + _FP32 + stage.frozen * _BF16
 
 
 def work(config: DiTConfig, grid: tuple[int, int, int]) -> float:
-    """Bytes that a GPU needs beside the states, for one sample: two blocks gathered, activations.
+    """Count a GPU's bytes in addition to states, for one sample: two gathered blocks, activations.
 
-    A block keeps its input; one at a time is computed again and differentiated.
+    A block keeps its input; one at a time is recomputed and differentiated.
     """
     tokens = grid[0] * grid[1] * grid[2]
     block = config.fewest_parameters / config.num_layers * _BF16
-    gathered = 2 * block + block / _BF16 * _FP32  # and the gradients of one, before they are shared
+    gathered = 2 * block + block / _BF16 * _FP32  # and one block's gradients, before sharding
     row = config.dim * _BF16
-    kept = config.num_layers * _KEPT * 2 * row  # the residual stream, and what is added to it
+    kept = config.num_layers * _KEPT * 2 * row  # the residual stream, and its increments
     inner = _BLOCK * row * 2 + 3 * config.ffn_dim * _BF16
     return gathered + tokens * (kept + inner)
 
@@ -157,11 +157,11 @@ class Timed:
 
     Attributes:
         stage: What was trained.
-        gpu: On what; a name of the table.
-        gpus: How many.
-        size: Height and width of pictures of the mean area.
-        hours: What it took.
-        source: Who says so, of what.
+        gpu: Type of GPU; a name in the table.
+        gpus: Number of GPUs.
+        size: Height and width of pictures with the mean area.
+        hours: Duration.
+        source: Source of the figure.
     """
 
     stage: Stage
@@ -187,7 +187,7 @@ TIMED = (
 
 
 def forecast_of(timed: Timed, config: DiTConfig, parameters: int) -> float:
-    """Hours that this makes of a run that was timed."""
+    """Forecast the hours of a timed run."""
     gpu = get_gpu(timed.gpu)
     found = cost(timed.stage, config, parameters, gpu, timed.gpus, size=timed.size)
     return found.seconds / 3600

@@ -1,4 +1,4 @@
-"""The model that two CPU cores train, and the settings that its trainings begin with."""
+"""The model that two CPU cores can train, and the default settings of its trainings."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -19,11 +19,12 @@ from .config import Distillation, Guidance, Teaching
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
+CPU = torch.device("cpu")
 DEMO = get_preset("demo")
 SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
     {
         "vae": {
-            "steps": 4500, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
+            "steps": 5200, "batch": 1, "optimizer": "muon", "learning_rate": 8e-4,
             "warm_up": 0.05, "cool_down": 0.8, "average": 0.99,
         },
         "audio": {"steps": 1000, "batch": 4, "learning_rate": 1e-3, "average": 0.99},
@@ -38,21 +39,21 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""Of `settings.Run`, where no file gives others."""
+"""Defaults for `settings.Run`, unless a file gives others."""
 
 
-def training_ops() -> Ops:
-    """Ops with gradients, on the CPU."""
-    return bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, differentiable=True)
+def training_ops(device: torch.device = CPU) -> Ops:
+    """Bind ops with gradients."""
+    return bind_ops(KernelConfig(), device=device, dtype=torch.float32, differentiable=True)
 
 
-def training_dtype() -> torch.dtype:
-    """What training multiplies in: bf16 where this processor does that, else float32."""
-    return product_dtype(torch.device("cpu"), torch.bfloat16)
+def training_dtype(device: torch.device = CPU) -> torch.dtype:
+    """Return the dtype of training products: bf16 if the device multiplies it, else float32."""
+    return product_dtype(device, torch.bfloat16)
 
 
 def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:
-    """A VAE of random weights, frozen, in the schedule that has the faster gradients on a CPU."""
+    """Create a frozen VAE with random weights, in the schedule with faster gradients on a CPU."""
     with torch.device("meta"):
         vae = VAE(config, training_ops(), reuse=False)
     _fill(vae, seed)
@@ -61,7 +62,7 @@ def new_vae(seed: int, config: VAEConfig = DEMO.vae) -> VAE:
 
 
 def new_audio_network(seed: int, config: AudioEncoderConfig = DEMO.audio) -> Wav2Vec2:
-    """An audio encoder of random weights, frozen; its weight norm is folded."""
+    """Create a frozen audio encoder with random weights; its weight norm is folded."""
     with torch.device("meta"):
         network = Wav2Vec2(config)
     _fill(network, seed)

@@ -1,9 +1,9 @@
-"""Random numbers by a counter: each depends on what it is for, and on nothing drawn before it.
+"""Counter-based random numbers: each depends on its purpose, and on nothing drawn before.
 
 What all samples of an update share (which chunk learns, where it leaves the sampler, at which time
-the scores are compared) is drawn by update and micro-batch, without the rank, so ranks agree with
-no word between them. What belongs to a sample is drawn by the sample's index, so any number of
-ranks makes the same global batch, and a resumed run goes on with the same numbers.
+scores are compared) is drawn by update and micro-batch, without the rank, so ranks agree without
+communicating. What belongs to a sample is drawn by the sample's index, so any number of ranks makes
+the same global batch, and a resumed run continues with the same numbers.
 """
 
 import hashlib
@@ -25,27 +25,27 @@ class Draws:
     seed: int
 
     def below(self, count: int, purpose: str, *, step: int, micro: int = 0) -> int:
-        """A number from 0 to ``count - 1`` for a whole micro-batch, on all ranks the same.
+        """Draw a number from 0 to ``count - 1`` for a whole micro-batch, equal on all ranks.
 
         Args:
-            count: How many there are to choose from.
-            purpose: What for; another word gives other numbers.
-            step: Number of the update.
-            micro: Number of the micro-batch in it.
+            count: Number of choices.
+            purpose: Purpose; another word gives other numbers.
+            step: Index of the update.
+            micro: Index of the micro-batch in it.
         """
         generator = self._generator(purpose, step, micro)
         return int(torch.randint(count, (), generator=generator))
 
     def shared_uniform(self, purpose: str, *, step: int, micro: int = 0) -> Tensor:
-        """A uniform number for a whole micro-batch, float32 [1]; arguments as of `below`."""
+        """Draw a uniform number for a whole micro-batch, float32 [1]; arguments as for `below`."""
         return torch.rand(1, generator=self._generator(purpose, step, micro))
 
     def uniform(self, purpose: str, *, step: int, samples: Sequence[int]) -> Tensor:
-        """Uniform number of each sample, float32 [B].
+        """Draw a uniform number for each sample, float32 [B].
 
         Args:
-            purpose: What for; another word gives other numbers.
-            step: Number of the update.
+            purpose: Purpose; another word gives other numbers.
+            step: Index of the update.
             samples: Indices in the global batch.
         """
         return torch.cat(
@@ -55,12 +55,12 @@ class Draws:
     def noise(
         self, purpose: str, shape: Sequence[int], *, step: int, samples: Sequence[int]
     ) -> Tensor:
-        """Standard normal numbers of each sample, float32 [B, *shape], on the CPU.
+        """Draw standard normal numbers for each sample, float32 [B, *shape], on the CPU.
 
         Args:
-            purpose: What for; another word gives other numbers.
-            shape: Of one sample.
-            step: Number of the update.
+            purpose: Purpose; another word gives other numbers.
+            shape: Shape per sample.
+            step: Index of the update.
             samples: Indices in the global batch.
         """
         return torch.stack(

@@ -1,7 +1,8 @@
-"""How long a whole recipe will take here: some updates of each training, timed on two clips.
+"""Estimates how long a recipe will take here: some updates of each training, timed on two clips.
 
-What an update costs depends on its number (the VAE sees crops first, whole chunks later), but not
-on what has been learnt, so random networks and a few numbers from all parts of a run will do.
+The cost of an update depends on its index (the VAE sees crops first, whole chunks later), but not
+on
+what has been learned, so random networks and a few updates from all parts of a run suffice.
 """
 
 import time
@@ -10,32 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from livetalk_kernels.runtime.comm import LocalCommunicator
-
-from .clips import Clips, ClipWriter, Index
+from .chunks.features import FeatureData
+from .data.clips import Clips, ClipWriter, Index
+from .data.synthetic import TRUTH, make_clip
 from .demo import Kind
-from .features import FeatureData
-from .loop import update
+from .loop.loop import update
+from .loop.place import Place
+from .loop.training import About, Training
 from .settings import Run
-from .synthetic import TRUTH, make_clip
-from .training import About, Training
 from .trainings import make_training
 
 DATASET = "dataset"
 _CLIPS = 2
 PLACES = 9
-"""In a run: three in each third, which the VAE's curriculum has."""
+"""Updates timed per run: three in each third of the VAE's curriculum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is made one after the other.
+    """The stages of a training, in order.
 
     Attributes:
-        clips: How many.
+        clips: Number of clips.
         size: Their (H, W).
-        seconds: Of each.
-        program: espeak-ng's path; None for made-up speech.
+        seconds: Length of each.
+        program: espeak-ng's path; None for synthetic vowels.
         runs: Settings of each training.
     """
 
@@ -53,19 +53,19 @@ def estimate(
     places: int = PLACES,
     tell: Callable[[str, float], None] = lambda stage, seconds: None,
 ) -> Mapping[str, float]:
-    """Time pieces of all stages.
+    """Time samples of all stages.
 
     Args:
         recipe: The stages.
-        folder: For clips and untrained weights; an empty one.
-        places: Updates of a training that are timed.
-        tell: Told of each stage and its seconds, once they are known.
+        folder: An empty folder for clips and untrained weights.
+        places: Number of updates per training to time.
+        tell: Called with each stage and its seconds, once known.
 
     Returns:
-        Stage -> seconds; their order is that of the recipe.
+        Stage -> seconds, in the order of the recipe.
 
     Raises:
-        UserError: The clips do not serve a training.
+        UserError: The clips are unsuitable for a training.
     """
     begin = time.perf_counter()
     clips = _make_clips(recipe, folder / "clips")
@@ -78,7 +78,7 @@ def estimate(
             kind=kind, data=str(clips.folder), sources={k: str(v) for k, v in sources.items()}
         )
         training = make_training(about, recipe.runs[kind], clips)
-        features = _features(training) * recipe.clips  # first: updates keep what they see
+        features = _features(training) * recipe.clips  # first: updates cache what they see
         found[kind] = features + _updates(training, recipe.runs[kind], places)
         tell(kind, found[kind])
         training.finish(path)
@@ -98,7 +98,7 @@ def _make_clips(recipe: Recipe, folder: Path) -> Clips:
 
 
 def _features(training: Training) -> float:
-    """Seconds that a clip takes before the first update that sees it."""
+    """Time what a clip takes before the first update that sees it."""
     if not isinstance(training.data, FeatureData):
         return 0.0
     begin = time.perf_counter()
@@ -107,12 +107,12 @@ def _features(training: Training) -> float:
 
 
 def _updates(training: Training, run: Run, places: int) -> float:
-    """Seconds of all updates, by those at some places of the run."""
+    """Estimate the time of all updates from some across the run."""
     state, seconds = training.state, list[float]()
     steps = [(2 * place + 1) * run.steps // (2 * places) for place in range(places)]
     for step in (steps[0], *steps):  # the first one computes features and warms up
         state.step = step
         begin = time.perf_counter()
-        update(run, training.task, state, training.data, LocalCommunicator())
+        update(run, training.task, state, training.data, Place())
         seconds.append(time.perf_counter() - begin)
     return sum(seconds[1:]) / places * run.steps

@@ -1,4 +1,4 @@
-"""Settings of a run: one TOML file, written back with every default filled in."""
+"""Settings of a run: one TOML file, written back with all defaults filled in."""
 
 import dataclasses
 import json
@@ -27,29 +27,30 @@ Share = Annotated[float, Range(0, 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a run depends on, besides its data and what it starts from.
+    """Everything a run depends on, except its data and initial weights.
 
     Attributes:
-        seed: Of all random numbers.
-        steps: Updates.
-        batch: Samples of an update, over all ranks.
-        accumulate: Micro-batches that an update is made of.
+        seed: Seed of all random numbers.
+        steps: Number of updates.
+        batch: Samples per update, over all ranks.
+        accumulate: Micro-batches per update.
         optimizer: ``adamw``, or ``muon`` for matrices and AdamW for the rest (see `muon`).
-        learning_rate: Of the optimiser, at its highest.
-        critic_rate: The same of the fake score.
-        warm_up: Share of the updates, at the begin, in which the rates rise from 0.
-        cool_down: Share of the updates, at the end, in which they fall to 0, as half a cosine does.
-        weight_decay: Of the optimiser.
-        betas: Of AdamW.
-        max_norm: Most of a gradient's norm.
-        average: Part of the averaged weights that stays in an update; 0: no average is kept.
+        learning_rate: Peak learning rate of the optimiser.
+        critic_rate: The same for the fake score.
+        warm_up: Fraction of the updates, at the start, during which rates rise from 0.
+        cool_down: Fraction of the updates, at the end, during which they fall to 0 as half a
+            cosine.
+        weight_decay: Weight decay of the optimiser.
+        betas: AdamW's betas.
+        max_norm: Maximum norm of a gradient.
+        average: Decay of the exponential moving average of weights; 0 to keep no average.
         save_every: Updates between two checkpoints.
         record_every: Updates between two lines of metrics.
         teaching: How stage 1 teaches.
         distillation: How stage 2 teaches.
 
     Raises:
-        UserError: The micro-batches do not share the batch evenly.
+        UserError: The micro-batches do not divide the batch evenly.
     """
 
     steps: Positive
@@ -71,7 +72,7 @@ class Run:
     distillation: Distillation = field(default_factory=Distillation)
 
     def __post_init__(self) -> None:
-        """Check what the types do not say."""
+        """Check what the types do not express."""
         if self.batch % self.accumulate:
             raise UserError(
                 f"batch = {self.batch}: does not part into accumulate = {self.accumulate} equal "
@@ -80,14 +81,26 @@ class Run:
 
     @property
     def micro_batch(self) -> int:
-        """Samples of a micro-batch, over all ranks."""
+        """Samples per micro-batch, over all ranks."""
         return self.batch // self.accumulate
 
+    def check_ranks(self, count: int) -> None:
+        """Refuse numbers of ranks that cannot share a micro-batch.
+
+        Raises:
+            UserError: They cannot.
+        """
+        if self.micro_batch % count:
+            raise UserError(
+                f"batch = {self.batch}, accumulate = {self.accumulate}: {count} ranks cannot share "
+                f"a micro-batch of {self.micro_batch} evenly; change one of them"
+            )
+
     def rate_factor(self, step: int) -> float:
-        """Part of the learning rates that an update has, 0 to 1.
+        """Compute an update's fraction of the peak learning rates, 0 to 1.
 
         Args:
-            step: Number of the update, from 0.
+            step: Index of the update, from 0.
         """
         rising = (step + 1) / (self.warm_up * self.steps) if self.warm_up else 1.0
         falling = (self.steps - step) / (self.cool_down * self.steps) if self.cool_down else 1.0
@@ -95,15 +108,15 @@ class Run:
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
-        """Read settings; what is left out keeps its default.
+        """Read settings; omitted ones keep their defaults.
 
         Raises:
-            UserError: The file is missing or no TOML, or a setting is unknown or no good.
+            UserError: The file is missing or not TOML, or a setting is unknown or invalid.
         """
         try:
             values = tomllib.loads(read_text(path, "settings"))
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise UserError(f"{path}: is no TOML ({error}); mend that line") from None
+            raise UserError(f"{path}: is no TOML ({error}); fix that line") from None
         unknown = sorted(_unknown(cls, values))
         if unknown:
             raise UserError(
@@ -112,19 +125,19 @@ class Run:
         try:
             return build(cls, _with_nothing(values))
         except ValueError as error:
-            raise UserError(f"{path}: {error}; mend it") from None
+            raise UserError(f"{path}: {error}; fix it") from None
 
     def check_resumed(self, path: Path | str) -> None:
-        """Refuse to go on with other settings than a run was begun with.
+        """Refuse to resume with settings other than those the run was begun with.
 
-        How long it is, and how often it saves and records, may change; the rates then follow the
-        new length.
+        Its length, and how often it saves and records, may change; the rates then follow the new
+        length.
 
         Args:
-            path: What `write` has left of it.
+            path: File that `write` has left.
 
         Raises:
-            UserError: The file is no good, or a setting differs.
+            UserError: The file is invalid, or a setting differs.
         """
         free = {name: getattr(self, name) for name in ("steps", "save_every", "record_every")}
         begun = dataclasses.replace(Run.read(path), **free)
@@ -137,7 +150,7 @@ class Run:
                 )
 
     def write(self, path: Path | str) -> None:
-        """Write all settings, as `read` takes them.
+        """Write all settings in the form that `read` takes.
 
         Raises:
             UserError: The file cannot be written.
@@ -146,7 +159,7 @@ class Run:
 
 
 def _unknown(kind: type, values: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """Names that a dataclass does not have, in nested ones as well."""
+    """List names that a dataclass lacks, including nested ones."""
     hints = typing.get_type_hints(kind)
     for name, value in values.items():
         if name not in hints:
@@ -162,7 +175,7 @@ def _with_nothing(value: Any) -> Any:
 
 
 def _lines(settings: Any, table: str = "") -> Iterator[str]:
-    """Lines of TOML: a table's own values first, then the tables within."""
+    """Format as lines of TOML: a table's own values first, then nested tables."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     inner = {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
     if table:
@@ -178,4 +191,4 @@ def _lines(settings: Any, table: str = "") -> Iterator[str]:
 def _literal(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_literal, value))}]"
-    return json.dumps(NOTHING if value is None else value)  # of these, JSON's form is TOML's
+    return json.dumps(NOTHING if value is None else value)  # for these, JSON is valid TOML

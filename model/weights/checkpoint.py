@@ -1,10 +1,10 @@
-"""The published folder layout: which file is where, and what configuration the weights imply.
+"""The published folder layout: the location of each file, and the configuration that weights imply.
 
 ``DIR/config.json``, ``DIR/diffusion_pytorch_model*.safetensors`` (DiT, sharded or not),
 ``DIR/Wan2.1_VAE.pth``, ``DIR/models_t5_umt5-xxl-enc-bf16.pth`` with its tokenizer in
 ``DIR/google/umt5-xxl``, ``DIR/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth``. The audio
-encoder is a folder of its own; a model of our own training brings it as ``DIR/audio_encoder``, and
-its VAE may be a safetensors file.
+encoder is in a separate folder; a self-trained model has it in ``DIR/audio_encoder``, and its VAE
+may be a safetensors file.
 """
 
 import dataclasses
@@ -31,28 +31,28 @@ _AUDIO_FIELDS = ("audio_layers", "audio_dim")
 
 
 class CheckpointFolder:
-    """A folder of published weights; its files are looked at when they are asked for.
+    """A folder of published weights; its files are accessed on demand.
 
     Attributes:
         path: The folder.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Check that the folder is there.
+        """Check that the folder exists.
 
         Raises:
-            UserError: It is not, or is the root of a download cache.
+            UserError: It does not, or is the root of a download cache.
         """
         self.path = check_folder(path, f"give the one with {DIT_CONFIG} in it")
 
     @property
     def dit(self) -> Path:
-        """What ``open_weights`` takes for the DiT: the folder, with one file or many in it."""
+        """Argument of ``open_weights`` for the DiT: the folder, with one or more files in it."""
         return self.path
 
     @property
     def vae(self) -> Path:
-        """The VAE's weights."""
+        """File of the VAE's weights."""
         safe = self.path / SAFE_VAE_FILE
         if find(safe).kind != "missing" and find(self.path / VAE_FILE).kind == "missing":
             return safe
@@ -60,13 +60,13 @@ class CheckpointFolder:
 
     @property
     def audio_encoder(self) -> Path | None:
-        """The folder of the audio encoder that belongs to it; None where it brings none."""
+        """Folder of the audio encoder that belongs to it; None without one."""
         folder = self.path / AUDIO_FOLDER
         return folder if is_folder(folder) else None
 
     @property
     def own(self) -> OwnModel | None:
-        """What a model of our own training says of its use; None of a published one.
+        """What a self-trained model declares about its use; None for a published one.
 
         Raises:
             UserError: See `OwnModel.read`.
@@ -75,31 +75,33 @@ class CheckpointFolder:
 
     @property
     def text_encoder(self) -> Path:
-        """The text encoder's weights."""
+        """File of the text encoder's weights."""
         return self._require(TEXT_ENCODER_FILE, "download it, or give --prompt-embeds FILE")
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the text encoder's tokenizer."""
+        """Folder of the text encoder's tokenizer."""
         return self._require(TOKENIZER_FOLDER, "download it, or give --prompt-embeds FILE")
 
     @property
     def image_encoder(self) -> Path:
-        """The image encoder's weights."""
+        """File of the image encoder's weights."""
         return self._require(IMAGE_ENCODER_FILE, "download it, or give --image-embeds FILE")
 
     def dit_config(
         self, audio_layers: int | None = None, audio_dim: int | None = None
     ) -> DiTConfig:
-        """Configuration of the DiT, from ``config.json`` and the shapes of its weights.
+        """Determine the DiT's configuration from ``config.json`` and the shapes of its weights.
 
-        ``config.json`` does not say how many layers of which width the audio projection takes,
-        and its weights only say their product.
+        ``config.json`` does not say how many layers of which width the audio projection takes, and
+        its
+        weights only reveal their product.
 
         Args:
             audio_layers: Layers of the audio encoder that will be used.
-            audio_dim: Its width. Without them: 12 x 768 if that fits the weights, else 12 layers
-                or, where 12 does not divide them, one.
+            audio_dim: Its width. By default 12 x 768 if that fits the weights, else 12 layers or,
+                if
+                12 does not divide them, one.
 
         Raises:
             UserError: A file is missing or damaged, or the audio encoder does not fit.
@@ -108,7 +110,7 @@ class CheckpointFolder:
             return read_dit_config(self.path / DIT_CONFIG, files, audio_layers, audio_dim)
 
     def vae_config(self) -> VAEConfig:
-        """Configuration of the VAE, from the shapes of its weights.
+        """Determine the VAE's configuration from the shapes of its weights.
 
         Raises:
             UserError: The file is missing, damaged, or not of this VAE.
@@ -132,7 +134,7 @@ def read_dit_config(
     audio_layers: int | None = None,
     audio_dim: int | None = None,
 ) -> DiTConfig:
-    """See ``CheckpointFolder.dit_config``; ``files`` are the open weights."""
+    """Do the work of ``CheckpointFolder.dit_config``; ``files`` are the open weights."""
     config = DiTConfig.from_json(path)
     if any(field in read_config(path) for field in _AUDIO_FIELDS) or _AUDIO_KEY not in files.shapes:
         features = config.audio_features
@@ -155,13 +157,13 @@ def read_dit_config(
         return dataclasses.replace(config, audio_layers=audio_layers, audio_dim=audio_dim)
     if features == config.audio_features:
         return config
-    # How the product splits only the audio encoder knows.
+    # Only the audio encoder knows how the product splits.
     layers = config.audio_layers if features % config.audio_layers == 0 else 1
     return dataclasses.replace(config, audio_layers=layers, audio_dim=features // layers)
 
 
 def read_vae_config(files: TensorFiles) -> VAEConfig:
-    """See ``CheckpointFolder.vae_config``; ``files`` are the open weights."""
+    """Do the work of ``CheckpointFolder.vae_config``; ``files`` are the open weights."""
     shape = files.shapes.get(_VAE_KEY, ((), None))[0]
     if len(shape) != len("OITHW"):
         raise UserError(

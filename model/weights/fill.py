@@ -1,4 +1,4 @@
-"""Fill a module with weights: from checkpoint files, or deterministic random ones.
+"""Fills a module with weights: from checkpoint files, or deterministic random ones.
 
 Modules are built on the meta device, so that nothing is allocated before everything is checked.
 """
@@ -29,26 +29,26 @@ __all__ = [
     "random_module",
 ]
 
-QUANTIZED_ROWS = 2048  # of a weight at a time
+QUANTIZED_ROWS = 2048  # rows of a weight at a time
 ROUNDED = (
     "the weights were cast to FP8 without scales, so that the result is approximate; use the bf16 "
     "weights, with --precision fp8 if memory is short"
 )
-_LARGEST = 1e9  # no training leaves such a weight, but a flipped bit of an exponent does
+_LARGEST = 1e9  # no training produces such a weight, but a flipped exponent bit does
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a checkpoint's tensor goes.
+    """The destination of a checkpoint's tensor.
 
     Attributes:
         param: Name of the module's parameter or buffer.
-        rows: Rows of it (first dimension); None for all. Several keys may share a parameter, for
-            example q, k and v in one fused matrix.
-        scale: Name of the parameter for the scales of rows; ``param`` is float8_e4m3fn then, and
-            gets the checkpoint's values quantised row by row.
+        rows: Range of its rows (first dimension); None for all. Several keys may share a parameter,
+            for example q, k and v in one fused matrix.
+        scale: Name of the parameter for per-row scales; ``param`` is then float8_e4m3fn and gets
+            the checkpoint's values quantised row by row.
     """
 
     param: str
@@ -60,12 +60,12 @@ KeyMap = Mapping[str, Slot]
 
 
 def expected_keys(module: nn.Module, key_map: KeyMap | None = None) -> dict[str, tuple[int, ...]]:
-    """Keys that a checkpoint of this module has.
+    """List the keys that a checkpoint of this module has.
 
     Args:
-        module: The module, on any device, also meta.
-        key_map: Checkpoint key -> slot. Parameters and persistent buffers that it does not
-            mention are expected under their own names.
+        module: The module, on any device, including meta.
+        key_map: Checkpoint key -> slot. Parameters and persistent buffers that it does not mention
+            are expected under their own names.
 
     Returns:
         Checkpoint key -> shape.
@@ -87,7 +87,7 @@ def check_module(
     """Check every name, shape and dtype of a checkpoint against a module; nothing is allocated.
 
     Args:
-        module: The module, on any device, also meta.
+        module: The module, on any device, including meta.
         files: The checkpoint.
         key_map: See ``expected_keys``.
         ignore: Prefixes of checkpoint keys that the module does not need.
@@ -119,7 +119,7 @@ def check_module(
 
 
 def _cure(files: TensorFiles, missing: Sequence[str], extra: Sequence[str]) -> str:
-    """What to do about keys that do not fit."""
+    """Suggest what to do about keys that do not fit."""
     scales = [key for key in extra if "scale" in key.rpartition(".")[2]]
     if files.rounded and scales:
         return (
@@ -157,16 +157,16 @@ def load_module(
     Args:
         module: Built on the meta device; its parameters are replaced and need no gradient.
         files: The checkpoint. Any floating dtype is accepted and cast.
-        dtype: Of all floating-point parameters and buffers; integers and FP8 keep theirs.
-        device: Where they go.
+        dtype: Dtype of all floating-point parameters and buffers; integers and FP8 keep theirs.
+        device: Device to load them to.
         key_map: See ``expected_keys``.
         ignore: Prefixes of checkpoint keys that the module does not need.
         host: Names of parameters that stay on the host, in memory that a GPU reads directly.
 
     Raises:
         UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
-            counts and lists them. Nothing has been allocated then. Or a weight is NaN, Inf or
-            beyond 1e9, which only damage leaves.
+            counts and lists them, and nothing has been allocated. Or a weight is NaN, Inf or beyond
+            1e9, which indicates damage.
     """
     check_module(module, files, key_map=key_map, ignore=ignore)
     if files.rounded:
@@ -191,17 +191,18 @@ def random_module(
     key_map: KeyMap | None = None,
     host: Collection[str] = (),
 ) -> None:
-    """Give a module random weights, which depend on the seed and the checkpoint keys only.
+    """Give a module random weights, which depend only on the seed and the checkpoint keys.
 
-    They are drawn on the device, and the same on every one, with or without fused parameters; in
-    bf16 they are the rounded fp32 ones, in FP8 these, quantised by the plain formula. Their
-    distribution is `random_weight`'s, by which activations stay near one.
+    They are drawn on the device, and equal on every one, with or without fused parameters; in bf16
+    they are the rounded fp32 ones, in FP8 these, quantised by the plain formula. Their
+    distribution,
+    `random_weight`'s, keeps activations near one.
 
     Args:
         module: Built on the meta device; its parameters are replaced and need no gradient.
         seed: Seed.
-        dtype: Of all parameters and buffers, which must be floating-point.
-        device: Where they go.
+        dtype: Dtype of all parameters and buffers, which must be floating-point.
+        device: Device to create them on.
         key_map: See ``expected_keys``.
         host: See ``load_module``.
     """
@@ -218,10 +219,10 @@ def random_module(
 
 
 def _check_values(values: Tensor, key: str, files: TensorFiles) -> None:
-    """Refuse numbers that no training leaves: a flipped bit that matters makes such ones.
+    """Reject values that no training produces, but a flipped bit does.
 
     Raises:
-        UserError: There are some.
+        UserError: There are any.
     """
     if not values.is_floating_point() or not values.numel():
         return
@@ -237,7 +238,7 @@ def _check_values(values: Tensor, key: str, files: TensorFiles) -> None:
 def _fill(
     tensors: Mapping[str, Tensor], slot: Slot, values: Tensor, *, quantizer: str | None = None
 ) -> None:
-    """Put a checkpoint's tensor where it belongs; ``quantizer``: the backend for FP8."""
+    """Copy a checkpoint's tensor to its place; ``quantizer``: the backend for FP8."""
     target = _part_of(tensors[slot.param], slot)
     if slot.scale is None:
         target.copy_(values)
@@ -247,7 +248,7 @@ def _fill(
     for start in range(0, len(values), QUANTIZED_ROWS):
         rows = slice(start, start + QUANTIZED_ROWS)
         part = values[rows].to(target.device)
-        # What comes in FP8 is exact in bf16, in which it can be computed with.
+        # FP8 values are exact in bf16, which supports computation.
         exact = part.to(torch.bfloat16) if part.dtype in FP8_DTYPES else part
         quantized, scale = quantize(exact, backend=quantizer)
         target[rows] = quantized
@@ -255,14 +256,14 @@ def _fill(
 
 
 def _targets(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a tied one once, under its first name."""
+    """Collect parameters and persistent buffers by name; a tied one once, under its first name."""
     persistent = module.state_dict(keep_vars=True).keys()
     named = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: tensor for name, tensor in named.items() if name in persistent}
 
 
 def _slots(targets: Mapping[str, Tensor], key_map: KeyMap | None) -> dict[str, Slot]:
-    """Slots of all keys, after asserting that they cover every row of every target once."""
+    """Return slots of all keys, after asserting that they cover every row of every target once."""
     slots = dict(key_map or {})
     mapped = {slot.param for slot in slots.values()}
     scales = {slot.scale for slot in slots.values() if slot.scale is not None}
@@ -307,7 +308,7 @@ def _allocate(
     device: torch.device,
     host: Collection[str],
 ) -> dict[str, Tensor]:
-    """Uninitialised tensors of the targets' shapes; integers, FP8 and its scales keep theirs."""
+    """Allocate tensors of the targets' shapes; integers, FP8 and its scales keep their dtypes."""
     scales = {slot.scale for slot in slots.values()}
     kept = {
         name
@@ -328,7 +329,7 @@ def _allocate(
 def _replace(
     module: nn.Module, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the tensors in the targets' places, in all of them where a parameter is tied."""
+    """Replace the targets by tensors, everywhere if a parameter is tied."""
     names = {id(target): name for name, target in targets.items()}
     new: dict[str, Tensor] = {
         name: nn.Parameter(tensors[name], requires_grad=False)

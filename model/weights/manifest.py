@@ -1,8 +1,8 @@
-"""SHA-256 manifests: has a folder of weights changed since it was known to be good?
+"""SHA-256 manifests: show whether a folder of weights has changed since it was known to be good.
 
 The format is that of ``sha256sum``: one line per file, 64 hexadecimal digits, two spaces, path.
 Paths start with the label of a root folder (``checkpoint/...``), so that one manifest can cover
-folders that lie in different places.
+folders in different places.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ Progress = Callable[[str, int], None]
 
 
 def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -> int:
-    """Hash all files under the roots and write the manifest, at once or not at all.
+    """Hash all files under the roots and write the manifest, completely or not at all.
 
-    Hidden files and ``.part`` files are left out, and so is an earlier manifest of that name.
+    Hidden files and ``.part`` files are skipped, and so is an earlier manifest of that name.
 
     Args:
         path: The manifest to write.
         roots: Label -> folder.
-        progress: Told about the bytes as they are read.
+        progress: Called with the bytes as they are read.
 
     Returns:
         Number of files.
@@ -58,14 +58,14 @@ def verify_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -
 
     Args:
         path: The manifest.
-        roots: Label -> folder; every label in the manifest must be there.
-        progress: Told about the bytes as they are read.
+        roots: Label -> folder; every label in the manifest must be included.
+        progress: Called with the bytes as they are read.
 
     Returns:
         Name -> ``"ok"``, ``"missing"`` or ``"changed"``, in the manifest's order.
 
     Raises:
-        UserError: The manifest cannot be read or understood, or uses a folder not given.
+        UserError: The manifest cannot be read or parsed, or uses a folder that is not given.
     """
     results = {}
     for name, digest in read_manifest(path).items():
@@ -81,11 +81,11 @@ def verify_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -
 
 
 def read_manifest(path: Path) -> dict[str, str]:
-    """Name -> SHA-256 in hexadecimal digits.
+    """Read name -> SHA-256 in hexadecimal digits.
 
     Raises:
-        UserError: The manifest cannot be read, is empty, has a line of another form or a path
-            that leaves its folder.
+        UserError: The manifest cannot be read, is empty, has a malformed line or a path that
+            leaves its folder.
     """
     digests: dict[str, str] = {}
     for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
@@ -105,7 +105,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 
 def manifest_files(roots: Mapping[str, Path], *, without: Path | None = None) -> dict[str, Path]:
-    """Name -> file, of all files that a manifest of these roots covers."""
+    """Collect name -> file, for all files that a manifest of these roots covers."""
     files = {}
     for label, root in sorted(roots.items()):
         for file in sorted(root.rglob("*")):
@@ -120,7 +120,7 @@ def manifest_files(roots: Mapping[str, Path], *, without: Path | None = None) ->
 
 
 def _is_manifest(file: Path) -> bool:
-    """Whether a file begins as a manifest does."""
+    """Return whether a file starts like a manifest."""
     with file.open("rb") as stream:
         line = stream.readline(_LONGEST_LINE).decode(errors="replace")
     return _LINE.fullmatch(line.rstrip("\n")) is not None

@@ -1,4 +1,4 @@
-"""Constant weights of convolutions, kept only in the form that their backend multiplies by."""
+"""Constant convolution weights, kept only in their backend's packed form."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from livetalk_kernels.ops import Ops
 
 
 def pack_weight(ops: Ops, weight_OIkkk: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A constant weight of a convolution as its backend wants it.
+    """Convert a constant convolution weight to its backend's preferred form.
 
     Returns:
-        The weight, and what the backend makes of it. Where it makes something, the first has the
-        weight's shape only: one number in memory, which nobody reads.
+        The weight, and its packed form. If there is a packed form, the former has only the
+        weight's shape: a single value in memory, which is never read.
     """
     packed = ops.pack("causal_conv3d", weight_OIkkk)
     if packed is None:
@@ -20,5 +20,5 @@ def pack_weight(ops: Ops, weight_OIkkk: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def is_shape_only(weight: Tensor) -> bool:
-    """Whether `pack_weight` has left nothing but the shape."""
+    """Return whether `pack_weight` has left nothing but the shape."""
     return not any(weight.stride())

@@ -1,9 +1,9 @@
-"""Random weights by a counter: a value depends on its key, the seed and its place alone.
+"""Counter-based random weights: a value depends only on its key, the seed and its index.
 
-So they are drawn where they are needed, on any device and in pieces of any size, with the same
-bits. The counter's hash is SplitMix64's (Steele, Lea and Flood, 2014) in plain int64 operations of
-torch, which wrap around on CPUs and on GPUs; all floating-point operations are single ones, each
-rounded as IEEE 754 says. On a GPU untested.
+So they can be drawn where needed, on any device and in pieces of any size, with the same bits. The
+counter's hash is SplitMix64's (Steele, Lea and Flood, 2014) in torch's int64 operations, which wrap
+around on CPUs and on GPUs; all floating-point operations are single ones, each rounded according to
+IEEE 754. Untested on a GPU.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-RANDOM_SEED = 0  # of presets without a checkpoint
-# Elements at a time: what is in between stays in a CPU's cache; a GPU wants long kernels.
+RANDOM_SEED = 0  # for presets without a checkpoint
+# Elements at a time: intermediates stay in a CPU's cache; a GPU needs long kernels.
 PIECE = {"cpu": 1 << 17, "cuda": 1 << 26}
 LEVELS = 8  # of 8 bits, in one 64-bit hash
 _MASK = (1 << 64) - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# Last part of a name: tensors that multiply a normalised value and are therefore around one.
+# Final parts of names: tensors that multiply a normalised value and are therefore near one.
 _SCALES = ("gamma", "weight_g", "original0")
 
 
@@ -28,15 +28,15 @@ def random_weight(
 ) -> Tensor:
     """Draw one tensor: offset + scale * u, u uniform on 256 levels in (-1, 1).
 
-    Activations stay near one: matrices and kernels are in +-sqrt(3 / fan_in) (variance
+    Keeps activations near one: matrices and kernels are in +-sqrt(3 / fan_in) (variance
     1 / fan_in), norm weights 1 +- 0.1, biases +- 0.05, modulations +- 0.1.
 
     Args:
-        key: Name in the checkpoint; its last part and the shape give offset and scale.
+        key: Name in the checkpoint; its last part and the shape determine offset and scale.
         shape: Shape.
         seed: Seed.
-        dtype: Values are calculated in float32 and rounded once.
-        device: Where they are drawn, and lie.
+        dtype: Values are computed in float32 and rounded once.
+        device: Device to draw it on.
 
     Returns:
         Tensor of that shape, contiguous.
@@ -70,13 +70,13 @@ def random_bytes(start: int, first: int, count: int, device: torch.device) -> Te
 
 
 def _signed(value: int) -> int:
-    """The int64 with the lowest 64 bits of a number."""
+    """Convert the lowest 64 bits of a number to int64."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 
 def _distribution(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Offset and half-width of the distribution of one key."""
+    """Return offset and half-width of a key's distribution."""
     kind = key.rpartition(".")[2]
     if kind in _SCALES or (kind == "weight" and len(shape) == 1):
         return 1.0, 0.1

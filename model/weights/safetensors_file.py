@@ -1,4 +1,4 @@
-"""Read one safetensors file, header checked in full, tensors mapped into memory; or write one.
+"""Reads a safetensors file, with its header checked and tensors mapped into memory; or writes one.
 
 Source: the format's description, https://github.com/huggingface/safetensors.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import open_input, read_json
 
-_MAX_HEADER = 25_000_000  # a hundred times that of the published model; the format allows more
-_MAX_DIMS = 64  # of a tensor
+_MAX_HEADER = 25_000_000  # a hundred times the published model's; the format allows more
+_MAX_DIMS = 64  # per tensor
 _SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -57,12 +57,12 @@ class SafetensorsFile:
     """One safetensors file, mapped read-only when the first tensor is read.
 
     The library's own reader maps copy-on-write, which the kernel counts as committed memory: it
-    cannot open a file larger than the host's memory, not even to look at the header.
+    cannot open a file larger than the host's memory, not even to read the header.
 
     Attributes:
         path: The file.
         shapes: Key -> (shape, dtype).
-        metadata: Texts by name, as their writer left them.
+        metadata: Texts by name, as written.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class SafetensorsFile:
 
         Args:
             path: The file.
-            what: What it is to the user.
-            cure: What to do where it is damaged.
-            missing: What to do where there is none.
+            what: What the file is to the user.
+            cure: What to do if it is damaged.
+            missing: What to do if it is missing.
 
         Raises:
-            UserError: It is missing, no regular file, truncated, damaged, or of a dtype that is
-                not understood.
+            UserError: It is missing, not a regular file, truncated, damaged, or has an unsupported
+                dtype.
         """
         self.path = path
         try:
@@ -118,7 +118,7 @@ class SafetensorsFile:
         return data.view(entry.dtype).reshape(entry.shape)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Release the file."""
         self._map = None  # unmapped with the last tensor that was read
 
 
@@ -129,11 +129,11 @@ class _DamagedError(Exception):
 def _read_header(
     path: Path, file: BinaryIO, size: int, cure: str
 ) -> tuple[dict[str, _Entry], Mapping[str, str]]:
-    """Entries of a safetensors file: 8 bytes length of the header, header in JSON, data.
+    """Read the entries of a safetensors file: 8 bytes header length, header in JSON, data.
 
     Raises:
-        _DamagedError: The header is no such header, or does not cover the file exactly.
-        UserError: It is no usable JSON, or a tensor is of a dtype that is not understood.
+        _DamagedError: The header is malformed, or does not cover the file exactly.
+        UserError: It is not usable JSON, or a tensor has an unsupported dtype.
     """
     length = int.from_bytes(file.read(8), "little")
     start = 8 + length
@@ -161,10 +161,10 @@ def _read_header(
 
 
 def _read_entry(path: Path, key: str, value: dict[str, Any], start: int) -> _Entry:
-    """One entry of the header; a malformed one raises any of what ``_read_header`` catches.
+    """Parse one header entry; a malformed one raises any of what ``_read_header`` catches.
 
     Raises:
-        UserError: Its dtype is not understood.
+        UserError: Its dtype is not supported.
     """
     dtype = _SAFETENSORS_DTYPES.get(value["dtype"])
     if dtype is None:
@@ -185,12 +185,12 @@ def write_safetensors(
     tensors: Iterable[tuple[str, TensorSpec, Callable[[], Tensor]]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, one tensor at a time: host memory for the largest is enough.
+    """Write a safetensors file, one tensor at a time: host memory for the largest suffices.
 
     Args:
-        file: What is written to.
-        tensors: Key, shape and dtype, and what gives the tensor when its turn comes, on any
-            device.
+        file: Stream to write to.
+        tensors: Key, shape, dtype, and a function that returns the tensor when its turn comes, on
+            any device.
         metadata: Texts by name.
     """
     names = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}

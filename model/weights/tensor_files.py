@@ -1,4 +1,4 @@
-"""Read tensors by name from checkpoint files, mapped into memory instead of copied.
+"""Reads tensors by name from checkpoint files, mapped into memory instead of copied.
 
 Formats: ``.safetensors`` (one file, or shards with an index) and ``torch.save`` files read with
 ``weights_only=True``, so that no code in a checkpoint ever runs.
@@ -33,12 +33,12 @@ _FOLDER_NAMES = (
     "pytorch_model.bin",
 )
 _PICKLED_SUFFIXES = (".pth", ".pt", ".bin")
-_MAX_PICKLE = 64 << 20  # of a zip: what it says of its tensors, not their numbers
+_MAX_PICKLE = 64 << 20  # within a zip: the description of its tensors, not their values
 _MAX_MEMBERS = 1 << 20
-_ZIP_END = 1 << 17  # bytes that hold the records and the comment at the end of a zip
+_ZIP_END = 1 << 17  # bytes that contain the records and the comment at the end of a zip
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-# What programs that hold a model as a part of something larger put in front of its names.
+# Prefixes that programs add to names when the model is part of something larger.
 _WRAPPERS = ("model.", "diffusion_model.", "_orig_mod.", "module.", "dit.")
 
 
@@ -69,7 +69,7 @@ class _PickledFile:
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """State dict of a ``torch.save`` file: mapped if it is a zip, read if older than that."""
+    """Load the state dict of a ``torch.save`` file: mapped if it is a zip, read if older."""
     with open_input(path, "weights") as file:
         magic = file.read(4)
         is_zip = magic == _ZIP_MAGIC
@@ -78,7 +78,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     if not is_zip and not magic.startswith(_PICKLE_MAGIC):
         raise UserError(f"{path}: not a PyTorch weights file; download the file again")
     try:
-        with warnings.catch_warnings():  # about odd files, which are refused below if they matter
+        with warnings.catch_warnings():  # about odd files, which are rejected below if they matter
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
@@ -104,7 +104,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
         value.numel() * value.element_size() > value.untyped_storage().nbytes()
         for value in tensors.values()
     )
-    # Otherwise a file of a few bytes could ask for any amount of memory.
+    # Otherwise a file of a few bytes could claim any amount of memory.
     if shared or sum(storages.values()) > find(path).bytes:
         raise UserError(
             f"{path}: its tensors are larger than what is stored of them; save contiguous copies"
@@ -113,9 +113,9 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _zip_problem(file: BinaryIO) -> str | None:
-    """What a zip has that no ``torch.save`` writes and that could fill the memory; None: nothing.
+    """Describe what no ``torch.save`` writes into a zip and could fill the memory; None if nothing.
 
-    Sizes are those of the directory at its end; nothing is unpacked.
+    Sizes are those in the directory at its end; nothing is unpacked.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _ZIP_END))
@@ -141,19 +141,19 @@ def _zip_problem(file: BinaryIO) -> str | None:
 
 
 def _directory_bytes(end: bytes) -> int | None:
-    """Size of a zip's directory, which its last bytes say; None where they do not."""
+    """Return the size of a zip's directory, from its last bytes; None if they don't contain it."""
     place = end.rfind(b"PK\5\6")
     if place < 0 or len(end) < place + 22:
         return None
     size = int.from_bytes(end[place + 12 : place + 16], "little")
-    large = end.rfind(b"PK\6\6", 0, place)  # sizes beyond 32 bits have a record of their own
+    large = end.rfind(b"PK\6\6", 0, place)  # sizes beyond 32 bits have a separate record
     if size == 0xFFFFFFFF and large >= 0:
         size = int.from_bytes(end[large + 40 : large + 48], "little")
     return size
 
 
 def _pickle_problem(error: Exception) -> str:
-    """What is wrong with a file that torch refused, in one line."""
+    """Describe what is wrong with a file that torch rejected, in one line."""
     message = str(error)
     refused = re.search(r"GLOBAL:? ([\w.]+)", message)
     if refused:
@@ -171,9 +171,9 @@ class TensorFiles:
 
     Attributes:
         name: What was opened, for messages: the file or the folder.
-        paths: The files with tensors in them.
+        paths: The files that contain tensors.
         shapes: Key -> (shape, dtype), known from the headers alone.
-        prefix: What stands in front of every key in the files, and is left off here.
+        prefix: Prefix of every key in the files, omitted here.
     """
 
     def __init__(self, name: Path, parts: Sequence[_Part]) -> None:
@@ -204,29 +204,30 @@ class TensorFiles:
         return any(dtype in FP8_DTYPES for _, dtype in self.shapes.values())
 
     def read(self, key: str) -> Tensor:
-        """Tensor of that key, on the CPU in the file's dtype; valid until ``close``.
+        """Return the tensor of a key, on the CPU in the file's dtype; valid until ``close``.
 
-        It is a view of the mapped file: pages come from the disk when they are touched and take
-        no anonymous memory. (A ``torch.save`` file of the format before PyTorch 1.6 cannot be
-        mapped; such a file is in memory as a whole.) Do not write to it.
+        It is a view of the mapped file: pages are read from disk when touched and take no anonymous
+        memory. (A ``torch.save`` file in the format before PyTorch 1.6 cannot be mapped, and is
+        held in
+        memory as a whole.) Do not write to it.
         """
         return self._owner[key].read(self.prefix + key)
 
     def holds(self, stored: str) -> bool:
-        """Whether a key, as it is stored, is in the files."""
+        """Return whether the files contain a key, as stored."""
         return stored.startswith(self.prefix) and stored.removeprefix(self.prefix) in self.shapes
 
     def path_of(self, key: str) -> Path:
-        """File that holds the key."""
+        """Return the file that contains a key."""
         return self._owner[key].path
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
         for part in self._parts:
             part.close()
 
     def __enter__(self) -> Self:
-        """Use as a context manager that closes the files."""
+        """Return the object itself; the files are closed when the block ends."""
         return self
 
     def __exit__(
@@ -251,7 +252,7 @@ def open_weights(paths: str | Path | Sequence[str | Path]) -> TensorFiles:
 
     Raises:
         UserError: A file is missing, empty, truncated or not a checkpoint; a shard that the index
-            names is missing or lacks a key; a pickle holds code.
+            names is missing or lacks a key; a pickle contains code.
     """
     if isinstance(paths, str | Path):
         name = Path(paths)
@@ -265,7 +266,7 @@ def open_weights(paths: str | Path | Sequence[str | Path]) -> TensorFiles:
 
 
 def _wrapper(keys: Iterable[str]) -> str:
-    """What programs have put in front of every single key; empty where one is without it."""
+    """Return the prefix that programs have added to every key; empty if one lacks it."""
     prefix = ""
     while True:
         more = (known for known in _WRAPPERS if all(k.startswith(prefix + known) for k in keys))
@@ -278,7 +279,7 @@ def _wrapper(keys: Iterable[str]) -> str:
 def _find_in_folder(folder: Path) -> Path:
     check_folder(folder, "check the path")
     for name in _FOLDER_NAMES:
-        if find(folder / name).kind != "missing":  # a link to nothing is named for what it is
+        if find(folder / name).kind != "missing":  # a broken link is reported as such
             return folder / name
     shards = sorted(folder.glob("*-of-*.safetensors"))
     if shards:
@@ -290,11 +291,11 @@ def _find_in_folder(folder: Path) -> Path:
 
 
 def _open_index(name: Path, index: Path) -> TensorFiles:
-    """Shards of an index; every key must be in the shard that the index names for it."""
+    """Open the shards of an index; every key must be in the shard that the index names for it."""
     shard_of = read_config(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise UserError(f"{index}: has no weight_map; download the file again")
-    # A shard is a file beside the index: a path would let an index read anything.
+    # A shard is a file in the index's folder: a path would let an index read anything.
     outside = [str(shard) for shard in shard_of.values() if Path(str(shard)).name != shard]
     if outside:
         raise UserError(f"{index}: {outside[0]!r} is not a file name; download the file again")

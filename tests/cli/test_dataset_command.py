@@ -7,9 +7,9 @@ import pytest
 from cli_tools import refused
 
 from livetalk_model.cli.main import main
-from livetalk_model.train import synthetic, voices
-from livetalk_model.train.clips import Clips
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.data import synthetic, voices
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
 
 FAST = ["--size", "32x32", "--seconds", "3"]
 

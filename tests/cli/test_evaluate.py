@@ -15,12 +15,12 @@ from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
 from livetalk_model.evaluate.report import GROUPS, SCHEMA
 from livetalk_model.own import OwnModel
-from livetalk_model.train.audio_export import export_audio
-from livetalk_model.train.clips import ClipWriter, Index
+from livetalk_model.train.audio.export import export_audio
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.data.clips import ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
 from livetalk_model.train.demo import DEMO, new_audio_network, new_vae, training_ops
-from livetalk_model.train.export import export_network, export_vae
-from livetalk_model.train.network import Network
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.product.export import export_network, export_vae
 from livetalk_model.weights.checkpoint import AUDIO_FOLDER
 from livetalk_model.weights.fill import random_module
 
@@ -87,6 +87,20 @@ def test_two_runs_side_by_side(runs, out, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         "report.json", "report.md", "report.png"
     ]  # fmt: skip
+
+
+def test_one_colour_correction_alone(runs, out, capsys):
+    code = evaluate(
+        runs, "--checkpoint", runs / "student", "--chunks", 2, "--streams", 1, "--twins", 1,
+        "--color-correction", "off", "--output", out / "report",
+    )  # fmt: skip
+    assert code == 0 and "contraction" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    model = report["models"]["this"]
+    assert [s["color_correction"] for s in model["streams"]] == ["off"]
+    assert model["summary"].keys() == {"off"} and report["settings"]["color_correction"] == "off"
+    rows = [row for row in (out / "report.md").read_text().splitlines() if row.startswith("|")]
+    assert "| Whole streams | off | wanted | what |" in rows and not any(", on" in r for r in rows)
 
 
 def test_ctrl_c_leaves_nothing(runs, out, capfd):

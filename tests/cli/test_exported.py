@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_model.cli.main import main
 from livetalk_model.dit import DiT
-from livetalk_model.train.export import export_network
-from livetalk_model.train.network import Network
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.product.export import export_network
 from livetalk_model.weights.checkpoint import CheckpointFolder
 from livetalk_model.weights.fill import load_module, open_weights
 

@@ -10,7 +10,7 @@ from cli_tools import FAST, generate
 
 from livetalk_model.cli import progress as module
 from livetalk_model.cli.progress import progress, training_progress
-from livetalk_model.train.loop import Progress
+from livetalk_model.train.loop.loop import Progress
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from PIL import Image
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_model.cli.main import main
-from livetalk_model.train.clips import ClipWriter, Index
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import last_checkpoint
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.data.clips import ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import last_checkpoint
 from livetalk_model.vae import VAE
 from livetalk_model.weights.checkpoint import CheckpointFolder, read_vae_config
 from livetalk_model.weights.fill import load_module, open_weights

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from livetalk_kernels.errors import UserError
 from livetalk_model import bundled, load_pipeline, load_preparer
 from livetalk_model.cli.main import main
-from livetalk_model.train.export import DIT_FILE
-from livetalk_model.train.packing import SUMS, pack
+from livetalk_model.train.product.export import DIT_FILE
+from livetalk_model.train.product.packing import SUMS, pack
 from livetalk_model.weights.manifest import verify_manifest
 
 SIZE = (64, 80)

@@ -27,7 +27,7 @@ from livetalk_model.media.image import load_portrait
 from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import Observed, read_recorded
 from livetalk_model.profile.compare import read_report
-from livetalk_model.train.clips import Entry, Index, read_index
+from livetalk_model.train.data.clips import Entry, Index, read_index
 from livetalk_model.weights.manifest import read_manifest
 from livetalk_model.weights.tensor_files import open_weights
 

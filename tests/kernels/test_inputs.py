@@ -48,7 +48,7 @@ from livetalk_model.media.image import load_portrait
 from livetalk_model.own import OwnModel
 from livetalk_model.plan.recorded import read_recorded
 from livetalk_model.profile.compare import read_report
-from livetalk_model.train.clips import read_index
+from livetalk_model.train.data.clips import read_index
 from livetalk_model.weights.checkpoint import CheckpointFolder
 from livetalk_model.weights.manifest import read_manifest
 from livetalk_model.weights.tensor_files import open_weights
@@ -244,7 +244,7 @@ def test_what_may_not_be_read(tmp_path):
     with os.fdopen(reader) as answer:
         *lines, flags = answer.read().splitlines()
     assert len(lines) == 3 and flags == "False False"
-    assert all("may not be read; change its permissions" in line for line in lines)
+    assert all("cannot be read; change its permissions" in line for line in lines)
 
 
 def test_find_never_raises(tmp_path):

@@ -259,7 +259,7 @@ def first_choice(value: dict) -> dict:
         (" ", "is no JSON"),
         ("{", "is no JSON"),
         ("[]", "not a JSON object"),
-        ('{"format": "avatar"}', "is no tuning file"),
+        ('{"format": "avatar"}', "is not a tuning file"),
         (broken(lambda v: v.update(version=7)), "version 7"),
         (broken(lambda v: v.pop("machines")), "machines is missing"),
         (broken(lambda v: v.update(machines=[3])), "machines[0] is 3, not an object"),

@@ -12,10 +12,10 @@ from livetalk_model.bundled import SPEECH, bundled_portraits, bundled_weights
 from livetalk_model.cli.samples import PORTRAIT, note_foreign, portrait
 from livetalk_model.config import AudioEncoderConfig, get_preset
 from livetalk_model.loading import ModelSource
-from livetalk_model.train.cast import PERSONS
-from livetalk_model.train.identity import Identity
-from livetalk_model.train.packing import MOST_BYTES, SUMS
-from livetalk_model.train.painter import Painter, Pose
+from livetalk_model.train.faces.cast import PERSONS
+from livetalk_model.train.faces.identity import Identity
+from livetalk_model.train.faces.painter import Painter, Pose
+from livetalk_model.train.product.packing import MOST_BYTES, SUMS
 from livetalk_model.weights.manifest import verify_manifest
 
 NUMBERS = {"ada": 27, "ben": 1, "carl": 34, "dora": 404}

@@ -61,7 +61,7 @@ def test_a_tokenizer_that_was_not_downloaded(folder):
     tokenizer.mkdir(parents=True)
     (tokenizer / "spiece.model").write_bytes(LFS_HEAD + b"v1\n")
     said = refused(lambda: load_tokenizer(tokenizer))
-    assert "spiece.model: is a pointer of Git LFS" in said
+    assert "spiece.model: is a Git LFS pointer" in said
     assert (row(folder, "tokenizer").status, row(folder, "tokenizer").problem) == ("broken", said)
 
 

@@ -110,6 +110,14 @@ def test_flat_frame_stays_flat(color):
     assert (out.amax(dim=(-2, -1)) == out.amin(dim=(-2, -1))).all()
 
 
+def test_what_is_brighter_than_white_is_white():
+    """The end of the range is a frame's brightest byte: just below it 255 would become 254."""
+    pixels = torch.tensor([-1.0, 1.0, *[-0.2, 0.2] * 31]).view(1, 1, 1, 8, 8)
+    portrait = torch.tensor([-1.0, 1.0]).repeat(32).view(1, 8, 8).expand(3, 8, 8)
+    out = match_color(pixels.expand(1, 3, 2, 8, 8), reference_stats(portrait), 1.0)
+    assert (out.flatten(3)[..., :2] == torch.tensor([-1.0, 1.0])).all()
+
+
 def test_extremes_stay_in_range():
     frames = torch.tensor([-1.0, 1.0]).repeat(3 * 64).view(1, 3, 1, 8, 16)
     out = match_color(frames, reference_stats(random_frames(1, 1, 8, 16)), 1.0)

@@ -11,10 +11,10 @@ from livetalk_model.evaluate.evaluation import WHOLE, whole_measures
 from livetalk_model.evaluate.judge import MEASURES, USUAL_SMILE, Judge, chunk_measures
 from livetalk_model.evaluate.scripts import Script
 from livetalk_model.media.synthetic import babble
-from livetalk_model.train.identity import Identity
-from livetalk_model.train.mouth import HOP, follow, loudness
-from livetalk_model.train.painter import Painter, Pose
-from livetalk_model.train.synthetic import TRUTH, make_truth
+from livetalk_model.train.data.synthetic import TRUTH, make_truth
+from livetalk_model.train.faces.identity import Identity
+from livetalk_model.train.faces.mouth import HOP, follow, loudness
+from livetalk_model.train.faces.painter import Painter, Pose
 
 SIZE = (96, 96)
 CHUNKS = 18  # twenty seconds, of which sound can be shifted by ten

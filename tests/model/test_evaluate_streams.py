@@ -23,9 +23,9 @@ from livetalk_model.evaluate.report import (
 from livetalk_model.evaluate.scripts import portrait_of, write_scripts
 from livetalk_model.evaluate.streams import make_stream
 from livetalk_model.stream.chunk import StreamOptions
-from livetalk_model.train.clips import Clip, Clips, ClipWriter, Index
-from livetalk_model.train.mouth import HOP
-from livetalk_model.train.synthetic import TRUTH
+from livetalk_model.train.data.clips import Clip, Clips, ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH
+from livetalk_model.train.faces.mouth import HOP
 
 SIZE = (32, 32)
 

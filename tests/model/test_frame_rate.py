@@ -84,4 +84,4 @@ def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]
               "--fps", "fast"])  # fmt: skip
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1
-    assert "--fps: frame rate 'fast': is no number; write 25, 29.97 or 30000/1001" in error
+    assert "--fps: frame rate 'fast': is not a number; write 25, 29.97 or 30000/1001" in error

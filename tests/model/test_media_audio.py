@@ -290,7 +290,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)  # root may read everything
-    with pytest.raises(UserError, match="may not be read; change its permissions"):
+    with pytest.raises(UserError, match="cannot be read; change its permissions"):
         read_audio(path)
 
 

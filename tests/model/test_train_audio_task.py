@@ -8,9 +8,9 @@ from train_clips import make_clips
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.encoders.audio import AudioEncoder
-from livetalk_model.train.audio_task import AudioData, audio_training
-from livetalk_model.train.clips import Clips
-from livetalk_model.train.loop import train
+from livetalk_model.train.audio.task import AudioData, audio_training
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.loop.loop import train
 from livetalk_model.train.settings import Run
 
 

@@ -4,19 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_clips import make_clips
+from train_clips import make_sources
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.train.audio_export import export_audio
-from livetalk_model.train.chunk_training import distill_training, teacher_training
-from livetalk_model.train.clips import Clips
+from livetalk_model.train.chunks.trainings import distill_training, teacher_training
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.demo import new_audio_network, new_vae
-from livetalk_model.train.export import export_vae
-from livetalk_model.train.loop import train
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.loop.loop import train
+from livetalk_model.train.loop.training import About, Training
 from livetalk_model.train.settings import Run
-from livetalk_model.train.training import About, Training
-from livetalk_model.train.vae_task import fold_statistics
 from livetalk_model.weights.checkpoint import CheckpointFolder
 
 
@@ -24,15 +20,9 @@ from livetalk_model.weights.checkpoint import CheckpointFolder
 def made(tmp_path_factory) -> tuple[Clips, About]:
     """A clip of two chunks, and what a transformer is trained with, of random weights."""
     folder = tmp_path_factory.mktemp("chunks")
-    clips = make_clips(folder / "clips", seconds=2.5)
-    vae = new_vae(0)
-    frames = clips.frames(0)[:33].permute(3, 0, 1, 2)[None] / 127.5 - 1
-    fold_statistics(vae, vae.encode(frames))
-    (folder / "vae").mkdir()
-    export_vae(vae, folder / "vae")
-    export_audio(new_audio_network(0), folder / "audio")
-    sources = {"vae": str(folder / "vae"), "audio_encoder": str(folder / "audio")}
-    return clips, About(kind="teacher", data=str(clips.folder), sources=sources)
+    made = make_sources(folder)
+    sources = {"vae": str(made["vae"]), "audio_encoder": str(made["audio-encoder"])}
+    return Clips(made["data"]), About(kind="teacher", data=str(made["data"]), sources=sources)
 
 
 def go(run: Run, training: Training, folder: Path, turn: str) -> list[float]:
@@ -55,6 +45,14 @@ def test_both_stages_learn_one_clip(made, tmp_path):
     assert CheckpointFolder(folder).own.size == (32, 32)
     assert CheckpointFolder(folder).dit_config(2, 96).dim == 192
     assert training.sample().shape == (64, 8 * 32, 3)
+    begun = teacher_training(
+        run,
+        clips,
+        About(kind="teacher", data=about.data, sources={**about.sources, "start": folder}),
+    )
+    its = begun.state.networks["teacher"].state_dict()
+    average = training.state.averages["teacher"].weights
+    assert all(torch.equal(its[name], value) for name, value in average.items())
 
     method = Distillation(chunks=2, generator_every=1, guidance=Guidance(text=None))
     run = Run(steps=8, batch=1, learning_rate=1e-4, critic_rate=2e-3, distillation=method)

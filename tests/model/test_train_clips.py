@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.train.clips import (
+from livetalk_model.train.data.clips import (
     INDEX,
     MAX_CLIP_BYTES,
     Clip,
@@ -19,9 +19,9 @@ from livetalk_model.train.clips import (
     check_clip_size,
     check_room,
 )
+from livetalk_model.train.data.windows import WindowReader, frames_of_chunks
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.mouth import HOP
-from livetalk_model.train.windows import WindowReader, frames_of_chunks
+from livetalk_model.train.faces.mouth import HOP
 
 SIZE = (16, 32)
 INDEX_OF = Index(size=SIZE, truth=("opening", "blink"), settings={"seed": 1})

@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 from train_samples import CONFIG, random_conditions, small_network, small_vae, training_ops
 
 from livetalk_model.dit import DiT
-from livetalk_model.train.export import DIT_FILE, export_network, export_vae
-from livetalk_model.train.network import Network
-from livetalk_model.train.update import Average
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.loop.update import Average
+from livetalk_model.train.product.export import DIT_FILE, export_network, export_vae
 from livetalk_model.vae import VAE
 from livetalk_model.weights.checkpoint import CheckpointFolder
 from livetalk_model.weights.fill import load_module, open_weights

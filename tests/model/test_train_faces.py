@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from livetalk_model.media.synthetic import SAMPLE_RATE, babble
-from livetalk_model.train import cast, liveliness
-from livetalk_model.train.identity import EYES, Identity
-from livetalk_model.train.mouth import FPS, HOP, follow
-from livetalk_model.train.painter import EYE_X, EYE_Y, Painter, Pose, picture_points
-from livetalk_model.train.synthetic import TRUTH, make_clip, make_truth
+from livetalk_model.train.data.synthetic import TRUTH, make_clip, make_truth
+from livetalk_model.train.faces import cast, liveliness
+from livetalk_model.train.faces.identity import EYES, Identity
+from livetalk_model.train.faces.mouth import FPS, HOP, follow
+from livetalk_model.train.faces.painter import EYE_X, EYE_Y, Painter, Pose, picture_points
 
 SIZE = (96, 96)
 

@@ -12,8 +12,9 @@ from train_runs import At, Copying, Numbers, be_killed, everything, go, same, sm
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import last_checkpoint, load
+from livetalk_model.train.loop.place import Place
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import last_checkpoint, load
 from livetalk_model.train.settings import Run
 
 # Settings ------------------------------------------------------------------------------------
@@ -77,6 +78,11 @@ def test_metrics_are_whole_lines_of_each_update(tmp_path):
     assert [entry.step for entry in told] == [1, 2, 3, 4, 5, 6]
     assert told[-1].left == 0 and told[0].left > 0
     assert told[1].numbers["student loss"] == lines[2]["student loss"]
+    assert told[2].numbers["student loss"] == lines[2]["student loss"]  # it was not its turn
+    assert (
+        "student loss" not in lines[3]
+        and told[2].numbers["critic loss"] != told[1].numbers["critic loss"]
+    )
     assert Run.read(tmp_path / "run.toml") == small_run()
 
 
@@ -142,7 +148,7 @@ def test_ranks_that_cannot_share_a_micro_batch(tmp_path):
     comm = LocalCommunicator()
     comm.size = 4
     with pytest.raises(UserError, match="4 ranks cannot share a micro-batch of 2"):
-        go(small_run(), small_state(), tmp_path, comm=comm)
+        go(small_run(), small_state(), tmp_path, place=Place(control=comm))
 
 
 # Going on ------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.sampler import timesteps
-from livetalk_model.train.config import Distillation, Guidance
-from livetalk_model.train.draws import Draws
-from livetalk_model.train.flow import (
+from livetalk_model.train.chunks.flow import (
     add_noise,
     clean_of,
     free_positions,
@@ -21,15 +19,17 @@ from livetalk_model.train.flow import (
     velocity,
     with_motion,
 )
-from livetalk_model.train.losses import (
+from livetalk_model.train.chunks.losses import (
     flow_loss,
     matching_gradient,
     matching_loss,
     mean_over,
     regression_loss,
 )
-from livetalk_model.train.network import Conditions
-from livetalk_model.train.scores import guided_velocity, noised_for_scores, real_score
+from livetalk_model.train.chunks.network import Conditions
+from livetalk_model.train.chunks.scores import guided_velocity, noised_for_scores, real_score
+from livetalk_model.train.config import Distillation, Guidance
+from livetalk_model.train.draws import Draws
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 

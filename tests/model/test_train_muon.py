@@ -4,9 +4,9 @@ import pytest
 import torch
 from train_runs import everything, go, same, small_run, small_state
 
-from livetalk_model.train.muon import Muon, orthogonal
-from livetalk_model.train.saving import last_checkpoint, load
-from livetalk_model.train.training import start_state
+from livetalk_model.train.loop.muon import Muon, orthogonal
+from livetalk_model.train.loop.saving import last_checkpoint, load
+from livetalk_model.train.loop.training import start_state
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
 

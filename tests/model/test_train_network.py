@@ -18,7 +18,7 @@ from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
 from livetalk_model.sampler import timesteps
-from livetalk_model.train.network import MASK_CHANNELS, Network
+from livetalk_model.train.chunks.network import MASK_CHANNELS, Network
 
 TIMES = torch.tensor([1000.0, float(timesteps(4, 5.0)[3]), 100.0])
 

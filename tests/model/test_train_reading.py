@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from livetalk_model.media.synthetic import babble
-from livetalk_model.train.cast import PERSONS
-from livetalk_model.train.identity import Identity
-from livetalk_model.train.mouth import HOP
-from livetalk_model.train.painter import NEARER, Painter, Pose
-from livetalk_model.train.reading import READ, FaceReader
-from livetalk_model.train.registration import HeadFinder
-from livetalk_model.train.synthetic import TRUTH, make_truth
+from livetalk_model.train.data.synthetic import TRUTH, make_truth
+from livetalk_model.train.faces.cast import PERSONS
+from livetalk_model.train.faces.identity import Identity
+from livetalk_model.train.faces.mouth import HOP
+from livetalk_model.train.faces.painter import NEARER, Painter, Pose
+from livetalk_model.train.readers.reading import READ, FaceReader
+from livetalk_model.train.readers.registration import HeadFinder
 
 SIZE = (96, 96)
 LEAST = {"opening": 0.98, "width": 0.98, "blink": 0.98, "gaze_x": 0.97, "gaze_y": 0.97,

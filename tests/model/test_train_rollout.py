@@ -10,11 +10,11 @@ from livetalk_model.avatar import Avatar
 from livetalk_model.color import ColorStats, reference_stats
 from livetalk_model.sampler import timesteps
 from livetalk_model.stream.chunk import ChunkGenerator, StreamOptions, from_uint8
+from livetalk_model.train.chunks.distill import Truth, counted_positions, critic_loss, match
+from livetalk_model.train.chunks.flow import with_motion
+from livetalk_model.train.chunks.network import Conditions, Network
+from livetalk_model.train.chunks.rollout import Brink, roll_out, take_step, through_pixels
 from livetalk_model.train.config import Distillation
-from livetalk_model.train.distill import Truth, counted_positions, critic_loss, match
-from livetalk_model.train.flow import with_motion
-from livetalk_model.train.network import Conditions, Network
-from livetalk_model.train.rollout import Brink, roll_out, take_step, through_pixels
 from livetalk_model.vae import VAE
 
 SCHEDULE = timesteps(4, 5.0)

@@ -10,15 +10,15 @@ from train_samples import SIZE, descend, random_conditions, small_network
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_model.sampler import denoise, timesteps
+from livetalk_model.train.chunks.distill import Batch, Course, critic_turn, stand, student_turn
+from livetalk_model.train.chunks.flow import velocity
+from livetalk_model.train.chunks.health import Health, agreement, cosine, lag
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.rollout import take_step
+from livetalk_model.train.chunks.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.distill import Batch, Course, critic_turn, stand, student_turn
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.flow import velocity
-from livetalk_model.train.health import agreement, cosine, lag
-from livetalk_model.train.network import Network
-from livetalk_model.train.rollout import take_step
-from livetalk_model.train.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
-from livetalk_model.train.update import Average
+from livetalk_model.train.loop.update import Average
 
 SHAPE = (16, *SIZE)
 SCHEDULE = timesteps(4, 5.0)
@@ -192,7 +192,9 @@ def test_steps_repeat_bit_for_bit_and_move_their_own_network() -> None:
         other = torch.optim.AdamW(fake.parameters(), lr=1e-3)
         critic_loss = critic_turn(student, fake, given, batch([0, 1]), step=0)
         numbers = [{"loss": critic_loss.item(), "norm": descend(critic_loss, other)}]
-        loss, place = student_turn(student, fake, given, batch([0, 1]), step=0)
+        taught = student_turn(student, fake, given, batch([0, 1]), step=0)
+        place = {"chunk": taught.chunk, "timestep": float(taught.at.timestep[0])}
+        loss = taught.loss
         numbers.append({"loss": loss.item(), "norm": descend(loss, own), **place})
         for network, old in zip((student, fake), before, strict=True):
             assert any(
@@ -239,6 +241,24 @@ def test_health_sees_a_critic_that_lags() -> None:
     old, new = standing(before, given, 100), standing(after, given, 100)
     assert lag(fake, old, old, **settings) == 1
     assert lag(fake, new, old, **settings) > 1.1
+
+
+def test_health_is_looked_at_now_and_then() -> None:
+    """At every fifth turn of the student; from the second look on it knows what was before."""
+    given = replace(course(), method=Distillation(chunks=3, generator_every=2, guidance=Guidance(
+        text=None)))  # fmt: skip
+    student, fake, health, found = small_network(seed=6), small_network(seed=7), Health(), {}
+    for step in (1, 3, 8, 9, 11, 19):
+        with torch.no_grad():
+            taught = student_turn(student, fake, given, batch([0, 1]), step=step)
+        numbers = health.look(fake, given, batch([0, 1]), taught, step=step)
+        if numbers:
+            found[step] = numbers
+    assert {step: set(numbers) for step, numbers in found.items()} == {
+        9: {"agreement"},
+        19: {"agreement", "lag"},
+    }
+    assert -1 <= found[9]["agreement"] <= 1 and found[19]["lag"] > 0
 
 
 def test_health_sees_whether_there_is_a_direction() -> None:

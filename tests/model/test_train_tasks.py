@@ -10,13 +10,9 @@ from train_samples import SIZE, small_network, small_vae
 
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_model.color import reference_stats
-from livetalk_model.train.config import Teaching
-from livetalk_model.train.distill import Course
-from livetalk_model.train.draws import Draws
-from livetalk_model.train.loop import At
-from livetalk_model.train.rollout import through_pixels
-from livetalk_model.train.saving import State
-from livetalk_model.train.tasks import (
+from livetalk_model.train.chunks.distill import Course
+from livetalk_model.train.chunks.rollout import through_pixels
+from livetalk_model.train.chunks.tasks import (
     CRITIC,
     STUDENT,
     TEACHER,
@@ -24,7 +20,11 @@ from livetalk_model.train.tasks import (
     TeacherTask,
     through_frames,
 )
-from livetalk_model.train.teacher import draw_lesson, teacher_loss
+from livetalk_model.train.chunks.teacher import draw_lesson, teacher_loss
+from livetalk_model.train.config import Teaching
+from livetalk_model.train.draws import Draws
+from livetalk_model.train.loop.loop import At
+from livetalk_model.train.loop.saving import State
 
 
 def part(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def distillation(**switches) -> tuple[DistillTask, State]:
 def test_the_teachers_loss_is_that_of_its_lesson():
     state, batch = teacher_state(LocalCommunicator()), Clips().batch(1, 0)
     loss, _ = teacher().loss(state, TEACHER, batch, At(step=1, micro=0, samples=[0, 1]))
-    from livetalk_model.train.network import Conditions
+    from livetalk_model.train.chunks.network import Conditions
 
     given = Conditions(**{key: batch[key] for key in ("portrait", "text", "image", "windows")})
     lesson = draw_lesson(

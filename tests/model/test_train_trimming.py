@@ -9,9 +9,9 @@ from train_samples import CONFIG, SIZE, random_conditions, training_ops
 
 from livetalk_model.dit import DiT
 from livetalk_model.own import OwnModel
-from livetalk_model.train.export import DIT_FILE, export_network
-from livetalk_model.train.network import Network
-from livetalk_model.train.trimming import WIDTH, trim
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.product.export import DIT_FILE, export_network
+from livetalk_model.train.product.trimming import WIDTH, trim
 from livetalk_model.weights.checkpoint import CheckpointFolder
 from livetalk_model.weights.fill import load_module, open_weights, random_module
 

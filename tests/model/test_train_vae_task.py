@@ -8,13 +8,13 @@ from train_clips import make_clips
 from train_runs import everything, same
 from train_samples import small_vae
 
-from livetalk_model.train import vae_task
-from livetalk_model.train.clips import Clips
-from livetalk_model.train.loop import At, train
-from livetalk_model.train.picture_losses import MOUTH, contrast_loss, mouth_weight, vae_loss
-from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.loop.loop import At, train
+from livetalk_model.train.loop.saving import State, last_checkpoint, load
 from livetalk_model.train.settings import Run
-from livetalk_model.train.vae_task import (
+from livetalk_model.train.vae import task as vae_task
+from livetalk_model.train.vae.picture_losses import FEATURES, contrast_loss, face_weight, vae_loss
+from livetalk_model.train.vae.task import (
     LONG,
     MIDDLE,
     SHORT,
@@ -24,7 +24,7 @@ from livetalk_model.train.vae_task import (
     piece_size,
     vae_training,
 )
-from livetalk_model.train.whole_vae import NO_BLOCKS
+from livetalk_model.train.vae.whole import NO_BLOCKS
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def small_run(steps: int = 6, **settings) -> Run:
 def test_pieces_come_first_and_long_windows_are_many_later_on(tmp_path):
     """And whole pictures in the later part."""
     clips = make_clips(tmp_path / "clips", size=(64, 80))
-    run = small_run(60)
+    run = small_run(300)
     data, late = VaeData(clips, run), round(vae_task.LATE * run.steps)
     shapes = [tuple(data.batch(step, 0)["video"].shape[2:]) for step in range(run.steps)]
     assert set(shapes[:late]) == {(SHORT, 64, 80), (MIDDLE, 32, 48), (LONG, 32, 32)}
@@ -89,24 +89,24 @@ def test_batches_depend_on_their_number_alone_and_hold_grey_frames(clips):
 def test_the_mouth_counts_more(clips):
     """Where it is: the pixels that change most lie where the weight is high."""
     index = clips.index
-    weight = mouth_weight(clips.truth(0)[None], index.truth, index.size)[0]
+    weight = face_weight(clips.truth(0)[None], index.truth, index.size)[0]
     motion = clips.frames(0).float().diff(dim=0).abs().mean(dim=(0, 3))
-    assert weight.min() >= 1 and 0.8 * MOUTH < weight.max() <= MOUTH
+    assert weight.min() >= 1 and 0.8 * FEATURES < weight.max() <= FEATURES
     most = motion.flatten().topk(10).indices
     assert weight.mean(0).flatten()[most].median() > 2
-    assert (mouth_weight(torch.zeros(1, 5, 0), (), (16, 16)) == 1).all()
+    assert (face_weight(torch.zeros(1, 5, 0), (), (16, 16)) == 1).all()
 
 
 def test_every_part_of_the_loss_counts():
     true, weight = torch.zeros(1, 3, 3, 16, 16), torch.ones(1, 3, 16, 16)
     assert vae_loss(true, true, weight) == 0
     even = true + 0.1
-    assert vae_loss(even, true, weight) == pytest.approx(0.1 + 0.1)  # pixels and coarse colour
+    assert vae_loss(even, true, weight) == pytest.approx(0.11 + 0.1)  # pixels and coarse colour
     checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2 - 1
-    assert vae_loss(true + 0.1 * checks, true, weight) == pytest.approx(0.1 + 0.5 * 0.4)
+    assert vae_loss(true + 0.1 * checks, true, weight) == pytest.approx(0.11 + 0.5 * 0.4)
     flicker = even * torch.tensor([1.0, -1.0, 1.0]).view(1, 1, 3, 1, 1)
-    assert vae_loss(flicker, true, weight) == pytest.approx(0.1 + 0.1 + 0.5 * 0.2)
-    assert vae_loss(even, true, 2 * weight) == pytest.approx(0.2 + 0.1)
+    assert vae_loss(flicker, true, weight) == pytest.approx(0.11 + 0.1 + 0.5 * 0.2)
+    assert vae_loss(even, true, 2 * weight) == pytest.approx(0.22 + 0.1)
 
 
 def test_an_encoder_that_rests_is_its_average(clips):

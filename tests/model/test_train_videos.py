@@ -8,8 +8,8 @@ from media_tools import write_wav
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.media.video import VideoWriter
-from livetalk_model.train.mouth import HOP
-from livetalk_model.train.videos import background_motion, find_videos, read_clips
+from livetalk_model.train.data.videos import background_motion, find_videos, read_clips
+from livetalk_model.train.faces.mouth import HOP
 
 SIZE = (32, 48)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from livetalk_kernels.errors import UserError
-from livetalk_model.train.cast import TEXTS, VOICES
-from livetalk_model.train.voices import INSTALL, PROGRAM, find_program, make_speech, speak
+from livetalk_model.train.data.voices import INSTALL, PROGRAM, find_program, make_speech, speak
+from livetalk_model.train.faces.cast import TEXTS, VOICES
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from torch import Tensor
 from train_samples import small_vae
 
 from livetalk_model.train.demo import new_vae
-from livetalk_model.train.identity import Identity
-from livetalk_model.train.painter import Painter, Pose
-from livetalk_model.train.vae_start import components, start_from_pictures
-from livetalk_model.train.whole_vae import NO_BLOCKS, encode_whole, round_trip
+from livetalk_model.train.faces.identity import Identity
+from livetalk_model.train.faces.painter import Painter, Pose
+from livetalk_model.train.vae.start import components, start_from_pictures
+from livetalk_model.train.vae.whole import NO_BLOCKS, encode_whole, round_trip
 from livetalk_model.vae import VAE
 
 

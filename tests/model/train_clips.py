@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from livetalk_model.train.clips import Clips, ClipWriter, Index
-from livetalk_model.train.synthetic import TRUTH, make_clip
+from livetalk_model.train.audio.export import export_audio
+from livetalk_model.train.data.clips import Clips, ClipWriter, Index
+from livetalk_model.train.data.synthetic import TRUTH, make_clip
+from livetalk_model.train.demo import new_audio_network, new_vae
+from livetalk_model.train.product.export import export_vae
+from livetalk_model.train.vae.task import fold_statistics
 
 
 def make_clips(folder: Path, *, size: tuple[int, int] = (32, 32), seconds: float = 2) -> Clips:
@@ -13,3 +17,19 @@ def make_clips(folder: Path, *, size: tuple[int, int] = (32, 32), seconds: float
     writer.enter(writer.store("000000.safetensors", clip))
     writer.write_index(complete=True)
     return Clips(folder)
+
+
+def make_sources(folder: Path, *, seconds: float = 2.5) -> dict[str, Path]:
+    """A clip, two chunks long, and what a transformer is trained with, of random weights.
+
+    Option of ``livetalk train`` -> folder.
+    """
+    clips = make_clips(folder / "clips", seconds=seconds)
+    vae = new_vae(0)
+    frames = clips.frames(0)[:33].permute(3, 0, 1, 2)[None] / 127.5 - 1
+    fold_statistics(vae, vae.encode(frames))
+    (folder / "vae").mkdir()
+    export_vae(vae, folder / "vae")
+    export_audio(new_audio_network(0), folder / "audio")
+    return {name: folder / at for name, at in
+            (("data", "clips"), ("vae", "vae"), ("audio-encoder", "audio"))}  # fmt: skip

@@ -5,24 +5,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from train_runs import everything
+from train_runs import everything, go, small_run, small_state
 from train_samples import CONFIG, SIZE, random_conditions, small_network
 
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
+from livetalk_model.train.chunks.distill import Course
+from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.distill import Course
+from livetalk_model.train.demo import CPU
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.loop import train
-from livetalk_model.train.network import Network
-from livetalk_model.train.records import read_records
-from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.loop.loop import train
+from livetalk_model.train.loop.muon import Muon
+from livetalk_model.train.loop.place import Place
+from livetalk_model.train.loop.records import read_records
+from livetalk_model.train.loop.saving import State, last_checkpoint, load
+from livetalk_model.train.loop.shards import make_mesh, share_out
+from livetalk_model.train.loop.update import Average
 from livetalk_model.train.settings import Run
-from livetalk_model.train.shards import make_mesh, share_out
-from livetalk_model.train.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
-from livetalk_model.train.update import Average
 
 SCHEDULE = timesteps(4, 5.0)
 CHUNKS = 3
@@ -59,20 +62,32 @@ class Streams(Clips):
         }
 
 
-def shared(network: Network, comm: Communicator, copies: int) -> Network:
-    """The network, shared out where there are several ranks."""
-    if comm.size > 1:
-        mesh = make_mesh(torch.device("cpu"), comm.size, copies=copies)
-        share_out(network, mesh, torch.float32)
+def place_of(comm: Communicator, copies: int = 1, **options) -> Place:
+    """The ranks, with parameters shared out where there are several."""
+    mesh = make_mesh(CPU, comm.size, copies=copies) if comm.size > 1 else None
+    return Place(world=comm, control=comm, mesh=mesh, **options)
+
+
+def settled(network: Network, place: Place) -> Network:
+    """The network, where it learns."""
+    place.settle(network, network.dit.blocks, network.products)
     return network
 
 
-def teacher_state(comm: Communicator, seed: int = 5, copies: int = 1) -> State:
-    network = shared(small_network(seed=seed), comm, copies)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+def teacher_state(
+    comm: Communicator, seed: int = 5, copies: int = 1, optimizer: str = "adamw"
+) -> State:
+    network = settled(small_network(seed=seed), place_of(comm, copies))
+    parameters = network.parameters()
+    if optimizer == "muon":
+        learns: torch.optim.Optimizer = Muon(
+            parameters, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1
+        )
+    else:
+        learns = torch.optim.AdamW(parameters, lr=1e-3)
     return State(
         networks={TEACHER: network},
-        optimizers={TEACHER: optimizer},
+        optimizers={TEACHER: learns},
         averages={TEACHER: Average(network, 0.9)},
     )
 
@@ -80,15 +95,16 @@ def teacher_state(comm: Communicator, seed: int = 5, copies: int = 1) -> State:
 def teach(comm: Communicator, state: State, folder: Path, steps: int = 4, **options) -> bool:
     task = TeacherTask(teaching=Teaching(), schedule=SCHEDULE, draws=Draws(seed=RUN.seed))
     run = Run(**vars(RUN) | {"steps": steps})
-    return train(run, task, state, Clips(), folder, comm=comm, **options)
+    return train(run, task, state, Clips(), folder, place=place_of(comm), **options)
 
 
 def distill(
     comm: Communicator, folder: str, copies: int = 1
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Four updates of stage 2; gradients as they are, since Adam would magnify their last bits."""
-    networks = {name: shared(small_network(seed=6), comm, copies) for name in (STUDENT, CRITIC)}
-    real = shared(small_network(seed=6).requires_grad_(False), comm, copies)
+    place = place_of(comm, copies)
+    networks = {name: settled(small_network(seed=6), place) for name in (STUDENT, CRITIC)}
+    real = settled(small_network(seed=6).requires_grad_(False), place)
     state = State(
         networks=networks,
         optimizers={
@@ -98,9 +114,23 @@ def distill(
     )
     course = Course(real=real, schedule=SCHEDULE, method=METHOD, draws=Draws(seed=RUN.seed))
     task = DistillTask(course=course, hand_over=lambda latents, batch: latents[:, :, -2:])
-    train(RUN, task, state, Streams(), Path(folder), comm=comm)
+    train(RUN, task, state, Streams(), Path(folder), place=place)
     records = read_records(Path(folder, "metrics.jsonl")) if comm.rank == 0 else []
     return whole(state), records
+
+
+def taught(comm: Communicator, folder: str, optimizer: str) -> dict[str, Tensor]:
+    """Two updates of stage 1."""
+    state = teacher_state(comm, optimizer=optimizer)
+    teach(comm, state, Path(folder), steps=2)
+    return whole(state)
+
+
+def copied(comm: Communicator, folder: str) -> dict[str, Tensor]:
+    """A run of networks that are not shared out."""
+    state = small_state()
+    go(small_run(), state, Path(folder), place=Place(world=comm, control=comm))
+    return everything(state)
 
 
 def teach_in_two(comm: Communicator, folder: str) -> list[dict[str, Tensor]]:
@@ -138,7 +168,7 @@ def in_bf16(comm: Communicator) -> dict[str, float]:
     """A loss with products in bf16; bytes of a weight; gradients that bf16 cannot hold."""
     ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.bfloat16, differentiable=True)
     network = small_network(ops)
-    share_out(network, make_mesh(torch.device("cpu"), comm.size), torch.bfloat16)
+    share_out(network, network.dit.blocks, make_mesh(CPU, comm.size), torch.bfloat16)
     x = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(1 + comm.rank))
     loss = network(x, torch.tensor([500.0]), random_conditions(1)).square().mean()
     loss.backward()

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from livetalk_model.train import saving
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.loop import At, train
-from livetalk_model.train.saving import State, last_checkpoint, load
+from livetalk_model.train.loop import saving
+from livetalk_model.train.loop.loop import At, train
+from livetalk_model.train.loop.saving import State, last_checkpoint, load
+from livetalk_model.train.loop.update import Average
 from livetalk_model.train.settings import Run
-from livetalk_model.train.update import Average
 
 WIDTH = 6
 

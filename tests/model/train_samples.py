@@ -7,8 +7,8 @@ from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.ops import Ops
 from livetalk_model.config import CHUNK_FRAMES, DiTConfig, VAEConfig
 from livetalk_model.dit import DiT
-from livetalk_model.train.network import Conditions, Network
-from livetalk_model.train.update import take_step
+from livetalk_model.train.chunks.network import Conditions, Network
+from livetalk_model.train.loop.update import take_step
 from livetalk_model.vae import VAE
 from livetalk_model.weights.fill import random_module
 

@@ -1,5 +1,5 @@
 // Nodes of CUTLASS's epilogue visitor trees for the FP8 linears: scale and bias per channel; GELU
-// and requantisation in blocks of 1x128. Untested on a GPU.
+// and requantisation in blocks of 1x128.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -12,7 +12,7 @@ namespace livetalk::cuda {
 
 namespace visitor = cutlass::epilogue::fusion::detail;
 
-// What CUTLASS asks of every node; these need no workspace and no loads by the producer.
+// What CUTLASS requires of every node; these need no workspace and no loads by the producer.
 template <class Params_>
 struct Node {
   using Arguments = Params_;
@@ -46,7 +46,7 @@ struct Node {
 struct ChannelVectors {
   const float* scale;
   const void* bias;  // null: none
-  bool half;         // of the bias: bf16, else fp32
+  bool half;         // whether the bias is bf16, else fp32
 };
 
 // input[m, n] * scale[n] + bias[n]. The vectors' part of a tile goes through shared memory.
@@ -68,9 +68,9 @@ struct ChannelAffine : Node<ChannelVectors> {
   struct Callbacks : visitor::EmptyConsumerStoreCallbacks {
     ChannelVectors params;
     SharedStorage* shared;
-    Coordinates coordinates;  // of the thread's values, from its first one
+    Coordinates coordinates;  // of the thread's values, relative to the first
     int first;                // the thread's first column in the tile
-    int column, columns;      // the tile's first column, and how many there are in all
+    int column, columns;      // the tile's first column, and the total
     int thread, threads;
 
     CUTLASS_DEVICE Callbacks(
@@ -123,12 +123,12 @@ struct ChannelAffine : Node<ChannelVectors> {
 
 struct BlockScales {
   float* scale;       // [rows, columns / 128]
-  int64_t row, step;  // elements from a row, and from a block of columns, to the next
+  int64_t row, step;  // strides from row to row, and from block of columns to block
 };
 
 // GELU of the input, divided by a scale for each row's 128 columns, which are the epilogue's tile;
-// CUTLASS then rounds to e4m3, which saturates. In wgmma's layout of results a thread has values
-// of two rows, 8 apart, and the four lanes of a quad share these rows.
+// CUTLASS then rounds to e4m3 with saturation. In wgmma's result layout a thread has values of
+// two rows, 8 apart, and the four lanes of a quad share these rows.
 struct GeluQuantise : Node<BlockScales> {
   struct SharedStorage {};
 
@@ -142,8 +142,8 @@ struct GeluQuantise : Node<BlockScales> {
   struct Callbacks : visitor::EmptyConsumerStoreCallbacks {
     BlockScales params;
     Coordinates coordinates;  // of the thread's values, from its first one
-    int row, column;          // of that one
-    int rows, columns;        // how many there are in all
+    int row, column;          // of the first
+    int rows, columns;        // totals
 
     CUTLASS_DEVICE Callbacks(
         const BlockScales& params_, Coordinates coordinates_, int row_, int column_, int rows_,

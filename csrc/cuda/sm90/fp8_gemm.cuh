@@ -1,10 +1,10 @@
 // FP8 linears on CUTLASS: persistent, warp-specialised, TMA, in clusters of two tiles that share
-// what is read of b. Untested on a GPU.
+// the data read from b.
 //
 // Hopper's tensor cores keep about 14 bits of an FP8 sum. CUTLASS's mainloop for scales per block
-// adds what 128 steps of K give to sums in fp32, times a scale, and so serves one scale per row as
-// well: its stride along K is then 0. b has no scale there, but one per channel in the epilogue.
-// The sums and a part of them take 128 to 192 registers of a thread's 240.
+// adds the result of 128 steps of K, times a scale, to sums in fp32, and so also handles one scale
+// per row: its stride along K is then 0. b has no scale there, but one per channel in the epilogue.
+// The sums and a partial sum take 128 to 192 of a thread's 240 registers.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -19,8 +19,8 @@
 
 namespace livetalk::cuda {
 
-// Everything of a kernel but its name. `Fusion` is the epilogue's visitor tree, `EpilogueTile` what
-// it sees at a time.
+// Everything about a kernel except its name. `Fusion` is the epilogue's visitor tree,
+// `EpilogueTile` the tile it processes at a time.
 template <int COLUMNS, class Out, class EpilogueTile, class Fusion>
 struct Fp8Kernel {
   using Step = cute::Int<fp8_block>;
@@ -58,7 +58,7 @@ struct Fp8Kernel {
 // The scale of b's blocks.
 static __device__ const float no_scale = 1.0f;
 
-// Launch `Kernel`, a named descendant of `Types::Kernel`; null, or what is wrong.
+// Launches `Kernel`, a named descendant of `Types::Kernel`; returns null, or what is wrong.
 template <class Types, class Kernel, class FusionArguments>
 const char* launch_fp8(
     const Fp8Linear& args, const FusionArguments& fusion, Gpu gpu, cudaStream_t stream) {
@@ -101,11 +101,11 @@ const char* launch_fp8(
   arguments.epilogue.dD = rows_out;
   arguments.hw_info.device_id = gpu.device;
   arguments.hw_info.sm_count = gpu.processors;
-  arguments.scheduler.max_swizzle_size = 8;  // what runs at the same time is nearly a square
+  arguments.scheduler.max_swizzle_size = 8;  // concurrent tiles form nearly a square
 
   cutlass::Status status = Gemm::can_implement(arguments);
   if (status != cutlass::Status::kSuccess) return cutlass::cutlassGetStatusString(status);
-  if (Gemm::get_workspace_size(arguments) != 0) return "the kernel wants a workspace";
+  if (Gemm::get_workspace_size(arguments) != 0) return "the kernel needs a workspace";
   Gemm gemm;
   status = gemm.run(arguments, nullptr, stream);
   return status == cutlass::Status::kSuccess ? nullptr : cutlass::cutlassGetStatusString(status);

@@ -1,4 +1,4 @@
-// fp8_gemm_gelu_quant: GELU and FP8 again, in registers; a tile's columns are one block of a row.
+// fp8_gemm_gelu_quant: GELU and requantisation in registers; a tile's columns are a row's block.
 #include "cuda/sm90/fp8_gemm.cuh"
 
 namespace livetalk::cuda {

@@ -1,18 +1,18 @@
-// What a feed-forward's first linear makes of its results. No CUTLASS in here: the tests compile it
-// for a CPU as well.
+// Postprocessing in a feed-forward's first linear. Free of CUTLASS: the tests also compile it for a
+// CPU.
 #pragma once
 
 #include <cstdint>
 
 namespace livetalk::cuda {
 
-// GELU_tanh(x) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3); exp by exp2.
+// GELU_tanh(x) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3), with exp2.
 __device__ inline float gelu_tanh(float x) {
   const float power = x * (-2.302208198144325f - 0.1029432395800235f * (x * x));
   return __fdividef(x, 1.0f + exp2f(power));
 }
 
-// Bits of |x|: they order as the values do, with NaN above all.
+// Bits of |x|, which sort like the values, with NaN on top.
 __device__ inline uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
 // FP8 scale of values up to `peak`: peak / 448, never denormal; 1 for zeros, NaN for NaN.

@@ -1,4 +1,4 @@
-// What the kernels of causal_conv3d share: where pixels and weights lie.
+// Shared by the kernels of causal_conv3d: addresses of pixels and weights.
 #pragma once
 
 #include "cpu/causal_conv3d.h"
@@ -6,8 +6,8 @@
 
 namespace livetalk::LIVETALK_ISA {
 
-// A frame, given by its place with all zero frames: its first pixel, null for a zero frame, and the
-// video that it is in.
+// A frame, given by its index including zero frames: its first pixel, null for a zero frame, and
+// the video that contains it.
 template <class T>
 struct Frame {
   const T* pixels = nullptr;
@@ -21,14 +21,14 @@ struct Frame {
     pixels = static_cast<const T*>(video->data) + batch * video->batch + frame * video->frame;
   }
 
-  // A row, given by its place with the border; null outside.
+  // A row, given by its index including the border; null outside.
   const T* row(const CausalConv3d& args, int64_t row) const {
     row -= args.top;
     return pixels && row >= 0 && row < args.height ? pixels + row * video->row : nullptr;
   }
 };
 
-// A pixel's channels, given by its place with all borders and zero frames; `zeros` outside.
+// A pixel's channels, given by its index including borders and zero frames; `zeros` outside.
 template <class T>
 inline const T* find_pixel(
     const CausalConv3d& args, int64_t batch, int64_t frame, int64_t row, int64_t column,
@@ -41,7 +41,7 @@ inline const T* find_pixel(
 }
 
 // Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the
-// panel on. p is where the row of input k would be if the rows were not in pairs.
+// panel on. p is where input k's row would be if rows were not interleaved in pairs.
 inline void load_rows(const float* p, int64_t column, Vec& even, Vec& odd) {
   even = Vec::load(p + column);
   odd = Vec::load(p + conv3d_panel + column);

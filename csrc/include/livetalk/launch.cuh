@@ -1,4 +1,4 @@
-// A kernel launch as a function call, so that the tests can run the same launchers on a CPU.
+// A kernel launch as a function call, so that tests can run the same launchers on a CPU.
 #pragma once
 
 #ifdef __CUDACC__

@@ -9,13 +9,14 @@
 // A packed operand is a row of panels of `width` rows (of a) or columns (of b), each panel
 // [depth / G, width, G] with zeros where the operand ends; panel i starts at
 // i * panel_size<T>(width, depth). T is the type of the source, float or bf16. fp32 stays fp32
-// (G = 1); bf16 stays bf16 in pairs along k (G = 2) where the processor multiplies such pairs
-// (AVX-512 with bf16) and is widened to fp32 elsewhere: Packed<T>. Memory of operands is aligned to 64 bytes.
+// (G = 1); bf16 stays bf16 in pairs along k (G = 2) if the processor multiplies such pairs (AVX-512
+// with bf16), and is widened to fp32 otherwise: Packed<T>. Operands are aligned to 64 bytes.
 //
-// multiply_tile keeps its sums in registers. They begin as start(i, j), the Vec of row i and
-// columns [j W, (j + 1) W), and end in finish(i, j, sum), for i < tile_rows and j < tile_vectors;
-// so a caller splits k, scales or adds a bias without another pass. Rows and columns beyond the
-// operands are multiplied too, as zeros: start and finish decide what becomes of them.
+// multiply_tile keeps its sums in registers. They start as start(i, j), the Vec of row i and
+// columns [j W, (j + 1) W), and are passed to finish(i, j, sum), for i < tile_rows and
+// j < tile_vectors; so a caller can split k, scale or add a bias without another pass. Rows and
+// columns beyond the operands are multiplied too, as zeros: start and finish decide what to do with
+// them.
 #pragma once
 
 #include <new>
@@ -24,8 +25,8 @@
 
 namespace livetalk::LIVETALK_ISA {
 
-// A tile's sums fill half the vector registers, which is as fast as filling more of them: what
-// limits it is the latency of a fused multiply-add.
+// A tile's sums fill half the vector registers; filling more is no faster, since the latency of a
+// fused multiply-add is the limit.
 constexpr int64_t tile_vectors = 2;
 constexpr int64_t tile_columns = tile_vectors * Vec::width;
 constexpr int64_t tile_rows = Vec::width == 16 ? 8 : 4;
@@ -45,9 +46,9 @@ struct Packed {
   static Vec load(const T* p, int64_t n) {
     return n < Vec::width ? Vec::load(p, n) : Vec::load(p);
   }
-  // The words that the first n of W columns of `rows` rows make; zeros beyond.
+  // The words formed by the first n of W columns of `rows` rows; zeros beyond.
   static Vec join(const T* p, int64_t, int64_t, int64_t n) { return load(p, n); }
-  // W words, made of row(g) for g < group.
+  // W words, formed from row(g) for g < group.
   template <class Row>
   static void store(Row row, type* p) {
     row(0).store(p);
@@ -115,13 +116,13 @@ class Aligned {
   T* data_;
 };
 
-// Words of a packed operand along k.
+// Number of words of a packed operand along k.
 template <class T>
 constexpr int64_t words(int64_t depth) {
   return (depth + Packed<T>::group - 1) / Packed<T>::group;
 }
 
-// Elements of one panel.
+// Number of elements in a panel.
 template <class T>
 constexpr int64_t panel_size(int64_t width, int64_t depth) {
   return width * words<T>(depth) * Packed<T>::group;
@@ -178,7 +179,7 @@ inline void transpose(Vec* rows) {
 #endif
 }
 
-// Stores a row of W words into panels `panel` elements apart; those from `end` on are left out.
+// Stores a row of W words into panels `panel` elements apart; skips those from `end` on.
 template <int64_t width, class T>
 inline void store_row(Vec row, packed_t<T>* to, int64_t panel, int64_t end) {
   constexpr int64_t W = Vec::width;

@@ -1,7 +1,7 @@
 // Vectors of fp32 for one instruction set: AVX-512 (with or without bf16), AVX2, or plain C++.
 //
-// A source in csrc/cpu is compiled once per instruction set; LIVETALK_ISA names the namespace that
-// its symbols land in. All arithmetic is fp32; bf16 exists in memory only, but for dot products.
+// A source in csrc/cpu is compiled once per instruction set; LIVETALK_ISA names the namespace of
+// its symbols. All arithmetic is fp32; bf16 exists only in memory, except for dot products.
 #pragma once
 
 #include <cmath>
@@ -47,12 +47,12 @@ inline bf16 narrow<bf16>(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-// FP8 e4m3: clamped to +-448, rounded to nearest even; a NaN becomes 0x7f with its sign.
+// FP8 e4m3: clamp to +-448, round to nearest even; a NaN becomes 0x7f with its sign.
 inline uint8_t e4m3(float x) {
   float size = std::fabs(x);
   if (size > 448.0f) size = 448.0f;
-  // Below 2^-6 numbers lie 2^-9 apart, and so do those of fp32 from 2^14 on: the sum is rounded
-  // as it must be. Above, the exponent's bias shrinks from 127 to 7 and 20 bits are rounded off.
+  // Below 2^-6 values are 2^-9 apart, like those of fp32 from 2^14 on: the sum is rounded
+  // correctly. Above, the exponent's bias shrinks from 127 to 7 and 20 bits are rounded off.
   const float shifted = size + 16384.0f;
   uint32_t bits, small, sign;
   std::memcpy(&bits, &size, sizeof bits);
@@ -84,7 +84,7 @@ struct Vec {
   static Vec widened(__m256i half) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
-  // The first and the second of each pair.
+  // The first and the second element of each pair.
   static void load_pairs(const bf16* p, Vec& even, Vec& odd) {
     const __m512i pairs = _mm512_loadu_si512(p);
     even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -113,7 +113,7 @@ struct Vec {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   }
 #endif
-  // A store gives the numbers as they are stored.
+  // A store returns the values as stored.
   Vec store(float* p) const {
     _mm512_storeu_ps(p, v);
     return *this;
@@ -132,8 +132,8 @@ struct Vec {
     _mm256_mask_storeu_epi16(p, mask(n), bits);
     return widened(bits);
   }
-  // Past the caches, for results too large for them; p is aligned to what is stored. `fence` must
-  // follow.
+  // Bypass the caches, for results too large for them; p must be aligned to the stored size. Call
+  // `fence` afterwards.
   Vec stream(float* p) const {
     _mm512_stream_ps(p, v);
     return *this;
@@ -183,14 +183,14 @@ struct Vec {
   static Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
     return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), yes.v)};
   }
-  // The larger of two numbers that are not negative; a NaN is the largest of all.
+  // The larger of two non-negative numbers; NaN is the largest of all.
   static Vec max_nan(Vec a, Vec b) {
     return {_mm512_castsi512_ps(
         _mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
   }
-  // Neighbours 2i and 2i + 1 change places.
+  // Swap neighbours 2i and 2i + 1.
   Vec swap_pairs() const { return {_mm512_permute_ps(v, 0xb1)}; }
-  // To the nearest integer, ties to even.
+  // Round to the nearest integer, ties to even.
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // a * 2^n for integral n in [-126, 127].
   static Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
@@ -339,7 +339,7 @@ struct Vec {
 
 #else
 
-// Four lanes, so that a compiler may use whatever vectors the baseline has.
+// Four lanes, so that the compiler can use the baseline's vectors.
 struct Vec {
   static constexpr int64_t width = 4;
   float v[width];
@@ -435,14 +435,14 @@ struct Vec {
 
 #endif
 
-// After the last `stream` of a kernel, so that other threads see it.
+// Call after the last `stream` of a kernel, so that other threads see it.
 inline void fence() {
 #if defined(__AVX2__)
   _mm_sfence();
 #endif
 }
 
-// Stores past the caches or into them; a row's end, given by its length, always into them.
+// Stores bypassing the caches or not; a row's remainder, given by its length, never bypasses.
 template <bool streamed, class T>
 inline Vec put(Vec value, T* p) {
   if constexpr (streamed) return value.stream(p);
@@ -453,7 +453,7 @@ inline Vec put(Vec value, T* p, int64_t n) {
   return value.store(p, n);
 }
 
-// What a row adds up to, in parts that do not wait for one another.
+// Number of independent partial sums of a row.
 constexpr int ways = 4;
 struct Sums {
   Vec part[ways] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
@@ -465,7 +465,7 @@ struct Sums {
   }
 };
 
-// Calls f(i, part) for the vectors of [0, n), in order, and f(i, part, rest) for what is left.
+// Calls f(i, part) for the vectors of [0, n), in order, and f(i, part, rest) for the remainder.
 template <class F>
 inline void sweep(int64_t n, const F& f) {
   int64_t i = 0;
@@ -479,7 +479,7 @@ inline void sweep(int64_t n, const F& f) {
   if (i < n) f(i, 0, n - i);
 }
 
-// Within `sweep`: asks, once per cache line, for what will be read soon; any address is allowed.
+// Within `sweep`: prefetches, once per cache line, what will be read soon; any address is allowed.
 template <class T>
 inline void prefetch(const T* p, int part) {
   constexpr int64_t per_line = 64 / (Vec::width * static_cast<int64_t>(sizeof(T)));

@@ -1,6 +1,6 @@
 // 16-byte packs of bf16 or fp32 and sums over lanes, for kernels that are bound by memory.
 //
-// No Torch header and no library in here: the tests compile it for a CPU as well.
+// Free of Torch headers and libraries: the tests also compile it for a CPU.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Values of T in 16 bytes, what one thread loads and stores at a time.
+// Number of values of T in 16 bytes, the unit that a thread loads and stores.
 template <class T>
 constexpr int pack = 16 / sizeof(T);
 
@@ -24,14 +24,14 @@ uint32_t rounded(float value);
 __device__ inline float low(uint32_t word) { return __uint_as_float(word << 16); }
 __device__ inline float high(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
 
-// Two values to bfloat16, rounded to nearest even, as one word.
+// Rounds two values to bfloat16, to nearest even, as one word.
 __device__ inline uint32_t join(float low_value, float high_value) {
 #ifdef __CUDACC__
   uint32_t word;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high_value), "f"(low_value));
   return word;
 #else
-  return rounded(low_value) | rounded(high_value) << 16;  // given by the emulation on a CPU
+  return rounded(low_value) | rounded(high_value) << 16;  // provided by the emulation on a CPU
 #endif
 }
 
@@ -90,14 +90,14 @@ __device__ inline void channels(const void* data, bool half, int first, float (&
 
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// Sum over groups of `lanes` neighbouring lanes (a power of two); every lane gets it.
+// Sum over groups of `lanes` neighbouring lanes (a power of two), returned to every lane.
 template <int lanes>
 __device__ inline float group_sum(float value) {
   for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
   return value;
 }
 
-// Sum over a block of whole warps; every thread gets it. `parts` is shared memory for 32 values
+// Sum over a block of whole warps, returned to every thread. `parts` is shared memory for 32 values
 // that no other sum of this kernel uses.
 __device__ inline float block_sum(float value, float* parts) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;

@@ -23,7 +23,7 @@ def add_norm(
     """Compute x' = x + gate * y and h = (x' - mean(x')) / sqrt(var(x') + eps) * weight + bias.
 
     Mean and (biased) variance run over the last dimension. All arithmetic is fp32 (fp64 for fp64
-    inputs); x' is rounded once to x's dtype, h is calculated from the rounded x' and rounded once.
+    inputs); x' is rounded once to x's dtype, h is computed from the rounded x' and rounded once.
     Modulation is ``weight = 1 + scale, bias = shift``.
 
     Args:
@@ -56,14 +56,14 @@ def empty_outputs(
     *,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, L tokens, D channels."""
+    """List representative cases: B batch, L tokens, D channels."""
     base = Case(op="add_norm", device=device, dtype=dtype)
-    # A mean that is large beside the deviation; x' in 16 bits would lose the deviation at 30.
+    # A mean that is large relative to the deviation, which at 30 would be lost in 16-bit x'.
     offset = 3.0 if dtype.itemsize == 2 else 30.0
     return (
         base.at("empty", B=1, L=0, D=64),
@@ -78,7 +78,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; channel vectors are fp32, as the model keeps them."""
+    """Make the arguments of a call; channel vectors are fp32, as the model keeps them."""
     B, L, D = (case.dims[letter] for letter in "BLD")
     x = random_tensor(case, generator, B, L, D, offset=case.options.get("offset", 0.0))
     y = random_tensor(case, generator, B, L, D)
@@ -89,14 +89,14 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """2 to add, 7 to normalise, per element; x and y are read, x' and h written."""
+    """Count 2 to add, 7 to normalise, per element; x and y are read, x' and h written."""
     B, L, D = (case.dims[letter] for letter in "BLD")
     elements, vectors = B * L * D, 3 if case.options.get("gate", True) else 2
     return Cost(flops=9 * elements, bytes=4 * elements * case.dtype.itemsize + 4 * vectors * D)
 
 
 def read(x: Tensor, y: Tensor, gate: Tensor | None, *vectors: Tensor, **_: Any) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     return row_sizes(x), {} if gate is not None else {"gate": False}
 
 

@@ -1,10 +1,10 @@
 """Triton kernel of ``add_norm``: one pass, rows stay in registers from load to store.
 
-A program has ROWS rows, or with PAIR two times as many, both alike and in step: gate, weight and
-bias, in fp32 six times the bytes of a row of x in 16 bits, are loaded once for both. The compiler
-sees equal loads as one as long as nothing is stored between them. As one tensor of two rows, what
-the vectors are added to and multiplied by would have another layout than they have, and cross the
-threads through shared memory.
+A program has ROWS rows, or twice as many with PAIR, in two halves that proceed in lockstep: gate,
+weight and bias, in fp32 six times the bytes of a 16-bit row of x, are loaded once for both. The
+compiler merges equal loads as long as nothing is stored between them. As one tensor of two rows,
+the operands of the vectors would have another layout than the vectors, and would be exchanged
+between threads through shared memory.
 """
 
 import triton
@@ -15,7 +15,7 @@ from .._triton import load_columns, row_indices, row_sum, store_columns
 
 @triton.jit
 def sum_columns(x, y, gate, dtype, columns, width, GATED: tl.constexpr, FULL: tl.constexpr):
-    """Give x + gate * y rounded to ``dtype``."""
+    """Compute x + gate * y, rounded to ``dtype``."""
     value = load_columns(x, columns, width, FULL)
     branch = load_columns(y, columns, width, FULL)
     if GATED:
@@ -28,7 +28,7 @@ def sum_rows(
     x, y, gate, dtype, width,
     GATED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Give both blocks of x + gate * y rounded to ``dtype``."""
+    """Compute both blocks of x + gate * y, rounded to ``dtype``."""
     first = sum_columns(x, y, gate, dtype, tl.arange(0, MAIN)[None, :], width, GATED, True)
     second = first
     if TAIL:
@@ -41,7 +41,7 @@ def sum_rows(
 def unit_rows(
     first, second, eps, width, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr
 ):
-    """Give both blocks less their mean, over their deviation; 0 past the end."""
+    """Subtract the mean from both blocks and divide by the deviation; 0 past the end."""
     first, second = first.to(tl.float32), second.to(tl.float32)
     mean = row_sum(first, second, TAIL) / width
     # The variance around the mean: the mean square would lose it where the mean is large.
@@ -59,7 +59,7 @@ def affine_rows(
     first, second, weight, bias, width,
     MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Give both blocks times weight plus bias."""
+    """Multiply both blocks by weight and add bias."""
     main = tl.arange(0, MAIN)[None, :]
     first = first * load_columns(weight, main, width, True) + load_columns(bias, main, width, True)
     if TAIL:
@@ -84,7 +84,7 @@ def add_and_normalise(
     x, y, gate, weight, bias, x_new, row, other, eps, width, GATED: tl.constexpr,
     PAIR: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Store x'; give both blocks of h in fp32, of rows ``row`` and, if PAIR, of ``other``."""
+    """Store x'; return both blocks of h in fp32, for rows ``row`` and, if PAIR, ``other``."""
     dtype = x_new.dtype.element_ty
     start, start_b = row * width, other * width
     first, second = sum_rows(x + start, y + start, gate, dtype, width, GATED, MAIN, TAIL, EVEN)
@@ -94,7 +94,7 @@ def add_and_normalise(
             x + start_b, y + start_b, gate, dtype, width, GATED, MAIN, TAIL, EVEN
         )
         store_rows(x_new + start_b, first_b, second_b, width, MAIN, TAIL, EVEN)
-    # All is loaded before anything is stored: the compiler moves no load across a store.
+    # Load everything before storing anything: the compiler moves no load across a store.
     store_rows(x_new + start, first, second, width, MAIN, TAIL, EVEN)
     # The norm sees the sum as it is stored.
     first, second = unit_rows(first, second, eps, width, MAIN, TAIL, EVEN)
@@ -111,7 +111,7 @@ def add_norm_kernel(
     ROWS: tl.constexpr, PAIR: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Rows [width] of x, y, x_new, h; grid (rows / ROWS,), half of it if PAIR."""
+    """Process rows [width] of x, y, x_new, h; grid (rows / ROWS,), half of it if PAIR."""
     row, other = row_indices(rows, ROWS, 0, PAIR), row_indices(rows, ROWS, 1, PAIR)
     first, second, first_b, second_b = add_and_normalise(
         x, y, gate, weight, bias, x_new, row, other, eps, width, GATED, PAIR, MAIN, TAIL, EVEN

@@ -11,7 +11,7 @@ DIFFERENTIABLE = True
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 
@@ -27,14 +27,14 @@ def run(
     """See the contract."""
     wide = math_dtype(x.dtype)
     x_new = add(x, y, gate)
-    # On a CPU layer_norm reads bf16 beside fp32 weights and calculates in fp32 by itself.
+    # On a CPU layer_norm accepts bf16 with fp32 weights and itself computes in fp32.
     source = x_new if x_new.is_cpu else x_new.to(wide)
     h = functional.layer_norm(source, x.shape[-1:], weight.to(wide), bias.to(wide), eps)
     return x_new, h.to(x.dtype)
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """Give x + gate * y, rounded once to x's dtype."""
+    """Compute x + gate * y, rounded once to x's dtype."""
     wide = math_dtype(x.dtype)
     if gate is None:
         return x + y  # torch adds two bf16 numbers in fp32 and rounds once

@@ -1,4 +1,4 @@
-"""``add_norm`` in Triton: one pass over memory, kernel in ``_triton.py``. Untested on a GPU."""
+"""``add_norm`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def launches(
     *,
     eps: float = 1e-6,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import add_norm_kernel
 
     x_new, h = outputs

@@ -61,13 +61,13 @@ def empty_outputs(
     *,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=FP8), scale
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, L tokens, D channels."""
+    """List representative cases: B batch, L tokens, D channels."""
     base = Case(op="add_norm_quant", device=device, dtype=dtype)
     return (
         base.at("empty", B=1, L=0, D=64),
@@ -81,18 +81,18 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call, as for ``add_norm``."""
+    """Make the arguments of a call, as for ``add_norm``."""
     return plain.make_inputs(case, generator)
 
 
 def values(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """The new residual stream, and the normalised one dequantised in fp64."""
+    """Return the new residual stream, and the normalised one dequantised in fp64."""
     x_new, q, scale = outputs
     return x_new, dequantize(q, scale, torch.float64)
 
 
 def cost(case: Case) -> Cost:
-    """``add_norm`` and 3 more per element; h is written as one byte and a scale per token."""
+    """Count ``add_norm`` and 3 more per element; h is written as bytes and a scale per token."""
     B, L, D = (case.dims[letter] for letter in "BLD")
     tokens, size = B * L, case.dtype.itemsize
     vectors = 3 if case.options.get("gate", True) else 2

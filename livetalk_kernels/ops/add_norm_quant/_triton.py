@@ -14,9 +14,9 @@ def add_norm_quant_kernel(
     ROWS: tl.constexpr, PAIR: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     EVEN: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Rows [width] of x, y, x_new, q and one scale each; grid (rows / ROWS,), half of it if PAIR.
+    """Process rows [width] of x, y, x_new, q and their scales; grid (rows / ROWS,), half if PAIR.
 
-    The rows of a program are those of ``add_norm``.
+    Rows are assigned to programs as in ``add_norm``.
     """
     row, other = row_indices(rows, ROWS, 0, PAIR), row_indices(rows, ROWS, 1, PAIR)
     first, second, first_b, second_b = add_and_normalise(

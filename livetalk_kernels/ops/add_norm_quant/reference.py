@@ -10,7 +10,7 @@ from ..quantize import reference as quantize
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

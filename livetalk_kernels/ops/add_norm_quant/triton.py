@@ -1,7 +1,4 @@
-"""``add_norm_quant`` in Triton: one pass over memory, kernel in ``_triton.py``.
-
-Untested on a GPU.
-"""
+"""``add_norm_quant`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -23,7 +20,7 @@ def launches(
     *,
     eps: float = 1e-6,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import add_norm_quant_kernel
 
     x_new, q, scale = outputs

@@ -16,7 +16,7 @@ def add_residual(x: Tensor, y: Tensor, bias: Tensor, *, backend: str | None = No
     All arithmetic is fp32 (fp64 for fp64 inputs), rounded once to x's dtype.
 
     Args:
-        x: Result of a convolution that has left its bias to add [B, C, T, H, W]; channels_last_3d
+        x: Result of a convolution without its bias [B, C, T, H, W]; channels_last_3d
             memory is fastest.
         y: Residual stream, x's shape and dtype.
         bias: [C], x's dtype or fp32.
@@ -35,12 +35,12 @@ def add_residual(x: Tensor, y: Tensor, bias: Tensor, *, backend: str | None = No
 
 
 def empty_outputs(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return torch.empty_like(x, memory_format=torch.channels_last_3d)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, C channels, T frames, H rows, W columns."""
+    """List representative cases: B batch, C channels, T frames, H rows, W columns."""
     base = Case(op="add_residual", device=device, dtype=dtype)
     last = {"channels_last": True}
     return (
@@ -57,7 +57,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; ``before``: frames of x and y in front of those that are added."""
+    """Make the arguments of a call; ``before``: frames of x and y that precede those to add."""
     B, C, T, H, W = (case.dims[letter] for letter in "BCTHW")
     before = case.options.get("before", 0)
     x, y = (random_tensor(case, generator, B, C, before + T, H, W) for _ in range(2))
@@ -68,13 +68,13 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """2 per element; x and y are read, the result written."""
+    """Count 2 per element; x and y are read, the result written."""
     elements = prod(case.dims[letter] for letter in "BCTHW")
     return Cost(flops=2 * elements, bytes=3 * elements * case.dtype.itemsize + 4 * case.dims["C"])
 
 
 def read(x: Tensor, y: Tensor, bias: Tensor) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     return dict(zip("BCTHW", x.shape, strict=True)), format_option(x)
 
 

@@ -11,7 +11,7 @@ def add_residual_kernel(
     x, y, bias, out, pixels,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """PIXELS [CHANNELS] each of x, y and out, in COUNT blocks; grid (pixels / PIXELS,)."""
+    """Process PIXELS [CHANNELS] of x, y and out, in COUNT blocks; grid (pixels / PIXELS,)."""
     FULL: tl.constexpr = COUNT * BLOCK == CHANNELS
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]

@@ -10,7 +10,7 @@ DIFFERENTIABLE = True
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""``add_residual`` in Triton: one pass over memory, kernel in ``_triton.py``. Untested on a GPU.
+"""``add_residual`` in Triton: one pass over memory, kernel in ``_triton.py``.
 
 Memory that is not channels-last without gaps is copied first.
 """
@@ -12,11 +12,11 @@ from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
 
-ELEMENTS = 4096  # of a program and block: two packs of 16 bytes a thread, in 16 bits
+ELEMENTS = 4096  # per program and block: in 16 bits, two packs of 16 bytes per thread
 
 
 def launches(outputs: tuple[Tensor, ...], x: Tensor, y: Tensor, bias: Tensor) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import add_residual_kernel
 
     (out,) = outputs

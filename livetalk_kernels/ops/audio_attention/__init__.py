@@ -56,12 +56,12 @@ def empty_outputs(
     tokens_per_frame: int,
     token_offset: int = 0,
 ) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return q_BLHd.new_empty(q_BLHd.shape)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: L queries, F frames of N queries, S keys each, H heads of d."""
+    """List representative cases: L queries, F frames of N queries, S keys each, H heads of d."""
     base = Case(op="audio_attention", device=device, dtype=dtype)
     return (
         base.at("empty", B=1, L=0, F=2, N=4, S=8, H=2, d=16),
@@ -95,7 +95,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; keys and values are slices of a fused K/V result."""
+    """Make the arguments of a call; keys and values are slices of a fused K/V result."""
     B, L, F, N, S, H, d = (case.dims[letter] for letter in "BLFNSHd")
     q = random_tensor(case, generator, B, L, H, d)
     k, v = random_tensor(case, generator, B, F, S, 2, H, d).unbind(3)
@@ -104,7 +104,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """Two products of 2 L S d per head; q and the frames in use are read, out is written."""
+    """Count two products of 2 L S d per head; q and the frames in use are read, out is written."""
     B, L, N, S, H, d = (case.dims[letter] for letter in "BLNSHd")
     offset = case.options.get("token_offset", 0)
     frames = -(-(offset + L) // N) - offset // N if L else 0
@@ -113,7 +113,7 @@ def cost(case: Case) -> Cost:
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, **options: Any) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     B, L, H, d = q.shape
     dims = {"B": B, "L": L, "F": k.shape[1], "N": tokens_per_frame, "S": k.shape[2]}
     return dims | {"H": H, "d": d}, options

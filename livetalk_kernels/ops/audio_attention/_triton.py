@@ -14,13 +14,13 @@ def audio_attention_kernel(
     ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr, RAGGED: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (H, frames * blocks, B): programs that run together read neighbours in memory."""
+    """Use grid (H, frames * blocks, B): concurrent programs read neighbouring memory."""
     head, batch = tl.program_id(0), tl.program_id(2)
     frame = token_offset // tokens_per_frame + tl.program_id(1) // blocks
     begin = frame * tokens_per_frame - token_offset
     end = tl.minimum(begin + tokens_per_frame, queries)
     row = tl.maximum(begin, 0) + tl.program_id(1) % blocks * ROWS
-    if row >= end:  # the shard has only a part of this frame
+    if row >= end:  # the shard has only part of this frame
         return
     head_64, batch_64 = head.to(tl.int64), batch.to(tl.int64)
     q += batch_64 * q_stride_b + head_64 * q_stride_h

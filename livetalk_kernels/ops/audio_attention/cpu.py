@@ -11,7 +11,7 @@ run = compiled("audio_attention", empty_outputs)
 
 
 def workspace(case: Case) -> int:
-    """Keys and values as the kernel packs them."""
+    """Count the bytes of keys and values, packed for the kernel."""
     B, L, N, S, H, d = (case.dims[letter] for letter in "BLNSHd")
     offset = case.options.get("token_offset", 0)
     frames = -(-(offset + L) // N) - offset // N if L else 0

@@ -1,7 +1,7 @@
-"""``audio_attention`` by torch's fused attention: whole frames are its batch.
+"""``audio_attention`` with torch's fused attention: whole frames form the batch.
 
-A shard that starts or ends within a frame has that frame's part as a batch of its own. Runs on
-CPU; on CUDA torch picks the kernel itself (untested there).
+A frame that a shard contains only in part is a separate batch. Runs on CPU; on CUDA torch picks the
+kernel itself.
 """
 
 import torch
@@ -44,7 +44,7 @@ def run(
 
 
 def _frames(q_BLHd: Tensor, k_BFSHd: Tensor, v_BFSHd: Tensor) -> Tensor:
-    """Attention where the queries split evenly over the frames."""
+    """Compute attention for queries that split evenly over the frames."""
     B, L, _, _ = q_BLHd.shape
     frames = k_BFSHd.shape[1]
     q = q_BLHd.unflatten(1, (frames, L // frames)).flatten(0, 1)

@@ -1,7 +1,4 @@
-"""``audio_attention`` in Triton: one pass over queries and results, kernel in ``_triton.py``.
-
-Untested on a GPU.
-"""
+"""``audio_attention`` in Triton: one pass over queries and results, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -21,7 +18,7 @@ def launches(
     tokens_per_frame: int,
     token_offset: int = 0,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import audio_attention_kernel
 
     (out_BLHd,) = outputs

@@ -39,16 +39,16 @@ def causal_conv3d(
         history: Frames before them [B, I, t, H, W], t >= 0; None for none.
         weight: Taps [O, I, k_t, k_h, k_w], x's dtype.
         bias: [O], x's dtype; None for none.
-        packed: What the same backend's ``pack`` made of ``weight``, whose numbers are then not read
-            (see `Ops.pack`); None: nothing was made.
-        zero_frames: Zero frames in front of the history, fewer than k_t. Their taps may be skipped.
+        packed: ``weight`` as packed by the same backend's ``pack``; the values of ``weight`` are
+            then not read (see `Ops.pack`). None: not packed.
+        zero_frames: Zero frames before the history, fewer than k_t. Their taps may be skipped.
         stride: Steps in time, rows and columns.
         padding: Zero rows or columns at the top, bottom, left and right.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
         A fresh tensor [B, O, T', H', W'] of x's dtype. All tensors are logically planar; memory
-        that is channels_last_3d is fastest and then the result's format as well.
+        that is channels_last_3d is fastest, and is then also the result's format.
 
     Raises:
         UserError: The backend does not exist or cannot run this case.
@@ -74,7 +74,7 @@ def empty_outputs(
     stride: list[int],
     padding: list[int],
 ) -> Tensor:
-    """Output of a call, not filled; an operator's schema has no defaults for lists."""
+    """Allocate the output of a call; an operator's schema has no defaults for lists."""
     stored = 0 if history is None else history.shape[2]
     top, bottom, left, right = padding
     sizes = (
@@ -93,12 +93,12 @@ def empty_outputs(
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: t history frames, I and O channels, k_t x k x k taps."""
+    """List representative cases: t history frames, I and O channels, k_t x k x k taps."""
     last = {"channels_last": True}
     same = last | {"padding": (1, 1, 1, 1)}
     small: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
-        # name, (B, I, O, t, T, H, W, kt, k), options. Those of many channels are tall, so that
-        # PyTorch gives them to oneDNN: its own loops for small tensors sum in smaller groups, an
+        # name, (B, I, O, t, T, H, W, kt, k), options. Those with many channels are tall, so that
+        # PyTorch uses oneDNN: its own loops for small tensors sum in smaller groups, with an
         # accuracy that no real size has.
         ("one", (1, 1, 1, 0, 1, 1, 1, 1, 1), {}),
         ("pointwise", (2, 8, 5, 0, 3, 4, 5, 1, 1), {}),
@@ -154,7 +154,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call, in the memory format of the case; results are near unit scale."""
+    """Make the arguments of a call, in the case's memory format; results are near unit scale."""
     d = case.dims
     fan_in = d["I"] * d["kt"] * d["k"] ** 2
     x = random_tensor(case, generator, d["B"], d["I"], d["T"], d["H"], d["W"])
@@ -175,7 +175,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """A multiply-add per tap that meets a frame; taps on zero frames cost nothing."""
+    """Count a multiply-add per tap on a frame; taps on zero frames cost nothing."""
     d = case.dims
     zeros = case.options.get("zero_frames", 0)
     stride = case.options.get("stride", (1, 1, 1))
@@ -199,7 +199,7 @@ def cost(case: Case) -> Cost:
 def read(
     x: Tensor, history: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any
 ) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     B, I, T, H, W = x.shape  # noqa: E741
     O, _, kt, k, _ = weight.shape  # noqa: E741
     stored = 0 if history is None else history.shape[2]

@@ -1,16 +1,16 @@
-"""``causal_conv3d`` compiled: Winograd's algorithm where it is faster, a direct kernel elsewhere.
+"""``causal_conv3d`` compiled: Winograd's algorithm where it is faster, else a direct kernel.
 
-Winograd's F(2, 3) along time, rows and columns has 64 products of channels where the formula has
-216: two outputs of a three-tap filter g over four inputs d take four products instead of six::
+Winograd's F(2, 3) along time, rows and columns takes 64 channel products where the formula takes
+216: two outputs of a three-tap filter g over four inputs d need four products instead of six::
 
     m0 = g0 * (d0 - d2)               m1 = (g0 + g1 + g2) / 2 * (d1 + d2)
     m2 = (g0 - g1 + g2) / 2 * (d2 - d1)               m3 = g2 * (d3 - d1)
     y0 = m0 + m1 + m2                 y1 = m1 - m2 + m3
 
-An identity, not an approximation; but sums of inputs and of taps are rounded too, so it is
-calculated in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the
-weight. Both read the same packed weight, and history, new frames and zeros where they lie; nothing
-is joined or padded. Few channels go to ``library``.
+An identity, not an approximation; but sums of inputs and of taps are rounded too, so it is computed
+in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the weight. Both
+read the same packed weight, and read history, new frames and zeros in place; nothing is joined or
+padded. Few channels are left to ``library``.
 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308);
 ``csrc/cpu/conv3d_winograd.cpp``, ``csrc/cpu/conv3d_direct.cpp``.
@@ -29,19 +29,19 @@ from . import empty_outputs, library
 
 __all__ = ["pack", "run", "supports", "workspace"]
 
-MIN_CHANNELS = 16  # with fewer, vectors of channels would be mostly empty
-_LANES, _PANEL = 16, 32  # csrc/cpu/causal_conv3d.h: inputs and outputs that are packed together
+MIN_CHANNELS = 16  # with fewer, channel vectors would be mostly empty
+_LANES, _PANEL = 16, 32  # csrc/cpu/causal_conv3d.h: inputs and outputs packed together
 
 
 def pack(weight: Tensor) -> Tensor | None:
-    """What the compiled kernels multiply by, of the weight's dtype and size (see `Ops.pack`).
+    """Pack a weight for the compiled kernels, with its dtype and size (see `Ops.pack`).
 
     Args:
         weight: As in the contract.
 
     Returns:
         One dimension, in the kernels' own order, with inputs in multiples of 16 and outputs of 32;
-        None for a weight that goes to ``library``.
+        None for a weight that is left to ``library``.
     """
     if not _fits(weight):
         return None
@@ -58,7 +58,7 @@ def _fits(weight: Tensor) -> bool:
 
 
 def workspace(case: Case) -> int:
-    """What the library allocates for few channels; the kernels here allocate nothing."""
+    """Count what the library allocates for few channels; the kernels here allocate nothing."""
     few = min(case.dims["I"], case.dims["O"]) < MIN_CHANNELS
     return library.workspace(case) if few else 0
 

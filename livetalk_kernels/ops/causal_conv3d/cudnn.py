@@ -1,8 +1,8 @@
-"""``causal_conv3d`` as ``library`` on a GPU, by the fastest of cuDNN's algorithms as timed here.
+"""``causal_conv3d`` like ``library`` on a GPU, with cuDNN's fastest algorithm as timed here.
 
-cuDNN otherwise chooses by rules of its own. The first call at each size tries all algorithms, which
-takes seconds; a VAE has a handful of sizes. ``auto`` never picks this: which algorithm wins may
-differ from run to run, and with it the last bits of the result. Untested on a GPU.
+cuDNN otherwise chooses by its own heuristics. The first call at each size tries all algorithms,
+which takes seconds; a VAE has a handful of sizes. ``auto`` never picks this: the winning algorithm
+may differ between runs, and with it the last bits of the result.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ searched = partial(by_cudnn, search=True)
 
 
 def supports(case: Case) -> str | None:
-    """An NVIDIA GPU, and a PyTorch with cuDNN."""
+    """Require an NVIDIA GPU, and a PyTorch with cuDNN."""
     reason = device_reason(case.device, "cuda") or gpu_reason(case)
     return reason or case.libraries.problem("cudnn")
 

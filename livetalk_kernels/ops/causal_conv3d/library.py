@@ -1,11 +1,11 @@
-"""``causal_conv3d`` on the convolution library under PyTorch (oneDNN, cuDNN), with less work.
+"""``causal_conv3d`` on PyTorch's convolution library (oneDNN, cuDNN), with less work.
 
-Zero frames are not convolved: an output that would see them uses the remaining taps only.
-Kernels of one frame run as 2-D convolutions over all frames at once. Symmetric padding is left to
-the library; a history and any other padding are written into one place with the new frames, once.
-Kernels with few channels on one side fold time into them.
+Zero frames are not convolved: outputs that would see them use the remaining taps only. Kernels of
+one frame run as 2-D convolutions over all frames at once. Symmetric padding is left to the library;
+a history and any other padding are copied once, together with the new frames. Kernels with few
+channels on one side fold time into them.
 
-On CUDA fp32 is multiplied as fp32, not TF32. Untested on a GPU.
+On CUDA fp32 is multiplied as fp32, not TF32.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from ...spec import Case
 DIFFERENTIABLE = True
 
 
-# oneDNN computes channels in groups of a vector register (16 fp32 values of AVX-512) and wastes
-# the rest of it; three frames of at most five channels, folded into one, fill it better.
+# oneDNN processes channels a vector register at a time (16 fp32 values with AVX-512) and wastes the
+# remainder; three frames of at most five channels, folded into one, fill it better.
 FEW_CHANNELS = 16
 FAST_CUDNN = "9.15"  # torch itself avoids older ones for 16-bit 3-D convolutions
 NO_BORDER = (0, 0, 0, 0)
@@ -30,12 +30,12 @@ Convolve = Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]
 
 
 def supports(case: Case) -> str | None:
-    """Runs wherever PyTorch convolves."""
+    """Accept whatever PyTorch can convolve."""
     return None
 
 
 def caution(case: Case) -> str | None:
-    """Say where cuDNN convolves slowly."""
+    """Warn if cuDNN would be slow."""
     if case.device.type != "cuda" or case.dtype not in HALF_DTYPES:
         return None
     reason = case.libraries.too_old("cudnn", FAST_CUDNN)
@@ -43,7 +43,7 @@ def caution(case: Case) -> str | None:
 
 
 def workspace(case: Case) -> int:
-    """Frames as they are joined or folded, and what the library copies on a CPU."""
+    """Count the joined or folded frames, and what the library copies on a CPU."""
     d, item = case.dims, case.dtype.itemsize
     zeros = case.options.get("zero_frames", 0)
     stride = case.options.get("stride", (1, 1, 1))
@@ -66,12 +66,12 @@ def workspace(case: Case) -> int:
         joined = taps * d["I"] * count * inner * item
     elif fold and d["O"] * taps <= FEW_CHANNELS and case.dtype != torch.bfloat16:
         parts = taps * d["O"] * frames * (made // max(1, d["O"] * count))
-        joined = 2 * parts * item  # every tap's part of every frame, apart and joined
+        joined = 2 * parts * item  # every tap's part of every frame, separate and joined
     elif d["t"] or not symmetric:
         joined = d["I"] * frames * inner * item
     weight = d["O"] * d["I"] * taps * d["k"] ** 2
-    windows = -(-zeros // stride[0])  # of outputs that see zeros, each convolved by itself
-    # oneDNN orders a weight anew, and one that is a slice is packed first.
+    windows = -(-zeros // stride[0])  # outputs that see zeros, each convolved separately
+    # oneDNN reorders a weight, and packs a slice first.
     beside = [(on_cpu + (zeros > 0)) * weight * item]
     if 0 < windows < count or windows > 1:
         beside.append(made * item)  # the parts, while they are joined
@@ -111,7 +111,7 @@ def convolve_video(
     padding: Sequence[int],
     by: Convolve,
 ) -> Tensor:
-    """Compute the op by the convolutions of ``by``, which has the arguments of `convolve`."""
+    """Compute the op with the convolution ``by``, which has the arguments of `convolve`."""
     pieces = [x] if history is None or history.shape[2] == 0 else [history, x]
     top, bottom, left, right = padding
     symmetric = (top, left) == (bottom, right)
@@ -119,7 +119,7 @@ def convolve_video(
     outputs, inputs, taps = weight.shape[:3]
     fold = x.is_cpu and stride[0] == 1 and taps > 1
     fold_inputs = fold and inputs * taps <= FEW_CHANNELS
-    # its partial sums are rounded before they are added up, hence not for bf16
+    # partial sums are rounded before they are added, hence not for bf16
     fold_outputs = fold and outputs * taps <= FEW_CHANNELS and x.dtype != torch.bfloat16
     if not (fold_inputs or fold_outputs):
         pieces, border = [_join(pieces, border)], NO_BORDER
@@ -154,9 +154,9 @@ def convolve(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """The library's 2-D or 3-D convolution; ``stride`` and ``padding`` have as many entries.
+    """Convolve in 2-D or 3-D with the library; ``stride`` and ``padding`` have as many entries.
 
-    Where the processor multiplies no bf16, PyTorch's own loops would, in planar memory.
+    Without bf16 instructions PyTorch would use its own loops, in planar memory; avoid that.
     """
     wide = product_dtype(frames.device, frames.dtype)
     if wide != frames.dtype:
@@ -165,7 +165,7 @@ def convolve(
     ones = (1,) * len(stride)
     if frames.dtype == torch.float32:
         if frames.is_cpu and torch.backends.mkldnn.is_available():
-            # conv2d and conv3d leave small tensors to PyTorch's own loops, which are far slower
+            # conv2d and conv3d process small tensors in PyTorch's own loops, which are far slower
             # than oneDNN at the sizes of a narrow VAE (8 channels of 4 x 64 x 64)
             return torch.mkldnn_convolution(frames, weight, bias, padding, stride, ones, 1)
         if frames.is_cuda and torch.backends.cudnn.is_available():
@@ -185,7 +185,7 @@ def by_cudnn(
     *,
     search: bool,
 ) -> Tensor:
-    """Convolve by cuDNN without TF32; ``search``: time its algorithms at the first such call."""
+    """Convolve with cuDNN without TF32; ``search`` times its algorithms on the first call."""
     ones = (1,) * len(stride)
     out = torch.cudnn_convolution(
         frames, weight, padding, stride, ones, 1,
@@ -195,7 +195,7 @@ def by_cudnn(
 
 
 def _window(pieces: list[Tensor], start: int, stop: int) -> list[Tensor]:
-    """Frames [start, stop) of those that ``pieces`` make up, as views."""
+    """View frames [start, stop) of the concatenated ``pieces``."""
     views = []
     for piece in pieces:
         view = piece[:, :, max(start, 0) : max(stop, 0)]
@@ -206,7 +206,7 @@ def _window(pieces: list[Tensor], start: int, stop: int) -> list[Tensor]:
 
 
 def _join(pieces: list[Tensor], border: Sequence[int]) -> Tensor:
-    """All frames in one tensor with zeros around them; a copy only where something is added."""
+    """Join all frames with zeros around them; copies only if something is added."""
     first = pieces[0]
     if len(pieces) == 1 and not any(border):
         return first
@@ -217,7 +217,7 @@ def _join(pieces: list[Tensor], border: Sequence[int]) -> Tensor:
 
 
 def _empty(x: Tensor, channels: int, frames: int, border: Sequence[int]) -> Tensor:
-    """Memory for frames as large as those of x with their border, in x's memory format."""
+    """Allocate frames as large as x's with their border, in x's memory format."""
     top, bottom, left, right = border
     rows, columns = top + x.shape[3] + bottom, left + x.shape[4] + right
     planar = not x.permute(0, 2, 3, 4, 1).is_contiguous()
@@ -263,7 +263,7 @@ def _fold_inputs(
     border: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """Few inputs: the frames that one output sees become channels of one image."""
+    """Fold few inputs: the frames that an output sees become channels of one image."""
     inputs, taps = weight.shape[1:3]
     count = sum(piece.shape[2] for piece in pieces) - taps + 1
     stacked = _empty(pieces[-1], taps * inputs, count, border)
@@ -281,7 +281,7 @@ def _fold_outputs(
     border: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """Few outputs: every tap's part of an output is a channel of its own, added up afterwards."""
+    """Fold few outputs: each tap's part of an output is a separate channel, summed afterwards."""
     outputs, _, taps = weight.shape[:3]
     flat = torch.cat(weight.unbind(2), dim=0)
     frames = torch.cat(

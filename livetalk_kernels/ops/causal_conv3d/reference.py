@@ -11,7 +11,7 @@ DIFFERENTIABLE = True
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

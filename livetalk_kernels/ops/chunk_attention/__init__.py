@@ -23,9 +23,9 @@ def chunk_attention(
     No mask: every query sees every key. Scores and sums are fp32 (fp64 for fp64 inputs). With no
     key at all (S = 0) out is 0 and lse is -inf, the neutral element of ``merge_lse``.
 
-    Approximate backends (FP8) are held to ``calc_diff`` < 2e-2 for out and < 1e-3 for lse. Where
-    the scores' standard deviation is 1, out is about 5 % off in relative L2 (1.4e-3), and lse 0.02
-    to 0.1; at 6 it is up to 14 % (1e-2), since rounding q and k moves a score in proportion to it.
+    Approximate backends (FP8) must meet ``calc_diff`` < 2e-2 for out and < 1e-3 for lse. If the
+    scores' standard deviation is 1, out is off by about 5 % in relative L2 (1.4e-3), and lse by
+    0.02 to 0.1; at 6, out by up to 14 % (1e-2), since rounding q and k shifts scores in proportion.
 
     Args:
         q_BLHd: Queries [B, L, H, d]; last dimension contiguous, the others may be strided.
@@ -52,14 +52,14 @@ def chunk_attention(
 def empty_outputs(
     q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     B, L, H, _ = q_BLHd.shape
     lse = q_BLHd.new_empty((B, H, L), dtype=math_dtype(q_BLHd.dtype))
     return q_BLHd.new_empty(q_BLHd.shape), lse
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: L queries, S keys, H heads of d channels."""
+    """List representative cases: L queries, S keys, H heads of d channels."""
     base = Case(op="chunk_attention", device=device, dtype=dtype)
     return (
         base.at("no_queries", B=1, L=0, S=5, H=2, d=16),
@@ -81,7 +81,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; ``fused``: q, k and v are slices of one tensor."""
+    """Make the arguments of a call; ``fused``: q, k and v are slices of one tensor."""
     B, L, S, H, d = (case.dims[letter] for letter in "BLSHd")
     if case.options.get("fused", False):
         q, k, v = random_tensor(case, generator, B, L, 3, H, d).unbind(2)
@@ -93,14 +93,14 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """Two products of 2 L S d per head; q, k, v are read, out and LSE written."""
+    """Count two products of 2 L S d per head; q, k, v are read, out and LSE written."""
     B, L, S, H, d = (case.dims[letter] for letter in "BLSHd")
     moved = 2 * B * H * (L + S) * d * case.dtype.itemsize
     return Cost(flops=4 * B * H * L * S * d, bytes=moved + 4 * B * H * L)
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     B, L, H, d = q.shape
     fused = q.stride(1) > H * d
     return (
@@ -116,7 +116,7 @@ OP = OpSpec(
     function=chunk_attention,
     preference={
         "cpu": ("cpu", "sdpa"),
-        "cuda": ("sdpa", "triton"),  # FlashAttention 2: no wgmma or tcgen05 to lose by it
+        "cuda": ("sdpa", "triton"),  # FlashAttention 2: without wgmma or tcgen05 it loses nothing
         "cuda 9.0": ("flash_attn3", "sdpa_cudnn", "triton", "sdpa"),
         "cuda 10": ("sdpa_cudnn", "triton", "sdpa"),
     },
@@ -124,8 +124,8 @@ OP = OpSpec(
     make_inputs=make_inputs,
     cost=cost,
     read=read,
-    # torch's 16-bit CPU kernel has a fast exp: 5e-5 in an LSE, against bf16's rounding of 4e-3.
+    # torch's 16-bit CPU kernel has a fast exp: 5e-5 in an LSE, versus bf16's rounding of 4e-3.
     bounds=(Bound(), Bound(half_slack=1e-4)),
-    # Twice and four times the worst of 100 seeds, which is that of `large_scores`.
+    # Twice and four times the worst of 100 seeds, which occurs in `large_scores`.
     approximate_bounds=(Bound(calc_diff=2e-2), Bound(calc_diff=1e-3)),
 )

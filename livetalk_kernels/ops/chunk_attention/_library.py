@@ -1,4 +1,4 @@
-"""What the backends by other people's kernels share: which GPU they take, what they are given."""
+"""Shared by backends on third-party kernels: supported GPUs, and operands."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ MIN_CAPABILITY = (8, 0)
 
 
 def gpu_supports(case: Case, *, max_head: int = MAX_HEAD) -> str | None:
-    """None where 16-bit attention kernels for NVIDIA GPUs take a case, else why they do not."""
+    """Return None if 16-bit attention kernels for NVIDIA GPUs support a case, else why not."""
     reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, HALF_DTYPES)
     if reason is not None:
         return reason
@@ -29,7 +29,7 @@ def gpu_supports(case: Case, *, max_head: int = MAX_HEAD) -> str | None:
 
 
 def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The result of a call without queries or keys, which the kernels do not take; else None."""
+    """Return the result without queries or keys, which the kernels do not accept; else None."""
     if q_BLHd.numel() and k_BSHd.numel():
         return None
     B, L, H, _ = q_BLHd.shape
@@ -38,7 +38,7 @@ def neutral(q_BLHd: Tensor, k_BSHd: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def aligned(x_BLHd: Tensor) -> Tensor:
-    """The tensor, copied where its rows do not start at multiples of 16 bytes."""
+    """Return the tensor, copied if its rows do not start at multiples of 16 bytes."""
     assert x_BLHd.stride(-1) == 1, "strided channels"
     strides = (
         step for step, size in zip(x_BLHd.stride()[:-1], x_BLHd.shape[:-1], strict=True) if size > 1
@@ -56,7 +56,7 @@ def as_fp8(x_BLHd: Tensor, *, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         over: Dimensions that share a scale: (1, 3) for one per head.
 
     Returns:
-        float8_e4m3fn [B, L, H, d], contiguous, and fp32 scales to multiply it with, of size 1 in
+        float8_e4m3fn [B, L, H, d], contiguous, and fp32 scales to multiply it by, with size 1 in
         the dimensions ``over``.
     """
     peak = x_BLHd.abs().amax(over, keepdim=True).float()
@@ -73,9 +73,9 @@ def flash_attention(
     v_BSHd: Tensor,
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """The op by ``flash_attn_func`` of FlashAttention 2 or 3.
+    """Compute the op with ``flash_attn_func`` of FlashAttention 2 or 3.
 
-    Both take [B, L, H, d] with any stride but the last and return a natural-log LSE [B, H, L];
+    Both take [B, L, H, d] with any strides except the last and return a natural-log LSE [B, H, L];
     version 2 returns a third tensor, which is empty without dropout.
     """
     if (result := neutral(q_BLHd, k_BSHd)) is not None:

@@ -1,7 +1,7 @@
-"""Torch's attention kernels by the operators that return the LSE, for the ``sdpa`` backends.
+"""Torch's attention operators that return the LSE, for the ``sdpa`` backends.
 
-The operators under ``scaled_dot_product_attention``, called by name: nothing global is switched
-to choose one. The CUDA ones follow their schemas and are untested on a GPU.
+These are the operators under ``scaled_dot_product_attention``, called by name: no global switch is
+needed to choose one. Calls of the CUDA ones follow their schemas.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ Kernel = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
 def attend(
     kernel: Kernel, q_BLHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The op by one of the kernels below."""
+    """Compute the op with one of the kernels below."""
     # Torch's CPU kernel divides by zero without queries or keys.
     if (result := neutral(q_BLHd, k_BSHd)) is not None:
         return result
-    # The operators take this for granted and give wrong numbers otherwise.
+    # The operators assume this and give wrong numbers otherwise.
     assert all(x.stride(-1) == 1 for x in (q_BLHd, k_BSHd, v_BSHd)), "strided channels"
     q, k, v = (x.transpose(1, 2) for x in (q_BLHd, k_BSHd, v_BSHd))
     out, lse = kernel(q, k, v, scale)
@@ -34,7 +34,7 @@ def attend(
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """FlashAttention: torch's own on a CPU (any float dtype), version 2 on CUDA (16 bits)."""
+    """Call FlashAttention: torch's own on a CPU (any float dtype), version 2 on CUDA (16 bits)."""
     if q.is_cpu:
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
     else:
@@ -43,7 +43,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor,
 
 
 def efficient(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """The memory-efficient kernel, on CUDA; it pads the LSE's rows to a multiple of 32."""
+    """Call the memory-efficient kernel, on CUDA; it pads the LSE's rows to a multiple of 32."""
     out, lse = aten._scaled_dot_product_efficient_attention(
         q, k, v, None, compute_log_sumexp=True, scale=scale
     )[:2]
@@ -51,7 +51,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Ten
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """CuDNN's kernel, on CUDA; its LSE is [B, H, L, 1]."""
+    """Call cuDNN's kernel, on CUDA; its LSE is [B, H, L, 1]."""
     out, lse = aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, compute_log_sumexp=True, scale=scale
     )[:2]
@@ -59,7 +59,7 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor,
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Plain matrix products; the LSE, which torch does not return here, takes a third one."""
+    """Use plain matrix products; the LSE, which torch does not return here, takes a third one."""
     B, H, L, d = q.shape
     factor = d**-0.5 if scale is None else scale
     wide, keys = math_dtype(q.dtype), k.mT.to(math_dtype(q.dtype))

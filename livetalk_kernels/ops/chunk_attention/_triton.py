@@ -14,7 +14,7 @@ def chunk_attention_kernel(
     NEGATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCKS: tl.constexpr,
     RAGGED: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of ROWS queries, H, B): programs that run together share a head's keys in L2."""
+    """Use grid (blocks of ROWS queries, H, B): concurrent programs share a head's keys in L2."""
     row, head, batch = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2)
     head_64, batch_64 = head.to(tl.int64), batch.to(tl.int64)
     q += batch_64 * q_stride_b + head_64 * q_stride_h

@@ -1,6 +1,6 @@
 """Triton kernels of FP8 ``chunk_attention``: two passes over the keys prepare them, one attends.
 
-Buffers between them belong to heads, b * H + h, and have keys in whole blocks, the rest zero.
+Buffers between them are indexed by head, b * H + h, and hold whole blocks of keys, zero-padded.
 """
 
 import triton
@@ -15,9 +15,9 @@ def statistics_kernel(
     k, v, partial, keys, width, heads, k_stride_b, k_stride_s, k_stride_h,
     v_stride_b, v_stride_s, v_stride_h, KEYS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks, H, B); partial [4, B H, blocks, WIDTH]: of each block's channels.
+    """Use grid (blocks, H, B); partial [4, B H, blocks, WIDTH]: per channel of each block.
 
-    They are the shares in the means of k and of v, and v's largest and smallest value. A program
+    They are contributions to the means of k and of v, and v's largest and smallest value. A program
     is one warp with ROWS keys at a time: a thread then has whole columns of 128 bits.
     """
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -45,7 +45,7 @@ def statistics_kernel(
 
 @triton.jit
 def combine_kernel(partial, channels, blocks, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Grid (B H,); channels [3, B H, WIDTH]: means of k and of v, v's scale."""
+    """Use grid (B H,); channels [3, B H, WIDTH]: means of k and of v, v's scale."""
     head = tl.program_id(0).to(tl.int64)
     step = tl.num_programs(0).to(tl.int64) * blocks * WIDTH
     partial += head * blocks * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -70,7 +70,7 @@ def combine_kernel(partial, channels, blocks, ROWS: tl.constexpr, WIDTH: tl.cons
 
 @triton.jit
 def _centred(source, mean, rows, keys, width, stride, WIDTH: tl.constexpr):
-    """Keys ``rows`` of a head less their mean, in fp32; 0 where there are none."""
+    """Load keys ``rows`` of a head minus their mean, in fp32; 0 past the end."""
     columns, inside = tl.arange(0, WIDTH), (rows < keys)[:, None]
     pointers = source + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     tile = tl.load(pointers, mask=inside & (columns < width)[None, :], other=0.0)
@@ -83,7 +83,7 @@ def quantize_keys_kernel(
     k_stride_b, k_stride_s, k_stride_h, v_stride_b, v_stride_s, v_stride_h,
     KEYS: tl.constexpr, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks, H, B): k_fp8 [B H, padded, WIDTH], v_fp8 [B H, WIDTH, padded], k_scales."""
+    """Use grid (blocks, H, B): k_fp8 [B H, padded, WIDTH], v_fp8 [B H, WIDTH, padded], k_scales."""
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     k += batch.to(tl.int64) * k_stride_b + head.to(tl.int64) * k_stride_h
     v += batch.to(tl.int64) * v_stride_b + head.to(tl.int64) * v_stride_h
@@ -113,8 +113,8 @@ def quantize_keys_kernel(
 def _operand_order(weights, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Reorder 16 neighbours, 8b + 2c + e, to 4c + 2b + e: no value leaves its thread.
 
-    A thread that has columns 2c and 2c + 1 of every 8 after a product is to have 4c .. 4c + 3 of
-    every 16 of an FP8 operand.
+    A thread that has columns 2c and 2c + 1 of every 8 after a product must have 4c .. 4c + 3 of
+    every 16 in an FP8 operand.
     """
     parts = tl.reshape(weights, (ROWS, KEYS // 16, 2, 4, 2))
     return tl.reshape(tl.permute(parts, (0, 1, 3, 2, 4)), (ROWS, KEYS))
@@ -122,7 +122,7 @@ def _operand_order(weights, ROWS: tl.constexpr, KEYS: tl.constexpr):
 
 @triton.jit
 def _operand(tile, INTERPRETED: tl.constexpr):
-    """A tile for a product; Triton's interpreter multiplies fp32."""
+    """Convert a tile for a product; Triton's interpreter multiplies fp32."""
     return tile.to(tl.float32) if INTERPRETED else tile
 
 
@@ -135,8 +135,8 @@ def _block(
     tile = _operand(k.load([(head * blocks + block) * KEYS, 0]), INTERPRETED)
     scores = tl.dot(query, tile.T)
     scale = tl.load(k_scales + head.to(tl.int64) * blocks + block)
-    # Weights are up to 2^8 for FP8's range. `factor`, by itself first, changes its layout outside
-    # the loop.
+    # Weights are up to 2^8 to use FP8's range. `factor`, used alone first, changes its layout
+    # outside the loop.
     if EDGE:
         inside = block * KEYS + tl.arange(0, KEYS) < keys
         scores = tl.where(inside[None, :], scores * (factor[:, None] * scale), float("-inf"))
@@ -147,11 +147,11 @@ def _block(
         weights = tl.exp2(scores * (factor[:, None] * scale) - (new_peak - 8.0)[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 1)
-    # On a GPU nothing is to be clamped.
+    # On a GPU nothing needs clamping.
     weights = to_fp8(weights, True) if INTERPRETED else weights.to(tl.float8e4nv)
     weights = _operand_order(_operand(weights, INTERPRETED), ROWS, KEYS)
     tile = _operand(v.load([head * WIDTH, block * KEYS]), INTERPRETED)
-    # Tensor cores keep 14 bits of a sum: each block has its own, and they are added in fp32.
+    # Tensor cores keep 14 bits of a sum: sum each block separately, and add the sums in fp32.
     out = out * shrink[:, None] + tl.dot(weights, tile.T)
     return new_peak, total, out
 
@@ -163,7 +163,7 @@ def fp8_attention_kernel(
     NEGATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
     WHOLE: tl.constexpr, EDGE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of ROWS queries, H, B); k and v are descriptors of blocks of KEYS keys."""
+    """Use grid (blocks of ROWS queries, H, B); k and v are descriptors of blocks of KEYS keys."""
     row, batch = tl.program_id(0) * ROWS, tl.program_id(2)
     head = batch * heads + tl.program_id(1)
     q += batch.to(tl.int64) * q_stride_b + tl.program_id(1).to(tl.int64) * q_stride_h
@@ -187,14 +187,14 @@ def fp8_attention_kernel(
     blocks = tl.cdiv(keys, KEYS)
     whole = keys // KEYS
     if WHOLE:
-        # The maximum tells the compiler that the loop is entered, see `attend`.
+        # The maximum assures the compiler that the loop is entered, see `attend`.
         for block in tl.range(0, tl.maximum(whole, 1)):
             peak, total, sums = _block(
                 query, k, v, k_scales, head, block, blocks, keys, factor, peak, total, sums,
                 ROWS, KEYS, WIDTH, False, INTERPRETED,
             )  # fmt: skip
-    # Were it the loop's last step, as in `attend`, Triton 3.9 would load the queries from shared
-    # memory for every block: nothing else would hold them in registers.
+    # As the loop's last step, as in `attend`, Triton 3.9 would load the queries from shared memory
+    # for every block: nothing else would keep them in registers.
     if EDGE:
         peak, total, sums = _block(
             query, k, v, k_scales, head, whole, blocks, keys, factor, peak, total, sums,

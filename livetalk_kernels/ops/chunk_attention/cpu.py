@@ -11,6 +11,6 @@ run = compiled("chunk_attention", empty_outputs)
 
 
 def workspace(case: Case) -> int:
-    """Keys and values as the kernel packs them."""
+    """Count the bytes of keys and values, packed for the kernel."""
     B, S, H, d = (case.dims[letter] for letter in "BSHd")
     return packed_keys(B * H, d, S)

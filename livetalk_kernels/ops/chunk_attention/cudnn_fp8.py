@@ -1,16 +1,16 @@
-"""``chunk_attention`` on cuDNN's FP8 kernel, approximate. Untested on a GPU.
+"""``chunk_attention`` on cuDNN's FP8 kernel, approximate.
 
-Torch has no operator for it, so the graph is built by cuDNN's own Python package and kept, one for
-each shape. Everything that enters a product is e4m3. cuDNN has one scale for all of q and one for
-all of k; v has one per batch element and head, which come back in out, since heads do not mix.
+Torch has no operator for it, so the graph is built with cuDNN's own Python package and cached per
+shape. All operands of products are e4m3. cuDNN takes one scale for all of q and one for all of k; v
+has one per batch element and head, which is applied to out, since heads do not mix.
 
-Two more are asked for before the values are known: of the softmax's weights, which are 1 at most,
-and of out, which is no larger than v. Except on a B200 out is e4m3 too, a rounding that neither
+Two more scales are needed before the values are known: for the softmax's weights, which are at most
+1, and for out, which is no larger than v. Except on a B200 out is e4m3 too, a rounding that neither
 ``flash_attn3_fp8`` nor ``triton_fp8`` makes. Outliers are not smoothed. Single queries are left to
-the exact backend that ``auto`` takes.
+the exact backend that ``auto`` picks.
 
-CuDNN has plans for these graphs on Hopper and B200, from 9.14, and on RTX 5090, in 9.28: it was
-asked without a GPU, for the properties of those.
+cuDNN has plans for these graphs on Hopper and B200, from 9.14, and on RTX 5090, from 9.28, as
+queried without a GPU for the properties of those.
 
 Source: ``sdpa_fp8`` of NVIDIA's cudnn-frontend, whose interface of version 1.32 is used.
 """
@@ -30,19 +30,19 @@ from ...spec import Case
 from ._library import as_fp8, gpu_supports, neutral
 
 APPROXIMATE = True
-MULTIPLE = 16  # of a head's channels
-MAX_HEAD = 128  # channels that all GPUs take; on a Hopper twice as many
-MIN_VERSION = "9.14.0"  # the oldest that the operation's own tests take
-MIN_VERSION_12 = "9.28.0"  # where compute capability is 12; 9.14 has no kernel for it
+MULTIPLE = 16  # channels per head must be a multiple of this
+MAX_HEAD = 128  # channels supported by all GPUs; a Hopper supports twice as many
+MIN_VERSION = "9.14.0"  # the oldest that the operation's own tests accept
+MIN_VERSION_12 = "9.28.0"  # for compute capability 12, for which 9.14 has no kernel
 MIN_PACKAGE = "1.13"  # has ``generate_stats``
-# What scales the weights, 1 at most. A Blackwell may put a rescaling of its sums off, and then has
-# weights of up to e^4, which it takes times 2^-4: they stay below 448.
+# Scale of the weights, which are at most 1. A Blackwell may defer rescaling its sums, and then has
+# weights of up to e^4, which it multiplies by 2^-4: they stay below 448.
 WEIGHTS = 128.0
 SCALAR = (1, 1, 1, 1)
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on a Hopper or newer, heads of 16 to 128 channels, and both libraries."""
+    """Require 16 bits on a Hopper or newer, heads of 16 to 128 channels, and both libraries."""
     head = case.dims.get("d", MULTIPLE)
     if head % MULTIPLE:
         return f"needs heads of channels in multiples of {MULTIPLE}, not {head}"
@@ -97,19 +97,19 @@ def run(
 
 
 def result_dtype(q_BLHd: Tensor) -> torch.dtype:
-    """What the kernel can give: q's dtype where compute capability is 10, elsewhere e4m3."""
+    """Return the kernel's output dtype: q's on compute capability 10, elsewhere e4m3."""
     return q_BLHd.dtype if torch.cuda.get_device_capability(q_BLHd.device)[0] == 10 else FP8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A compiled graph, with what it is run with.
+    """A compiled graph, and what is needed to run it.
 
     Attributes:
-        handle: Of cuDNN, on the graph's device.
+        handle: cuDNN's handle on the graph's device.
         graph: The graph.
         tensors: Name -> the graph's tensor.
-        workspace: Bytes of scratch memory of a call.
+        workspace: Bytes of scratch memory per call.
         result: Dtype of out.
     """
 
@@ -132,7 +132,7 @@ class Plan:
 
 @functools.cache
 def handle_of(device: torch.device) -> Any:
-    """CuDNN's handle on a device, which is the current one."""
+    """Return cuDNN's handle on a device, which must be the current one."""
     return importlib.import_module("cudnn").create_handle()
 
 
@@ -147,7 +147,7 @@ def plan_for(
     scale: float,
     result: torch.dtype,
 ) -> Plan:
-    """Compile the graph for contiguous q, k and v; what scales them is read at each call."""
+    """Compile the graph for contiguous q, k and v; scales are read at each call."""
     cudnn = importlib.import_module("cudnn")
     kind, mode = cudnn.data_type, cudnn.heur_mode
     results = {FP8: kind.FP8_E4M3, torch.bfloat16: kind.BFLOAT16, torch.float16: kind.HALF}
@@ -160,7 +160,7 @@ def plan_for(
     )
 
     def tokens(length: int) -> dict[str, Any]:
-        """[B, H, length, d] as cuDNN has it, of a contiguous [B, length, H, d]."""
+        """Describe a contiguous [B, length, H, d] as cuDNN's [B, H, length, d]."""
         return {"dim": (B, H, length, d), "stride": (length * H * d, d, H * d, 1)}
 
     scalar = {"dim": SCALAR, "stride": SCALAR}

@@ -1,6 +1,4 @@
-"""``chunk_attention`` by FlashAttention 2, which torch's flash kernel (``sdpa_flash``) is too.
-
-Untested on a GPU.
+"""``chunk_attention`` with FlashAttention 2, also the origin of torch's kernel (``sdpa_flash``).
 
 Source: Dao 2023, arXiv 2307.08691.
 """
@@ -14,7 +12,7 @@ from ._library import flash_attention, gpu_supports
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on CUDA, heads of up to 256 channels in multiples of 8, and the library."""
+    """Require 16 bits on CUDA, heads of up to 256 channels in multiples of 8, and the library."""
     return gpu_supports(case) or case.libraries.problem("flash-attn")
 
 

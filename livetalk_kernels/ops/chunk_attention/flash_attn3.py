@@ -1,4 +1,4 @@
-"""``chunk_attention`` by FlashAttention 3, which is for Hopper. Untested on a GPU.
+"""``chunk_attention`` with FlashAttention 3, which is for Hopper.
 
 Source: Shah et al. 2024, arXiv 2407.08608.
 """
@@ -13,7 +13,7 @@ from ._library import flash_attention, gpu_supports
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on a Hopper, heads of up to 256 channels in multiples of 8, and the library."""
+    """Require 16 bits, a Hopper, heads of up to 256 channels in multiples of 8, and the library."""
     return (
         gpu_supports(case)
         or hopper_reason(case.capability)

@@ -1,9 +1,9 @@
-"""``chunk_attention`` on FlashAttention 3's FP8 kernel, approximate. Untested on a GPU.
+"""``chunk_attention`` on FlashAttention 3's FP8 kernel, approximate.
 
 q, k and v are e4m3 with one scale per batch element and head, which the library takes as
-``descale`` [B, H]; it rounds the softmax's weights to e4m3 itself, and its result is bf16. Here
-quantising is plain PyTorch, a few passes over q, k and v; outliers are not smoothed, as they are by
-``triton_fp8``.
+``descale`` [B, H]; it rounds the softmax's weights to e4m3 itself, and its result is bf16.
+Quantisation is plain PyTorch, a few passes over q, k and v; unlike in ``triton_fp8``, outliers are
+not smoothed.
 
 Source: Shah et al. 2024, arXiv 2407.08608, section 3.3.
 """
@@ -18,11 +18,11 @@ from . import flash_attn3
 from ._library import as_fp8, neutral
 
 APPROXIMATE = True
-MULTIPLE = 16  # of a head's channels, that rows of FP8 are 16 bytes
+MULTIPLE = 16  # of channels per head, so that FP8 rows are whole units of 16 bytes
 
 
 def supports(case: Case) -> str | None:
-    """What ``flash_attn3`` asks, and channels in multiples of 16."""
+    """Require what ``flash_attn3`` does, and channels in multiples of 16."""
     head = case.dims.get("d", MULTIPLE)
     if head % MULTIPLE:
         return f"needs heads of channels in multiples of {MULTIPLE}, not {head}"

@@ -1,7 +1,7 @@
-"""``chunk_attention`` by FlashInfer, one call per batch element. Untested on a GPU.
+"""``chunk_attention`` with FlashInfer, one call per batch element.
 
 It picks its FlashAttention 3 kernel on a Hopper, its FlashAttention 2 one elsewhere; the first call
-with a head size compiles them.
+with a head size compiles it.
 
 Source: Ye et al. 2025, arXiv 2501.01005.
 """
@@ -15,11 +15,11 @@ from torch import Tensor
 from ...spec import Case
 from ._library import aligned, gpu_supports, neutral
 
-HEADS = (64, 128, 256)  # channels that both kernels are made for
+HEADS = (64, 128, 256)  # channels supported by both kernels
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on CUDA, heads of 64, 128 or 256 channels, the library and what it compiles with."""
+    """Require 16 bits on CUDA, heads of 64, 128 or 256 channels, the library and its compiler."""
     reason = gpu_supports(case)
     if reason is not None:
         return reason
@@ -39,6 +39,6 @@ def run(
     outs, lses = zip(
         *(attention(q, k, v, sm_scale=scale, return_lse=True) for q, k, v in batch), strict=True
     )
-    # Its LSE is [L, H] and a binary logarithm.
+    # Its LSE is [L, H], in binary logarithm.
     lse_BHL = torch.stack(lses).transpose(1, 2).contiguous()
     return torch.stack(outs), lse_BHL.mul_(math.log(2))

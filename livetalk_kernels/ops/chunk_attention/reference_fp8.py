@@ -1,7 +1,7 @@
 """``chunk_attention`` with the roundings of ``triton_fp8``, in plain PyTorch; approximate.
 
-Slower than every other backend: FP8 values are multiplied in fp32. It is here to see what FP8 does
-to the model where there is no Hopper GPU.
+Slower than every other backend: FP8 values are multiplied in fp32. It shows what FP8 does to the
+model without a Hopper GPU.
 
 Source: see ``triton_fp8``.
 """
@@ -17,11 +17,11 @@ from . import reference
 from .triton_fp8 import width_reason
 
 APPROXIMATE = True
-PEAK = 256.0  # the largest weight
+PEAK = 256.0  # largest weight
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere, with the heads that ``triton_fp8`` has."""
+    """Accept every case with head widths that ``triton_fp8`` supports."""
     return width_reason(case)
 
 
@@ -48,7 +48,7 @@ def run(
     )
     peak = q.new_full((B, H, L, 1), -torch.inf)
     total, out = torch.zeros_like(peak), torch.zeros_like(q)
-    # Block by block, since weights are rounded when only the scores up to their block are known.
+    # Block by block, since weights are rounded when only scores up to their block are known.
     for keys, values in zip(k.split(FP8_BLOCK, 2), v.split(FP8_BLOCK, 2), strict=True):
         scores = q @ keys.mT
         new_peak = torch.maximum(peak, scores.amax(-1, keepdim=True))
@@ -63,5 +63,5 @@ def run(
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Rows [..., n] as FP8 with a scale each, given back in x's dtype."""
+    """Round rows [..., n] to FP8 with a scale each, and return them in x's dtype."""
     return dequantize(*quantize.run(x), x.dtype)

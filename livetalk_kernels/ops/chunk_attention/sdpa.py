@@ -1,8 +1,8 @@
-"""``chunk_attention`` by torch's fused kernels; the right one for the case.
+"""``chunk_attention`` with the one of torch's fused kernels that suits the case.
 
 CPU: the flash kernel, any stride, any float dtype. CUDA: the flash kernel for float16 and
 bfloat16 and heads of up to 256 channels, else the memory-efficient one. ``sdpa_flash``,
-``sdpa_cudnn`` and ``sdpa_math`` choose one by name. Untested on a GPU.
+``sdpa_cudnn`` and ``sdpa_math`` select one by name.
 """
 
 import torch
@@ -21,7 +21,7 @@ FLASH_HEAD = 256  # channels
 
 
 def supports(case: Case) -> str | None:
-    """Everything on a CPU; on CUDA what the flash and the memory-efficient kernel take."""
+    """Accept everything on a CPU; on CUDA what the flash or memory-efficient kernel supports."""
     reason = sdpa_supports(case)
     if reason is not None or case.device.type == "cpu":
         return reason

@@ -1,7 +1,4 @@
-"""``chunk_attention`` by cuDNN, through torch, whose own choice asks for the same version.
-
-Untested on a GPU.
-"""
+"""``chunk_attention`` with cuDNN, through torch, whose own choice needs the same version."""
 
 from torch import Tensor
 
@@ -15,7 +12,7 @@ MIN_VERSION = "9.15.1"
 
 
 def supports(case: Case) -> str | None:
-    """16 bits on CUDA, heads of up to 128 channels, two keys or more."""
+    """Require 16 bits on CUDA, heads of up to 128 channels, two keys or more."""
     reason = gpu_supports(case, max_head=MAX_HEAD)
     if reason is not None:
         return reason

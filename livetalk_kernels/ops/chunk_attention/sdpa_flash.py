@@ -1,4 +1,4 @@
-"""``chunk_attention`` by torch's flash kernel, whatever else there is. Untested on a GPU."""
+"""``chunk_attention`` with torch's flash kernel, whatever else is available."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ __all__ = ["caution", "run", "supports"]
 
 
 def supports(case: Case) -> str | None:
-    """Any float dtype on a CPU; on CUDA 16 bits and heads of up to 256 channels."""
+    """Accept any float dtype on a CPU; on CUDA 16 bits and heads of up to 256 channels."""
     return gpu_supports(case) if case.device.type == "cuda" else sdpa_supports(case)
 
 

@@ -1,4 +1,4 @@
-"""``chunk_attention`` by torch's plain products, what its fused kernels are compared with.
+"""``chunk_attention`` with torch's plain products, the baseline of its fused kernels.
 
 Slow, and close to ``reference``: the softmax and both products are torch's.
 """
@@ -13,7 +13,7 @@ DIFFERENTIABLE = True
 
 
 def supports(case: Case) -> str | None:
-    """Every float dtype on cpu and cuda."""
+    """Accept every float dtype on cpu and cuda."""
     return sdpa_supports(case)
 
 

@@ -1,7 +1,4 @@
-"""``chunk_attention`` in Triton: FlashAttention with TMA, kernel in ``_triton.py``.
-
-Untested on a GPU.
-"""
+"""``chunk_attention`` in Triton: FlashAttention with TMA, kernel in ``_triton.py``."""
 
 import torch
 from torch import Tensor
@@ -21,7 +18,7 @@ def launches(
     *,
     scale: float | None = None,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import chunk_attention_kernel
 
     out_BLHd, lse_BHL = outputs
@@ -29,7 +26,7 @@ def launches(
     if not q_BLHd.numel():
         return []
     scale = d**-0.5 if scale is None else scale
-    factor = max(abs(scale), torch.finfo(torch.float32).tiny)  # times 0, a masked -inf is NaN
+    factor = max(abs(scale), torch.finfo(torch.float32).tiny)  # a masked -inf times 0 would be NaN
     blocks = choose_blocks(q_BLHd.dtype, d)
     arguments = {
         "q": q_BLHd, "out": out_BLHd, "lse": lse_BHL,

@@ -1,19 +1,19 @@
 """``chunk_attention`` on FP8 tensor cores, approximate; kernels in ``_triton_fp8.py``.
 
-Everything that enters a product is e4m3, and every product is summed in fp32:
+All operands of products are e4m3, and every product is summed in fp32:
 
-* k less its mean over this call's keys, with a scale per head and block of 128 keys. The mean adds
-  the same to all scores of a query, so it leaves out as it is; ``q . mean`` is added to the LSE.
-* q with a scale per row, while it is loaded.
-* v less its mean over the keys, with a scale per head and channel. The weights' sum is 1, so the
+* k minus its mean over this call's keys, with a scale per head and block of 128 keys. The mean
+  shifts all scores of a query equally, so out is unaffected; ``q . mean`` is added to the LSE.
+* q with a scale per row, quantised while it is loaded.
+* v minus its mean over the keys, with a scale per head and channel. The weights sum to 1, so the
   mean is added to out.
-* the weights, which are up to 1, times 256.
+* the weights, which are at most 1, times 256.
 
-v is stored with its keys along rows, as Hopper's FP8 instructions read it. A call without keys is
-left to the exact kernel. Untested on a GPU.
+v is stored with keys along rows, as Hopper's FP8 instructions require. A call without keys is left
+to the exact kernel.
 
 Source: smoothing and the two levels of sums as in SageAttention, arXiv 2410.02367, and
-SageAttention2, arXiv 2411.10958 (which has q and k in INT8 or INT4); FP8 weights up to 2^8 and the
+SageAttention2, arXiv 2411.10958 (with q and k in INT8 or INT4); FP8 weights up to 2^8 and the
 order of the keys in v as in FlashAttention-3, arXiv 2407.08608.
 """
 
@@ -27,21 +27,21 @@ from .._attention_launch import LOG2_E, strides
 from . import empty_outputs, triton
 
 APPROXIMATE = True
-MAX_WIDTH = 128  # channels of a head; 256 would not leave registers for sums in two levels
-MIN_WIDTH = 32  # of an FP8 product
-ROWS = 128  # queries of a program: two groups of four warps have 64 each
-STAGES = 3  # blocks of keys in flight
-SHARED_MEMORY = 2 * STAGES * FP8_BLOCK * MAX_WIDTH + 1024  # bytes: keys and values, and little
-STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # what a warp loads at a time
+MAX_WIDTH = 128  # channels per head; 256 would leave no registers for two-level sums
+MIN_WIDTH = 32  # for an FP8 product
+ROWS = 128  # queries per program: two groups of four warps have 64 each
+STAGES = 3  # key blocks in flight
+SHARED_MEMORY = 2 * STAGES * FP8_BLOCK * MAX_WIDTH + 1024  # bytes: keys and values, and some spare
+STATISTICS_ROWS, COMBINE_ROWS = 16, 8  # rows that a warp loads at a time
 
 
 def supports(case: Case) -> str | None:
-    """What Triton's backends ask, a GPU with TMA and FP8, and heads of up to 128 channels."""
+    """Require what all Triton backends do, TMA and FP8, and heads of up to 128 channels."""
     return width_reason(case) or supports_tma(case, SHARED_MEMORY)
 
 
 def width_reason(case: Case) -> str | None:
-    """None for heads that are narrow enough or not known, else how wide they may be."""
+    """Return None for heads that are narrow enough or of unknown width, else the limit."""
     width = case.dims.get("d", MAX_WIDTH)
     if width <= MAX_WIDTH:
         return None
@@ -56,7 +56,7 @@ def launches(
     *,
     scale: float | None = None,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     B, L, H, d = q_BLHd.shape
     S = k_BSHd.shape[1]
     if not q_BLHd.numel() or not S:

@@ -1,9 +1,9 @@
 """``context_attention``: cross-attention to image and text, each with its own softmax.
 
-No backend of it is FP8. By arithmetic, not measured: at 14B and 768x448 it has 7.6 TFLOP a step,
-12 ms at the 650 TFLOP/s that attention in 16 bits reaches on a Hopper, 8 ms at FP8's 900. Rounding
-all queries takes 2 ms of that back, so a library's FP8 kernel would save 2 ms of a step of 600; and
-none has a bias for ``text_repeats``, so that the text's padding would be multiplied again.
+It has no FP8 backend. By arithmetic, not measured: at 14B and 768x448 it takes 7.6 TFLOP per step,
+12 ms at the 650 TFLOP/s that 16-bit attention reaches on a Hopper, 8 ms at FP8's 900. Rounding all
+queries costs 2 ms of that, so a library's FP8 kernel would save 2 ms of a 600 ms step; and none has
+a bias for ``text_repeats``, so the text's padding would be multiplied again.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ def context_attention(
     """Compute softmax(q k_image^T / sqrt(d)) v_image + softmax(q k_text^T / sqrt(d)) v_text.
 
     All rows of both contexts are attended to, padding included, as the model was trained. The
-    rows that pad a prompt are equal to each other, so one of them, standing last, can count for
-    all: n equal keys are one key whose score is larger by log(n), which is exact. Scores and sums
+    rows that pad a prompt are equal, so one of them, in last place, can represent all: n equal keys
+    are one key whose score is larger by log(n), which is exact. Scores and sums
     are fp32 (fp64 for fp64 inputs).
 
     Args:
@@ -38,7 +38,7 @@ def context_attention(
         v_image_BSHd: Image values [B, S_image, H, d], likewise.
         k_text_BSHd: Text keys [B, S_text, H, d], likewise.
         v_text_BSHd: Text values [B, S_text, H, d], likewise.
-        text_repeats: How many equal rows the last text key and value stand for, at least 1.
+        text_repeats: Number of equal rows that the last text key and value represent, at least 1.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
@@ -66,12 +66,12 @@ def empty_outputs(
     *,
     text_repeats: int = 1,
 ) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return q_BLHd.new_empty(q_BLHd.shape)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: L queries, I image keys, S text keys, H heads of d channels."""
+    """List representative cases: L queries, I image keys, S text keys, H heads of d channels."""
     base = Case(op="context_attention", device=device, dtype=dtype)
     return (
         base.at("empty", B=1, L=0, I=3, S=5, H=2, d=16),
@@ -91,7 +91,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; keys and values are slices of fused K/V results."""
+    """Make the arguments of a call; keys and values are slices of fused K/V results."""
     B, L, I, S, H, d = (case.dims[letter] for letter in "BLISHd")  # noqa: E741
     q = random_tensor(case, generator, B, L, H, d)
     k_image, v_image = random_tensor(case, generator, B, I, 2, H, d).unbind(2)
@@ -100,7 +100,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """Two products of 2 L (I + S) d per head; everything is read once, out is written."""
+    """Count two products of 2 L (I + S) d per head; all is read once, out is written."""
     B, L, I, S, H, d = (case.dims[letter] for letter in "BLISHd")  # noqa: E741
     keys = I + S
     return Cost(
@@ -111,7 +111,7 @@ def cost(case: Case) -> Cost:
 def read(
     q: Tensor, k_image: Tensor, v_image: Tensor, k_text: Tensor, v_text: Tensor, **options: Any
 ) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     B, L, H, d = q.shape
     return {"B": B, "L": L, "I": k_image.shape[1], "S": k_text.shape[1], "H": H, "d": d}, options
 

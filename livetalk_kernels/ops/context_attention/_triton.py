@@ -21,7 +21,7 @@ def context_attention_kernel(
     KEYS_text: tl.constexpr, BLOCKS_text: tl.constexpr, RAGGED_text: tl.constexpr,
     TMA_image: tl.constexpr, TMA_text: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of ROWS queries, H, B)."""
+    """Use grid (blocks of ROWS queries, H, B)."""
     row, head, batch = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2)
     head_64, batch_64 = head.to(tl.int64), batch.to(tl.int64)
     q += batch_64 * q_stride_b + head_64 * q_stride_h

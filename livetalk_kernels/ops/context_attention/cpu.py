@@ -11,6 +11,6 @@ run = compiled("context_attention", empty_outputs)
 
 
 def workspace(case: Case) -> int:
-    """Keys and values as the kernel packs them."""
+    """Count the bytes of keys and values, packed for the kernel."""
     B, I, S, H, d = (case.dims[letter] for letter in "BISHd")  # noqa: E741
     return packed_keys(B * H, d, I, S)

@@ -1,6 +1,6 @@
-"""``context_attention`` by torch's fused attention, once for the image and once for the text.
+"""``context_attention`` with torch's fused attention, once for the image and once for the text.
 
-Runs on CPU; on CUDA torch picks the kernel itself (untested there). In a
+Runs on CPU; on CUDA torch picks the kernel itself. In a
 16-bit dtype each of the two results is rounded before they are summed.
 """
 
@@ -27,11 +27,11 @@ def run(
     """See the contract."""
     image = sdpa_attention(q_BLHd, k_image_BSHd, v_image_BSHd)
     text = sdpa_attention(q_BLHd, k_text_BSHd, v_text_BSHd, last_repeats=text_repeats)
-    # Autograd has saved the image's part; without it a third tensor of this size is spared.
+    # Autograd has saved the image's part; without autograd, spare a third tensor of this size.
     return image + text if image.requires_grad else image.add_(text)
 
 
 def workspace(case: Case) -> int:
-    """The text's part, while it is added to the image's."""
+    """Count the text's part, while it is added to the image's."""
     B, L, H, d = (case.dims[letter] for letter in "BLHd")
     return B * L * H * d * case.dtype.itemsize

@@ -1,7 +1,4 @@
-"""``context_attention`` in Triton: both softmaxes in one kernel, see ``_triton.py``.
-
-Untested on a GPU.
-"""
+"""``context_attention`` in Triton: both softmaxes in one kernel, see ``_triton.py``."""
 
 import dataclasses
 import math
@@ -14,11 +11,11 @@ from .._attention_launch import LOG2_E, choose_blocks, key_arguments, strides
 from .._attention_launch import supports as attention_supports
 from . import empty_outputs
 
-KEYS = 64  # the image's result stays in registers during the text, so less is left for scores
+KEYS = 64  # the image's result stays in registers during the text, leaving fewer for scores
 
 
 def supports(case: Case) -> str | None:
-    """What every Triton attention asks."""
+    """Check what every Triton attention kernel needs."""
     return attention_supports(case, KEYS)
 
 
@@ -32,7 +29,7 @@ def launches(
     *,
     text_repeats: int = 1,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import context_attention_kernel
 
     (out_BLHd,) = outputs

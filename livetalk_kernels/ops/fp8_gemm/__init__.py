@@ -53,9 +53,9 @@ def fp8_gemm(
 def operands(
     case: Case, generator: Generator, *, block: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quantised random a, b, scale_a and scale_b; sums over K are of the order of 1.
+    """Draw and quantise a, b, scale_a and scale_b; sums over K are of the order of 1.
 
-    ``scales``: how scale_a is laid out, by ``columns`` or with ``gaps``; by rows where left out.
+    ``scales``: layout of scale_a, by ``columns`` or with ``gaps``; by rows if omitted.
     """
     M, N, K = (case.dims[letter] for letter in "MNK")
     a = random_tensor(case, generator, M, K, dtype=torch.float32)
@@ -78,12 +78,12 @@ def empty_outputs(
     *,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return a_MK.new_empty((a_MK.shape[0], b_NK.shape[0]), dtype=out_dtype)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: [M, K] times [N, K] transposed."""
+    """List representative cases: [M, K] times [N, K] transposed."""
     base = Case(op="fp8_gemm", device=device, dtype=dtype)
     blocks = {"block": 128}
     return (
@@ -115,7 +115,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; a has a scale per row, or per block where ``block`` says so."""
+    """Make the arguments of a call; a has a scale per row, or per block if ``block`` is set."""
     a, b, scale_a, scale_b = operands(case, generator, block=case.options.get("block"))
     bias = random_tensor(case, generator, case.dims["N"], dtype=torch.float32)
     arguments = (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None)
@@ -123,21 +123,21 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def vector_length(case: Case) -> int:
-    """Number of scales and biases that a GEMM reads, all fp32."""
+    """Count the scales and biases that a GEMM reads, all fp32."""
     M, N, K = (case.dims[letter] for letter in "MNK")
     rows = N * (2 if case.options.get("bias", True) else 1)
     return M * (K // case.options.get("block", K)) + rows
 
 
 def cost(case: Case) -> Cost:
-    """2 M N K; both operands are read as bytes, the result is written."""
+    """Count 2 M N K; both operands are read as bytes, the result is written."""
     M, N, K = (case.dims[letter] for letter in "MNK")
     moved = (M + N) * K + M * N * case.dtype.itemsize
     return Cost(flops=2 * M * N * K, bytes=moved + 4 * vector_length(case))
 
 
 def read(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Any, **_: Any) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     (M, K), N = a.shape, b.shape[0]
     blocks = scale_a.shape[1]
     options: dict[str, Any] = {"block": K // blocks} if blocks > 1 else {}

@@ -1,7 +1,7 @@
-"""What the FP8 linears by other people's kernels share: which scales they meet, and their operands.
+"""Shared by the FP8 linears on third-party kernels: which scales occur, and operands.
 
-Tensor-core libraries read FP8 by TMA, so rows and addresses are multiples of 16 bytes. Operands
-that are none are copied with zeros at their ends, which add nothing; the model's never are.
+Tensor-core libraries read FP8 with TMA, so rows and addresses must be multiples of 16 bytes. Other
+operands are copied with trailing zeros, which add nothing; the model's never need that.
 """
 
 import torch
@@ -16,10 +16,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of results
 
 
 def may_have_blocks(case: Case) -> bool:
-    """Whether activations may come with scales per 1x128 block.
+    """Return whether activations may have scales per 1x128 block.
 
-    True if the case says so, and if it names no sizes, as when a model is built: between the
-    layers of its feed-forward there are blocks.
+    True if the case says so, and if it has no sizes, as when a model is built: blocks occur between
+    the layers of its feed-forward.
     """
     return "K" not in case.dims or case.options.get("block") is not None
 
@@ -27,7 +27,7 @@ def may_have_blocks(case: Case) -> bool:
 def trivial(
     a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor | None:
-    """The result where there is nothing to multiply, which not all kernels take; else None."""
+    """Return the result if there is nothing to multiply, which some kernels reject; else None."""
     if a_MK.numel() and b_NK.numel():
         return None
     out = a_MK.new_zeros((a_MK.shape[0], b_NK.shape[0]), dtype=out_dtype)
@@ -35,9 +35,9 @@ def trivial(
 
 
 def padded(x: Tensor, *multiples: int) -> Tensor:
-    """A contiguous tensor that starts at a multiple of 16 bytes and whose sizes divide by so much.
+    """Return a contiguous tensor aligned to 16 bytes whose sizes are multiples of ``multiples``.
 
-    Itself, if it is one; else a copy with zeros at the ends.
+    Returns x itself if possible; else a copy with trailing zeros.
 
     Args:
         x: Contiguous tensor.
@@ -46,6 +46,7 @@ def padded(x: Tensor, *multiples: int) -> Tensor:
     ends = [-size % multiple for size, multiple in zip(x.shape, multiples, strict=True)]
     if not any(ends) and x.data_ptr() % ALIGNMENT == 0:
         return x
-    values = x.view(torch.uint8) if x.dtype == FP8 else x  # torch fills no FP8; its zero is byte 0
+    # Torch cannot fill FP8, whose zero is byte 0.
+    values = x.view(torch.uint8) if x.dtype == FP8 else x
     before_and_after = [width for end in reversed(ends) for width in (0, end)]
     return functional.pad(values, before_and_after).view(x.dtype)

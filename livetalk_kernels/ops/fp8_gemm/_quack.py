@@ -1,4 +1,4 @@
-"""What ``quack`` compiles into the end of its FP8 product, written as it asks for: per value."""
+"""Epilogues that ``quack`` compiles into its FP8 product, written per value as it requires."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ VECTORS = {
 
 @gemm_epilogue(ops=VECTORS)
 def scaled(acc: Any, scale_a: Any, scale_b: Any, bias: Any) -> dict[str, Any]:
-    """The linear layer."""
+    """Scale and add the bias."""
     return {"D": acc * scale_a * scale_b + bias}
 
 
 @gemm_epilogue(ops=VECTORS)
 def scaled_gelu(acc: Any, scale_a: Any, scale_b: Any, bias: Any) -> dict[str, Any]:
-    """The linear layer and its GELU."""
+    """Scale, add the bias, and apply GELU."""
     return {"D": gelu_tanh_approx(acc * scale_a * scale_b + bias)}

@@ -1,9 +1,9 @@
 """Triton kernels of the FP8 linears: persistent programs, operands by TMA, FP8 tensor cores.
 
-Tiles are BLOCK_M rows and one or two panels of 128 columns; two panels share what was read of a.
-Hopper's tensor cores keep about 14 bits of an FP8 sum, so every 128 steps of K are summed on their
-own and added in fp32 registers, where scales per block are applied. Panels are multiplied one after
-the other: the sums of 128 x 256 and one panel's part still fit the registers of two warpgroups.
+Tiles are BLOCK_M rows by one or two panels of 128 columns; two panels share the data read from a.
+Hopper's tensor cores keep about 14 bits of an FP8 sum, so every 128 steps of K are summed
+separately and added in fp32 registers, where scales per block are applied. Panels are multiplied
+sequentially: the sums of 128 x 256 and one panel's part still fit the registers of two warpgroups.
 """
 
 import triton
@@ -18,9 +18,9 @@ PANEL = tl.constexpr(128)  # columns; also the blocks of K and of the results' s
 def _tile_origin(
     tile, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr
 ):
-    """First row and column of a tile; GROUP rows of tiles go down column by column.
+    """Compute a tile's first row and column; GROUP rows of tiles are traversed column by column.
 
-    What runs at the same time is then nearly a square, and reads the least from L2.
+    Concurrent tiles then form nearly a square, which reads the least from L2.
     """
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     first = tile // (GROUP * across) * GROUP
@@ -31,7 +31,7 @@ def _tile_origin(
 
 @triton.jit
 def _operand(tile, INTERPRETED: tl.constexpr):
-    """A tile for a product; Triton's interpreter takes e4m3's NaN for 480, so it gets fp32."""
+    """Convert a tile for a product; Triton's interpreter takes e4m3's NaN for 480, so pass fp32."""
     if INTERPRETED:
         is_nan = (tile.to(tl.uint8, bitcast=True) & 0x7F) == 0x7F
         return tl.where(is_nan, float("nan"), tile.to(tl.float32))
@@ -41,7 +41,7 @@ def _operand(tile, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _scale_rows(row, rows, scale_row, BLOCK_M: tl.constexpr):
-    """Where a tile's scales start; rows past the end repeat the last: nothing of them is stored."""
+    """Locate a tile's scales; rows past the end repeat the last, as they are never stored."""
     return tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1).to(tl.int64) * scale_row
 
 
@@ -50,7 +50,7 @@ def _products(
     a, b, scale_a, scale_row, scale_step, row, column, rows, depth,
     BLOCK_M: tl.constexpr, BLOCKED: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Sums over K of two panels, [BLOCK_M, 128] each; the second is zero unless WIDE."""
+    """Sum two panels over K, [BLOCK_M, 128] each; the second is zero unless WIDE."""
     left = tl.zeros([BLOCK_M, PANEL], tl.float32)
     right = tl.zeros([BLOCK_M, PANEL], tl.float32)
     steps = tl.cdiv(depth, PANEL)
@@ -71,7 +71,7 @@ def _finish(
     total, scale_a, scale_row, scale_b, bias, row, column, rows, columns,
     BLOCK_M: tl.constexpr, BLOCKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """A panel's results in fp32."""
+    """Compute a panel's results in fp32."""
     index = column + tl.arange(0, PANEL)
     inside = index < columns
     factor = tl.load(scale_b + index, mask=inside, other=0.0)[None, :]
@@ -101,7 +101,7 @@ def fp8_gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCKED: tl.constexpr, BIASED: tl.constexpr, INTERPRETED: tl.constexpr, TMA_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Out [rows, columns]; a, b (and out if TMA_OUT) are descriptors of [BLOCK_M or 128, 128].
+    """Compute out [rows, columns]; a, b (out if TMA_OUT) are descriptors of [BLOCK_M or 128, 128].
 
     Scales of a are ``scale_row`` apart from row to row, ``scale_step`` from block to block of K.
     """
@@ -129,7 +129,7 @@ def fp8_gemm_kernel(
 
 @triton.jit
 def _gelu(x):
-    """GELU_tanh(x) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3); exp by exp2."""
+    """Compute GELU_tanh(x) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3), with exp2."""
     return x / (1.0 + tl.exp2(x * (-2.302208198144325 - 0.1029432395800235 * (x * x))))
 
 
@@ -154,9 +154,9 @@ def fp8_gemm_gelu_quant_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCKED: tl.constexpr, BIASED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """As above; q [rows, columns] is a descriptor too, scales are [rows, columns / 128].
+    """Compute q [rows, columns], also a descriptor, and scales [rows, columns / 128].
 
-    They are ``out_row`` and ``out_step`` apart.
+    Scales are ``out_row`` and ``out_step`` apart; other arguments as above.
     """
     WIDE: tl.constexpr = BLOCK_N > PANEL
     tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N)

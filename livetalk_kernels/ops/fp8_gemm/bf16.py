@@ -1,8 +1,8 @@
-"""``fp8_gemm`` by products in bf16, for GPUs whose tensor cores know no FP8, or not these scales.
+"""``fp8_gemm`` with bf16 products, for GPUs whose tensor cores lack FP8, or these scales.
 
-Operands are widened to bf16 on every call: exactly where a has a scale per row, which is applied to
-the result, and rounded to 8 bits with their scale where it has one per block. FP8 then saves memory
-and no time. Untested on a GPU.
+Operands are widened to bf16 on every call: exactly if a has a scale per row, which is applied to
+the result, and with their scale, rounded to 8 bits, if it has one per block. FP8 then saves memory
+but no time.
 """
 
 import torch
@@ -18,7 +18,7 @@ MIN_CAPABILITY = (8, 0)
 
 
 def supports(case: Case) -> str | None:
-    """16-bit and fp32 results, on a GPU with bf16 products or a CPU."""
+    """Accept 16-bit and fp32 results, on a GPU with bf16 products or a CPU."""
     if (reason := dtype_reason(case.dtype, DTYPES)) is not None:
         return reason
     if case.device.type == "cpu":
@@ -48,7 +48,7 @@ def run(
 
 
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
-    """A B^T of bf16 operands in fp32, which torch has for CUDA alone."""
+    """Compute A B^T of bf16 operands in fp32, which torch offers only for CUDA."""
     if a_MK.is_cuda:
         return torch.mm(a_MK, b_NK.T, out_dtype=torch.float32)
     return a_MK.float() @ b_NK.float().T

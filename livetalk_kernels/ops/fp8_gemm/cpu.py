@@ -27,13 +27,13 @@ def run(
 ) -> Tensor:
     """See the contract."""
     if scale_a.shape[-1] > 1:
-        count_blocks(a_MK.shape[-1], FP8_BLOCK)  # refuses a row that they do not divide
+        count_blocks(a_MK.shape[-1], FP8_BLOCK)  # rejects a row that they do not divide
     out: Tensor = _run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
     return out
 
 
 def workspace(case: Case) -> int:
-    """The rows that are multiplied at a time, in fp32."""
+    """Count the bytes of the rows that are multiplied at a time, in fp32."""
     rows, depth = case.dims["M"], case.dims["K"]
     if not rows:
         return 0

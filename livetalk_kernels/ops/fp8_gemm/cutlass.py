@@ -1,7 +1,4 @@
-"""``fp8_gemm`` on CUTLASS, with scales and bias in its epilogue; see ``csrc/cuda/sm90``.
-
-Untested on a GPU.
-"""
+"""``fp8_gemm`` on CUTLASS, with scales and bias in its epilogue; see ``csrc/cuda/sm90``."""
 
 import torch
 from torch import Tensor
@@ -16,7 +13,7 @@ _run = compiled("fp8_gemm", empty_outputs)
 
 
 def supports(case: Case) -> str | None:
-    """Sizes that TMA can move, on a Hopper; scales per row and per block."""
+    """Accept sizes that TMA can move, on a Hopper; scales per row and per block."""
     return supports_linear(case, TMA_VALUES)
 
 
@@ -31,6 +28,6 @@ def run(
 ) -> Tensor:
     """See the contract."""
     if scale_a.shape[-1] > 1:
-        count_blocks(a_MK.shape[-1], FP8_BLOCK)  # refuses a row that they do not divide
+        count_blocks(a_MK.shape[-1], FP8_BLOCK)  # rejects a row that they do not divide
     out: Tensor = _run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=out_dtype)
     return out

@@ -1,7 +1,7 @@
-"""``fp8_gemm`` by quack: a Hopper kernel in CuTe, with scales and bias in its epilogue.
+"""``fp8_gemm`` with quack: a Hopper kernel in CuTe, with scales and bias in its epilogue.
 
-Scales per row only; quack has blocks of 1x32 alone, and not on a Hopper. The first call with a
-shape compiles the kernel for several tile shapes and times them. Untested on a GPU.
+Scales per row only; quack supports only blocks of 1x32, and not on a Hopper. The first call with a
+shape compiles the kernel for several tile shapes and times them.
 
 Source: the package quack-kernels, whose interface of version 0.6.5 is used.
 """
@@ -20,12 +20,12 @@ from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
 
 
 def supports(case: Case) -> str | None:
-    """A Hopper or newer, scales per row only, and the library."""
+    """Require a Hopper or newer, scales per row only, and the library."""
     return reason_against(case, blocks=may_have_blocks(case))
 
 
 def reason_against(case: Case, *, blocks: bool) -> str | None:
-    """Why quack cannot run a case, with scales per block or without; None if it can."""
+    """Return why quack cannot run a case, with scales per block or without; None if it can."""
     reason = device_reason(case.device, "cuda") or dtype_reason(case.dtype, DTYPES)
     if reason is not None:
         return reason
@@ -70,7 +70,7 @@ def product(
     bias_N: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """One call of an epilogue of ``_quack``; no size is 0."""
+    """Multiply with an epilogue of ``_quack``; no size may be 0."""
     N = b_NK.shape[0]
     bias = scale_b.new_zeros(N) if bias_N is None else bias_N
     outputs = epilogue(

@@ -9,7 +9,7 @@ from ..quantize import count_blocks, dequantize
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

@@ -1,13 +1,13 @@
-"""``fp8_gemm`` by PyTorch's ``scaled_mm``: cuBLAS on a Hopper, plain PyTorch on a CPU.
+"""``fp8_gemm`` with PyTorch's ``scaled_mm``: cuBLAS on a Hopper, plain PyTorch on a CPU.
 
-Scales per row of a and of b are one recipe of cuBLAS. Its other one has a scale per 1x128 block of
-both, so b's are repeated for every block, which changes no value. A bias that has the dtype of the
-16-bit result is added by the kernel; any other one to a result in fp32, so that there is one
-rounding. Fast accumulation, which keeps fewer bits, stays off.
+cuBLAS has two recipes: scales per row of a and of b, or per 1x128 block of both; in the latter b's
+are repeated for every block, which changes no value. A bias with the dtype of the 16-bit result is
+added by the kernel; any other one to a result in fp32, so that there is one rounding. Fast
+accumulation, which keeps fewer bits, stays off.
 
-On Ada and Blackwell torch's own kernel takes scales per row alone, and its result is bf16: another
-bias or dtype then costs a second rounding, and scales per block are left to products in bf16
-(``bf16``). Untested on a GPU.
+On Ada and Blackwell torch's own kernel takes only scales per row, and its result is bf16: another
+bias or dtype then costs a second rounding, and scales per block are left to bf16 products
+(``bf16``).
 """
 
 import torch
@@ -22,18 +22,18 @@ from ..quantize import count_blocks
 from . import bf16
 from ._library import ALIGNMENT, DTYPES, may_have_blocks, padded, trivial
 
-MIN_CUDA = "12.9"  # whose cuBLAS has both recipes
-BLOCK_ROWS = 8  # what cuBLAS wants the rows of blocks to be multiples of
+MIN_CUDA = "12.9"  # its cuBLAS has both recipes
+BLOCK_ROWS = 8  # cuBLAS requires multiples of this for rows with blocks
 OPERATOR = "aten::_scaled_mm_v2"
 
 
 def supports(case: Case) -> str | None:
-    """A GPU with FP8, a Hopper with CUDA 12.9 or newer; on a CPU scales per row only."""
+    """Require a GPU with FP8, a Hopper with CUDA 12.9 or newer; on a CPU scales per row only."""
     return reason_against(case, blocks=may_have_blocks(case))
 
 
 def reason_against(case: Case, *, blocks: bool) -> str | None:
-    """Why ``scaled_mm`` cannot run a case, with scales per block or without; None if it can."""
+    """Return why ``scaled_mm`` cannot run a case, with block scales or without; None if it can."""
     if (reason := dtype_reason(case.dtype, DTYPES)) is not None:
         return reason
     if case.device.type == "cpu":
@@ -49,7 +49,7 @@ def reason_against(case: Case, *, blocks: bool) -> str | None:
 
 
 def kernels_on(device: torch.device) -> str:
-    """Whose kernels run on a device: ``cpu``, ``cublas``, or torch's own, ``rows``."""
+    """Name the kernels that run on a device: ``cpu``, ``cublas``, or torch's own, ``rows``."""
     if device.type == "cpu":
         return "cpu"
     return "cublas" if torch.cuda.get_device_capability(device) == HOPPER else "rows"
@@ -84,7 +84,7 @@ def run(
     if kernels != "rows" and bias_N is not None and not fused:
         result = torch.float32
     scale_a, scale_b = padded(scale_a, rows, 1), padded(scale_b, ALIGNMENT, 1)
-    if blocked:  # cuBLAS reads the scales of a block, of all rows, as neighbours
+    if blocked:  # cuBLAS expects a block's scales of all rows to be contiguous
         recipe = functional.ScalingType.BlockWise1x128
         scale_b = scale_b.expand(-1, K // FP8_BLOCK)
         scale_a, scale_b = scale_a.T.contiguous().T, scale_b.T.contiguous().T

@@ -1,4 +1,4 @@
-"""``fp8_gemm`` in Triton: TMA and FP8 tensor cores, kernel in ``_triton.py``. Untested on a GPU."""
+"""``fp8_gemm`` in Triton: TMA and FP8 tensor cores, kernel in ``_triton.py``."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from ...spec import Case
 from ..quantize import count_blocks
 from . import empty_outputs
 
-TMA_BYTES = 16  # what rows and addresses must be multiples of
-BLOCK_M = 128  # rows of a tile
-SPARE = 1024  # bytes of shared memory for barriers, and for what is exchanged
-GROUP = 16  # rows of tiles: 16 x 128 rows by 8 x 256 columns run at the same time
-TILE_COLUMNS = (256, 128)  # of a tile; the first is the better one where it fills the waves
+TMA_BYTES = 16  # rows and addresses must be multiples of this
+BLOCK_M = 128  # rows per tile
+SPARE = 1024  # bytes of shared memory for barriers and exchanges
+GROUP = 16  # rows of tiles: 16 x 128 rows by 8 x 256 columns run concurrently
+TILE_COLUMNS = (256, 128)  # per tile; the first is better if it fills the waves
 STAGES = 3  # steps of K whose operands are in shared memory
-PROCESSORS = {"meta": 132, "cpu": 4}  # of an H200; few in the interpreter, so that programs loop
+PROCESSORS = {"meta": 132, "cpu": 4}  # an H200's; few in the interpreter, so that programs loop
 
 
 def supports(case: Case) -> str | None:
-    """What Triton's kernels with TMA ask, and shared memory for the larger tile."""
+    """Require what Triton's TMA kernels need, and shared memory for the larger tile."""
     return supports_tma(case, shared_memory(case.dtype))
 
 
 def shared_memory(out_dtype: torch.dtype) -> int:
-    """Bytes that a program takes at most: its operands in flight, a panel of results, and little.
+    """Bound a program's bytes: its operands in flight, a panel of results, and a little spare.
 
-    Held to what the kernels compiled to, see the recorded baselines of ``inspect``.
+    Tests compare it with the compiled kernels; see the recorded baselines of ``inspect``.
     """
     operands = STAGES * (BLOCK_M + max(TILE_COLUMNS)) * FP8_BLOCK
     return operands + BLOCK_M * FP8_BLOCK * out_dtype.itemsize + SPARE
@@ -43,9 +43,10 @@ def gemm_arguments(
     *,
     tma_out: bool,
 ) -> tuple[int, dict[str, Any]]:
-    """How many programs the kernels of both FP8 linears have, and what they take but outputs.
+    """Return the number of programs and the arguments, except outputs, of both FP8 linears.
 
-    Neither M nor N is 0. Addresses and masks of outputs without TMA leave registers for one panel.
+    Neither M nor N is 0. Outputs without TMA need addresses and masks, which leave registers for
+    one panel.
     """
     (M, K), N = a_MK.shape, b_NK.shape[0]
     blocked = scale_a.shape[-1] > 1
@@ -66,11 +67,11 @@ def gemm_arguments(
 
 
 def tile_columns(rows: int, columns: int, processors: int) -> int:
-    """Columns of a tile, 256 or 128: what reads least from L2, counted in full waves.
+    """Choose a tile's columns, 256 or 128: what reads least from L2, counted in full waves.
 
     By arithmetic, not measured: a step of 128 x 256 reads 48 KiB for 4 Mi products, one of
     128 x 128 reads 32 KiB for 2 Mi. At full rate (4096 products per clock) that is 48 and 64 bytes
-    per clock and processor, more than L2 gives, so tiles cost as 3 to 2 and not as 2 to 1.
+    per clock and processor, more than L2 delivers, so tiles cost as 3 to 2 and not as 2 to 1.
     """
     waves = {n: -(-_tiles(rows, columns, n) // processors) for n in TILE_COLUMNS}
     return 256 if 3 * waves[256] <= 2 * waves[128] else 128
@@ -87,20 +88,20 @@ def _processors(device: torch.device) -> int:
 
 
 def descriptor(x: Tensor, block_rows: int) -> Any:
-    """What moves tiles [block_rows, 128] of a matrix by TMA."""
+    """Create the TMA descriptor for tiles [block_rows, 128] of a matrix."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(x, [block_rows, FP8_BLOCK])
 
 
 def is_tma(x: Tensor) -> bool:
-    """Whether TMA can move tiles of a contiguous matrix."""
+    """Return whether TMA can move tiles of a contiguous matrix."""
     row_bytes = x.shape[-1] * x.itemsize
     return row_bytes % TMA_BYTES == 0 and row_bytes > 0 and x.data_ptr() % TMA_BYTES == 0
 
 
 def _tma_rows(x: Tensor) -> Tensor:
-    """An FP8 matrix, copied with zeros at the ends of its rows if TMA cannot move it as it is."""
+    """Return an FP8 matrix, copied with zero-padded rows if TMA cannot move it as it is."""
     if is_tma(x):
         return x
     width = max(1, -(-x.shape[-1] // TMA_BYTES)) * TMA_BYTES
@@ -119,7 +120,7 @@ def launches(
     *,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import fp8_gemm_kernel
 
     (out,) = outputs

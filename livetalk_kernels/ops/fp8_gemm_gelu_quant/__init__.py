@@ -28,7 +28,8 @@ def fp8_gemm_gelu_quant(
     """Compute GELU_tanh(A B^T s_a s_b + bias) and quantise it in blocks of 1x128.
 
     GELU_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Accumulation and GELU are fp32,
-    the only rounding is the one to FP8. Blocks, since a row's maximum spans the tiles of a GEMM.
+    the only rounding is the one to FP8. Scales are per block since a row's
+    maximum would span tiles of the GEMM.
 
     Args:
         a_MK: Activations [M, K] float8_e4m3fn, contiguous.
@@ -36,8 +37,8 @@ def fp8_gemm_gelu_quant(
         scale_a: fp32 [M, 1], or [M, K/128]: one per 1x128 block of a. Of any strides.
         scale_b: fp32 [N, 1], contiguous.
         bias_N: [N] fp32 or bf16, or None.
-        m_major: Lay the scales of neighbouring rows side by side, as the next ``fp8_gemm`` reads
-            them best.
+        m_major: Store the scales of neighbouring rows contiguously, the layout that the next
+            ``fp8_gemm`` reads fastest.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
@@ -65,14 +66,14 @@ def empty_outputs(
     *,
     m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     M, N = a_MK.shape[0], b_NK.shape[0]
     blocks = count_blocks(N, FP8_BLOCK)
     return a_MK.new_empty((M, N)), empty_scales(a_MK, (M,), blocks, m_major=m_major)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: [M, K] times [N, K] transposed."""
+    """List representative cases: [M, K] times [N, K] transposed."""
     base = Case(op="fp8_gemm_gelu_quant", device=device, dtype=dtype)
     return (
         base.at("empty", M=0, N=128, K=128),
@@ -98,7 +99,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; a has a scale per row, or per block where ``block`` says so."""
+    """Make the arguments of a call; a has a scale per row, or per block if ``block`` is set."""
     a, b, scale_a, scale_b = operands(case, generator, block=case.options.get("block"))
     bias = random_tensor(case, generator, case.dims["N"], dtype=torch.float32)
     arguments = (a, b, scale_a, scale_b, bias if case.options.get("bias", True) else None)
@@ -114,20 +115,20 @@ def exact(
     *,
     m_major: bool = False,
 ) -> Tensor:
-    """The result before quantisation, in fp64."""
+    """Compute the result before quantisation, in fp64."""
     out = gemm.run(a_MK, b_NK, scale_a, scale_b, bias_N, out_dtype=torch.float64)
     return functional.gelu(out, approximate="tanh")
 
 
 def cost(case: Case) -> Cost:
-    """2 M N K and 14 per result; operands are read, and the result written, as bytes."""
+    """Count 2 M N K and 14 per result; operands are read, and the result written, as bytes."""
     M, N, K = (case.dims[letter] for letter in "MNK")
     scales = vector_length(case) + M * (N // FP8_BLOCK)
     return Cost(flops=2 * M * N * K + 14 * M * N, bytes=M * K + N * K + M * N + 4 * scales)
 
 
 def read(*operands: Any, m_major: bool = False) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     dims, options = read_gemm(*operands)
     return dims, options | ({"m_major": True} if m_major else {})
 

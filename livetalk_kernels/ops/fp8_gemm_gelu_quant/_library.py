@@ -1,4 +1,4 @@
-"""What the compositions with other people's kernels share."""
+"""Shared by the compositions with third-party kernels."""
 
 import functools
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from ...spec import Case
 
 
 def gelu_quant(x_MN: Tensor, *, m_major: bool) -> tuple[Tensor, Tensor]:
-    """GELU(tanh) of a product in fp32, as FP8 with a scale per 1x128 block."""
+    """Apply GELU(tanh) to an fp32 product and quantise it with a scale per 1x128 block."""
     out = functional.gelu(x_MN, approximate="tanh")
     return quantizer(x_MN.device)(out, block=FP8_BLOCK, m_major=m_major)
 
 
 @functools.cache
 def quantizer(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The best ``quantize`` for fp32 on a device."""
+    """Return the best ``quantize`` for fp32 on a device."""
     case = Case(op="quantize", device=device, dtype=torch.float32)
     return pick(case, "auto", named=False).run

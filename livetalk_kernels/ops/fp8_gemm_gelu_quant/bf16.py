@@ -1,7 +1,4 @@
-"""``fp8_gemm_gelu_quant`` as three steps: a product in bf16, PyTorch's GELU, our ``quantize``.
-
-Untested on a GPU.
-"""
+"""``fp8_gemm_gelu_quant`` as three steps: a product in bf16, PyTorch's GELU, our ``quantize``."""
 
 from torch import Tensor, float32
 

@@ -23,7 +23,7 @@ def run(
     m_major: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See the contract."""
-    count_blocks(b_NK.shape[0], FP8_BLOCK)  # refuses a row that they do not divide
+    count_blocks(b_NK.shape[0], FP8_BLOCK)  # rejects a row that they do not divide
     if scale_a.shape[-1] > 1:
         count_blocks(a_MK.shape[-1], FP8_BLOCK)
     q, scale = _run(a_MK, b_NK, scale_a, scale_b, bias_N)

@@ -1,8 +1,7 @@
 """``fp8_gemm_gelu_quant`` as two steps: quack's product with GELU inside, our ``quantize``.
 
-Quack writes FP8 with scales only in blocks of 1x32, and not on a Hopper. What lies between is
-fp32, as the contract rounds once; quack's tanh is the GPU's approximate one, which FP8 does not
-see. Untested on a GPU.
+quack writes FP8 with scales only in blocks of 1x32, and not on a Hopper. The intermediate is fp32,
+since the contract rounds once; quack's tanh is the GPU's approximate one, whose error FP8 hides.
 """
 
 from torch import Tensor, float32
@@ -17,7 +16,7 @@ from ._library import quantizer
 
 
 def supports(case: Case) -> str | None:
-    """What ``fp8_gemm`` asks; scales per block only where the case names them."""
+    """Require what ``fp8_gemm`` does; scales per block only if the case names them."""
     return quack.reason_against(case, blocks=case.options.get("block") is not None)
 
 

@@ -12,7 +12,7 @@ from ..quantize import reference as quantize
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

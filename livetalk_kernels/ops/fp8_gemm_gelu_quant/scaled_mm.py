@@ -1,7 +1,7 @@
 """``fp8_gemm_gelu_quant`` as three steps: PyTorch's ``scaled_mm``, its GELU, our ``quantize``.
 
-No library fuses them. What lies between is fp32, as the contract rounds once; it is bf16 where
-``scaled_mm`` gives that alone. Untested on a GPU.
+No library fuses them. The intermediate is fp32, since the contract rounds once; it is bf16 if
+``scaled_mm`` returns nothing else.
 """
 
 from torch import Tensor, float32
@@ -14,7 +14,7 @@ from ._library import gelu_quant
 
 
 def supports(case: Case) -> str | None:
-    """What ``fp8_gemm`` asks; scales per block only where the case names them."""
+    """Require what ``fp8_gemm`` does; scales per block only if the case names them."""
     return scaled_mm.reason_against(case, blocks=case.options.get("block") is not None)
 
 

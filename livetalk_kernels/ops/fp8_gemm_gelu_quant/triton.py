@@ -1,4 +1,4 @@
-"""``fp8_gemm_gelu_quant`` in Triton; the kernel lies with ``fp8_gemm``'s. Untested on a GPU."""
+"""``fp8_gemm_gelu_quant`` in Triton; the kernel is stored with ``fp8_gemm``'s."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def launches(
     *,
     m_major: bool = False,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ..fp8_gemm._triton import fp8_gemm_gelu_quant_kernel
 
     q, scales = outputs

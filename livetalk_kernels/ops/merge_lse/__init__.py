@@ -17,8 +17,8 @@ def merge_lse(
 ) -> tuple[Tensor, Tensor]:
     """Compute lse = log(e^lse_a + e^lse_b), out = e^(lse_a - lse) out_a + e^(lse_b - lse) out_b.
 
-    An LSE of -inf means "no keys": that side does not count. Where both are -inf, out is 0 and
-    lse is -inf. Arithmetic is fp32 (fp64 for fp64 inputs), with one rounding at the end.
+    An LSE of -inf means "no keys": that side does not count. If both are -inf, out is 0 and lse is
+    -inf. Arithmetic is fp32 (fp64 for fp64 inputs), with one rounding at the end.
 
     Args:
         out_a_BLHd: First partial result [B, L, H, d], contiguous.
@@ -45,12 +45,12 @@ def merge_lse(
 def empty_outputs(
     out_a_BLHd: Tensor, lse_a_BHL: Tensor, out_b_BLHd: Tensor, lse_b_BHL: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     return out_a_BLHd.new_empty(out_a_BLHd.shape), lse_a_BHL.new_empty(lse_a_BHL.shape)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: L queries, H heads of d channels."""
+    """List representative cases: L queries, H heads of d channels."""
     base = Case(op="merge_lse", device=device, dtype=dtype)
     return (
         base.at("empty", B=1, L=0, H=2, d=16),
@@ -65,7 +65,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; ``no_keys``: some queries saw no key on one side, some on neither."""
+    """Make the arguments of a call; ``no_keys``: some queries lack keys on one side or both."""
     B, L, H, d = (case.dims[letter] for letter in "BLHd")
     spread = case.options.get("spread", 2.0)
     outs, lses = [], []
@@ -81,14 +81,14 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """3 per element and 6 per query; two results are read, one is written."""
+    """Count 3 per element and 6 per query; two results are read, one is written."""
     B, L, H, d = (case.dims[letter] for letter in "BLHd")
     rows = B * L * H
     return Cost(flops=3 * rows * d + 6 * rows, bytes=3 * rows * (d * case.dtype.itemsize + 4))
 
 
 def read(out: Tensor, lse: Tensor, *others: Tensor) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     return dict(zip("BLHd", out.shape, strict=True)), {}
 
 

@@ -11,9 +11,9 @@ def merge_lse_kernel(
     out_a, lse_a, out_b, lse_b, out, lse, tokens, heads, width,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS of HEADS heads, WIDTH >= width; grid (heads / HEADS, tokens / TOKENS, batch).
+    """Process TOKENS of HEADS heads, WIDTH >= width; grid (heads / HEADS, tokens / TOKENS, batch).
 
-    Several tokens at once because the LSEs of neighbouring tokens are neighbours in memory.
+    Several tokens at once, because the LSEs of neighbouring tokens are contiguous in memory.
     """
     index = tl.arange(0, TOKENS * HEADS)[:, None]
     # Tokens past the end repeat the last, unmasked.

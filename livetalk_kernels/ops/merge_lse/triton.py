@@ -1,4 +1,4 @@
-"""``merge_lse`` in Triton: one pass over memory, kernel in ``_triton.py``. Untested on a GPU."""
+"""``merge_lse`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -8,8 +8,8 @@ from . import empty_outputs
 
 __all__ = ["launches", "run", "supports"]
 
-ELEMENTS = 8192  # of a program; 64 rows of 128
-HEADS = 8  # at most; 8 heads of 128 are 2 KB in a row
+ELEMENTS = 8192  # per program; 64 rows of 128
+HEADS = 8  # maximum; 8 heads of 128 are 2 KB of contiguous memory
 
 
 def launches(
@@ -19,7 +19,7 @@ def launches(
     out_b_BLHd: Tensor,
     lse_b_BHL: Tensor,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import merge_lse_kernel
 
     out, lse = outputs

@@ -16,14 +16,14 @@ def quantize(
 ) -> tuple[Tensor, Tensor]:
     """Compute scale = max|x| / 448 over a row or block, and q = e4m3(clamp(x / scale, +-448)).
 
-    ``q * scale`` gives x back within FP8 rounding. A row or block of zeros has scale 1. A NaN or
+    ``q * scale`` recovers x within FP8 rounding. A row or block of zeros has scale 1. A NaN or
     Inf makes its whole row or block non-finite when dequantised, so it cannot be missed.
 
     Args:
         x: Values [..., K]; last dimension contiguous. Per-token for activations [M, K],
             per-channel for weights [N, K].
         block: None for one scale per row, or the block's length (128), which must divide K.
-        m_major: Lay the scales of neighbouring rows side by side, as ``fp8_gemm`` reads them best.
+        m_major: Store the scales of neighbouring rows contiguously, fastest for ``fp8_gemm``.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
@@ -42,7 +42,7 @@ def quantize(
 
 
 def count_blocks(length: int, block: int | None) -> int:
-    """Number of scales of a row of ``length`` values.
+    """Count the scales of a row of ``length`` values.
 
     Raises:
         UserError: ``block`` does not divide ``length``.
@@ -58,11 +58,11 @@ def count_blocks(length: int, block: int | None) -> int:
 
 
 def dequantize(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give back q * scale in ``dtype``.
+    """Compute q * scale in ``dtype``.
 
     Args:
         q: Quantised values [..., K].
-        scale: Scales [..., n], each for K / n neighbours.
+        scale: Scales [..., n], each for K / n consecutive values.
         dtype: Dtype of the product.
     """
     count = scale.shape[-1]
@@ -71,34 +71,34 @@ def dequantize(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dequantized(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """The values that (q, scale) stand for, in fp64."""
+    """Compute the values that (q, scale) represent, in fp64."""
     return (dequantize(*outputs, torch.float64),)
 
 
 def exact(x: Tensor, *, block: int | None = None, m_major: bool = False) -> Tensor:
-    """What a quantisation without rounding stands for: x itself."""
+    """Return the result of quantisation without rounding: x itself."""
     return x
 
 
 def empty_scales(like: Tensor, rows: Sequence[int], blocks: int, *, m_major: bool) -> Tensor:
-    """Scales of FP8 values, not filled.
+    """Allocate scales of FP8 values.
 
     Args:
-        like: A tensor of the device.
-        rows: Sizes of all dimensions but the last.
-        blocks: Number of scales of a row.
-        m_major: Lay those of neighbouring rows side by side.
+        like: A tensor on the device.
+        rows: Sizes of all dimensions except the last.
+        blocks: Number of scales per row.
+        m_major: Store those of neighbouring rows contiguously.
 
     Returns:
         fp32 [*rows, blocks]: contiguous, or a view of a contiguous [blocks, *rows].
     """
-    if m_major and blocks > 1:  # of one scale per row both are the same memory
+    if m_major and blocks > 1:  # with one scale per row both layouts are the same
         return like.new_empty((blocks, *rows), dtype=torch.float32).movedim(0, -1)
     return like.new_empty((*rows, blocks), dtype=torch.float32)
 
 
 def laid_out(scale: Tensor, *, m_major: bool) -> Tensor:
-    """Contiguous scales [..., blocks] in the layout that ``m_major`` asks for; maybe a copy."""
+    """Return contiguous scales [..., blocks] in the layout set by ``m_major``; maybe a copy."""
     if m_major and scale.shape[-1] > 1:
         return scale.movedim(-1, 0).contiguous().movedim(0, -1)
     return scale
@@ -107,14 +107,14 @@ def laid_out(scale: Tensor, *, m_major: bool) -> Tensor:
 def empty_outputs(
     x: Tensor, *, block: int | None = None, m_major: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     blocks = count_blocks(x.shape[-1], block)
     scale = empty_scales(x, x.shape[:-1], blocks, m_major=m_major)
     return x.new_empty(x.shape, dtype=FP8), scale
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: M rows of K values."""
+    """List representative cases: M rows of K values."""
     base = Case(op="quantize", device=device, dtype=dtype)
     blocks = {"block": 128}
     return (
@@ -135,7 +135,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; ``gap``: elements between rows."""
+    """Make the arguments of a call; ``gap``: elements between rows."""
     M, K = (case.dims[letter] for letter in "MK")
     scale, gap = case.options.get("scale", 1.0), case.options.get("gap", 0)
     x = random_tensor(case, generator, M, K + gap, scale=scale)[:, :K]
@@ -144,14 +144,14 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """3 per element (maximum, product, clamp); x is read, q and the scales are written."""
+    """Count 3 per element (maximum, product, clamp); x is read, q and the scales are written."""
     M, K = (case.dims[letter] for letter in "MK")
     scales = M * count_blocks(K, case.options.get("block"))
     return Cost(flops=3 * M * K, bytes=M * K * (case.dtype.itemsize + 1) + 4 * scales)
 
 
 def read(x: Tensor, *, block: int | None = None, m_major: bool = False) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     options = {} if block is None else {"block": block}
     return {"M": x[..., 0].numel(), "K": x.shape[-1]}, options | (
         {"m_major": True} if m_major else {}

@@ -13,8 +13,8 @@ def store_quantized(
 ):  # fmt: skip
     """Store fp32 rows, both blocks, at ``q`` [ROWS, 1] and their scales at ``scale`` [ROWS, 1].
 
-    A thread stores 8 bytes, the 8 values that it loaded at once from 16 bits: for 16 bytes the
-    values would first change threads. A warp still fills 256 bytes in a row.
+    A thread stores 8 bytes, the 8 values that it loaded at once from 16 bits: for 16 bytes, values
+    would first have to move between threads. A warp still fills 256 contiguous bytes.
     """
     factor = fp8_scale(row_peak(first, second, TAIL))
     tl.store(scale, factor)
@@ -33,10 +33,10 @@ def quantize_kernel(
     ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Parts [width], ``per_row`` in each row of x; rows of x are ``stride`` apart.
+    """Process parts [width], ``per_row`` in each row of x; rows of x are ``stride`` apart.
 
     Scales are ``scale_row`` apart from row to row, and ``scale_step`` from part to part.
-    Grid (parts / ROWS,): what has one scale is a row of the program.
+    Grid (parts / ROWS,): a part with one scale is a row of the program.
     """
     part = row_indices(parts, ROWS)
     row = (part.to(tl.int32) // per_row).to(tl.int64)  # 64-bit division is slow

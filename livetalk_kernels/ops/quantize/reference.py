@@ -9,7 +9,7 @@ from . import count_blocks, laid_out
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 

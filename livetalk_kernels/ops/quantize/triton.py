@@ -1,4 +1,4 @@
-"""``quantize`` in Triton: one pass over memory, kernel in ``_triton.py``. Untested on a GPU."""
+"""``quantize`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ def launches(
     block: int | None = None,
     m_major: bool = False,
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import quantize_kernel
 
     q, scale = outputs

@@ -34,12 +34,12 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, backend: str | Non
 
 
 def empty_outputs(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return x.new_empty(x.shape)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, L tokens, D channels."""
+    """List representative cases: B batch, L tokens, D channels."""
     base = Case(op="rms_norm", device=device, dtype=dtype)
     return (
         base.at("empty", B=1, L=0, D=64),
@@ -54,7 +54,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; ``gap``: elements between rows."""
+    """Make the arguments of a call; ``gap``: elements between rows."""
     B, L, D = (case.dims[letter] for letter in "BLD")
     x = random_tensor(case, generator, B, L, D + case.options.get("gap", 0))[..., :D]
     weight = random_tensor(case, generator, D, scale=0.2, offset=1.0)
@@ -62,14 +62,14 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """4 per element (square, add, two products); x is read, the result written."""
+    """Count 4 per element (square, add, two products); x is read, the result written."""
     elements = case.dims["B"] * case.dims["L"] * case.dims["D"]
     itemsize = case.dtype.itemsize
     return Cost(flops=4 * elements, bytes=(2 * elements + case.dims["D"]) * itemsize)
 
 
 def read(x: Tensor, weight: Tensor, **_: Any) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     gap = x.stride(-2) - x.shape[-1]
     return row_sizes(x), {"gap": gap} if gap else {}
 

@@ -11,7 +11,7 @@ def rms_norm_kernel(
     x, weight, out, eps, rows, width, stride,
     ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Rows [width] of x, ``stride`` apart, and of out; grid (rows / ROWS,)."""
+    """Process rows [width] of x, ``stride`` apart, and of out; grid (rows / ROWS,)."""
     row = row_indices(rows, ROWS)
     x += row * stride
     out += row * width

@@ -1,4 +1,4 @@
-"""``rms_norm`` in Triton: one pass over memory, kernel in ``_triton.py``. Untested on a GPU."""
+"""``rms_norm`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ __all__ = ["launches", "run", "supports"]
 def launches(
     outputs: tuple[Tensor, ...], x: Tensor, weight: Tensor, *, eps: float = 1e-6
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import rms_norm_kernel
 
     if not x.numel():

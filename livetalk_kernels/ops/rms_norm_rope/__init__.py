@@ -40,13 +40,13 @@ def rms_norm_rope(
         sin_Sc: Sines [S, c], likewise.
         num_heads: H; it divides D, and d = D / H is even.
         eps: Added to the mean square.
-        row_offset: Table row of token 0, so that a shard of the sequence works; tokens
-            need row_offset + L <= S.
-        layout: ``token`` -> [B, L, H, d]; ``head`` -> [H, B, L, d], as an all-to-all sends it.
+        row_offset: Table row of token 0, for shards of a sequence; requires
+            row_offset + L <= S.
+        layout: ``token`` -> [B, L, H, d]; ``head`` -> [H, B, L, d], for an all-to-all.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
-        q and k in that layout, their dtype, contiguous, fresh.
+        q and k in that layout, with their dtype, contiguous, fresh.
 
     Raises:
         UserError: The backend does not exist or cannot run this case.
@@ -84,7 +84,7 @@ def empty_outputs(
     row_offset: int = 0,
     layout: str = "token",
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a call, not filled."""
+    """Allocate the outputs of a call."""
     B, L, D = q_BLD.shape
     d = D // num_heads
     shape = (B, L, num_heads, d) if layout == "token" else (num_heads, B, L, d)
@@ -92,7 +92,7 @@ def empty_outputs(
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, L tokens, H heads of d channels, S table rows."""
+    """List representative cases: B batch, L tokens, H heads of d channels, S table rows."""
     base = Case(op="rms_norm_rope", device=device, dtype=dtype)
     head = {"layout": "head"}
     return (
@@ -119,7 +119,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call; q and k are slices of a fused QKV result, unless ``fused`` is False."""
+    """Make a call's arguments; q and k are slices of a QKV result unless ``fused`` is False."""
     B, L, H, d, S = (case.dims[letter] for letter in "BLHdS")
     D = H * d
     if case.options.get("fused", True):
@@ -141,7 +141,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """Per element 2 for the mean, 2 for the scaling, 3 for the rotation; q and k in and out."""
+    """Count per element 2 for the mean, 2 for scaling, 3 for rotation; q and k in and out."""
     B, L, H, d = (case.dims[letter] for letter in "BLHd")
     elements = 2 * B * L * H * d
     return Cost(
@@ -161,7 +161,7 @@ def read(
     eps: float = 1e-6,
     **options: Any,
 ) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     B, L, D = q.shape
     dims = {"B": B, "L": L, "H": num_heads, "d": D // num_heads, "S": cos.shape[0]}
     return dims, options if q.stride(1) > D else options | {"fused": False}

@@ -1,7 +1,7 @@
 """Triton kernel of ``rms_norm_rope``: one pass, a token stays in registers from load to store.
 
-A token's heads lie in two blocks, MAIN and TAIL heads of [WIDTH >= d channels], so that one load
-of the table's row serves all heads.
+A token's heads are in two blocks, MAIN and TAIL heads of [WIDTH >= d channels], so that one load of
+the table's row serves all heads.
 """
 
 import triton
@@ -12,7 +12,7 @@ from .._triton import row_indices, row_sum
 
 @triton.jit
 def head_mask(head, channel, heads, width, FULL: tl.constexpr, EXACT: tl.constexpr):
-    """Which elements of a block count: FULL says all heads do, EXACT all channels."""
+    """Mask the valid elements of a block: FULL means all heads are, EXACT all channels."""
     mask = head < heads
     if FULL:
         mask = channel < width
@@ -23,7 +23,7 @@ def head_mask(head, channel, heads, width, FULL: tl.constexpr, EXACT: tl.constex
 
 @triton.jit
 def load_heads(pointer, head, channel, heads, width, FULL: tl.constexpr, EXACT: tl.constexpr):
-    """Heads of width ``width`` in fp32, 0 past their ends."""
+    """Load heads of width ``width`` as fp32, 0 past their ends."""
     offset = head * width + channel
     if FULL and EXACT:
         value = tl.load(pointer + offset)
@@ -37,7 +37,7 @@ def load_heads(pointer, head, channel, heads, width, FULL: tl.constexpr, EXACT: 
 def store_heads(
     pointer, head, channel, value, stride, heads, width, FULL: tl.constexpr, EXACT: tl.constexpr
 ):
-    """Store heads that lie ``stride`` apart, rounded to the pointer's dtype."""
+    """Store heads that are ``stride`` apart, rounded to the pointer's dtype."""
     pointer += head.to(tl.int64) * stride + channel
     value = value.to(pointer.dtype.element_ty)
     if FULL and EXACT:
@@ -48,7 +48,7 @@ def store_heads(
 
 @triton.jit
 def rotate(value, cosine, sine):
-    """Turn the pairs (2j, 2j + 1) of [ROWS, heads, WIDTH] by the angles [ROWS, 1, WIDTH / 2]."""
+    """Rotate the pairs (2j, 2j + 1) of [ROWS, heads, WIDTH] by angles [ROWS, 1, WIDTH / 2]."""
     ROWS: tl.constexpr = value.shape[0]
     HEADS: tl.constexpr = value.shape[1]
     WIDTH: tl.constexpr = value.shape[2]
@@ -64,7 +64,7 @@ def norm_rope(
     ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, WIDTH: tl.constexpr,
     EVEN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one of q and k; ``row``, ``token`` and ``batch`` are [ROWS, 1, 1]."""
+    """Process rows of q or k; ``row``, ``token`` and ``batch`` are [ROWS, 1, 1]."""
     x += batch * stride_b + token * stride_l
     out += row * out_row
     channel = tl.arange(0, WIDTH)[None, None, :]
@@ -99,7 +99,7 @@ def rms_norm_rope_kernel(
     ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, WIDTH: tl.constexpr,
     EVEN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The tables start at token 0; grid (rows / ROWS, 2): q, then k."""
+    """Use grid (rows / ROWS, 2): q, then k; the tables start at token 0."""
     row = row_indices(rows, ROWS)[:, :, None]
     batch = (row.to(tl.int32) // tokens).to(tl.int64)  # 64-bit division is slow
     token = row - batch * tokens

@@ -1,7 +1,4 @@
-"""``rms_norm_rope`` in Triton: one pass over memory, kernel in ``_triton.py``.
-
-Untested on a GPU.
-"""
+"""``rms_norm_rope`` in Triton: one pass over memory, kernel in ``_triton.py``."""
 
 from torch import Tensor
 
@@ -26,7 +23,7 @@ def launches(
     row_offset: int = 0,
     layout: str = "token",
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import rms_norm_rope_kernel
 
     assert layout in {"token", "head"}, layout

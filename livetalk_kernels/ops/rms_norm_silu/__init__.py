@@ -15,14 +15,14 @@ def rms_norm_silu(
 ) -> Tensor:
     """Compute SiLU(z / max(||z||, 1e-12) * sqrt(C) * gamma), z = x + bias.
 
-    ||z|| is the length over the C channels of a pixel. All arithmetic is fp32 (fp64 for fp64
+    ||z|| is the L2 norm over the C channels of a pixel. All arithmetic is fp32 (fp64 for fp64
     inputs), rounded once to x's dtype; z itself is never rounded.
 
     Args:
         x: Activations [B, C, T, H, W] in any dense memory format; channels_last_3d is fastest.
         gamma: Weight [C], x's dtype or fp32.
-        bias: What the convolution that made x has left to add [C], x's dtype or fp32; None for
-            nothing.
+        bias: Bias [C] that the convolution before has not added, x's dtype or fp32; None for
+            none.
         backend: Backend to use; by default the environment's choice, else the best that runs.
 
     Returns:
@@ -39,12 +39,12 @@ def rms_norm_silu(
 
 
 def empty_outputs(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Output of a call, not filled."""
+    """Allocate the output of a call."""
     return torch.empty_like(x)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
-    """Representative cases: B batch, C channels, T frames, H rows, W columns."""
+    """List representative cases: B batch, C channels, T frames, H rows, W columns."""
     base = Case(op="rms_norm_silu", device=device, dtype=dtype)
     last, biased = {"channels_last": True}, {"channels_last": True, "bias": True}
     return (
@@ -68,7 +68,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> tuple[Case, ...]:
 
 
 def make_inputs(case: Case, generator: Generator) -> Arguments:
-    """Arguments of a call, in the memory format of the case."""
+    """Make the arguments of a call, in the memory format of the case."""
     shape = [case.dims[letter] for letter in "BCTHW"]
     x = random_tensor(case, generator, *shape, scale=case.options.get("scale", 1.0))
     if case.options.get("channels_last", False):
@@ -82,7 +82,7 @@ def make_inputs(case: Case, generator: Generator) -> Arguments:
 
 
 def cost(case: Case) -> Cost:
-    """2 for the norm, 2 to scale, 4 for SiLU, 1 for a bias, per element; x is read once."""
+    """Count per element 2 for the norm, 2 to scale, 4 for SiLU, 1 for a bias; x is read once."""
     elements = prod(case.dims[letter] for letter in "BCTHW")
     biased, size = bool(case.options.get("bias", False)), case.dtype.itemsize
     return Cost(
@@ -92,7 +92,7 @@ def cost(case: Case) -> Cost:
 
 
 def read(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Sizes:
-    """Read the case that a call is: its dims and options."""
+    """Read a call's case: its dims and options."""
     biased = {} if bias is None else {"bias": True}
     return dict(zip("BCTHW", x.shape, strict=True)), format_option(x) | biased
 

@@ -8,16 +8,16 @@ from .._triton import load_columns
 
 @triton.jit
 def square_sum(value):
-    """Sum over the channels [PIXELS, 1]."""
+    """Sum the squares over the channels [PIXELS, 1]."""
     return tl.sum(value * value, 1)[:, None]
 
 
 @triton.jit
 def sigmoid(value, INTERPRETED: tl.constexpr):
-    """1 / (1 + e^-value), by two instructions of the special-function unit.
+    """Compute 1 / (1 + e^-value) with two special-function instructions.
 
-    Triton guards both against denormal numbers, a third of this kernel's arithmetic; here one of
-    them is far below the 1 that it is added to, or a result that rounds to 0 all the same.
+    Triton guards both against denormals, a third of this kernel's arithmetic; here a denormal is
+    either far below the 1 that it is added to, or a result that rounds to 0 anyway.
     """
     if INTERPRETED:
         return 1.0 / (1.0 + tl.exp(-value))
@@ -50,7 +50,7 @@ def scale_silu(value, factor, gamma, out, mask, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def load_biased(x, bias, channel, mask, channels, FULL: tl.constexpr, BIASED: tl.constexpr):
-    """Give [PIXELS, BLOCK] of x + bias in fp32; 0 in channels past the end."""
+    """Load [PIXELS, BLOCK] of x + bias as fp32; 0 in channels past the end."""
     value = tl.load(x, mask=mask, other=0.0).to(tl.float32)
     if BIASED:
         value += load_columns(bias, channel, channels, FULL)
@@ -63,7 +63,7 @@ def rms_norm_silu_kernel(
     CHANNELS: tl.constexpr, PLANAR: tl.constexpr, BIASED: tl.constexpr, PIXELS: tl.constexpr,
     BLOCK: tl.constexpr, COUNT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """COUNT blocks of channels, 3 full ones or 1 with some to spare; ``root`` = sqrt(CHANNELS).
+    """Process COUNT blocks of channels, 3 full or 1 with some to spare; ``root`` = sqrt(CHANNELS).
 
     Memory is [outer, CHANNELS, pixels] if PLANAR, else [outer, pixels, CHANNELS]; ``tiles`` of
     PIXELS in each outer part; grid (outer * tiles,).

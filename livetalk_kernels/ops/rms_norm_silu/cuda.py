@@ -1,7 +1,6 @@
 """``rms_norm_silu`` in CUDA: a pixel per part of a warp; see ``csrc/cuda/pixel_norm.cuh``.
 
-Planar memory is turned into channels-last and back. Run on a CPU by emulation only; untested on a
-GPU.
+Planar memory is converted to channels-last and back.
 """
 
 import torch
@@ -14,7 +13,7 @@ from . import empty_outputs
 
 
 def supports(case: Case) -> str | None:
-    """Pixels of whole packs on a GPU."""
+    """Accept pixels of whole packs on a GPU."""
     reason = supports_rows(case, "C")
     limit = MAX_CHANNELS[case.dtype] if reason is None else 0
     if reason is None and case.dims.get("C", 0) > limit:

@@ -8,11 +8,11 @@ from ...precision import math_dtype
 from ...spec import Case
 
 DIFFERENTIABLE = True
-LEAST = 1e-12  # of a pixel's norm, that it is divided by
+LEAST = 1e-12  # lower bound of a pixel's norm, as a divisor
 
 
 def supports(case: Case) -> str | None:
-    """Runs everywhere."""
+    """Accept every case."""
     return None
 
 
@@ -21,7 +21,7 @@ def run(x: Tensor, gamma: Tensor, bias: Tensor | None = None) -> Tensor:
     wide = math_dtype(x.dtype)
     value = x.to(wide) if bias is None else x.to(wide) + bias.to(wide).view(-1, 1, 1, 1)
     if value.requires_grad:
-        # Where all channels are zero the derivative is 1 / LEAST, which would drown all others.
+        # If all channels are zero the derivative is 1 / LEAST, which would swamp all others.
         norm = value.detach().norm(dim=1, keepdim=True)
         value = torch.where(norm > LEAST, value, value.detach())
     unit = functional.normalize(value, dim=1, eps=LEAST)

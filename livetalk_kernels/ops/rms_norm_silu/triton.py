@@ -1,6 +1,6 @@
 """``rms_norm_silu`` in Triton: one pass over memory, kernel in ``_triton.py``.
 
-Channels-last memory or planar: the strides say which. Untested on a GPU.
+Memory may be channels-last or planar, as the strides show.
 """
 
 from torch import Tensor
@@ -15,7 +15,7 @@ __all__ = ["launches", "run", "supports"]
 def launches(
     outputs: tuple[Tensor, ...], x: Tensor, gamma: Tensor, bias: Tensor | None = None
 ) -> list[Launch]:
-    """What fills ``outputs``."""
+    """Return the launches that fill ``outputs``."""
     from ._triton import rms_norm_silu_kernel
 
     out = outputs[0]
@@ -29,7 +29,7 @@ def launches(
     planar = inner > 1
     outer, pixels = (outer, inner) if planar else (1, outer)
     count, block = channel_blocks(channels)
-    elements = 4096 if planar or count == 1 else 2048  # of a block
+    elements = 4096 if planar or count == 1 else 2048  # per block
     tile = interpreted_count(pixels, block) if interpreted() else max(1, elements // block)
     tiles = -(-pixels // tile)
     arguments = {

@@ -1,1 +1,1 @@
-"""Ranks as processes: launched, watched while they wait for each other, and ended by signals."""
+"""Ranks as processes: launched, monitored while they wait for each other, and ended by signals."""

@@ -1,4 +1,4 @@
-"""What ranks tell each other about themselves, through the store that torchrun keeps for them."""
+"""Status that ranks publish to each other, through the store that torchrun provides."""
 
 import json
 import os
@@ -19,26 +19,27 @@ CONNECT = timedelta(seconds=60)
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds that each phase may last; infinity: as long as it likes. Validates itself.
+    """Maximum seconds per phase; infinity for no limit. Validates itself.
 
-    The values are for a GPU. Re-entering a phase restarts its clock, so ``denoise`` and ``decode``
-    are for one step each.
+    The defaults are for a GPU. Re-entering a phase restarts its clock, so ``denoise`` and
+    ``decode``
+    apply to one step each.
 
     Attributes:
-        start: From the first rank's start until all have arrived, and until the first phase.
+        start: From the first rank's start until all have arrived and the first phase begins.
         load: Reading the weights.
-        prepare: Everything about the avatar.
-        wait: For sound, which may come live.
+        prepare: Everything concerning the avatar.
+        wait: Waiting for sound, which may arrive live.
         audio: Encoding the sound of a chunk.
         denoise: One step of the sampler; the first one compiles kernels and captures a graph, as
-            do the first of ``decode`` and ``encode``.
+            do the first ``decode`` and ``encode``.
         decode: One step of the VAE's decoder.
         encode: The motion frames of a chunk.
-        write: Frames of a chunk into the video.
-        finish: The end of the video, and leaving.
-        update: One update of a training.
-        save: A checkpoint of a training.
-        other: Whatever is in no phase.
+        write: Writing the frames of a chunk into the video.
+        finish: Ending the video, and leaving.
+        update: One training update.
+        save: Writing a training checkpoint.
+        other: Outside of any phase.
 
     Raises:
         UserError: A deadline is not positive.
@@ -65,11 +66,11 @@ class Deadlines:
                 raise UserError(f"--deadline {name}={seconds:g}: must be more than 0 seconds")
 
     def scaled(self, factor: float) -> "Deadlines":
-        """All deadlines so many times as long, for a slower device (a CPU: 20)."""
+        """Multiply all deadlines by a factor, for a slower device (a CPU: 20)."""
         return Deadlines(**{name: seconds * factor for name, seconds in asdict(self).items()})
 
     def with_choices(self, choices: Iterable[str]) -> "Deadlines":
-        """Read ``--deadline PHASE=SECONDS``; a later one wins.
+        """Parse ``--deadline PHASE=SECONDS``; later ones take precedence.
 
         Args:
             choices: For example ``["load=3600", "wait=600", "denoise=inf"]``.
@@ -92,7 +93,7 @@ class Deadlines:
         return replace(self, **chosen)
 
     def of(self, phase: str) -> float:
-        """Seconds for a phase; it must be one of the attributes."""
+        """Return the seconds for a phase, which must be one of the attributes."""
         seconds: float = getattr(self, phase)
         return seconds
 
@@ -103,15 +104,15 @@ class Beat:
 
     Attributes:
         number: Counts up.
-        phase: What the rank is at.
-        seconds: Since when, by the rank's own clock.
-        talking: Its main thread is inside a communication, so others may be what it waits for.
-        asked: It got a signal that asks the whole run to stop.
-        finished: It has ended well and is about to leave.
-        pid: Of the process.
-        born: When the process started, to tell it from a later one of the same pid.
-        host: Name of the machine, for people.
-        machine: The same for two processes exactly if they see each other's pids.
+        phase: The phase that the rank is in.
+        seconds: Time since it began, by the rank's own clock.
+        talking: Whether its main thread is communicating, and so may be waiting for other ranks.
+        asked: Whether it received a signal that asks the whole run to stop.
+        finished: Whether it has ended normally and is about to leave.
+        pid: Process id.
+        born: Start time of the process, to distinguish it from a later one with the same pid.
+        host: Host name, for display.
+        machine: Equal for two processes exactly if they see each other's pids.
     """
 
     number: int
@@ -128,15 +129,15 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Why the run has failed; the first one counts, for all ranks.
+    """Why the run has failed; the first verdict counts, for all ranks.
 
     Attributes:
-        rank: The one to blame; -1 for the launcher.
-        line: For the user, beginning with ``error:``.
+        rank: The rank at fault; -1 for the launcher.
+        line: Message for the user, beginning with ``error:``.
         code: Exit code of every rank.
-        kill: The rank cannot end by itself.
-        printed_on: The machine on which the rank prints it itself, with its traceback; empty where
-            it cannot.
+        kill: Whether the rank cannot end by itself.
+        printed_on: The machine on which the rank prints it itself, with its traceback; empty if it
+            cannot.
     """
 
     rank: int
@@ -147,10 +148,10 @@ class Verdict:
 
 
 class Board:
-    """The ranks' part of the store. A client of its own, to be used by one thread."""
+    """The ranks' part of the store: a separate client, for use by one thread."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """Connect.
+        """Connect to the store.
 
         Raises:
             RuntimeError: The store does not answer.
@@ -163,16 +164,16 @@ class Board:
             ranks.port,
             is_master=ranks.rank == 0 and not ranks.agent_store,
             wait_for_workers=False,
-            multi_tenant=True,  # beside the one of torch.distributed, where rank 0 is the host
+            multi_tenant=True,  # shares the port with torch.distributed's, if rank 0 is the host
             timeout=CONNECT,
         )
 
     def publish(self, rank: int, beat: Beat) -> None:
-        """Show a rank's beat to all."""
+        """Publish a rank's beat to all."""
         self._store.set(f"{self._prefix}beat/{rank}", json.dumps(asdict(beat)))
 
     def beats(self) -> dict[int, Beat]:
-        """The latest beat of every rank that has arrived."""
+        """Read the latest beat of every rank that has arrived."""
         for rank in set(range(self._world)) - set(self._arrived):
             if self._store.check([f"{self._prefix}beat/{rank}"]):
                 self._arrived.append(rank)
@@ -184,45 +185,45 @@ class Board:
         }
 
     def claim(self, verdict: Verdict) -> Verdict:
-        """Name the cause of a failure; the verdict that counts, which may be an earlier one."""
+        """Submit the cause of a failure; return the verdict that counts, perhaps an earlier one."""
         text = self._store.compare_set(f"{self._prefix}verdict", "", json.dumps(asdict(verdict)))
         return Verdict(**json.loads(text))
 
     def verdict(self) -> Verdict | None:
-        """The verdict, if there is one."""
+        """Read the verdict, if there is one."""
         key = f"{self._prefix}verdict"
         return Verdict(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
     def first(self, machine: str) -> bool:
-        """Whether nobody on this machine has asked this before: who is first prints."""
+        """Return whether this is the first call for a machine: the first caller prints."""
         return self._store.add(f"{self._prefix}printed/{machine}", 1) == 1
 
     def stop(self) -> None:
-        """Rank 0 goes, and the others need not stay."""
+        """Announce that rank 0 is leaving, and the others need not stay."""
         self._store.set(f"{self._prefix}stop", "1")
 
     def stopped(self) -> bool:
-        """Whether rank 0 has said stop."""
+        """Return whether rank 0 has announced that it is leaving."""
         return self._store.check([f"{self._prefix}stop"])
 
 
 def process_state(pid: int) -> tuple[str, int] | None:
-    """State letter of ``/proc`` and start time; None if there is no such process (or no /proc)."""
+    """Read state letter and start time from ``/proc``; None without such a process (or /proc)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    words = text.rpartition(")")[2].split()  # the name before it may hold anything
+    words = text.rpartition(")")[2].split()  # the name before it may contain anything
     return words[0], int(words[19])
 
 
 def first_beat() -> Beat:
-    """This process, before it has begun."""
+    """Describe this process before it starts."""
     host = socket.gethostname()
     state = process_state(os.getpid())
     try:
         machine = f"{boot_id()}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not Linux: nobody sees a neighbour's process, and silence tells
+    except OSError:  # not Linux: nobody sees a neighbour's process, and silence is the only sign
         machine = f"{host}/{os.getpid()}"
     born = state[1] if state else 0
     return Beat(

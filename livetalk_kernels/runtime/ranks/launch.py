@@ -1,8 +1,8 @@
-"""Start several ranks of a program on this machine, as torchrun does, and see them all end.
+"""Starts several ranks of a program on this machine, as torchrun does, and waits for all to end.
 
 The machinery is torchrun's own (``torch.distributed.elastic``), in a thread of this process: it
-holds the store through which the ranks find each other. What it would do with signals is wrong for
-us (it waits up to 30 s for a rank that hangs), so the main thread looks after the ranks.
+hosts the store through which the ranks find each other. Its signal handling is unsuitable (it waits
+up to 30 s for a hung rank), so the main thread monitors the ranks.
 """
 
 import logging
@@ -24,34 +24,36 @@ from ...machine import cpus, physical_cores
 from .signals import Before, Echo, catch, give_back, leave_quickly, say
 
 GRACE = 10.0
-"""Seconds that the ranks have to end after Ctrl-C; 14 B write their last frames within one."""
+"""Seconds that ranks have to end after Ctrl-C; 14 B writes its last frames within one."""
 STOPPED = 15.0
-"""Seconds until a stopped rank is killed; the ranks' own watchdogs are quicker, if they run."""
+"""Seconds until a stopped rank is killed; the ranks' own watchdogs are quicker, if running."""
 INTERRUPTED = 130
 _BAD_INPUT = 2
 _NOISY = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
 def launch(arguments: Sequence[str], *, nproc: int, left: str = "", grace: float = GRACE) -> int:
-    """Run ``python ARGUMENTS`` once per rank and wait for all of them; then end with its result.
+    """Run ``python ARGUMENTS`` once per rank, wait for all, and end with the combined result.
 
-    The ranks find each other by torchrun's environment variables, see `config.Ranks`. Each gets
-    its share of the cores as ``OMP_NUM_THREADS``, unless the user has set that. The first SIGINT,
-    SIGTERM or SIGHUP reaches the ranks as SIGINT and they have a time of grace; the second one
-    kills them. In the end no process that a rank has started is left in its session.
+    The ranks find each other through torchrun's environment variables, see `config.Ranks`. Each
+    gets
+    its share of the cores as ``OMP_NUM_THREADS``, unless the user has set it. The first SIGINT,
+    SIGTERM or SIGHUP is forwarded as SIGINT and gives the ranks a grace period; the second one
+    kills
+    them. No process that a rank started remains in its session.
 
-    To be called at the end of a program: if it returns another code than 0, the program's exit is
-    quick (see `signals.leave_quickly`) and has this code.
+    Call it at the end of a program: if it returns a nonzero code, the program exits quickly (see
+    `signals.leave_quickly`) with this code.
 
     Args:
-        arguments: What follows ``python``, for example ``["-m", "package.module", "--flag"]``.
-        nproc: Ranks, at least 1.
-        left: Told to the user when the second signal kills: which file is left, in which state.
-        grace: Seconds that the ranks have to end after the first.
+        arguments: Arguments of ``python``, for example ``["-m", "package.module", "--flag"]``.
+        nproc: Number of ranks, at least 1.
+        left: Printed when the second signal kills: which file is left, and in which state.
+        grace: Seconds that ranks have to end after the first signal.
 
     Returns:
         0 if all ranks returned 0; rank 0's code if that is 2 (bad input) or 130 (interrupted);
-        else 1. The ranks have printed why, or this function has.
+        else 1. The ranks have printed the reason, or this function has.
     """
     assert nproc >= 1
     command = [sys.executable, *arguments]
@@ -88,18 +90,18 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "", grace: float
 
 
 def _exit_code(codes: dict[int, int], *, asked: bool, told: bool) -> int:
-    """One exit code for those of the failed ranks; says what no rank can have said."""
+    """Combine the failed ranks' codes into one exit code; print what no rank could have printed."""
     first = codes.get(0, 0)
     if not codes:
         return 0
     if asked:
-        if not told:  # killed before a rank could say so
+        if not told:  # killed before a rank could report it
             say("interrupted")
         return first if first in (1, _BAD_INPUT) else INTERRUPTED
     if first in (_BAD_INPUT, INTERRUPTED):
         return first
     if all(code < 0 for code in codes.values()):
-        # torch ends the others by SIGTERM, so the cause is another signal where there is one.
+        # torch ends the others with SIGTERM, so any other signal is the cause.
         rank = next((r for r, code in codes.items() if code != -signal.SIGTERM), min(codes))
         name = signal.Signals(-codes[rank]).name
         say(f"error: rank {rank} was killed by {name} while it started")
@@ -107,15 +109,15 @@ def _exit_code(codes: dict[int, int], *, asked: bool, told: bool) -> int:
 
 
 class _Agent(threading.Thread):
-    """Torchrun's agent: starts the ranks, holds their store, collects their exit codes.
+    """Torchrun's agent: starts the ranks, hosts their store, collects their exit codes.
 
-    Outside the main thread it leaves the signals alone.
+    Outside the main thread it does not touch signals.
     """
 
     def __init__(self, command: Sequence[str], nproc: int, folder: Path) -> None:
         super().__init__(name="agent", daemon=True)
         self._command, self._nproc, self._folder = command, nproc, folder
-        self.codes: dict[int, int] = {}  # of the ranks that failed; below 0: the signal
+        self.codes: dict[int, int] = {}  # of the ranks that failed; negative: the signal
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -129,12 +131,12 @@ class _Agent(threading.Thread):
             nproc_per_node=self._nproc,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",  # the system finds a free port: runs do not collide
+            rdzv_endpoint="127.0.0.1:0",  # the system picks a free port, so runs do not collide
             local_addr="127.0.0.1",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=str(self._folder)),
         )
-        # The agent replaces ${local_rank} in arguments, and $$ by $.
+        # The agent expands ${local_rank} in arguments, and $$ to $.
         program, *arguments = (word.replace("$", "$$") for word in self._command)
         try:
             elastic_launch(config, program.replace("$$", "$"))(*arguments)
@@ -145,7 +147,7 @@ class _Agent(threading.Thread):
 
 
 class _Ranks:
-    """The processes of the ranks: children of this process that were not there before."""
+    """The rank processes: children of this process that did not exist before."""
 
     def __init__(self, nproc: int) -> None:
         self._nproc = nproc
@@ -154,29 +156,29 @@ class _Ranks:
         self._found: list[psutil.Process] = []
         self._stopped: dict[int, float] = {}  # pid -> since when
         self.complete = False
-        self.ready = False  # when they were interrupted, they could say so
+        self.ready = False  # whether they could handle the interrupt when it came
 
     def find(self) -> None:
-        """Look for them until all are there."""
+        """Look for them until all are found."""
         if not self.complete:
             self._found = [c for c in self._self.children() if c not in self._others]
             self.complete = len(self._found) == self._nproc
 
     def interrupt(self) -> None:
-        """Send SIGINT, if they are ready for it: before, Python would print where it was."""
+        """Send SIGINT once they can handle it: earlier, Python would print a traceback."""
         self.ready = all(_catches_sigterm(rank) for rank in self._found)
         for rank in self._found if self.ready else ():
             with suppress(psutil.Error):
                 rank.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill them and all in their sessions, also what ranks that have ended have left there."""
+        """Kill them and everything in their sessions, including what ended ranks left there."""
         for rank in self._found:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(rank.pid, signal.SIGKILL)
 
     def kill_stopped(self) -> None:
-        """Kill ranks that have been stopped for long: no signal but SIGKILL reaches them."""
+        """Kill ranks that have been stopped for long: they react to no signal but SIGKILL."""
         for rank in self._found:
             with suppress(psutil.Error):
                 if rank.status() != psutil.STATUS_STOPPED:
@@ -189,7 +191,7 @@ class _Ranks:
 
 
 class _Asked:
-    """Counts the signals that ask this process to end; one that is ignored stays ignored."""
+    """Counts signals that ask this process to end; ignored ones stay ignored."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -208,7 +210,7 @@ class _Asked:
 
 
 def _catches_sigterm(process: psutil.Process) -> bool:
-    """Whether a rank has its handlers: Python alone catches SIGINT, but not SIGTERM."""
+    """Return whether a rank has its handlers: Python by itself catches SIGINT, but not SIGTERM."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:  # gone, or not Linux
@@ -219,7 +221,7 @@ def _catches_sigterm(process: psutil.Process) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the agent's log lines from the user: the ranks say what happened, in one line."""
+    """Hide the agent's log lines from the user: the ranks report what happened, in one line."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     handler = logging.NullHandler()
     before = [logger.propagate for logger in loggers]

@@ -1,4 +1,4 @@
-"""Hear signals at once, also while the main thread is blocked in C++; end at once."""
+"""Handles signals at once, even while the main thread is blocked in C++; ends processes at once."""
 
 import atexit
 import os
@@ -15,13 +15,13 @@ from typing import Any, Self
 from ...lines import one_line
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a process to end: Ctrl-C, ``kill``, a terminal or connection that is gone."""
+"""Signals that ask a process to end: Ctrl-C, ``kill``, a closed terminal or connection."""
 ECHO = 0.1
 """Seconds; nobody presses Ctrl-C twice in so short a time."""
 
 
 Before = Mapping[signal.Signals, Any]
-"""What a process did at signals; see `catch`."""
+"""Previous signal handlers; see `catch`."""
 
 
 def catch(
@@ -30,15 +30,15 @@ def catch(
     *,
     also_ignored: Collection[signal.Signals] = (),
 ) -> Before:
-    """Handle signals that ask this process to end. To be called in the main thread.
+    """Handle signals that ask this process to end; call it in the main thread.
 
     Args:
         handler: As for `signal.signal`.
-        numbers: The signals. One that is ignored (``nohup``, a job in the background) stays so.
-        also_ignored: Those of them that are handled nevertheless.
+        numbers: The signals. Ignored ones (``nohup``, a background job) stay ignored.
+        also_ignored: Signals to handle even if ignored.
 
     Returns:
-        What was done before, for `give_back`.
+        The previous handlers, for `give_back`.
     """
     return {
         number: signal.signal(number, handler)
@@ -48,14 +48,14 @@ def catch(
 
 
 def give_back(handlers: Before) -> None:
-    """Do again what was done at signals before `catch`."""
+    """Restore the handlers from before `catch`."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM and SIGHUP too, so that they lose no more than SIGINT."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP too, so that they lose no more than SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -67,38 +67,38 @@ def ended_like_ctrl_c() -> Iterator[None]:
 
 
 class Echo:
-    """Tells whether a signal is the one before once more.
+    """Detects a signal that merely repeats the one before.
 
-    A terminal sends Ctrl-C to all of its processes, and some wrappers of commands forward it: one
-    press of the keys may arrive twice.
+    A terminal sends Ctrl-C to all of its processes, and some command wrappers forward it: one key
+    press may arrive twice.
     """
 
     def __init__(self) -> None:
-        """No signal has come."""
+        """Start with no signal received."""
         self._last = float("-inf")
 
     def __call__(self) -> bool:
-        """A signal has come; whether it is an echo."""
+        """Register a signal; return whether it is an echo."""
         before, self._last = self._last, time.monotonic()
         return self._last - before < ECHO
 
 
 class SignalThread:
-    """Calls a function in a thread of its own at each of `ENDING` that Python handles.
+    """Calls a function in its own thread for each of `ENDING` that Python handles.
 
-    Python runs its handlers only when the main thread is back from C++, which may be never: a rank
-    may wait for another one that is lost. The interpreter does write the signal's number into a
-    socket at once, however (`signal.set_wakeup_fd`), and this thread reads it. Nested ones all
-    hear it, the inner one first. To be entered in the main thread.
+    Python runs handlers only when the main thread returns from C++, which may be never: a rank may
+    be waiting for a lost one. But the interpreter immediately writes the signal's number to a
+    socket (`signal.set_wakeup_fd`), which this thread reads. Nested instances all receive it, the
+    innermost first. Enter it in the main thread.
     """
 
     def __init__(self, heard: Callable[[], None]) -> None:
-        """``heard`` is called in the thread, once for each signal that is no echo."""
+        """Call ``heard`` in the thread, once for each signal that is not an echo."""
         self._heard = heard
         self._before = -1
 
     def __enter__(self) -> Self:
-        """Listen."""
+        """Start listening."""
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -112,9 +112,9 @@ class SignalThread:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Listen no longer; whoever listened before does again."""
+        """Stop listening, and restore the previous listener."""
         signal.set_wakeup_fd(self._before, warn_on_full_buffer=False)
-        self._writer.close()  # the thread reads the end
+        self._writer.close()  # the thread reads end of file
         self._thread.join()
         self._reader.close()
 
@@ -125,14 +125,14 @@ class SignalThread:
                 if number in ENDING and not echo():
                     self._heard()
                 if self._before >= 0:
-                    with suppress(OSError):  # full: it has heard enough
+                    with suppress(OSError):  # full: enough notifications are pending
                         os.write(self._before, bytes([number]))
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, though the main thread may be blocked with its lock.
+    """Print a line on stderr, even if the main thread is blocked while holding its lock.
 
-    On a terminal a progress bar may be there: a new line is begun and the cursor is shown again.
+    A terminal may show a progress bar: start a new line and show the cursor again.
     """
     start = "\x1b[?25h\n" if os.isatty(2) else ""
     with suppress(OSError):
@@ -140,9 +140,9 @@ def say(line: str) -> None:
 
 
 def leave_quickly(code: int) -> None:
-    """From the end of the program on, end the process at once, without taking libraries down.
+    """Arrange for the program's end to end the process at once, without unloading libraries.
 
-    That takes torch seconds on a busy machine, and for ever if a group waits for lost ranks.
+    Unloading takes torch seconds on a busy machine, and forever if a group waits for lost ranks.
 
     Args:
         code: Exit code, the same that the program is about to end with.
@@ -151,7 +151,7 @@ def leave_quickly(code: int) -> None:
 
 
 def end_now(code: int) -> None:
-    """End the process at once with an exit code; what was printed is not lost."""
+    """End the process at once with an exit code; printed output is flushed."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

@@ -1,16 +1,17 @@
-"""End all ranks soon after one of them is lost, and say which, where and at what.
+"""Ends all ranks soon after one is lost, and reports which, where and in which phase.
 
-Every rank has a `Watchdog`: a thread that shows the others a beat twice a second and looks at
-theirs. A rank is
+Every rank has a `Watchdog`: a thread that publishes a heartbeat twice a second and monitors those
+of the others. A rank is
 
-- *lost* when its process is gone, as seen by the other ranks of the same machine, at once;
-- *stopped* when no beat came for `SILENCE` seconds;
-- *hung* when it stays in a phase for longer than that phase's deadline.
+- *lost* when its process is gone, as seen at once by the other ranks on its machine;
+- *stopped* when it sent no heartbeat for `SILENCE` seconds;
+- *hung* when it stays in a phase longer than that phase's deadline.
 
-The first to notice writes a verdict into the store, and whoever reads it leaves with `os._exit`,
-for its main thread may be blocked inside gloo or NCCL for ever. The store lives in torchrun's
-process, so no loss of a rank takes it away; a lost store means a lost launcher, and ends the rank
-too. All clocks count at most a second per look, so that a machine that sleeps accuses nobody.
+The first to notice writes a verdict to the store, and whoever reads it exits through `os._exit`,
+since its main thread may be blocked inside gloo or NCCL forever. Torchrun's process hosts the
+store,
+so it survives the loss of any rank; a lost store means a lost launcher, and also ends the rank. All
+clocks advance by at most a second per look, so that a suspended machine accuses nobody.
 """
 
 import os
@@ -32,42 +33,44 @@ from .signals import Before, SignalThread, catch, leave_quickly, say
 
 INTERVAL = 0.5
 SILENCE = 10.0
-"""Seconds without a beat from a stopped process."""
+"""Seconds without a heartbeat from a stopped process."""
 FAR_SILENCE = 15.0
 """The same for a process on another machine, of which nothing else is known."""
 BUSY_SILENCE = 60.0
-"""The same for one that runs: something keeps the interpreter's lock, such as a slow import."""
+"""The same for a running process: something holds the interpreter's lock, such as a slow import."""
 RESCUE = 2.0
 """Seconds that ``on_failure`` may take."""
 UNANSWERED = 30.0
-"""Seconds without an answer from the store."""
-_STUCK = 5.0  # seconds after a signal until a main thread that is blocked is given up
-_LEAVE = 10.0  # seconds that a main thread has to leave after an error of its own
+"""Seconds without a response from the store."""
+STUCK = 5.0  # seconds after a signal until a blocked main thread is given up
+_LEAVE = 10.0  # seconds that a main thread has to leave after its own error
 INTERRUPTED = 130
 _BAD_INPUT = 2
 _DEAD, _STOPPED = "ZXx", "Tt"
 _RUNTIME = __package__.rpartition(".")[0]
-# On a GPU it is where frames reach the host that other ranks are waited for.
+# On a GPU, waiting for other ranks happens where frames are copied to the host.
 _TALKING = "torch.distributed", f"{_RUNTIME}.comm", f"{_RUNTIME}.host_copies"
 
 
 class Watchdog:
-    """This rank's watch over all ranks. To be entered in the main thread, before any group is made.
+    """This rank's monitor of all ranks. Enter it in the main thread, before any group is created.
 
-    The end of the ``with`` block depends on what ends it. Normally: this rank has finished, which
-    the others respect. KeyboardInterrupt (only in rank 0, see below): the other ranks leave. An
-    error: if another rank's loss is the cause, that is told instead and the process ends here; else
-    all ranks end with this one's message and exit code, and the error goes on, to be printed.
+    The end of the ``with`` block depends on its cause. Normal end: this rank has finished, which
+    the
+    others accept. KeyboardInterrupt (only in rank 0, see below): the other ranks leave. An error:
+    if
+    another rank's loss is the cause, that is reported instead and the process ends here; else all
+    ranks end with this one's message and exit code, and the error propagates, to be printed.
 
     SIGINT, SIGTERM and SIGHUP: in rank 0 the first one raises KeyboardInterrupt in the main thread,
     and if that is blocked the process still ends, after 5 s. The second one ends it at once. The
-    other ranks go when rank 0 goes, but pass the wish on to it.
+    other ranks forward the request to rank 0, and leave when it does.
 
     Attributes:
-        on_failure: Called in a thread of its own before the process is ended by `os._exit`; it has
-            `RESCUE` seconds. Rank 0 closes its video there. May be set at any time.
-        code: Exit code of a rank whose block ends without an exception. If rank 0 sets another one
-            than 0, the others leave too.
+        on_failure: Called in its own thread before `os._exit` ends the process; it has `RESCUE`
+            seconds. Rank 0 closes its video there. May be set at any time.
+        code: Exit code of a rank whose block ends without an exception. If rank 0 sets it to
+            nonzero, the others leave too.
     """
 
     def __init__(
@@ -76,22 +79,22 @@ class Watchdog:
         *,
         deadlines: Deadlines,
         on_failure: Callable[[], object] | None = None,
-        patience: float = _STUCK,
+        patience: float = STUCK,
     ) -> None:
-        """Nothing happens until it is entered.
+        """Prepare; nothing happens until it is entered.
 
         Args:
             ranks: This rank's place.
-            deadlines: Of the phases.
+            deadlines: Deadlines of the phases.
             on_failure: See above.
-            patience: Seconds that rank 0 has after a signal, if its handler does not stop it.
+            patience: Seconds that rank 0 has after a signal, unless its handler stops it.
         """
         self._patience = patience
         self.on_failure = on_failure
         self.code = 0
         self._ranks, self._deadlines = ranks, deadlines
         self._parent = os.getppid()
-        # Thread -> phase, start on the watchdog's clock. A thread may make frames, another write.
+        # Thread -> phase, start on the watchdog's clock. One thread may make frames, another write.
         self._phases: dict[int, tuple[str, float]] = {threading.get_ident(): ("start", 0.0)}
         self._clock = 0.0
         self._looked = time.monotonic()
@@ -109,7 +112,7 @@ class Watchdog:
         self._handlers: Before = {}
 
     def __enter__(self) -> Self:
-        """Connect to the store, catch the signals, start to watch.
+        """Connect to the store, install signal handlers, start monitoring.
 
         Raises:
             RuntimeError: The store does not answer.
@@ -118,7 +121,7 @@ class Watchdog:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._listener = SignalThread(self._heard)
-        # The launcher asks by SIGINT, torchrun's agent by SIGTERM, however they were started.
+        # The launcher sends SIGINT, torchrun's agent SIGTERM, whatever the inherited handlers.
         self._handlers = catch(self._caught, also_ignored=(signal.SIGINT, signal.SIGTERM))
         self._listener.__enter__()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -135,7 +138,7 @@ class Watchdog:
         """Finish, or tell the others why not."""
         if self._stopping and not isinstance(error, KeyboardInterrupt):
             self._leave_stopped()
-            raise KeyboardInterrupt  # what came on the way out does not matter
+            raise KeyboardInterrupt  # whatever was raised on the way out does not matter
         if isinstance(error, KeyboardInterrupt):
             self._leave_stopped()
         elif isinstance(error, Exception):
@@ -145,28 +148,29 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Be in a phase for a while; its deadline counts from here.
+        """Be in a phase within the block; its deadline counts from here.
 
-        Each thread has phases of its own. The others hear of that whose deadline is next.
+        Each thread has its own phases. The others see the one whose deadline is next.
 
         Args:
             name: One of the attributes of `Deadlines`.
         """
-        self._deadlines.of(name)  # it must exist
+        self._deadlines.of(name)  # must exist
         thread = threading.get_ident()
         before = self._phases.get(thread)
         self._enter(thread, name)
         yield
-        # Not after an error: what failed is what it was at.
+        # Not after an error: then the phase says what failed.
         if before is None:
             del self._phases[thread]
         else:
             self._enter(thread, "other" if before[0] == "start" else before[0])
 
     def stopping(self) -> None:
-        """The main thread is about to stop because of a signal. Called by signal handlers.
+        """Prepare for the main thread to stop on a signal; called by signal handlers.
 
-        Does not return if a rank is lost: torchrun's agent sends SIGTERM then, which is no wish to
+        Does not return if a rank is lost: torchrun's agent then sends SIGTERM, which is no request
+            to
         stop, and the watchdog ends this process.
         """
         for _ in range(2):  # the first look may have begun before the loss
@@ -179,13 +183,14 @@ class Watchdog:
         self._stopping = True
 
     def await_verdict(self, seconds: float = FAR_SILENCE + 5) -> None:
-        """Wait, because another rank seems to be lost. Called in the main thread on a CommError.
+        """Wait because another rank seems to be lost; called in the main thread on a CommError.
 
-        To be called before anything is taken down (a writer would remove its file): if a rank is
-        lost, this does not return, and ``on_failure`` is called while nothing else goes on.
+        Call it before any cleanup (a writer would remove its file): if a rank is lost, this does
+        not
+        return, and ``on_failure`` is called while nothing else runs.
 
         Raises:
-            KeyboardInterrupt: A signal has asked to stop, and the others have gone because of that.
+            KeyboardInterrupt: A signal requested a stop, which is why the others have gone.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -194,15 +199,15 @@ class Watchdog:
             self._wake()
             time.sleep(0.1)
 
-    # In the main thread, and those with phases. It takes no lock: a signal handler may run within
-    # any line.
+    # In the main thread and those with phases. Takes no lock: a signal handler may run between any
+    # two lines.
 
     def _enter(self, thread: int, name: str) -> None:
         self._phases[thread] = (name, self._clock)
         self._wake()
 
     def _phase(self) -> tuple[str, float, int]:
-        """Of the thread whose deadline is next: phase, seconds in it, the thread."""
+        """Return, for the thread whose deadline is next: phase, seconds in it, the thread."""
         clock, phases = self._clock, list(self._phases.items())
         return max(
             ((name, clock - start, thread) for thread, (name, start) in phases),
@@ -210,7 +215,7 @@ class Watchdog:
         )
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: it will wake
+        with suppress(OSError):  # full: it will wake up anyway
             os.write(self._writer, b".")
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
@@ -219,13 +224,13 @@ class Watchdog:
             raise KeyboardInterrupt
 
     def _report(self, error: Exception) -> None:
-        """Tell the others of an error, unless they have told us of the cause before."""
+        """Report an error to the others, unless they have already reported its cause."""
         if isinstance(error, CommError):
             self.await_verdict()
         elif not isinstance(error, (UserError, NumericsError)):
             self.await_verdict(2.0)
         elif self._ranks.rank:
-            self.await_verdict(1.0)  # if all ranks find it, rank 0 says so
+            self.await_verdict(1.0)  # if all ranks detect it, rank 0 reports it
         where = f"rank {self._ranks.rank} on {self._beat.host}"
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         line = f"error: {where} failed in phase {self._phase()[0]}: {text}"
@@ -243,13 +248,13 @@ class Watchdog:
         self._end(INTERRUPTED)
 
     def _end(self, code: int) -> None:
-        """Let the watchdog say its last word; after a failure nothing may hold us up."""
+        """Let the watchdog publish its last status; after a failure nothing may delay us."""
         self._finish = code
         self._wake()
         self._thread.join(_LEAVE)
         self._listener.__exit__(None, None, None)
         for number, handler in self._handlers.items():
-            # Torchrun's agent may want to end us, but we are about to end.
+            # Torchrun's agent may try to end us, but we are about to end.
             signal.signal(number, signal.SIG_IGN if code else handler)
         if code:
             leave_quickly(code)
@@ -267,17 +272,17 @@ class Watchdog:
                     time.sleep(0.02)  # phases may change often
         except RuntimeError:  # torch's errors of the store
             host = self._beats.get(0)
-            if self._finish is None and not (host and host.finished):  # rank 0 may hold the store
+            if self._finish is None and not (host and host.finished):  # rank 0 may host the store
                 self._lose_launcher()
 
     def _round(self) -> bool:
-        """Look once; whether to go on."""
+        """Check once; return whether to continue."""
         now = time.monotonic()
         self._clock += min(now - self._looked, 1.0)
         self._looked = now
         if os.getppid() != self._parent:
             self._lose_launcher()
-        # Processes first: one that has left since then has said so before, and we read that.
+        # Processes first: one that has left since then announced it before, and we read that next.
         states = {rank: process_state(beat.pid) for rank, beat in self._others().items()}
         finish = self._finish
         self._publish(finished=finish is not None and self._own is None)
@@ -287,7 +292,7 @@ class Watchdog:
             verdict = self._board.claim(self._own)
             if verdict == self._own:
                 return False  # the main thread prints
-        if self._ranks.rank and self._board.stopped():  # before others are missed who have gone
+        if self._ranks.rank and self._board.stopped():  # before missing others who have left
             os._exit(0)
         if verdict is None and finish is None and not self._stopping:
             verdict = self._judge(states)
@@ -300,7 +305,7 @@ class Watchdog:
         return finish is None
 
     def _others(self) -> dict[int, Beat]:
-        """The other ranks of this machine, as far as they have arrived."""
+        """Return the other ranks of this machine that have arrived."""
         return {
             rank: beat
             for rank, beat in self._beats.items()
@@ -321,7 +326,7 @@ class Watchdog:
         self._board.publish(self._ranks.rank, self._beat)
 
     def _talking(self, thread: int) -> bool:
-        """Whether a thread is in a function of ours or torch's that talks to other ranks."""
+        """Return whether a thread is in our or torch's code that communicates with other ranks."""
         frame = sys._current_frames().get(thread)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
@@ -331,7 +336,7 @@ class Watchdog:
         return False
 
     def _judge(self, states: dict[int, tuple[str, int] | None]) -> Verdict | None:
-        """What is wrong with any rank, as far as can be seen from here."""
+        """Determine what is wrong with any rank, as far as visible from here."""
         found: list[tuple[bool, float, Verdict]] = []
         for rank in range(self._ranks.world):
             beat = self._beats.get(rank)
@@ -360,13 +365,13 @@ class Watchdog:
                 return Verdict(rank=rank, line=line, kill=True)
             deadline = self._deadlines.of(beat.phase)
             late = beat.seconds + silent - deadline
-            if late > (3.0 if beat.talking else 0.0):  # who waits for others is blamed last
+            if late > (3.0 if beat.talking else 0.0):  # those waiting for others are blamed last
                 line = f"{who} took longer than its deadline of {deadline:g} s {phase}"
                 found.append((not beat.talking, late, Verdict(rank=rank, line=line)))
         return max(found, key=lambda late: late[:2])[2] if found else None
 
     def _stop_if_asked(self, finish: int | None) -> None:
-        """Rank 0: tell the others to go; go too if the main thread does not come back."""
+        """Rank 0: tell the others to leave; also leave if the main thread does not return."""
         if not self._signals and any(beat.asked for beat in self._beats.values()):
             self._asked += 1
             if self._asked == 3:  # our own signal may be on its way
@@ -387,13 +392,13 @@ class Watchdog:
         if guilty and verdict.kill:
             _kill(guilty)
         machine = self._beat.machine
-        # Known from the verdict alone: to ask `first` instead, the rank that failed would have to
-        # get there before those who read its verdict.
+        # Decided by the verdict alone: with `first`, the failed rank would have to get there before
+        # those who read its verdict.
         if verdict.printed_on != machine and self._board.first(machine):
             say(verdict.line)
         self._rescue()
         if guilty:
-            # It has the same verdict, but may not be able to read it, or be busy with its rescue.
+            # It has the same verdict, but may be unable to read it, or busy with its rescue.
             end = time.monotonic() + 2 * RESCUE
             while _runs(guilty) and time.monotonic() < end:
                 time.sleep(0.05)
@@ -401,11 +406,11 @@ class Watchdog:
         if self._ranks.world > self._ranks.local_world:
             time.sleep(
                 3 * INTERVAL
-            )  # with us the store may go, and the other machines have to read
+            )  # the store may go with us, and the other machines must read it first
         os._exit(verdict.code)
 
     def _lose_launcher(self) -> None:
-        """End this process because the store is gone; nobody can be asked who prints."""
+        """End this process because the store is gone; print without asking who should."""
         where = f"{self._ranks.address}:{self._ranks.port}"
         line = f"error: the launcher ({where}) was lost in phase {self._phase()[0]}"
         self._verdict = Verdict(rank=-1, line=line)
@@ -423,7 +428,7 @@ class Watchdog:
     # In threads of their own.
 
     def _heard(self) -> None:
-        """A signal came."""
+        """Handle a signal."""
         self._signals += 1
         self._signalled = self._clock
         if self._ranks.rank == 0 and self._signals > 1 and self._verdict is None:
@@ -431,11 +436,11 @@ class Watchdog:
         self._wake()
 
     def _watch_the_store(self) -> None:
-        """Leave if a look takes very long: the machine of the store is gone without a word."""
+        """Leave if a look takes too long: the store's machine has vanished without notice."""
         rounds, silent = -1, 0.0
         while self._thread.is_alive():
             time.sleep(1)
-            parent = process_state(self._parent)  # Ctrl-Z stops the launcher, and that is fine
+            parent = process_state(self._parent)  # Ctrl-Z stops the launcher, which is fine
             if self._rounds != rounds or self._verdict or (parent and parent[0] in _STOPPED):
                 rounds, silent = self._rounds, 0.0
             silent += 1

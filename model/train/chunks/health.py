@@ -1,0 +1,143 @@
+"""Diagnostics of the fake score, whose loss alone is uninformative.
+
+The student descends the difference of two answers. If the fake score lags behind the student, the
+difference points to where the student was; if it is all noise, it points nowhere.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Distillation
+from .distill import Batch, Course, Taught, counted_positions, critic_loss, drawn_noise
+from .flow import Flow, score_times
+from .losses import mean_over
+from .rollout import Brink
+from .scores import fake_score, noised_for_scores, real_score
+
+EVERY = 5
+"""Turns of the student from one look to the next; a look costs about a third of a turn."""
+
+
+class Health:
+    """Looks at the fake score now and then, and remembers what the student made at the last look.
+
+    What it remembers is no part of a checkpoint: a run that is resumed has no `lag` at its first
+    look. It changes nothing that is learnt.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been seen."""
+        self._older: dict[int, tuple[Tensor, Brink]] = {}  # by micro-batch
+
+    def look(
+        self,
+        fake: Flow,
+        course: Course,
+        batch: Batch,
+        taught: Taught,
+        *,
+        step: int,
+        micro: int = 0,
+    ) -> dict[str, float]:
+        """Measure `agreement`, and from the second look on `lag`.
+
+        Args:
+            fake: The fake score.
+            course: What stays the same.
+            batch: The streams.
+            taught: What has come of the student's turn.
+            step: Number of the update.
+            micro: Number of the micro-batch in it.
+
+        Returns:
+            Name -> number; no names where it is not the time to look.
+        """
+        if (step + 1) // course.method.generator_every % EVERY:
+            return {}
+        fresh = taught.latents, taught.at
+        noises = [drawn_noise(course, batch, f"health {word}", step) for word in ("one", "two")]
+        uniform = course.draws.shared_uniform("health time", step=step, micro=micro)
+        given: dict[str, Any] = {"uniform": uniform, "method": course.method}
+        alike = agreement(course.real, fake, *fresh, noises=(noises[0], noises[1]), **given)
+        found = {"agreement": alike}
+        if micro in self._older:
+            found["lag"] = lag(fake, fresh, self._older[micro], noise=noises[0], **given)
+        self._older[micro] = fresh
+        return found
+
+
+def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:
+    """Compute the cosine between two directions over the positions that count, float32 [B]."""
+    dot, a, b = (
+        mean_over(product, counted)
+        for product in (a_BCTHW * b_BCTHW, a_BCTHW.square(), b_BCTHW.square())
+    )
+    return dot / (a * b).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@torch.no_grad()
+def lag(
+    fake: Flow,
+    fresh: tuple[Tensor, Brink],
+    older: tuple[Tensor, Brink],
+    *,
+    noise: Tensor,
+    uniform: Tensor,
+    method: Distillation,
+) -> float:
+    """Divide the loss on the student's present output by that on its earlier output.
+
+    About 1 if the fake score keeps up; above it if it still fits the older output better.
+
+    Args:
+        fake: The fake score.
+        fresh: Present clean latents and where they came from.
+        older: The same from some updates ago, for as many samples.
+        noise: Standard normal numbers [B, C, T, H, W], the same for both.
+        uniform: [1] in 0..1, from which the time is computed.
+        method: Choices of the method.
+    """
+    now, before = (
+        critic_loss(fake, latents, at, noise=noise, uniform=uniform, method=method)
+        for latents, at in (fresh, older)
+    )
+    return float(now / before)
+
+
+@torch.no_grad()
+def agreement(
+    real: Flow,
+    fake: Flow,
+    latents_BCTHW: Tensor,
+    at: Brink,
+    *,
+    noises: tuple[Tensor, Tensor],
+    uniform: Tensor,
+    method: Distillation,
+) -> float:
+    """Compute the cosine between ``f - r`` for two noises of equal latents and time, batch mean.
+
+    Near 1: both noises agree on where the student should go. Near 0: it follows noise, or there is
+    nothing left to learn.
+
+    Args:
+        real: The frozen teacher.
+        fake: The fake score.
+        latents_BCTHW: The student's clean latents.
+        at: The step that they came from.
+        noises: Two tensors of standard normal numbers [B, C, T, H, W].
+        uniform: [1] in 0..1, from which the time is computed.
+        method: Choices of the method.
+    """
+    time_B = score_times(uniform).to(latents_BCTHW.device).expand(len(latents_BCTHW))
+
+    def direction(noise: Tensor) -> Tensor:
+        x = noised_for_scores(latents_BCTHW, at.motion, noise, time_B, method.score_motion)
+        r = real_score(real, x, time_B, at.given, method.guidance)
+        return fake_score(fake, x, time_B, at.given) - r
+
+    first, second = map(direction, noises)
+    counted = counted_positions(latents_BCTHW, at.motion, method)
+    return float(cosine(first, second, counted).mean())

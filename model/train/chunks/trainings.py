@@ -1,0 +1,225 @@
+"""The transformer's trainings: what they build on, and what they leave for the product."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels.errors import UserError
+from livetalk_kernels.inputs import is_file
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.outputs import new_file
+
+from ...config import DiTConfig
+from ...dit import DiT
+from ...encoders.audio import AudioEncoder
+from ...own import OwnModel
+from ...sampler import timesteps
+from ...vae import VAE
+from ...weights.checkpoint import (
+    AUDIO_FOLDER,
+    DIT_CONFIG,
+    VAE_FILE,
+    CheckpointFolder,
+    read_vae_config,
+)
+from ...weights.fill import load_module, open_weights, random_module
+from ..audio.export import AUDIO_CONFIG, AUDIO_PICKLE, AUDIO_WEIGHTS
+from ..cost import SAMPLER_STEPS
+from ..data.clips import Clips
+from ..demo import DEMO
+from ..draws import Draws
+from ..loop.place import Place
+from ..loop.saving import State
+from ..loop.training import About, Training, averaged, start_state, truth_above
+from ..product.export import DIT_FILE, export_network
+from ..settings import Run
+from .distill import Course
+from .features import PROMPT_ROWS, FeatureData
+from .flow import SHIFT, with_motion
+from .network import Conditions, Network
+from .rollout import roll_out, take_step
+from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
+
+VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE, START_SOURCE = "vae", "audio_encoder", "teacher", "start"
+_PORTRAITS = 8  # clips whose portraits show what the model is used to
+
+
+def teacher_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
+    """Set up the training of a transformer by flow matching: a new or an existing one.
+
+    Args:
+        run: The settings.
+        clips: The data.
+        about: What it builds on.
+        place: The device and the ranks; by default one rank on the CPU.
+
+    Raises:
+        UserError: What it builds on is unusable.
+    """
+    place = place or Place()
+    vae, encoder = _frozen(about, place)
+    if START_SOURCE in about.sources:
+        folder = CheckpointFolder(about.sources[START_SOURCE])
+        config = folder.dit_config(encoder.layers, encoder.width)
+        network = _load(folder, config, place)
+    else:
+        config = dataclasses.replace(DEMO.dit, audio_layers=encoder.layers, audio_dim=encoder.width)
+        dit = _dit(config, place)
+        random_module(dit, seed=run.seed, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+        network = Network(dit, products=place.products)
+    _settle(network.requires_grad_(), place)
+    state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
+    schedule = timesteps(SAMPLER_STEPS, SHIFT)
+    task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
+    data = FeatureData(clips, run, vae, encoder, config)
+    return _training(run, task, state, TEACHER, data, vae, clips, about, place)
+
+
+def distill_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
+    """Set up a student and a fake score, both initialised from the teacher.
+
+    Arguments as in `teacher_training`.
+
+    Raises:
+        UserError: What it builds on is unusable.
+    """
+    place = place or Place()
+    vae, encoder = _frozen(about, place)
+    folder = CheckpointFolder(_source(about, TEACHER_SOURCE))
+    config = folder.dit_config(encoder.layers, encoder.width)
+    real = _load(folder, config, place)
+    if place.device.type != "cpu":
+        real.to(place.products)  # it only looks on, and is read in that
+    _settle(real, place)
+    networks = {}
+    for name in (CRITIC, STUDENT):
+        networks[name] = _load(folder, config, place).requires_grad_()
+        _settle(networks[name], place)
+    state = start_state(run, networks, {CRITIC: run.critic_rate, STUDENT: run.learning_rate})
+    course = Course(
+        real=real,
+        schedule=timesteps(SAMPLER_STEPS, SHIFT),
+        method=run.distillation,
+        draws=Draws(seed=run.seed),
+    )
+    chunks = run.distillation.chunks
+    data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
+    ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
+    fast = _load_vae(about, ops, place)
+    task = DistillTask(course=course, hand_over=through_frames(fast))
+    return _training(run, task, state, STUDENT, data, vae, clips, about, place)
+
+
+def _training(
+    run: Run,
+    task: TeacherTask | DistillTask,
+    state: State,
+    made: str,
+    data: FeatureData,
+    vae: VAE,
+    clips: Clips,
+    about: About,
+    place: Place,
+) -> Training:
+    """Set up the training of a network whose chunks are sampled along the way."""
+    draws = Draws(seed=run.seed)
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        seen = {name: place.take(value) for name, value in data.first_chunk().items()}
+        given = Conditions(
+            **{name: seen[name] for name in ("portrait", "text", "image", "windows")}
+        )
+        with averaged(state, made) as network:
+            at = roll_out(
+                network,
+                [given],
+                given.portrait[:, :, :1],
+                schedule=timesteps(SAMPLER_STEPS, SHIFT),
+                exit_step=SAMPLER_STEPS - 1,
+                hand_over=lambda latents: latents,
+                draw_noise=lambda chunk, draw, first: place.take(
+                    draws.noise(f"sample {draw}", given.portrait.shape[1:], step=0, samples=[0])
+                ),
+            )
+            latents = with_motion(take_step(network, at), at.motion)
+        return truth_above(vae.decode(seen["latents"])[0], vae.decode(latents)[0])
+
+    def finish(folder: Path) -> Sequence[Path]:
+        network = state.networks[made]
+        assert isinstance(network, Network)
+        average = state.averages[made].weights if made in state.averages else None
+        own = OwnModel(
+            size=clips.index.size,
+            prompt_zeros=PROMPT_ROWS,
+            image_zeros=True,
+            portrait_db=data.portrait_db(_PORTRAITS),
+        )
+        # First: config.json indicates completeness.
+        beside = _leave_beside(folder, about, writes=place.leads)
+        export_network(network, folder, own=own, weights=average, leads=place.leads)
+        return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
+
+    return Training(task=task, state=state, data=data, sample=sample, finish=finish)
+
+
+def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]:
+    """Copy what 'livetalk generate' also needs, VAE and audio encoder; return the files."""
+    vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
+    weights = next(
+        (n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(encoder / n)), AUDIO_WEIGHTS
+    )
+    copies = {
+        folder / VAE_FILE: CheckpointFolder(vae).vae,
+        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, weights)},
+    }
+    for target, source in copies.items() if writes else ():
+        with new_file(target) as file, source.open("rb") as there:
+            shutil.copyfileobj(there, file)
+    return list(copies)
+
+
+def _frozen(about: About, place: Place) -> tuple[VAE, AudioEncoder]:
+    """Load the VAE and the audio encoder that a transformer is trained with."""
+    vae = _load_vae(about, place.ops, place)
+    return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
+
+
+def _load_vae(about: About, ops: Ops, place: Place) -> VAE:
+    with open_weights(CheckpointFolder(_source(about, VAE_SOURCE)).vae) as files:
+        with torch.device("meta"):
+            vae = VAE(read_vae_config(files), ops)
+        load_module(vae, files, dtype=torch.float32, device=place.device)
+    vae.prepare()
+    return vae
+
+
+def _load(folder: CheckpointFolder, config: DiTConfig, place: Place) -> Network:
+    dit = _dit(config, place)
+    with open_weights(folder.dit) as files:
+        load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
+    return Network(dit, products=place.products)
+
+
+def _dit(config: DiTConfig, place: Place) -> DiT:
+    with torch.device("meta"):
+        return DiT(config, place.ops, checkpointed=place.recompute)
+
+
+def _settle(network: Network, place: Place) -> None:
+    place.settle(network, network.dit.blocks, network.products)
+
+
+def _source(about: About, name: str) -> str:
+    if name not in about.sources:
+        option = name.replace("_", "-")
+        kind = name.removesuffix("_encoder")
+        raise UserError(
+            f"--{option}: missing; train it with 'livetalk train {kind}' and give the run's folder"
+        )
+    return about.sources[name]

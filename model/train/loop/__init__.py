@@ -1,0 +1,1 @@
+"""The loop of every training: updates, optimisers, ranks, records and checkpoints."""

@@ -1,0 +1,72 @@
+"""Where a training runs: on which device, and on how many ranks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from livetalk_kernels.ops import Ops
+from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
+
+from ..demo import CPU, training_dtype, training_ops
+from .shards import share_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a training runs; by default on one rank, on the CPU. On a GPU it is untested.
+
+    Attributes:
+        device: This rank's.
+        world: The ranks, for tensors on the device.
+        control: The same ranks, for tensors on the CPU.
+        mesh: Over which a transformer's parameters are shared out (`make_mesh`); None: they are
+            not.
+        recompute: Blocks keep their inputs alone, and run again for gradients.
+    """
+
+    device: torch.device = CPU
+    world: Communicator = field(default_factory=LocalCommunicator)
+    control: Communicator = field(default_factory=LocalCommunicator)
+    mesh: DeviceMesh | None = None
+    recompute: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what all have made."""
+        return self.control.rank == 0
+
+    @property
+    def ops(self) -> Ops:
+        """Ops with gradients on the device."""
+        return training_ops(self.device)
+
+    @property
+    def products(self) -> torch.dtype:
+        """What matrices are multiplied in: bf16 where the device does that, else float32."""
+        return training_dtype(self.device)
+
+    def settle(
+        self,
+        network: nn.Module,
+        blocks: Iterable[nn.Module] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Bring a network to the device, and share it out among the ranks where it has blocks.
+
+        Its optimiser is made afterwards.
+
+        Args:
+            network: Equal on all ranks, in memory of the host.
+            blocks: Its parts that are gathered one at a time; None: every rank has all of it.
+            dtype: Of parameters that are gathered; they are kept as they are.
+        """
+        if self.mesh is not None and blocks is not None:
+            share_out(network, blocks, self.mesh, dtype)
+        network.to(self.device)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Bring a tensor to the device."""
+        return tensor.to(self.device)

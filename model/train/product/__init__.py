@@ -1,0 +1,1 @@
+"""What training leaves for the product: exported, trimmed and packed weights."""

@@ -1,0 +1,1 @@
+"""Readers: measure mouth, eyes and position of a drawn face in its pictures, by geometry."""

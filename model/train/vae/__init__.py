@@ -1,0 +1,1 @@
+"""Training of the VAE: its start, whole videos at once, and its losses."""

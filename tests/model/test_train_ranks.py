@@ -1,0 +1,136 @@
+"""``livetalk train`` on several ranks, as a user starts it."""
+
+import json
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_clips import make_sources
+
+from livetalk_kernels.testing.faults import Run, run_fault
+from livetalk_model.cli.main import main
+from livetalk_model.train.loop.curves import CURVES
+from livetalk_model.train.loop.records import METRICS, read_records
+from livetalk_model.train.loop.saving import last_checkpoint
+from livetalk_model.train.product.export import DIT_FILE
+
+SETTINGS = """\
+batch = 2
+learning_rate = 0.0001
+average = 0.5
+save_every = 1
+optimizer = "muon"
+steps = 2
+"""
+FOREVER = "100000"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher after two updates on one rank, and all that it needs."""
+    folder = tmp_path_factory.mktemp("ranks")
+    sources = make_sources(folder)
+    (folder / "settings.toml").write_text(SETTINGS)
+    words = [word for name, path in sources.items() for word in (f"--{name}", str(path))]
+    command = ["train", "teacher", *words, "--config", str(folder / "settings.toml")]
+    assert main([*command, "--output", str(folder / "run"), "--device", "cpu",
+                 "--sample-every", "0"]) == 0  # fmt: skip
+    return folder / "run"
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def resume(folder: Path, steps: object, *options: str) -> list[str]:
+    """Words of the command that goes on with it."""
+    words = ["train", "teacher", "--output", str(folder), "--resume", "--steps", str(steps)]
+    return [*words, "--device", "cpu", *options]
+
+
+def on_two(folder: Path, steps: object, *options: str) -> list[str]:
+    """The same in a process of its own, on two ranks."""
+    return [sys.executable, "-m", "livetalk_model", *resume(folder, steps, "--nproc", "2"),
+            *options]  # fmt: skip
+
+
+def test_two_ranks_go_on_to_what_one_comes_to(run, tmp_path):
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    assert main(resume(alone, 4, "--sample-every", "0")) == 0
+    more = "--recompute", "--sample-every", "2", "--json"
+    with Run(on_two(run, 4, *more)) as started:
+        assert started.seconds_to_end(400) < 400
+        assert started.process.returncode == 0, started.stderr()
+        made = json.loads(started.stdout())
+        assert started.stderr().count("update 4 of 4") == 1
+    assert made["steps"] == 4 and str(run / DIT_FILE) in made["files"]
+    assert len(list(last_checkpoint(run).glob("part-*"))) == 2
+    assert (run / "samples/step-00000004.png").is_file() and (run / CURVES).is_file()
+    one, two = load_file(alone / DIT_FILE), load_file(run / DIT_FILE)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.allclose(value, two[key], rtol=1e-3, atol=1e-4), key
+    for line, its in zip(*(read_records(at / METRICS) for at in (alone, run)), strict=True):
+        assert its["teacher loss"] == pytest.approx(line["teacher loss"], rel=1e-2)
+
+
+def test_ctrl_c_saves_on_two_ranks_and_one_goes_on(run):
+    with Run(on_two(run, FOREVER, "--sample-every", "0")) as started:
+        end = time.monotonic() + 300
+        while len(read_records(run / METRICS)) < 4 and time.monotonic() < end:
+            time.sleep(0.1)
+        started.process.send_signal(signal.SIGINT)
+        assert started.seconds_to_end(200) < 200
+        assert started.process.returncode == 130, started.stderr()
+        said = started.stderr()
+    assert said.count("stopping after this update") == 1 == said.count("--resume goes on")
+    path = last_checkpoint(run)
+    last = int(path.name[-8:])
+    assert read_records(run / METRICS)[-1]["step"] == last >= 4
+    assert len(list(path.glob("part-*"))) == 2
+    assert main(resume(run, last + 1, "--sample-every", "0")) == 0
+    assert [path.name for path in last_checkpoint(run).glob("part-*")] == [
+        "part-0-of-1.safetensors"
+    ]
+
+
+def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_stands(run):
+    command = on_two(run, FOREVER, "--sample-every", "0")
+    fault = run_fault(command, "update", signal.SIGKILL, 1, world=2, start=300)
+    assert fault.passed, fault
+    lost = f"rank 1 on {socket.gethostname()} was lost in phase update"
+    errors = [line for line in fault.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [f"error: {lost} (killed by a signal, or crashed)"]
+    step = int(last_checkpoint(run).name[-8:])
+    assert step >= 2 and main(resume(run, step, "--sample-every", "0")) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nproc", "3"], ["3 ranks cannot share", "batch = 2"]),
+        (["--copies", "2"], ["--copies 2", "--nproc"]),
+        (["--nproc", "2", "--deadline", "denoising=3"], ["there is no phase denoising"]),
+        (["--start", "{folder}/none"], ["none"]),
+    ],
+)
+def test_what_does_not_go_is_refused_before_anything_runs(options, words, begun, tmp_path, capsys):
+    sources = json.loads((begun / "training.json").read_text())
+    given = {"--data": sources["data"], "--vae": sources["sources"]["vae"],
+             "--audio-encoder": sources["sources"]["audio_encoder"]}  # fmt: skip
+    command = ["train", "teacher", "--output", str(tmp_path / "run"), "--device", "cpu"]
+    command += [word for pair in given.items() for word in pair]
+    command += ["--config", str(begun.parent / "settings.toml")]
+    more = [word.format(folder=tmp_path) for word in options]
+    assert main([*command, *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words)
+    assert not (tmp_path / "run").exists()
