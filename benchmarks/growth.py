@@ -27,7 +27,7 @@ from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 
 SIZES = ((64, 64), (128, 128), (192, 192), (256, 256))
-PARTS = {  # name -> stage, part; the stage's whole without a part
+PARTS: Mapping[str, tuple[str, ...]] = {  # name -> stage, part; the stage's whole without a part
     "chunk": (),
     "audio encoder": ("audio encoder", ""),
     "audio K/V": ("audio K/V", ""),
@@ -62,7 +62,9 @@ def profile(args: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
 def row(report: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds and operations of every part, and memory."""
     summary, settings = report["summary"], report["settings"]
-    seconds = {(each["stage"], each["part"]): each["p50"] for each in summary["stages"]}
+    seconds: dict[tuple[str, ...], float] = {
+        (each["stage"], each["part"]): each["p50"] for each in summary["stages"]
+    }
     flops: dict[tuple[str, ...], float] = defaultdict(float)
     for op in report["ops"]:
         for key in ((), (op["stage"], ""), (op["stage"], op["part"])):
