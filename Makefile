@@ -77,7 +77,7 @@ test-gpu: $(BUILT) $(INSTALLED_DEV) ## every op's backends on an NVIDIA GPU
 GPU_PYTHON = $(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(BIN)/python,$(PYTHON))
 
 gpu-report: ## measure all on an NVIDIA GPU into out/gpu-report; see ARGS=--help
-	$(GPU_PYTHON) benchmarks/gpu_report.py $(ARGS)
+	$(GPU_PYTHON) benchmarks/gpu_report $(ARGS)
 
 sanitize: $(BUILT) $(INSTALLED_DEV) cuda ## the same under compute-sanitizer, for our own kernels
 	@command -v compute-sanitizer > /dev/null || { echo "error: no compute-sanitizer here; it" \

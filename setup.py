@@ -286,10 +286,9 @@ def gpu_visible() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-class BuildCuda(Command):
-    """Build ``_C_cuda`` in place: ``python setup.py build_cuda``."""
+class InPlace(Command):
+    """A command without options, which builds in place."""
 
-    description = "build the CUDA kernels in place; needs nvcc, no GPU"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
@@ -297,6 +296,12 @@ class BuildCuda(Command):
 
     def finalize_options(self) -> None:
         """There are none."""
+
+
+class BuildCuda(InPlace):
+    """Build ``_C_cuda`` in place: ``python setup.py build_cuda``."""
+
+    description = "build the CUDA kernels in place; needs nvcc, no GPU"
 
     def run(self) -> None:
         """Build."""
@@ -305,17 +310,10 @@ class BuildCuda(Command):
         print(f"built {target.relative_to(ROOT)}")
 
 
-class BuildCpu(Command):
+class BuildCpu(InPlace):
     """Build ``_C`` in place: ``python setup.py build_cpu``."""
 
     description = "build the CPU kernels in place"
-    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
-
-    def initialize_options(self) -> None:
-        """There are none."""
-
-    def finalize_options(self) -> None:
-        """There are none."""
 
     def run(self) -> None:
         """Build; without a compiler, leave the reason instead."""

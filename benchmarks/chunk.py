@@ -25,8 +25,8 @@ from statistics import median
 import numpy as np
 import torch
 from compiled_vae import compile_vae
-from PIL import Image
 from psnr import psnr
+from random_models import TORCH
 from tiers import LIBRARIES
 
 from livetalk_kernels import KernelConfig
@@ -36,7 +36,7 @@ from livetalk_kernels.outputs import write_json
 from livetalk_kernels.precision import dtype_name
 from livetalk_model.dry_run.work import dit_flops, vae_flops
 from livetalk_model.loading import DTYPES, ModelSource
-from livetalk_model.media.synthetic import speech
+from livetalk_model.media.synthetic import picture, speech
 from livetalk_model.pipeline import Pipeline
 from livetalk_model.stream.session import Session
 
@@ -60,8 +60,6 @@ class Variant:
     floor: float = 60
 
 
-# The published code runs PyTorch's own kernels.
-TORCH = ("reference", "chunk_attention=sdpa", "context_attention=sdpa", "audio_attention=sdpa")
 COMPILED = "published fp32, compiled"
 COMPARISONS = {
     "reuse": {
@@ -78,12 +76,6 @@ COMPARISONS = {
     },
 }
 DIT_STAGES = ("audio K/V", "denoise")
-
-
-def portrait() -> Image.Image:
-    """A smooth picture."""
-    y, x = np.mgrid[:128, :128]
-    return Image.fromarray(np.stack([x * 2, y * 2, 255 - x - y // 2], -1).clip(0, 255).astype("u1"))
 
 
 def chunk(session: Session, index: int) -> np.ndarray:
@@ -176,7 +168,7 @@ def measure(args: argparse.Namespace) -> dict:
     flops, frames = {}, {}
     for name, variant in variants.items():
         pipeline = load(args.preset, variant)
-        avatar = pipeline.prepare(portrait())
+        avatar = pipeline.prepare(picture(pipeline.preparer.size))
         sessions[name] = pipeline.session(avatar)
         flops[name] = count(pipeline, len(avatar.context), avatar.size, 4)
         frames[name] = [chunk(sessions[name], index) for index in range(args.warmup)]

@@ -16,62 +16,42 @@ from statistics import median
 from typing import Any
 
 import torch
+from random_models import Given, bind, fill, make_dit, own_step
 from torch import Tensor
 
-from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels import KernelConfig
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.mesh import Mesh, factor_pairs
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_kernels.testing.processes import run_ranks
-from livetalk_model.config import LATENT_FRAMES, Preset, get_preset
-from livetalk_model.dit import DiT
-from livetalk_model.weights.fill import random_module
+from livetalk_model.config import Preset, get_preset
 
+CPU = torch.device("cpu")
 BOUND = 1e-5
 TIMEOUT = 3600.0
 
 
 def prepared_step(preset: Preset, parallel: SequenceParallel) -> partial[Tensor]:
     """One step of the preset's size, with all its inputs made; equal on all ranks."""
-    config, random = preset.dit, torch.Generator().manual_seed(3)
-    with torch.device("meta"):
-        dit = DiT(config, parallel.ops, parallel=parallel)
-    random_module(dit, seed=5, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-    size = (LATENT_FRAMES, preset.size[0] // 8, preset.size[1] // 8)
-    grid = dit.token_grid(size)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random)
-
-    window = config.audio_window, config.audio_layers, config.audio_dim
-    windows = draw(1, 1 + config.vae_scale * (LATENT_FRAMES - 1), *window)
-    return partial(
-        dit,
-        draw(1, config.out_dim, *size),
-        step=dit.prepare_steps(torch.tensor([600.0]))[0],
-        condition=dit.prepare_condition(draw(1, config.in_dim - config.out_dim, *size)),
-        context=dit.prepare_context(
-            draw(60, config.text_dim), draw(1, config.image_len, config.image_dim)
-        ),
-        audio=dit.prepare_audio(windows, size=grid[1:]),
-        norm_rope=dit.prepare_rope(grid),
-    )
+    dit = make_dit(preset, parallel.ops, parallel=parallel)
+    fill(dit, dtype=torch.float32, device=CPU)
+    given = Given.draw(preset, CPU, torch.float32)
+    return partial(own_step(dit, given), given.latent)
 
 
 @torch.inference_mode()
 def measure(comm: Communicator, preset_name: str, rounds: int) -> dict[str, Any]:
     """Every mesh of this world against one rank: relative difference, bytes, seconds."""
     preset = get_preset(preset_name)
-    config = preset.dit
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32, **config.dims)
+    ops = bind(preset, KernelConfig(), CPU, torch.float32)
     alone = prepared_step(preset, SequenceParallel.alone(ops))
     expected = alone()
     steps: dict[str, partial[Tensor]] = {}
     found: dict[str, dict[str, Any]] = {}
     for ulysses, ring in factor_pairs(comm.size):
-        if ulysses > config.num_heads:
+        if ulysses > preset.dit.num_heads:
             continue
         name = f"{ulysses}x{ring}"
         step = prepared_step(preset, SequenceParallel(Mesh(ulysses=ulysses, ring=ring), comm, ops))

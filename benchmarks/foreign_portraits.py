@@ -39,7 +39,7 @@ Draw = ImageDraw.ImageDraw
 def outlined() -> Image.Image:
     """Draw a comic face: flat colours, thick black outlines, dots for eyes."""
     image, draw = _canvas((250, 214, 90))
-    line = {"outline": (20, 20, 20), "width": 8}
+    line: dict[str, Any] = {"outline": (20, 20, 20), "width": 8}
     draw.ellipse((60, 320, 324, 470), fill=(60, 110, 200), **line)
     draw.ellipse((100, 60, 284, 320), fill=(255, 224, 189), **line)
     draw.pieslice((96, 40, 288, 240), 180, 360, fill=(200, 80, 40), **line)

@@ -31,25 +31,35 @@ from race import (
     TIMED,
     Budget,
     Output,
-    add_options,
-    brief,
     call_seconds,
     exit_code,
+    new_parser,
     resolve,
     run_main,
     say,
 )
-from random_models import bind, fill, make_dit, make_vae, sized
+from random_models import (
+    SHIFT,
+    Given,
+    Prepared,
+    bind,
+    fill,
+    latent_size,
+    make_dit,
+    make_vae,
+    sized,
+)
 from torch import Tensor
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.timer import Summary, interleave, ratio
+from livetalk_kernels.lines import brief
 from livetalk_kernels.precision import dtype_name
-from livetalk_model.config import CHUNK_FRAMES, LATENT_FRAMES, MOTION_FRAMES, Preset
+from livetalk_model.config import MOTION_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.sampler import timesteps
 from livetalk_model.stream.graphs import StreamCalls
-from livetalk_model.vae import SPATIAL, VAE, DecoderCache
+from livetalk_model.vae import VAE, DecoderCache
 
 SCHEMA = "livetalk/graphs/1"
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -126,27 +136,18 @@ def models(
     return dit, make_vae(preset, backend, device, dtype)
 
 
-def runs(dit: DiT, vae: VAE, calls: StreamCalls, size: tuple[int, int]) -> dict[str, Run]:
+def runs(dit: DiT, vae: VAE, calls: StreamCalls, preset: Preset) -> dict[str, Run]:
     """Name -> one call; the decoder's stream goes on from call to call."""
-    device, dtype, config = dit.device, dit.dtype, dit.config
+    device, dtype = dit.device, dit.dtype
     random = torch.Generator(device).manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, device=device, dtype=dtype)
 
-    latent_size = (LATENT_FRAMES, size[0] // SPATIAL, size[1] // SPATIAL)
-    windows = draw(1, CHUNK_FRAMES, config.audio_window, config.audio_layers, config.audio_dim)
-    given: dict[str, Any] = {
-        "condition": dit.prepare_condition(draw(1, 20, *latent_size)),
-        "context": dit.prepare_context(
-            draw(24, config.text_dim), draw(1, config.image_len, config.image_dim)
-        ),
-        "norm_rope": dit.prepare_rope(dit.token_grid(latent_size)),
-        "audio": dit.prepare_audio(windows),
-    }
-    steps = dit.prepare_steps(timesteps(TURNS, 5.0)[:-1])
-    latents = [draw(1, 16, *latent_size) for _ in range(TURNS)]
-    videos = [draw(1, 3, MOTION_FRAMES, *size).clamp(-1, 1) for _ in range(TURNS)]
+    given = vars(Prepared.of(dit, Given.draw(preset, device, dtype)))
+    steps = dit.prepare_steps(timesteps(TURNS, SHIFT)[:-1])
+    latents = [draw(1, 16, *latent_size(preset)) for _ in range(TURNS)]
+    videos = [draw(1, 3, MOTION_FRAMES, *preset.size).clamp(-1, 1) for _ in range(TURNS)]
     cache = DecoderCache()
     for piece in latents[0][:, :, :WARM_LATENTS].split(1, dim=2):
         vae.decode_step(piece, cache, clamp=False)
@@ -205,7 +206,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     with torch.inference_mode():
         dit, vae = models(preset, KernelConfig.from_sources(args.backend), device, dtype)
         eager, graph = (
-            runs(dit, vae, StreamCalls.of(dit, vae, cuda_graphs=graphs), preset.size)
+            runs(dit, vae, StreamCalls.of(dit, vae, cuda_graphs=graphs), preset)
             for graphs in (False, True)
         )
         for name in eager:
@@ -239,7 +240,7 @@ def take(
         return {"state": FAILED, "note": brief(error)}
 
 
-def report(result: Mapping[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """The result as a table."""
     lines = [f"{'':12s} {'':6s} {'ms':>10s} {'kernels':>8s} {'gaps %':>7s} {'idle %':>7s}"]
     for name, row in result["calls"].items():
@@ -259,10 +260,7 @@ def report(result: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--layers", type=int, help="fewer than the preset's")
     parser.add_argument("--rounds", type=int, default=20)
     return parser
@@ -272,7 +270,7 @@ def main() -> int:
     """Measure, print, write."""
     args = make_parser().parse_args()
     output = measure(args, Budget.of(args))
-    print(report(output.value))
+    print(table(output.value))
     return exit_code(output.value["calls"].values())
 
 

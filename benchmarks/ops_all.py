@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import NO_TIME, Budget, Output, add_time_options, brief, resolve, run_main, say
+from race import NO_TIME, Budget, Output, new_parser, resolve, run_main, say
 
-from livetalk_kernels import UserError
-from livetalk_kernels.bench.cases import select_cases, too_large, too_long
+from livetalk_kernels.bench.cases import select_cases, too_large
 from livetalk_kernels.bench.report import RED, TIMED
 from livetalk_kernels.bench.roofline import Limits
-from livetalk_kernels.bench.runner import Settings, bench_case
+from livetalk_kernels.bench.runner import Settings
 from livetalk_kernels.bench.score import Score, Standing
+from livetalk_kernels.bench.suite import ALL, attempt, known_ops
 from livetalk_kernels.heap import keep_freed_memory
 from livetalk_kernels.inputs import REPORT_BYTES, is_file, read_json
+from livetalk_kernels.lines import brief
 from livetalk_kernels.precision import dtype_name
-from livetalk_kernels.registry import load_op, op_names
+from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Case
 
 SCHEMA = "livetalk/ops/2"  # rows as livetalk/bench/2; files of the first are measured anew
@@ -77,9 +78,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
         UserError: An option is no good.
     """
     device, dtype = resolve(args)
-    for op in args.op:
-        if op not in op_names():
-            raise UserError(f"--op {op}: there is no such op; ops are {', '.join(op_names())}")
+    ops = known_ops(args.op or [ALL])
     settings = Settings(compile=not args.no_compile, seconds=args.seconds, rounds=args.rounds)
     output = Output(
         args.json,
@@ -97,7 +96,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     now = {"machine": output.value["machine"], "dtype": dtype_name(dtype)}
     known, broken = earlier(args.json, now) if args.resume else ({}, set())
     limits = Limits(device)
-    cases = ordered_cases(args.op or op_names(), device, dtype)
+    cases = ordered_cases(ops, device, dtype)
     # What has broken the GPU's context before comes last.
     cases.sort(key=lambda case: (case.op, case.name) in broken)
     for index, case in enumerate(cases, 1):
@@ -138,15 +137,12 @@ def timed(
         return {**entry, "in": "skipped", "reason": NO_TIME}
     say(f"{head} {case.op} {case.name}")
     try:
-        probes, rough = limits.of(case)
-        reason = too_large(case) or too_long(case, rough)
-        if reason is not None:
-            return {**entry, "in": "skipped", "reason": reason}
-        return bench_case(case, settings, probes, rough, lambda text: None).as_json()
-    except torch.OutOfMemoryError:
-        return {**entry, "in": "skipped", "reason": "out of memory"}
+        found = too_large(case) or attempt(case, settings, limits, lambda text: None)
     except Exception as error:  # whatever it fails with, the other cases go on
         return {**entry, "in": "failed", "reason": brief(error)}
+    if isinstance(found, str):
+        return {**entry, "in": "skipped", "reason": found}
+    return found.as_json()
 
 
 def table(output: Mapping[str, Any]) -> str:
@@ -170,19 +166,12 @@ def table(output: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, model=False)
     parser.add_argument("--op", action="append", default=[], metavar="OP", help="default: all")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=float, default=0.5, help="for a case's rounds")
     parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    add_time_options(parser)
     return parser
 
 

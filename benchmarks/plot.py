@@ -9,14 +9,8 @@ import argparse
 from pathlib import Path
 from statistics import median
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 from livetalk_kernels.inputs import REPORT_BYTES, read_json
-from livetalk_kernels.outputs import new_file
+from livetalk_model.plot_style import hardware_line, new_figure, save
 
 STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "encode", "colour")
 
@@ -24,7 +18,10 @@ STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "en
 def chunk(result: dict, target: Path) -> None:
     """Stacked bars: where the time of one chunk goes, per variant."""
     names = list(result["summary"])
-    figure, axes = plt.subplots(figsize=(8, 0.9 * len(names) + 1.8), layout="constrained")
+    where = result["machine"]
+    title = f"{where['preset']}, {where['cpu']}, {where['threads']} threads"
+    figure = new_figure(title, 8, 0.9 * len(names) + 1.8)
+    axes = figure.subplots()
     left = [0.0] * len(names)
     for stage in STAGES:
         seconds = [
@@ -39,8 +36,6 @@ def chunk(result: dict, target: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(left) * 1.2)
     axes.set_xlabel("seconds per chunk of 28 frames (median)")
-    where = result["machine"]
-    axes.set_title(f"{where['preset']}, {where['cpu']}, {where['threads']} threads", fontsize=10)
     axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     save(figure, target)
 
@@ -48,7 +43,9 @@ def chunk(result: dict, target: Path) -> None:
 def soak(result: dict, target: Path) -> None:
     """Memory over the length of the stream; older results have only what is resident."""
     seconds = [sample["video_seconds"] for sample in result["samples"]]
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    title = f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}"
+    figure = new_figure(title, 8, 3.2)
+    axes = figure.subplots()
     for what in ("resident_bytes", "held_bytes"):
         sizes = [sample[what] / 2**20 for sample in result["samples"] if what in sample]
         if sizes:
@@ -58,9 +55,6 @@ def soak(result: dict, target: Path) -> None:
     axes.legend(loc="lower right")
     axes.set_xlabel("seconds of video")
     axes.set_ylabel("memory, MiB")
-    axes.set_title(
-        f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}", fontsize=10
-    )
     save(figure, target)
 
 
@@ -71,10 +65,9 @@ def ops(result: dict, target: Path) -> None:
         raise SystemExit("no backend was timed")
     names = list(dict.fromkeys(row["backend"] for _, row in rows))
     colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
-    figure, panels = plt.subplots(
-        1, 2, figsize=(10, 0.24 * len(rows) + 0.2 * len(result["cases"]) + 1.4),
-        layout="constrained", sharey=True,
-    )  # fmt: skip
+    title = f"{hardware_line(result['machine'])}, threads: {result['machine']['threads']}"
+    figure = new_figure(title, 10, 0.24 * len(rows) + 0.2 * len(result["cases"]) + 1.4)
+    panels = figure.subplots(1, 2, sharey=True)
     position, ticks, labels = 0.0, [], []
     for index, (case, row) in enumerate(rows):
         first = index == 0 or rows[index - 1][0] is not case
@@ -95,20 +88,7 @@ def ops(result: dict, target: Path) -> None:
     panels[1].set_xlabel("floor's time / p50, %")
     for axes in panels:
         axes.margins(x=0.15)
-    machine = result["machine"]
-    gpu = machine["gpu"]
-    hardware = gpu["name"] if gpu else f"{machine['cpu']}, threads: {machine['threads']}"
-    figure.suptitle(
-        f"{hardware}, torch {machine['torch']}, commit {machine['commit'] or 'unknown'}",
-        fontsize=10,
-    )
     save(figure, target)
-
-
-def save(figure: Figure, target: Path) -> None:
-    """Write a picture."""
-    with new_file(target) as file:
-        figure.savefig(file, format=target.suffix.lstrip(".") or "png", dpi=120)
 
 
 def main() -> None:

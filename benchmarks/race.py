@@ -22,17 +22,18 @@ from torch import Tensor
 from livetalk_kernels import UserError
 from livetalk_kernels.bench.roofline import Roofline, from_samples, make_probes, start_probes
 from livetalk_kernels.bench.timer import Sampler, Summary, interleave, ratio
+from livetalk_kernels.lines import brief
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_text
 from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.testing.numerics import relative_l2
+from livetalk_model.cli.common import parse_size
 
 TIMED, RED, FAILED, LEFT_OUT = "timed", "red", "failed", "left out"
 CHECKED = "checked"  # right, but not timed
 NO_TIME = "no time was left"
 LEAST_ROUNDS = 3
 BASES = 2  # that later groups are compared with
-MAX_NOTE = 300
 FOREVER = 1e9  # seconds
 BOUNDS: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Relative L2 of two exact ways to calculate a whole model: fp32 by the contract, bf16 by rounding
@@ -280,42 +281,34 @@ def call_seconds(device: torch.device, run: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def brief(error: BaseException) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())[:MAX_NOTE]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def say(text: str) -> None:
     """Tell whoever waits."""
     print(text, file=sys.stderr, flush=True)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read ``HxW`` in pixels.
+def new_parser(doc: str | None, *, model: bool = True) -> argparse.ArgumentParser:
+    """Make a parser with the options of all of these scripts.
 
-    Raises:
-        argparse.ArgumentTypeError: It is of another form.
+    Args:
+        doc: The script's docstring, which is its help.
+        model: Also those that choose a model and its backends.
     """
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW; write for example 768x448")
-    return int(height), int(width)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of all of these scripts."""
-    parser.add_argument("--preset", default="14b", help="14b (default), small, mid or tiny")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the preset's")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if model:
+        parser.add_argument("--preset", default="14b", help="14b (default), small, mid or tiny")
+        parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the preset's")
+        parser.add_argument(
+            "--backend", action="append", default=[], metavar="[OP=]NAME", help="of our ways, not "
+            "of the published one; may be repeated",
+        )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument(
-        "--backend", action="append", default=[], metavar="[OP=]NAME", help="of our ways, not of "
-        "the published one; may be repeated",
-    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     add_time_options(parser)
+    return parser
 
 
 def add_time_options(parser: argparse.ArgumentParser) -> None:
@@ -361,6 +354,7 @@ def row_line(name: str, row: Mapping[str, Any]) -> str:
     if row["state"] != TIMED:
         return f"{name:44s} {row['state']}: {row['note']}"
     against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
+    name += " (approximate)" * row.get("approximate", False)
     return (
         f"{name:44s} {row['seconds']['p50'] * 1e3:9.2f} {row['tflop_per_s']:8.3g} "
         f"{row['of_floor'] * 100:8.1f} {row['error']:8.1e}  {against}"

@@ -11,7 +11,6 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.sequence_parallel import SequenceParallel
 from livetalk_model.config import (
     CHUNK_FRAMES,
-    FRAMES_PER_LATENT,
     LATENT_FRAMES,
     DiTConfig,
     Preset,
@@ -221,11 +220,3 @@ def published_step(dit: DiT, given: Given) -> Step:
         return flow
 
     return run
-
-
-def speech(chunks: int, *, rate: int = 16000, fps: float = 25.0) -> Tensor:
-    """Noise with a rhythm, float32 [N], as long as so many chunks' new frames."""
-    new_frames = CHUNK_FRAMES - 1 - FRAMES_PER_LATENT
-    count = round(chunks * new_frames * rate / fps)
-    noise = torch.randn(count, generator=torch.Generator().manual_seed(2)) / 10
-    return noise * torch.sin(torch.arange(count) * (9 / rate)).square()

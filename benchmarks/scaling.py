@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from psnr import FLOOR, psnr
-from race import FAILED, NO_TIME, Budget, Output, add_options, run_main, say
+from race import FAILED, NO_TIME, Budget, Output, new_parser, run_main, say
 
 SCHEMA = "livetalk/scaling/1"
 RED, DONE, LEFT_OUT = "red", "done", "left out"
@@ -148,10 +148,7 @@ def table(output: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
     parser.add_argument("--layers", type=int, help="blocks of the transformer")
     parser.add_argument("--chunks", type=int, default=5, help="per run (default: 5)")

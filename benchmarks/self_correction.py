@@ -10,7 +10,6 @@ multiplied by a in every chunk. A few seconds on one core.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from livetalk_kernels.machine import machine
-from livetalk_kernels.outputs import new_file
+from livetalk_kernels.outputs import write_json
 from livetalk_model.sampler import timesteps
 from livetalk_model.train.chunks.distill import critic_loss, match
 from livetalk_model.train.chunks.flow import per_sample
@@ -266,12 +265,11 @@ def measure(updates: int, chunks: int) -> dict[str, Any]:
 
 def plot(result: dict[str, Any], target: Path) -> None:
     """Gradient against the closed form, a over the updates, and what becomes of an error."""
-    import matplotlib
+    from livetalk_model.plot_style import hardware_line, new_figure, save
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    title = f"Distillation where the answer is known\n{hardware_line(result['machine'])}"
+    figure = new_figure(title, 13, 4.2)
+    left, middle, right = figure.subplots(1, 3)
     times = [float(time) for time in result["gradients"]]
     for name, color in (("mean", "tab:blue"), ("std", "tab:orange")):
         found, exact = zip(*(row[name] for row in result["gradients"].values()), strict=True)
@@ -296,9 +294,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
     right.set(xlabel="chunks", ylabel="distance of twin streams", yscale="log", ylim=(1e-6, 1e2),
               title="An error of 1, chunk after chunk")  # fmt: skip
     right.legend(fontsize=8)
-    with new_file(target) as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, target)
 
 
 def main() -> None:
@@ -312,8 +308,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=100, help="of the twin streams")
     given = parser.parse_args()
     result = measure(given.updates, given.chunks)
-    with new_file(given.output) as file:
-        file.write(json.dumps(result, indent=1).encode())
+    write_json(given.output, result)
     for time, row in result["gradients"].items():
         parts = (f"{name} {found:+.4f} ({exact:+.4f})" for name, (found, exact) in row.items())
         print(f"t = {time}: {', '.join(parts)}")

@@ -26,7 +26,7 @@ from livetalk_model.bundled import SPEECH
 from livetalk_model.config import get_preset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EXAMPLES = REPOSITORY / "examples"
+PORTRAIT = REPOSITORY / "examples/portrait.png"
 POLL = 0.002  # seconds
 PATIENCE = 300.0
 MAIN = "import sys; sys.path.insert(0, {!r}); from livetalk_model.cli.main import main; main()"
@@ -48,7 +48,7 @@ def first_frame(packages: Path, preset: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-c", MAIN.format(str(packages)), "generate", "--preset", preset),
-            *("--device", "cpu", "--portrait", str(EXAMPLES / "portrait.png"), "--crop", "centre"),
+            *("--device", "cpu", "--portrait", str(PORTRAIT), "--crop", "centre"),
             *("--audio", str(SPEECH), "--output", f"{folder}/x.npy"),
         ]
         begin = time.perf_counter()

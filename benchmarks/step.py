@@ -35,8 +35,8 @@ from race import (
     Probes,
     Race,
     Run,
-    add_options,
     exit_code,
+    new_parser,
     resolve,
     row_line,
     run_main,
@@ -421,16 +421,18 @@ def table(output: Mapping[str, Any]) -> str:
         f"{settings['layers_of_preset']} layers, {settings['dtype']}, {settings['precision']}",
         HEADING,
         *(row_line(row["name"], row) for row in output["rows"]),
+        *filter(None, [output.get("lost")]),
     ]
+    rates: Mapping[str, float] = next((r["rates"] for r in output["rows"] if "rates" in r), {})
+    if rates:
+        text = ", ".join(f"{rate / 1e12:.4g} TFLOP/s in {name}" for name, rate in rates.items())
+        lines.append(f"floor: {sum(output['flops'].values()) / 1e12:.4g} TFLOP at {text}")
     return "\n".join(lines)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--precision", default="exact", choices=("exact", "fp8", "both"))
     parser.add_argument(
         "--attention", action="append", default=[], metavar="NAME",

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from race import Budget, Output, add_options, resolve, run_main
+from race import Budget, Output, new_parser, resolve, run_main
 from random_models import (
     PROMPT_ROWS,
     STEPS,
@@ -30,7 +29,6 @@ from random_models import (
     make_dit,
     make_vae,
     sized,
-    speech,
 )
 
 from livetalk_kernels import KernelConfig, UserError
@@ -38,14 +36,13 @@ from livetalk_kernels.bench.timer import Summary
 from livetalk_kernels.environment import Ranks
 from livetalk_kernels.outputs import new_file
 from livetalk_kernels.precision import dtype_name
-from livetalk_kernels.runtime.process_group import joined
-from livetalk_kernels.runtime.ranks.heartbeat import Deadlines
-from livetalk_kernels.runtime.ranks.watchdog import Watchdog
+from livetalk_kernels.units import data_size
 from livetalk_model.avatar import Avatar
-from livetalk_model.cli.ranks import CPU_PATIENCE, PHASES
+from livetalk_model.cli.ranks import joined_team
 from livetalk_model.config import NEW_FRAMES, Preset
 from livetalk_model.dit import DiT
 from livetalk_model.encoders.audio import AudioEncoder
+from livetalk_model.media.synthetic import speech
 from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.stream.follower import follow
 from livetalk_model.stream.graphs import StreamCalls
@@ -71,26 +68,6 @@ def random_avatar(preset: Preset) -> Avatar:
         model="",
         note="random numbers",
     )
-
-
-@contextmanager
-def joined_team(device: torch.device) -> Iterator[Team]:
-    """The ranks that torchrun has started, or this process alone."""
-    ranks = Ranks.from_environ()
-    if ranks is None or ranks.world == 1:
-        yield Team()
-        return
-    patience = CPU_PATIENCE if device.type == "cpu" else 1.0
-    with (
-        Watchdog(ranks, deadlines=Deadlines().scaled(patience)) as watchdog,
-        joined(device) as (world, control),
-    ):
-        yield Team(
-            world,
-            control,
-            ranks_per_node=ranks.local_world,
-            phase=lambda stage: watchdog.phase(PHASES.get(stage, "other")),
-        )
 
 
 def load(
@@ -151,8 +128,7 @@ def measure(
     frames: list[np.ndarray] = []
     late = False
     with Session(dit, vae, encoder, random_avatar(preset), options, team=team, calls=calls) as run:
-        blocks = speech(args.chunks).split(encoder.sample_rate)
-        pushes = [partial(run.push, block) for block in blocks]
+        pushes = [partial(run.push, speech(chunk)) for chunk in range(args.chunks)]
         turns: list[Callable[[], Iterator[np.ndarray]]] = [*pushes, run.finish]
         for produce in turns:
             last = list(run.stats.chunk_seconds)[-1:]
@@ -208,6 +184,8 @@ def table(result: dict[str, Any]) -> str:
             f"p50 of {steady['count']}, all but the first: {steady['p50']:.3f} s a chunk, "
             f"{steady['fps']:.1f} frames/s, {steady['realtime_factor']:.2f} x real time"
         )
+    if "max_memory_bytes" in result:
+        lines.append(f"most memory: {data_size(result['max_memory_bytes'])}")
     return "\n".join(lines)
 
 
@@ -223,16 +201,15 @@ def torchrun(nproc: int) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--precision", default="exact", choices=("exact", "fp8"))
     parser.add_argument("--layers", type=int, help="blocks of the transformer")
     parser.add_argument("--chunks", type=int, default=5, help="of 28 frames (default: 5)")
     parser.add_argument("--cuda-graphs", action="store_true")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="on this machine")
     parser.add_argument("--frames", metavar="FILE", help=".npy of uint8 [T, H, W, 3]")
+    parser.set_defaults(ulysses=None, ring=None, vae_grid=None, deadline=[])
+    parser.set_defaults(fp8_exchange=False, halo_overlap=False, xfuser=False)
     return parser
 
 
@@ -241,13 +218,10 @@ def main() -> int:
     args = make_parser().parse_args()
     if args.chunks < 2:
         raise UserError(f"--chunks {args.chunks}: use 2 or more; the first one warms up")
-    ranks = Ranks.from_environ()
-    if ranks is None and args.ranks > 1:
+    if Ranks.from_environ() is None and args.ranks > 1:
         return subprocess.run(torchrun(args.ranks), check=False).returncode
-    if ranks is not None and args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{ranks.local_rank}"
-    device, dtype = resolve(args)
-    with joined_team(device) as team:
+    with joined_team(args) as (team, _):
+        device, dtype = resolve(args)
         result = measure(args, team, device, dtype, Budget.of(args))
     if result is not None:
         print(table(result))

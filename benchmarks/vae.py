@@ -28,8 +28,8 @@ from race import (
     Probes,
     Race,
     Run,
-    add_options,
     exit_code,
+    new_parser,
     resolve,
     row_line,
     run_main,
@@ -242,10 +242,7 @@ def table(output: Mapping[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+    parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="at most (default: 10)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return parser

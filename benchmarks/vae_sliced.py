@@ -12,24 +12,27 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from race import parse_size
+from random_models import make_vae
 from torch import Tensor
 
-from livetalk_kernels import KernelConfig, bind_ops
+from livetalk_kernels import KernelConfig
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.runtime.comm import Communicator
 from livetalk_kernels.runtime.halo import WHOLE, HaloExchange
 from livetalk_kernels.runtime.mesh import Grid
+from livetalk_kernels.testing.numerics import relative_l2
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.config import VAEConfig, get_preset
 from livetalk_model.vae import SPATIAL, VAE, DecoderCache
-from livetalk_model.weights.fill import random_module
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "model"))
 from crop_overlap import decode_tiles, encode_tiles  # type: ignore[import-not-found]
@@ -41,12 +44,8 @@ TIMEOUT = 3600.0
 
 def build(config: VAEConfig) -> VAE:
     """A VAE of random weights."""
-    ops = bind_ops(KernelConfig(), device="cpu", dtype=torch.float32)
-    with torch.device("meta"):
-        vae = VAE(config, ops)
-    random_module(vae, seed=0, dtype=torch.float32, device="cpu")
-    vae.prepare()
-    return vae
+    preset = replace(get_preset("tiny"), vae=config)
+    return make_vae(preset, KernelConfig(), torch.device("cpu"), torch.float32)
 
 
 def inputs(config: VAEConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -55,11 +54,6 @@ def inputs(config: VAEConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     video = torch.randn(1, 3, FRAMES, *size, generator=draw).clamp(-1, 1)
     rows, columns = size[0] // SPATIAL, size[1] // SPATIAL
     return video, torch.randn(1, config.z_dim, LATENTS, rows, columns, generator=draw)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def errors(
@@ -83,12 +77,12 @@ def errors(
     slices = halo.slices
     return {
         "halo": {
-            "encode": error(all_latents, right_latents),
-            "decode": error(all_frames, right_frames),
+            "encode": relative_l2(all_latents, right_latents),
+            "decode": relative_l2(all_frames, right_frames),
         },
         "crop_overlap": {
-            "encode": error(encode_tiles(vae, video, slices), right_latents),
-            "decode": error(decode_tiles(vae, z, slices), right_frames),
+            "encode": relative_l2(encode_tiles(vae, video, slices), right_latents),
+            "decode": relative_l2(decode_tiles(vae, z, slices), right_frames),
         },
         "sent_by_rank_0": sent,
     }
@@ -145,12 +139,6 @@ def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         ratio = median(a / b for a, b in zip(alone, values, strict=True))
         summary[name] = {"seconds": median(values), "speedup": ratio}
     return summary
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read ``HxW``."""
-    height, width = text.split("x")
-    return int(height), int(width)
 
 
 def main() -> None:

@@ -29,6 +29,12 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     return _shortened("".join(map(_visible, text)), longest)
 
 
+def brief(error: BaseException, longest: int = 300) -> str:
+    """Format an error in one line: its type, and the beginning of its text."""
+    text = " ".join(str(error).split())[:longest]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def list_keys(keys: Iterable[str]) -> str:
     """List at most eight names in one line, and how many more there are."""
     names = list(keys)

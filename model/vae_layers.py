@@ -39,8 +39,7 @@ class StreamCache:
         frames: Name of a convolution -> its last inputs [B, C, 1 | 2, H, W]; for a slice,
             including the halo.
         pieces: Number of pieces so far.
-        halo: The picture that the frames are a slice of, if other ranks have the other slices;
-            by default none.
+        halo: The picture of which the frames are a slice, if other ranks have the rest.
     """
 
     def __init__(

@@ -123,10 +123,10 @@ def one_case(op: str, device: Any, dtype: Any) -> list[Case]:
 
 
 def one_gpu(excluded: str) -> dict[str, Any]:
-    """All other parts; returns what `gpu_facts` finds, and how often the GPU was called."""
+    """All other parts; returns what `facts` finds, and how often the GPU was called."""
     with FakeCuda() as gpu:
-        facts = importlib.import_module("gpu_facts").gather()
-        run("gpu_smoke", "--seconds", "200")
+        facts = importlib.import_module("gpu_report.facts").gather()
+        run("smoke", "--seconds", "200")
         os.environ["LIVETALK_EXCLUDE"] = excluded
         once = (*SMALL, "--rounds", "1")
         run("step", *once, "--layers", "1", "--precision", "both", "--no-compile")

@@ -127,3 +127,13 @@ def test_a_sheet_of_frames_spread_over_a_video(tmp_path):
     assert [int(made[y, x, 0]) for y in (8, 24) for x in (16, 48)] == [
         shade[n] for n in (0, 3, 5, 8)
     ]
+
+
+def test_faces_drawn_by_other_rules(tmp_path):
+    run(tmp_path, "foreign_portraits.py", "--chunks", "1", "--output", "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())["portraits"]
+    assert len(found) == 9
+    for numbers in found.values():
+        assert 0 < numbers["mean_frame_away"] <= numbers["worst_away"] < 30
+    with Image.open(tmp_path / "f.png") as sheet:
+        assert sheet.size == (8 * 96, 9 * 96)

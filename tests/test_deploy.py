@@ -95,7 +95,8 @@ def test_the_batch_script_runs_on_two_machines(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "127.0.0.1,localhost",
     }
     frames = tmp_path / "frames.npy"
-    portrait, speech = REPOSITORY / "examples/portrait.png", REPOSITORY / "model/samples/speech.wav"
+    samples = REPOSITORY / "model/samples"
+    portrait, speech = samples / "ada.png", samples / "speech.wav"
     done = subprocess.run(
         ["bash", SCRIPT, "--preset", "tiny", "--device", "cpu", "--steps", "1", "--size", "32x48",
          "--portrait", portrait, "--audio", speech,

@@ -46,7 +46,7 @@ def test_every_part_runs_on_a_made_up_gpu(tmp_path: Path) -> None:
     assert not every["facts"]["problems"] and every["facts"]["devices"][0]["uuid"]
     assert every["facts"]["machine"]["gpu"]["driver"] == "580.00"
     assert all(value["complete"] for name, value in result.items() if name != "comm")
-    smoke = {f"{row['op']}={row['backend']}": row for row in result["gpu_smoke"]["rows"]}
+    smoke = {f"{row['op']}={row['backend']}": row for row in result["smoke"]["rows"]}
     states = {name: row["state"] for name, row in smoke.items() if row["state"] != "left out"}
     assert {name for name, state in states.items() if state != "ok"} <= NO_TRUTH, smoke
     assert len(states) > 30 and set(interpreted) <= set(states)

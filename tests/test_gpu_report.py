@@ -18,24 +18,22 @@ from typing import Any
 
 import pytest
 
-from livetalk_kernels import environment
+from livetalk_kernels.bench.telemetry import Telemetry, gpu_readers
 from livetalk_kernels.testing.fake_nvml import StandIn
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import gpu_pages  # noqa: E402
-import gpu_parts  # noqa: E402
-import gpu_report  # noqa: E402
-from gpu_build import build_functions  # noqa: E402
-from gpu_run import Family, processes, run_command  # noqa: E402
-from gpu_telemetry import Telemetry  # noqa: E402
+from gpu_report import __main__ as gpu_report  # noqa: E402
+from gpu_report import pages as gpu_pages  # noqa: E402
+from gpu_report import parts as gpu_parts  # noqa: E402
+from gpu_report.run import Family, processes, run_command  # noqa: E402
 
 DRIVER = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {benchmarks!r})
-import gpu_parts, gpu_report
+from gpu_report import parts as gpu_parts, __main__ as gpu_report
 
 def parts(settings, facts):
     found = []
@@ -345,7 +343,7 @@ def test_parts_say_what_they_need(tmp_path: Path) -> None:
     nothing = {
         part.name: part.reason for part in gpu_parts.make_parts(settings, {**facts, "devices": []})
     }
-    assert "torch sees no GPU" in (nothing["step"] or "") and nothing["build"] is None
+    assert "torch sees no GPU" in (nothing["step"] or "") and "nvcc" in (nothing["build"] or "")
     several = gpu_parts.make_parts(settings, {**facts, "devices": [{}] * 5})
     command = next(part for part in several if part.name == "scaling").command(10)
     assert command[command.index("--ranks") + 1 :][:3] == ["1", "2", "4"]
@@ -365,7 +363,9 @@ def test_what_the_parts_get_of_the_time(tmp_path: Path) -> None:
     order = "facts smoke build smoke-cuda step chunk-fp8 ops vae graphs chunk build-cpu tests"
     assert list(named)[:12] == order.split() and list(named)[-1] == "profile"
     assert "--until" in named["step"].command(7.0) and "7.00" in named["step"].command(7.0)
-    assert "--only" in named["build"].command(0) and "cuda" in named["build"].command(0)
+    assert named["build"].command(0)[1:] == [str(gpu_report.ROOT / "setup.py"), "build_cuda"]
+    assert named["build"].cwd == tmp_path and named["build-cpu"].command(0)[2] == "build_cpu"
+    assert "no nvcc" in (named["build"].reason or "") and named["build"].always
     able = [part for part in parts if part.name not in ("scaling", "comm")]
     share = profile.weight / sum(part.weight for part in able)
     left = gpu_report.BUDGET - sum(part.fixed for part in able)
@@ -389,7 +389,6 @@ Path(result).write_text(json.dumps(value))
 def test_what_breaks_is_left_out_of_all_that_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gpu_report.EXCLUDE == environment.EXCLUDE_VARIABLE
     monkeypatch.setenv("LIVETALK_EXCLUDE", "quantize=cpu")
     fakes = [
         {"name": "before", "code": VARIABLE},
@@ -433,37 +432,34 @@ def test_a_part_depends_on_the_files_that_it_runs(tmp_path: Path) -> None:
         assert all((gpu_report.ROOT / name).exists() for name in names)
 
 
-def test_the_build_functions_are_those_of_setup() -> None:
-    names = build_functions()
-    assert callable(names["build_into"]) and callable(names["build_cuda"])
-
-
 def test_telemetry_is_summed_up_by_part() -> None:
     clock = itertools.count(1010, 10)
-    nvml = StandIn(
+    nvml: Any = StandIn(
         nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetUUID=lambda handle: (b"GPU-other", "GPU-ours")[handle],
+        nvmlDeviceGetUUID=lambda handle: ("GPU-other", "GPU-ours")[handle],
+        nvmlDeviceGetHandleByUUID=("GPU-other", "GPU-ours").index,
         nvmlDeviceGetClockInfo=lambda handle, kind: next(clock),
         nvmlDeviceGetPowerUsage=None,
         nvmlDeviceGetTemperature=lambda handle, kind: 50,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9 * handle),
     )
-    nvml.nvmlInit()  # as `find_nvml` does
-    begin = time.monotonic()
-    with Telemetry(nvml, period=0.01) as telemetry:  # type: ignore[arg-type]
-        while len(telemetry.samples) < 10:
+    begin = time.perf_counter_ns()
+    with Telemetry([], period=0.01, readers=gpu_readers(nvml)) as telemetry:
+        while telemetry.count < 10:
             time.sleep(0.01)
-    assert len(telemetry.summary(begin, time.monotonic())) == 2
+    assert nvml.users == 0 and gpu_readers(None) == []
+    samples = telemetry.as_json(begin)["samples"]
+    assert len(gpu_pages.clocks(samples, [])) == 2
     # Torch sees one of them, as its first: CUDA_VISIBLE_DEVICES=1.
-    (gpu,) = telemetry.summary(begin, time.monotonic(), ["ours"])
+    (gpu,) = gpu_pages.clocks(samples, ["ours"])
     assert gpu["gpu"] == 0
     assert gpu["SM clock"]["most"] > gpu["SM clock"]["median"] > 1000
     assert gpu["power"] is None and gpu["memory"] == {"median": 40.0, "most": 40.0}
-    assert telemetry.summary(begin - 2, begin - 1)[0]["load"] is None
+    later = telemetry.as_json(time.perf_counter_ns())["samples"]
+    assert gpu_pages.clocks(later, ["ours"])[0]["utilisation"] is None
+    assert gpu_pages.clocks({"t": []}, ["ours"]) == []
     lines = gpu_pages.telemetry([{"name": "step", "telemetry": [gpu]}])
     assert any("| step | 0 |" in line and "50 / 50" in line for line in lines)
-    with Telemetry(None) as nothing:
-        assert nothing.summary(0, 1) == []
 
 
 def test_junit_counts(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_backends_that_break_are_named_and_the_other_parts_complete(tmp_path: Pa
     folder = tmp_path / "out"
     done = subprocess.run(
         [
-            *(sys.executable, str(copy / "benchmarks/gpu_report.py"), "--device", "cpu"),
+            *(sys.executable, str(copy / "benchmarks/gpu_report"), "--device", "cpu"),
             *("--preset", "tiny", "--layers", "1", "--budget", "300", "--output", str(folder)),
             *("--only", "facts", "smoke", "chunk"),
         ],

@@ -12,6 +12,7 @@ import torch
 from torch import Generator
 
 from ..dispatch import pick
+from ..lines import brief
 from ..registry import backend_names, load_backend, load_op
 from ..spec import Arguments, Case
 from .baseline import COMPILE, EAGER, compile_reference
@@ -26,7 +27,6 @@ from .verify import Judge, check_small_cases
 
 SEED = 0
 COMPUTE_COUNTS = 0.2  # fraction of the floor above which each round also measures the matrix rate
-MAX_NOTE = 300
 TRIALS = 3  # each warms up, captures and takes its rounds anew
 CLOCK = "clock"
 
@@ -163,7 +163,7 @@ def _judged(
                 run, is_reference=row.backend == EAGER, approximate=row.approximate
             )
     except Exception as error:  # whatever a backend fails with: it is red, the others continue
-        ok, note = False, _brief(error)
+        ok, note = False, brief(error)
     state = TIMED if ok else RED
     return Contestant(row=dataclasses.replace(row, state=state, note=note), run=run if ok else None)
 
@@ -274,9 +274,3 @@ def _kernels(timer: Timer, run: Callable[..., Any] | None) -> float | None:
     if run is None or not isinstance(timer, CudaTimer):
         return None
     return timer.kernel_seconds(run)
-
-
-def _brief(error: Exception) -> str:
-    """Format an error in one line."""
-    text = " ".join(str(error).split())[:MAX_NOTE]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,13 +210,15 @@ class _Rate:
         return (count - before[1]) / (now - before[0])
 
 
-def open_readers(devices: Sequence[torch.device], nvml: ModuleType | None) -> list[Reader]:
+def open_readers(devices: "Sequence[torch.device]", nvml: ModuleType | None) -> list[Reader]:
     """Open the host and those GPUs that NVML knows.
 
     Args:
         devices: Devices of the run; those that are not GPUs count as the host.
         nvml: ``pynvml``; None if not installed.
     """
+    import torch  # not needed to sample all GPUs
+
     readers: list[Reader] = [HostReader()]
     for device in dict.fromkeys(devices):
         if device.type != "cuda" or nvml is None:
@@ -227,6 +230,22 @@ def open_readers(devices: Sequence[torch.device], nvml: ModuleType | None) -> li
         except nvml.NVMLError as error:
             _LOG.info("no telemetry of GPU %d: %s", index, error)
     return readers
+
+
+def gpu_readers(nvml: ModuleType | None) -> list[Reader]:
+    """Open every GPU that NVML knows, in its order; columns begin with the UUID torch reports."""
+    if nvml is None:
+        return []
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # there is no driver
+        return []
+    try:
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        uuids = [nvml.nvmlDeviceGetUUID(handle).removeprefix("GPU-") for handle in handles]
+        return [GpuReader(nvml, uuid, uuid) for uuid in uuids]
+    finally:
+        nvml.nvmlShutdown()
 
 
 def find_nvml() -> ModuleType | None:
@@ -248,7 +267,7 @@ class Telemetry:
 
     def __init__(
         self,
-        devices: Sequence[torch.device],
+        devices: "Sequence[torch.device]",
         *,
         period: float = PERIOD,
         capacity: int = CAPACITY,

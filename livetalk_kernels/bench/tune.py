@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..lines import brief
+from ..machine import commit
 from ..precision import dtype_name
 from ..registry import backend_names, load_backend
 from ..spec import Arguments, Case
-from ..tuning import Choice
+from ..tuning import Choice, MachineEntry, TuningKey
 from .baseline import EAGER
 from .cases import seconds_needed, too_large
 from .roofline import Limits, Roofline
@@ -31,7 +33,6 @@ from .verify import Judge, Verdict, check_small_cases
 ROUNDS_SECONDS = (0.05, 3.0)  # minimum and maximum time for the rounds of a call
 BUDGET_MARGIN = 1.5  # on the smallest budget that is advised: the next run may be slower
 ROUNDS_SHARE = 0.5  # of a call's share of the budget; the rest is for checks and warm-up
-MAX_REASON = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,18 +193,36 @@ class Tuner:
             approximate = load_backend(case.op, name).approximate
             return judge.check(run, is_reference=is_reference, approximate=approximate)
         except Exception as error:  # whatever a backend fails with: it is red, the others continue
-            text = " ".join(str(error).split())[:MAX_REASON]
-            return False, f"{type(error).__name__}: {text}" if text else type(error).__name__
+            return False, brief(error)
 
 
-def merge(calls: Sequence[Call]) -> list[Call]:
-    """Merge equal cases and add up their counts."""
-    counts: list[Call] = []
-    for call in calls:
-        for index, old in enumerate(counts):
-            if dataclasses.replace(old.case, name="") == dataclasses.replace(call.case, name=""):
-                counts[index] = Call(case=old.case, count=old.count + call.count)
-                break
-        else:
-            counts.append(call)
-    return counts
+def entry_of(key: TuningKey, outcomes: Sequence[Outcome], *, complete: bool) -> MachineEntry:
+    """Make this machine's entry of a tuning file; ``complete``: no call was left."""
+    choices = tuple(outcome.choice for outcome in outcomes if outcome.choice is not None)
+    return MachineEntry(
+        key=key,
+        complete=complete and len(choices) == len(outcomes),
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit(),
+        choices=choices,
+    )
+
+
+def outcomes_as_json(entry: MachineEntry, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Describe an entry, what was red and what was skipped, for machines."""
+
+    def name(outcome: Outcome) -> dict[str, Any]:
+        case = outcome.call.case
+        return {"op": case.op, "case": case.name, "dims": dict(case.dims)}
+
+    return {
+        **dataclasses.asdict(entry),
+        "red": [
+            name(outcome) | {"backend": backend, "reason": reason}
+            for outcome in outcomes
+            for backend, reason in outcome.red.items()
+        ],
+        "skipped": [
+            name(outcome) | {"reason": outcome.skipped} for outcome in outcomes if outcome.skipped
+        ],
+    }

@@ -28,6 +28,7 @@ from .common import (
     escape,
     print_json,
 )
+from .tables import plain_table
 
 EXAMPLE = """\
 livetalk backends --device cuda --dtype bf16
@@ -138,13 +139,11 @@ def _print(answer: _Answer) -> None:
     out, choices, table = console(), answer.choices, answer.table
     reasons: dict[str, int] = {}
     where = answer.device.type if answer.gpu is None else answer.gpu.title
-    shown = Table(
-        title=f"Backends on {escape(where)}, {dtype_name(answer.dtype)}", title_justify="left"
+    shown = plain_table(
+        f"Backends on {escape(where)}, {dtype_name(answer.dtype)}",
+        ("op", "auto", "~also run", "~cannot run (reasons below)"),
     )
-    shown.add_column("op", no_wrap=True)
-    shown.add_column("auto", no_wrap=True, style="green")
-    shown.add_column("also run")
-    shown.add_column("cannot run (reasons below)")
+    shown.columns[1].style = "green"
     for op, backends in table.items():
         runs, cannot = [], []
         for name, reason in backends.items():

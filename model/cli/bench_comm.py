@@ -4,12 +4,10 @@ import argparse
 import contextlib
 import functools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.units import data_size
 
 from . import common, numbers
 from .progress import progress_line
@@ -19,18 +17,13 @@ if TYPE_CHECKING:
     import torch
 
     from livetalk_kernels.bench.comm import Link, Row
-    from livetalk_kernels.bench.comm_patterns import Sizes
     from livetalk_kernels.environment import Ranks
     from livetalk_kernels.runtime.comm import Communicator
-    from livetalk_kernels.runtime.mesh import Grid, Mesh
 
-    from ..config import Preset
+    from .comm_setup import Setup
 
 NAME = "comm"
-STDOUT = "-"
-PRESETS = {"cpu": "mid", "cuda": "14b"}
 OWN = ("nproc", "ulysses", "ring", "vae_grid", "preset", "size")
-OF_OPS = ("backend", "case", "shape", "no_compile", "threads", "hot", "tool", "csv")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,67 +61,6 @@ def refuse_with_ops(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')}: belongs to 'bench {NAME}', not to ops")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Describes the ranks and their messages.
-
-    Attributes:
-        preset: The model.
-        size: Height and width of the picture.
-        dtype: Of the model.
-        mesh: Ranks of the transformer.
-        grid: The same ranks of the VAE.
-    """
-
-    preset: "Preset"
-    size: tuple[int, int]
-    dtype: "torch.dtype"
-    mesh: "Mesh"
-    grid: "Grid"
-
-    def sizes(self) -> "Sizes":
-        """Collect what determines the sizes of messages."""
-        from livetalk_kernels.bench.comm_patterns import Sizes
-
-        from ..config import CHUNK_FRAMES, LATENT_FRAMES
-
-        dit = self.preset.dit
-        latent = latent_size(self.size)
-        frames, rows, columns = dit.patch_size
-        patch = frames * rows * columns
-        return Sizes(
-            tokens=LATENT_FRAMES * latent[0] * latent[1] // patch,
-            heads=dit.num_heads,
-            head_dim=dit.head_dim,
-            outputs=patch * dit.out_dim,
-            windows=CHUNK_FRAMES * dit.audio_window * dit.audio_features,
-            latent=latent,
-            vae_dim=self.preset.vae.dim,
-            itemsize=self.dtype.itemsize,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        from livetalk_kernels.precision import dtype_name
-
-        return {
-            "preset": self.preset.name,
-            "size": list(self.size),
-            "dtype": dtype_name(self.dtype),
-            "world": self.mesh.world,
-            "ulysses": self.mesh.ulysses,
-            "ring": self.mesh.ring,
-            "vae_grid": str(self.grid),
-        }
-
-
-def latent_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Compute rows and columns of a picture's latents."""
-    from ..vae import SPATIAL
-
-    return size[0] // SPATIAL, size[1] // SPATIAL
-
-
 def run(args: argparse.Namespace) -> int:
     """Start ranks, or be one of them.
 
@@ -142,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     from livetalk_kernels.runtime.ranks.launch import launch
 
     from ..loading import use_device
+    from .comm_setup import setup_of
 
     ranks = Ranks.from_environ()
     try:
         device = use_device(args.device)
-        setup = _setup(args, device, ranks)
+        setup = setup_of(args, device, ranks)
     except UserError:
         if ranks is not None and ranks.rank:
             return 2  # rank 0 says why
@@ -156,65 +89,9 @@ def run(args: argparse.Namespace) -> int:
     return _measure(args, setup, ranks, device)
 
 
-def _setup(args: argparse.Namespace, device: "torch.device", ranks: "Ranks | None") -> Setup:
-    from livetalk_kernels.outputs import check_output
-    from livetalk_kernels.runtime.mesh import Grid, Mesh
-
-    from ..config import get_preset
-    from ..loading import resolve_dtype
-    from ..preparation import check_size
-
-    if args.ops != [NAME]:
-        raise UserError(f"{NAME}: is not an op; run 'livetalk bench {NAME}' by itself")
-    for option in OF_OPS:
-        if getattr(args, option):
-            name = args.tool if option == "tool" else option.replace("_", "-")
-            raise UserError(f"--{name}: belongs to ops, not to {NAME}")
-    world = _world(args.nproc, device, ranks)
-    if args.json not in (None, STDOUT):
-        # Ranks started from here do not repeat the warnings.
-        (common.check_file if ranks is None else check_output)(Path(args.json), (".json",))
-    preset = get_preset(args.preset or PRESETS[device.type])
-    size = check_size(args.size or preset.size)
-    return Setup(
-        preset=preset,
-        size=size,
-        dtype=resolve_dtype(args.dtype, device),
-        mesh=Mesh.choose(
-            world,
-            preset.dit.num_heads,
-            ulysses=args.ulysses,
-            ring=args.ring,
-            ranks_per_node=ranks.local_world if ranks else None,
-        ),
-        grid=Grid.choose(
-            world, latent_size(size), Grid.parse(args.vae_grid) if args.vae_grid else None
-        ),
-    )
-
-
-def _world(nproc: int | None, device: "torch.device", ranks: "Ranks | None") -> int:
-    """Ranks in all."""
-    import torch
-
-    world = ranks.world if ranks else nproc or 1
-    if nproc is not None and nproc != world:
-        raise UserError(f"--nproc {nproc}: torchrun has started {world} ranks; drop it")
-    if world < 2:
-        raise UserError(f"{NAME}: needs at least two ranks; start them with --nproc N or torchrun")
-    if device.type == "cuda":
-        count, local = torch.cuda.device_count(), ranks.local_world if ranks else world
-        if str(device) != "cuda":
-            raise UserError(f"--device {device}: every rank needs its own GPU; use cuda")
-        if count < local:
-            raise UserError(
-                f"{NAME}: {local} ranks on a machine with {common.plural(count, 'GPU')}; use fewer "
-                "ranks, or --device cpu"
-            )
-    return world
-
-
-def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "torch.device") -> int:
+def _measure(
+    args: argparse.Namespace, setup: "Setup", ranks: "Ranks", device: "torch.device"
+) -> int:
     import torch
 
     from livetalk_kernels.bench.report import RED
@@ -225,29 +102,34 @@ def _measure(args: argparse.Namespace, setup: Setup, ranks: "Ranks", device: "to
         report, rows, link = _bench(args, setup, team.world, device)
     report["settings"]["ranks_per_node"] = ranks.local_world
     if ranks.rank == 0:
-        if args.json == STDOUT:
+        if args.json == common.STDOUT:
             common.print_json(report)
         else:
-            print_report(report, rows, link)
-        if args.json not in (None, STDOUT):
+            from .bench_tables import print_comm
+
+            print_comm(report, rows, link)
+        if args.json not in (None, common.STDOUT):
             _write(Path(args.json), report)
     return 1 if any(row.state == RED for row in rows) else 0
 
 
 def _bench(
-    args: argparse.Namespace, setup: Setup, comm: "Communicator", device: "torch.device"
+    args: argparse.Namespace, setup: "Setup", comm: "Communicator", device: "torch.device"
 ) -> "tuple[dict[str, Any], list[Row], Link]":
     from livetalk_kernels.bench.comm import LINK_SIZES, Link, bench_patterns, nvlink_bandwidth
-    from livetalk_kernels.bench.comm_patterns import link_patterns, model_patterns
+    from livetalk_kernels.bench.comm_patterns import link_patterns
     from livetalk_kernels.machine import machine
     from livetalk_kernels.runtime.shared_memory import LARGEST
+
+    from ..dry_run.patterns import Sizes, model_patterns
 
     report: dict[str, Any] = {
         "machine": machine() | {"time": time.strftime("%H:%M:%S%z")} if comm.rank == 0 else {},
         "command": ["livetalk", *args.argv],
     }
     links = link_patterns(comm.size, LINK_SIZES[device.type])
-    patterns = model_patterns(setup.sizes(), setup.mesh, setup.grid)
+    sizes = Sizes.of(setup.preset, setup.size, setup.dtype)
+    patterns = model_patterns(sizes, setup.mesh, setup.grid)
     given: dict[str, Any] = {} if args.seconds is None else {"seconds": args.seconds}
     head = f"{len(patterns)} patterns, {comm.size} ranks"
     with contextlib.ExitStack() as stack:
@@ -278,68 +160,3 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
     write_json(path, report)
     common.note(f"wrote {path}")
-
-
-def print_report(report: dict[str, Any], rows: "list[Row]", link: "Link") -> None:
-    """Print a table of the link's best rows and all others, 80 columns wide."""
-    from rich import box
-    from rich.table import Table
-
-    from .bench_tables import number, seconds
-
-    settings, out = report["settings"], common.console()
-    height, width = settings["size"]
-    table = Table(
-        title=f"{settings['preset']} {height}x{width}, {settings['dtype']}, "
-        f"{settings['world']} ranks by {settings['engine']}: ulysses {settings['ulysses']} x "
-        f"ring {settings['ring']}, VAE {settings['vae_grid']}",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("pattern", no_wrap=True)
-    for name in ("msgs", "bytes", "p50", "p95", "GB/s", "link"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        pattern = row.pattern
-        is_link = pattern.kind == "link"
-        if is_link and row.time and row not in (link.one_way, link.both_ways):
-            continue
-        cells = ["[red]red[/]"]
-        if row.time is not None and row.bandwidth is not None:
-            share = link.share(row)
-            cells = [
-                seconds(row.time.p50),
-                seconds(row.time.p95),
-                _rate(row.bandwidth / 1e9),
-                "-" if share is None else f"{share:.0%}",
-            ]
-        size = data_size(pattern.bytes)
-        table.add_row(pattern.name, str(len(pattern.messages)), size, *cells)
-        if row is link.both_ways:
-            table.add_section()
-    out.print(table)
-    for row in rows:
-        if row.note:
-            out.print(f"[red]red[/]: {common.escape(f'{row.pattern.name}: {row.note}')}")
-    out.print(
-        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s: their rate "
-        "at p50. p50, p95: of the slowest rank. link: all pairs of neighbours at once, "
-        "at the best of several sizes; for the other rows, the share of that rate."
-    )
-    if link.nominal is not None:
-        out.print(f"NVLink, nominal: {number(link.nominal / 1e9)} GB/s one way")
-    where, gpu = report["machine"], report["machine"]["gpu"]
-    device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
-    count = next((row.time.count for row in rows if row.time), 0)
-    out.print(
-        f"{device}{where['cpu']}, {common.plural(where['cores'], 'core')}; torch "
-        f"{where['torch']}; commit {where['commit'] or 'unknown'}; {common.plural(count, 'round')}"
-    )
-
-
-def _rate(value: float) -> str:
-    """Format GB/s in a few digits."""
-    return f"{value:.3f}" if value < 10 else f"{value:.0f}"

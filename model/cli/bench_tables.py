@@ -1,30 +1,25 @@
-"""Tables of ``livetalk bench``: one per case, 80 columns wide, and the means."""
+"""Tables of ``livetalk bench``, ``bench comm`` and ``tune``, 80 columns wide."""
 
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from livetalk_kernels.bench.clocks import remark
+from livetalk_kernels.bench.comm import Link
+from livetalk_kernels.bench.comm import Row as CommRow
 from livetalk_kernels.bench.cuda_timer import LAUNCHES
 from livetalk_kernels.bench.report import LEFT_OUT, RED, Result, Row, auto_verdict
-from livetalk_kernels.bench.score import Score
+from livetalk_kernels.bench.suite import score_of
+from livetalk_kernels.bench.tune import Outcome
 from livetalk_kernels.precision import dtype_name
-from livetalk_kernels.units import number, percent, prefixed, seconds, time_unit
+from livetalk_kernels.registry import load_backend
+from livetalk_kernels.tuning import MachineEntry
+from livetalk_kernels.units import data_size, number, percent, prefixed, seconds, time_unit
 
 from .common import console, escape, plural
+from .tables import plain_table
 
-
-def plain_table(title: str | None = None) -> Table:
-    """Make a table with a rule under its header; the caller adds columns."""
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+_NUMBERS = ("p50", "p20-p80", "trials", "GB/s", "FLOP/s", "% floor", "x eager", "x compile")
 
 
 def print_result(result: Result, shown: set[str]) -> None:
@@ -54,18 +49,11 @@ def _table(result: Result) -> Table:
         why = f"{cost.bytes / 1e6:.4g} MB at {result.roofline.bandwidth / 1e9:.4g} GB/s"
     else:
         why = f"{cost.flops / 1e9:.4g} GFLOP at {prefixed(result.roofline.rate)}FLOP/s"
-    table = Table(
-        title=f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
+    table = plain_table(
+        f"{case.op} {case.name}: {dims}, {dtype} on {case.device.type}\n"
         f"floor {seconds(result.floor)}: {why}",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+        ("backend", *(f">{name}" for name in _NUMBERS)),
     )
-    table.add_column("backend", no_wrap=True)
-    for name in ("p50", "p20-p80", "trials", "GB/s", "FLOP/s", "% floor", "x eager", "x compile"):
-        table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.state != LEFT_OUT:
             table.add_row(f"{row.backend}{' *' if row.auto else ''}", *_cells(result, row))
@@ -88,7 +76,7 @@ def _cells(result: Result, row: Row) -> list[str]:
     ]
 
 
-def print_end(report: dict[str, Any], results: list[Result], score: Score | None) -> None:
+def print_end(report: dict[str, Any], results: list[Result]) -> None:
     """Print the summary: skipped cases, means over cases, the machine, and the score."""
     out = console()
     for entry in report["skipped"]:
@@ -110,12 +98,8 @@ def print_end(report: dict[str, Any], results: list[Result], score: Score | None
             "% floor: the floor's time as a share of p50. x: speed-up, median of the rounds' "
             "ratios."
         )
-    gpu = where["gpu"]
-    device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
-    out.print(
-        f"{escape(device)}{escape(where['cpu'])}, {plural(where['threads'], 'thread')}; torch "
-        f"{where['torch']}; commit {where['commit'] or 'unknown'}"
-    )
+    out.print(_machine_line(where, plural(where["threads"], "thread")))
+    score = score_of(results)
     if score is not None:
         out.print(f"[bold]{escape(str(score))}[/]", highlight=False)
 
@@ -128,3 +112,93 @@ def _span(low: float, high: float) -> str:
 
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _machine_line(where: dict[str, Any], size: str) -> str:
+    """GPU, CPU and versions; ``size``: how many cores or threads."""
+    gpu = where["gpu"]
+    device = f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu['cuda']}; " if gpu else ""
+    versions = f"torch {where['torch']}; commit {where['commit'] or 'unknown'}"
+    return escape(f"{device}{where['cpu']}, {size}; {versions}")
+
+
+def print_comm(report: dict[str, Any], rows: list[CommRow], link: Link) -> None:
+    """Print a table of the link's best rows and all others, 80 columns wide."""
+    settings, out = report["settings"], console()
+    height, width = settings["size"]
+    table = plain_table(
+        f"{settings['preset']} {height}x{width}, {settings['dtype']}, "
+        f"{settings['world']} ranks by {settings['engine']}: ulysses {settings['ulysses']} x "
+        f"ring {settings['ring']}, VAE {settings['vae_grid']}",
+        ("pattern", ">msgs", ">bytes", ">p50", ">p95", ">GB/s", ">link"),
+    )
+    for row in rows:
+        pattern = row.pattern
+        is_link = pattern.kind == "link"
+        if is_link and row.time and row not in (link.one_way, link.both_ways):
+            continue
+        cells = ["[red]red[/]"]
+        if row.time is not None and row.bandwidth is not None:
+            share = link.share(row)
+            cells = [
+                seconds(row.time.p50),
+                seconds(row.time.p95),
+                _rate(row.bandwidth / 1e9),
+                "-" if share is None else f"{share:.0%}",
+            ]
+        size = data_size(pattern.bytes)
+        table.add_row(pattern.name, str(len(pattern.messages)), size, *cells)
+        if row is link.both_ways:
+            table.add_section()
+    out.print(table)
+    for row in rows:
+        if row.note:
+            out.print(f"[red]red[/]: {escape(f'{row.pattern.name}: {row.note}')}")
+    out.print(
+        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s: their rate "
+        "at p50. p50, p95: of the slowest rank. link: all pairs of neighbours at once, "
+        "at the best of several sizes; for the other rows, the share of that rate."
+    )
+    if link.nominal is not None:
+        out.print(f"NVLink, nominal: {number(link.nominal / 1e9)} GB/s one way")
+    count = next((row.time.count for row in rows if row.time), 0)
+    cores = plural(report["machine"]["cores"], "core")
+    out.print(f"{_machine_line(report['machine'], cores)}; {plural(count, 'round')}")
+
+
+def _rate(value: float) -> str:
+    """Format GB/s in a few digits."""
+    return f"{value:.3f}" if value < 10 else f"{value:.0f}"
+
+
+def print_tuning(entry: MachineEntry, outcomes: list[Outcome]) -> None:
+    """Print the fastest backends, and what was red or left out."""
+    out = console()
+    table = plain_table(None, ("op", "~sizes", "fastest", ">p50", ">next"))
+    previous, approximate = "", False
+    for choice in sorted(entry.choices, key=lambda choice: choice.op):
+        best, *others = sorted(choice.p50.values())
+        inexact = load_backend(choice.op, choice.backend).approximate
+        approximate |= inexact
+        table.add_row(
+            choice.op if choice.op != previous else "",
+            " ".join(f"{letter}={size}" for letter, size in choice.dims.items()),
+            choice.backend + (" ~" if inexact else ""),
+            seconds(best),
+            f"{others[0] / best:.1f}x" if others else "-",
+        )
+        previous = choice.op
+    if entry.choices:
+        out.print(table)
+        note = " ~: approximate." if approximate else ""
+        out.print(f"next: how many times longer the second fastest takes.{note}")
+    skipped: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        where = f"{outcome.call.case.op} {outcome.call.case.name}"
+        for backend, reason in outcome.red.items():
+            out.print(f"[red]red[/]: {escape(f'{where}, {backend}: {reason}')}")
+        if outcome.skipped:
+            skipped.setdefault(outcome.skipped, []).append(where)
+    for reason, places in skipped.items():
+        more = f" and {plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
+        out.print(f"[yellow]left out[/]: {escape(f'{places[0]}{more}: {reason}')}")

@@ -31,6 +31,7 @@ COLUMNS = 80
 MOST_NAMES = 5  # in a warning
 REPLACED = "replaces an existing file; through a link, the file it points to"
 """How every output treats an existing file, for the options' help."""
+STDOUT = "-"  # for ``--json``, in place of a file
 MAX_SIZE_TEXT = 16  # characters of HxW; what the model can do is said where it is known
 
 Subparsers = Any  # argparse's own type is private

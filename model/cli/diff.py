@@ -18,7 +18,6 @@ livetalk diff --preset mid --a precision=fp8 --b precision=exact
 livetalk diff --preset tiny --a backend=cpu,dtype=bf16 --b backend=reference \\
     --chunks 5 --plot diff.png --output diff.json"""
 PRESET = "tiny"
-WORST = 12
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -106,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(report)
     else:
-        _print(report, difference)
+        from .diff_tables import print_difference
+
+        print_difference(report, difference)
     return 0
 
 
@@ -185,33 +186,3 @@ def _report(
         **difference.as_dict(),
         "machine": machine(),
     }
-
-
-def _print(report: dict[str, Any], difference: "Difference") -> None:
-    from rich.table import Table
-
-    console = common.console()
-    kind = "random weights" if report["random_weights"] else "checkpoint"
-    console.print(
-        f"{common.escape(str(report['model']))} ({kind}): {common.escape(report['a']['config'])} "
-        f"against {common.escape(report['b']['config'])}",
-        soft_wrap=True,
-    )
-    table = Table(title="Layers with the largest errors, on equal inputs", title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    for column in ("calls", "relative L2", "largest / RMS"):
-        table.add_column(column, justify="right")
-    for name, error in difference.worst(WORST):
-        table.add_row(name, str(error.calls), f"{error.relative:.2e}", f"{error.largest:.2e}")
-    console.print(table)
-    table = Table(title="Whole model", title_justify="left")
-    table.add_column("what", no_wrap=True)
-    table.add_column("error", justify="right")
-    for index, error in enumerate(difference.steps, 1):
-        table.add_row(f"DiT step {index}, equal inputs", f"{error.relative:.2e}")
-    for name, error in difference.vae.items():
-        table.add_row(f"VAE {name}, equal inputs", f"{error.relative:.2e}")
-    for index, psnr in enumerate(difference.psnr, 1):
-        value = "equal" if psnr is None else f"{psnr:.1f} dB"
-        table.add_row(f"frames of chunk {index}, free running", value)
-    console.print(table)

@@ -1,10 +1,9 @@
 """The picture of ``livetalk diff``: the error of every layer, by depth."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from livetalk_kernels.outputs import new_file
+from ..plot_style import hardware_line, new_figure, save
 
 LABELS = {
     "self_attn": "self-attention",
@@ -21,12 +20,13 @@ def draw(report: dict[str, Any], target: Path) -> None:
         report: As ``livetalk diff --json`` prints it.
         target: File to write, .png or .svg.
     """
-    from matplotlib.figure import Figure
-
     lines: dict[str, list[float]] = {part: [] for part in LABELS}
     for name, error in report["layers"].items():
         lines[name.rpartition(".")[2]].append(error["relative"])
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    weights = ", random weights" if report["random_weights"] else ""
+    sides = f"{report['a']['config']} against {report['b']['config']}"
+    title = f"{report['model']}{weights}: {sides}\n{hardware_line(report['machine'])}"
+    figure = new_figure(title, 8, 4.5)
     axes, side = figure.subplots(1, 2, width_ratios=(3, 1))
     for part, values in lines.items():
         axes.plot(range(len(values)), values, marker="o", markersize=3, label=LABELS[part])
@@ -42,14 +42,4 @@ def draw(report: dict[str, Any], target: Path) -> None:
     side.set_xticks(range(1, len(psnr) + 1))
     side.set_xlabel("chunk (0 dB: equal)" if None in psnr else "chunk")
     side.set_ylabel("PSNR of the frames, dB")
-    where = report["machine"]
-    weights = ", random weights" if report["random_weights"] else ""
-    figure.suptitle(
-        f"{report['model']}{weights}: {report['a']['config']} against {report['b']['config']}\n"
-        f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
-        fontsize=9,
-    )
-    picture = BytesIO()
-    figure.savefig(picture, format=target.suffix.lstrip(".").lower(), dpi=130)
-    with new_file(target) as file:
-        file.write(picture.getvalue())
+    save(figure, target)

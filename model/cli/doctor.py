@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.lines import one_line
-from livetalk_kernels.units import big_count, data_size
 
 from ..completeness import CheckpointReport, inspect_checkpoint
 from ..environment import Library, environment, libraries
@@ -28,19 +26,13 @@ from .common import (
     plural,
     print_json,
 )
+from .doctor_tables import print_checkpoint, print_environment
 from .memory import add_memory_options, check_memory_options, run_memory
 
 EXAMPLE = """\
 livetalk doctor --checkpoint SoulX-FlashTalk-14B \\
     --audio-encoder chinese-wav2vec2-base
 livetalk doctor --memory --preset 14b --precision fp8 --size 768x448"""
-_COLOURS = {
-    "found": "green",
-    "missing": "yellow",
-    "broken": "red",
-    "not given": "yellow",
-    "not needed": "green",
-}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -92,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(_as_json(facts, optional, report, results))
     else:
-        _print_environment(facts, optional)
+        print_environment(facts, optional)
         if report is not None:
-            _print_report(report)
+            print_checkpoint(report)
         _print_manifest(args, results, amiss)
     return 1 if amiss or (report is not None and not report.complete) else 0
 
@@ -157,53 +149,6 @@ def _as_json(
     if results:
         value["manifest"] = dict(results)
     return value
-
-
-def _print_environment(facts: Mapping[str, str], optional: tuple[Library, ...]) -> None:
-    table = Table(title="Environment", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # in few columns no command is cut off
-    for name, value in facts.items():
-        table.add_row(name, escape(value))
-    for library in optional:
-        state = library.version or f"[yellow]{escape(library.problem)}[/]"
-        table.add_row(library.name, f"{state} ({library.used_for})")
-    console().print(table)
-
-
-def _print_report(report: CheckpointReport) -> None:
-    out = console()
-    table = Table(title="Checkpoint", title_justify="left")
-    table.add_column("part", no_wrap=True)
-    for column in ("needed for", "state", "dtype"):
-        table.add_column(column)
-    for column in ("tensors", "params", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in report.components:
-        table.add_row(
-            row.name,
-            row.needed_for,
-            f"[{_COLOURS[row.status]}]{row.status}[/]",
-            ", ".join(row.dtypes),
-            str(row.tensors) if row.tensors else "",
-            big_count(row.parameters) if row.parameters else "",
-            data_size(row.bytes) if row.bytes else "",
-        )
-    out.print(table)
-    for row in report.components:
-        if row.problem:
-            out.print(
-                f"[{_COLOURS[row.status]}]{row.name}[/]: {escape(row.problem)}", soft_wrap=True
-            )
-    if not report.complete:
-        out.print("[red]incomplete[/]: 'generate' cannot run from this folder")
-    elif not report.can_prepare:
-        out.print(
-            "[green]complete[/] for 'generate'; 'prepare' needs what is missing, "
-            "or --prompt-embeds and --image-embeds"
-        )
-    else:
-        out.print("[green]complete[/]")
 
 
 def _print_manifest(

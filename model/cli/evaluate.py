@@ -4,7 +4,6 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import Any
 
 from livetalk_kernels.errors import UserError
 
@@ -183,28 +182,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(without_chunks(report))
     else:
-        _print(report, files[".md"])
+        from .evaluate_tables import print_goals
+
+        print_goals(report, files[".md"])
     return 0
-
-
-def _print(report: dict[str, Any], file: Path) -> None:
-    """The numbers that the demo's model has to reach."""
-    from rich.table import Table
-
-    from ..evaluate.markdown import goals
-
-    console = common.console()
-    for name, model in report["models"].items():
-        runs = ", ".join(run["model"] for run in model["runs"])
-        table = Table(title=f"{name}: {common.escape(runs)}", title_justify="left")
-        for column in ("measure", "value", "wanted"):
-            table.add_column(column, justify="left" if column == "measure" else "right")
-        for row in goals(model):
-            table.add_row(*row)
-        console.print(table)
-        if any(run["random_weights"] for run in model["runs"]):
-            console.print("The weights are random: these numbers mean nothing.")
-    console.print(
-        f"{common.escape(file)}: {report['seconds']:.0f} s; tables, plot and JSON beside it",
-        soft_wrap=True,
-    )

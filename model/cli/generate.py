@@ -2,27 +2,20 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from livetalk_kernels.errors import CommError, NumericsError, UserError
+from livetalk_kernels.errors import UserError
 
 from . import common, numbers, ranks, samples
 from .streams import ReaderGoneError
 
 if TYPE_CHECKING:
     from livetalk_kernels.runtime.ranks.watchdog import Watchdog
-    from livetalk_kernels.runtime.timeline import Timeline
 
     from ..media.audio import AudioReader
-    from ..media.writer import BackgroundWriter
-    from ..pipeline import Pipeline
-    from ..stream.chunk import Frames
-    from ..stream.session import Session
     from ..stream.team import Team
-    from .interrupts import Interrupts
 
 EXAMPLE = """\
 livetalk generate --output talk.mp4
@@ -32,8 +25,6 @@ livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
 livetalk generate --nproc 8 --avatar me.avatar --audio a.wav --output talk.mp4"""
 
 RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog gives 2
-_BAD_INPUT = 2  # exit code
-_KEPT_RANGES = 1 << 17  # of a lane, in a timeline: hours of a stream
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -114,28 +105,18 @@ def _follow(args: argparse.Namespace, team: "Team") -> int:
     """Compute what rank 0 does not; it reports."""
     from livetalk_kernels.machine import machine
 
+    from .recording import open_timeline, write_timeline
+
     with team.phase("load"):
         source = common.model_source(args)
         pipeline = source.load_pipeline(source.load_preparer(), team)
-    timeline = _timeline(args, pipeline, team)
+    timeline = open_timeline(args.timeline is not None, pipeline, team)
     pipeline.follow(timeline)
     if args.timeline:
         path = args.timeline.with_stem(f"{args.timeline.stem}.rank{team.world.rank}")
         facts = {"command": ["livetalk", *args.argv], "machine": machine()}
-        _write_timeline(path, timeline, facts)
+        write_timeline(path, timeline, facts)
     return 0
-
-
-def _timeline(args: argparse.Namespace, pipeline: "Pipeline", team: "Team") -> "Timeline":
-    from livetalk_kernels.runtime.timeline import Timeline
-
-    kept = _KEPT_RANGES if args.timeline else 0
-    nvtx = bool(kept) and pipeline.device.type == "cuda"
-    timeline = Timeline(pipeline.device, rank=team.world.rank, capacity=kept, nvtx=nvtx)
-    if args.timeline:
-        with team.phase("wait"):  # for rank 0, which makes the avatar
-            timeline.align(team.gather)
-    return timeline
 
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
@@ -147,6 +128,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     from ..media.video import SUFFIXES, open_writer
     from ..media.writer import BackgroundWriter
     from .interrupts import Interrupts
+    from .recording import open_timeline, record, write_timeline
 
     common.check_output(args, SUFFIXES)
     facts: dict[str, Any] = {}
@@ -169,7 +151,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         avatar_seconds = time.perf_counter() - begin
         with team.phase("load"):
             pipeline = source.load_pipeline(preparer, team)
-        timeline = _timeline(args, pipeline, team)
+        timeline = open_timeline(args.timeline is not None, pipeline, team)
         watch = CpuWatch()
         with pipeline.session(avatar, options=options, timeline=timeline) as session:
 
@@ -185,7 +167,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
 
             interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
-            outcome, failure, writer = _stream(reader, session, open_output, interrupts, team, lost)
+            outcome, failure, writer = record(reader, session, open_output, interrupts, team, lost)
             cpu = watch.read() if team.size == 1 else None  # ranks are no neighbours
             memory = None
             if args.json:
@@ -200,7 +182,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     common.warn(warnings)
     if not writer.frames:
         return _nothing_written(args, outcome, failure)
-    from .latency import latency_report
+    from .latency import latency_report, print_run
 
     report = latency_report(
         pipeline, session, size=avatar.size, avatar_seconds=avatar_seconds, cpu=cpu
@@ -218,84 +200,12 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             report["memory"] = memory
             common.print_json(report)
         else:
-            _print_report(report, session)
+            print_run(report, session)
     if args.timeline:
-        _write_timeline(args.timeline, timeline, facts)
+        write_timeline(args.timeline, timeline, facts)
     if failure is not None:
         raise failure
     return outcome
-
-
-def _stream(
-    reader: "AudioReader",
-    session: "Session",
-    open_output: "Callable[[], BackgroundWriter]",
-    interrupts: "Interrupts",
-    team: "Team",
-    lost: "Callable[[], None] | None",
-) -> "tuple[int, UserError | None, BackgroundWriter]":
-    """Push the sound through the session into a file, which is finished whatever happens.
-
-    The progress counts frames that are made; a few of them may still wait to be written. ``lost``
-    is called when a message did not get through, while the file is still open: where another rank
-    is lost it finishes the file and ends this process.
-
-    Returns:
-        The exit code, what is wrong with an input or the output, and the finished file.
-    """
-    from .progress import progress
-
-    outcome, failure = 0, None
-    with interrupts:
-        # Whatever comes between these two calls would leave the file open.
-        interrupts.hold()
-        writer = open_output()
-        try:
-            with writer:
-                interrupts.release()
-                try:
-                    with progress(reader.declared_seconds, session) as advance:
-                        for frames in _frames(reader, session, team):
-                            interrupts.hold()
-                            with team.phase("write"):
-                                writer.write(frames)
-                            interrupts.release()
-                            advance(len(frames))
-                except NumericsError as error:
-                    common.note(f"error: {error}")
-                    outcome = 1
-                except UserError as error:
-                    outcome, failure = _BAD_INPUT, error
-                except CommError:
-                    if lost is not None:
-                        lost()
-                    raise
-                interrupts.hold()  # the end of the file is written undisturbed
-                with team.phase("finish"):
-                    writer.close()
-        except KeyboardInterrupt:
-            outcome = common.INTERRUPTED
-        except UserError as error:  # the end of the file could not be written
-            outcome, failure = _BAD_INPUT, failure or error
-        except Exception:
-            if writer.frames:
-                kept = common.plural(writer.frames, "frame")
-                common.note(f"wrote {writer.path}: {kept} (stopped early)")
-            raise
-    return outcome, failure, writer
-
-
-def _frames(reader: "AudioReader", session: "Session", team: "Team") -> "Iterator[Frames]":
-    blocks = iter(reader)
-    while True:
-        with team.phase("wait"):  # the sound may come live
-            block = next(blocks, None)
-        if block is None:
-            break
-        made = session.push(block)
-        while not session.wants_audio and (frames := next(made, None)) is not None:
-            yield frames
-    yield from session.finish()
 
 
 def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
@@ -303,13 +213,6 @@ def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
     for note in reader.notes[told:]:
         common.note(f"note: {note}")
     return len(reader.notes)
-
-
-def _write_timeline(path: Path, timeline: "Timeline", facts: dict[str, Any]) -> None:
-    """Write the trace, whole or not at all."""
-    from livetalk_kernels.outputs import write_json
-
-    write_json(path, timeline.trace(facts), indent=None)
 
 
 def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError | None) -> int:
@@ -325,26 +228,3 @@ def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError 
     if outcome == common.INTERRUPTED:
         common.note("stopped before the first frame; nothing was written")
     return outcome
-
-
-def _print_report(report: dict[str, Any], session: "Session") -> None:
-
-    from .latency import print_latency
-
-    console = common.console()
-    output = report["output"]
-    height, width = output["size"]
-    frames = common.plural(output["frames"], "frame")
-    seconds = output["frames"] / float(session.options.fps)
-    state = "" if output["complete"] else " (stopped early)"
-    console.print(
-        f"wrote {common.escape(output['path'])}: {frames} of {height}x{width}, "
-        f"{seconds:.2f} s{state}",
-        soft_wrap=True,
-    )
-    if report["settings"]["random_weights"]:
-        console.print(
-            "The weights are random: the picture means nothing, the times are those of the "
-            "preset's size."
-        )
-    print_latency(report, session.stats, console)

@@ -15,7 +15,8 @@ from livetalk_kernels.units import data_size, seconds
 from ..pipeline import Pipeline
 from ..stream.session import Session
 from ..stream.stats import BESIDE, STAGES, StreamStats
-from .common import plural
+from .common import console, escape, plural
+from .tables import plain_table
 
 # In this order.
 _LOAD_LABELS = {
@@ -91,14 +92,11 @@ def latency_report(
     }
 
 
-def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) -> None:
+def print_latency(report: dict[str, Any], stats: StreamStats, out: Console) -> None:
     """Print the report as two tables that fit 80 columns: stages, and totals."""
-    console.print(_stage_table(report))
+    out.print(_stage_table(report))
     settings, chunks = report["settings"], report["chunks"]
-    table = Table(title=_title(settings), title_justify="left", expand=False)
-    table.add_column("what")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    table = plain_table(_title(settings), ("what", ">value", "~note"))
     load = {label: report["load"][key] for key, label in _LOAD_LABELS.items()}
     table.add_row("load", _seconds(report["load"]["total"]), _split(load))
     table.add_row("start-up", _seconds(report["startup"]["first_frame"]), "request to first frame")
@@ -120,20 +118,36 @@ def print_latency(report: dict[str, Any], stats: StreamStats, console: Console) 
     memory = report["peak_memory"]
     gpu = "" if memory["gpu"] is None else f"GPU {data_size(memory['gpu'])}"
     table.add_row("peak memory", data_size(memory["host"]), gpu)
-    console.print(table)
+    out.print(table)
     if cpu is not None and cpu["crowded"]:
-        console.print(f"[yellow]{cpu['crowded']}[/]")
+        out.print(f"[yellow]{cpu['crowded']}[/]")
+
+
+def print_run(report: dict[str, Any], session: Session) -> None:
+    """Print what was written, and the latency report."""
+    out = console()
+    output = report["output"]
+    height, width = output["size"]
+    frames = plural(output["frames"], "frame")
+    seconds = output["frames"] / float(session.options.fps)
+    state = "" if output["complete"] else " (stopped early)"
+    out.print(
+        f"wrote {escape(output['path'])}: {frames} of {height}x{width}, {seconds:.2f} s{state}",
+        soft_wrap=True,
+    )
+    if report["settings"]["random_weights"]:
+        out.print(
+            "The weights are random: the picture means nothing, the times are those of the "
+            "preset's size."
+        )
+    print_latency(report, session.stats, out)
 
 
 def _stage_table(report: dict[str, Any]) -> Table:
     """Make a row per stage: time before the first frame, and average time per chunk."""
     first, mean = report["startup"]["stages"], report["chunks"]["stages"]
-    table = Table(title="Stages", title_justify="left", expand=False)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("start-up", justify="right", no_wrap=True)
-    table.add_column("per chunk", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("what it does", overflow="fold")
+    columns = ("stage", ">start-up", ">per chunk", ">share", "~what it does")
+    table = plain_table("Stages", columns)
     total = sum(seconds for name, seconds in mean.items() if not name.endswith(BESIDE))
     for name in sorted({**first, **mean}, key=_place):
         share = ""

@@ -1,25 +1,19 @@
 """``livetalk doctor --memory``, and the part on memory of other reports."""
 
 import argparse
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.units import data_size
 
-from .common import add_dtype_option, console, escape, parse_size, print_json
+from .common import add_dtype_option, parse_size, print_json
 from .numbers import RANKS
+from .ranks import add_mesh_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from livetalk_kernels.runtime.mesh import Mesh
-
     from ..dry_run.measure import Measured
-    from ..dry_run.memory import Model, Prediction
+    from ..dry_run.memory import Model
 
 # Option -> what argparse calls it; all of them need --memory.
 _OPTIONS = {
@@ -60,12 +54,13 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the VAE adds biases in the pass of a norm or residual",
     )
-    for option, meaning in (
-        ("--ranks", "GPUs that share a stream (default: ulysses x ring)"),
-        ("--ulysses", "of them, those that exchange heads"),
-        ("--ring", "groups of them that pass keys and values around"),
-    ):
-        group.add_argument(option, type=RANKS, metavar="N", help=meaning)
+    group.add_argument(
+        "--ranks",
+        type=RANKS,
+        metavar="N",
+        help="GPUs that share a stream (default: ulysses x ring)",
+    )
+    add_mesh_options(group, default="as few as possible")
     group.add_argument(
         "--measure",
         action="store_true",
@@ -91,6 +86,7 @@ def run_memory(args: argparse.Namespace) -> int:
         UserError: The choice is impossible, or a checkpoint cannot be read.
     """
     from ..dry_run.memory import predict
+    from .memory_tables import memory_settings, memory_title, print_memory
 
     measured = None
     if args.measure:
@@ -99,18 +95,22 @@ def run_memory(args: argparse.Namespace) -> int:
         model = _model(args)
     prediction = predict(model)
     if args.json:
-        value: dict[str, Any] = {"settings": _settings(model), "predicted": prediction.as_json()}
+        settings = memory_settings(model)
+        value: dict[str, Any] = {"settings": settings, "predicted": prediction.as_json()}
         if measured is not None:
             value["measured"] = measured.as_json()
             value["difference"] = prediction.total / measured.total - 1
         print_json(value)
     else:
-        _print(_title(args, model), prediction, measured, ranks=model.mesh.world)
+        name = Path(args.checkpoint).name if args.checkpoint else args.preset or "14b"
+        print_memory(memory_title(name, model), prediction, measured, ranks=model.mesh.world)
     return 0
 
 
 def _model(args: argparse.Namespace) -> "Model":
     """What the options ask for, without looking at this machine."""
+    from livetalk_kernels.runtime.mesh import Mesh
+
     from ..config import AudioEncoderConfig, get_preset
     from ..dry_run.memory import Model
     from ..loading import DTYPES
@@ -129,6 +129,7 @@ def _model(args: argparse.Namespace) -> "Model":
             dit = folder.dit_config()
         vae = folder.vae_config()
     device = args.device or "cuda"
+    world = args.ranks or (args.ulysses or 1) * (args.ring or 1)
     return Model(
         dit=dit,
         vae=vae,
@@ -138,31 +139,14 @@ def _model(args: argparse.Namespace) -> "Model":
         dtype=DTYPES[args.dtype or ("bf16" if device == "cuda" else "fp32")],
         fp8=args.precision == "fp8",
         fuse_bias=args.fuse_bias,
-        mesh=_split(args, dit.num_heads),
+        mesh=Mesh.choose(world, dit.num_heads, ulysses=args.ulysses, ring=args.ring),
     )
-
-
-def _split(args: argparse.Namespace, heads: int) -> "Mesh":
-    """The ranks asked for; what is not said is chosen so that as few as possible form the ring."""
-    from livetalk_kernels.runtime.mesh import Mesh
-
-    if args.ranks is None:
-        return Mesh(ulysses=args.ulysses or 1, ring=args.ring or 1)
-    ulysses = args.ulysses or (
-        math.gcd(args.ranks, heads) if args.ring is None else args.ranks // args.ring
-    )
-    ring = args.ring or args.ranks // ulysses
-    if ulysses * ring != args.ranks:
-        raise UserError(
-            f"--ranks {args.ranks}: is not ulysses {ulysses} x ring {ring}; leave one of them out"
-        )
-    return Mesh(ulysses=ulysses, ring=ring)
 
 
 def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from livetalk_kernels import KernelConfig
 
-    from ..dry_run.measure import measure
+    from ..dry_run.measure import measure, require_memory
     from ..dry_run.memory import describe, predict
     from ..loading import ModelSource
     from ..preparation import check_size
@@ -184,7 +168,7 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     source.require_audio_encoder()
     if source.device.type == "cpu":
         expected = replace(_model(args), device="cpu", dtype=source.dtype)
-        _require_memory(predict(expected).total)
+        require_memory(predict(expected).total)
     preparer = source.load_preparer()
     size = check_size(args.size or preparer.size)
     pipeline = source.load_pipeline(preparer)
@@ -192,122 +176,3 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     config = pipeline.dit.config
     model = describe(source, config, pipeline.vae.config, size=size, steps=options.steps)
     return model, measure(pipeline, size, options)
-
-
-def _require_memory(need: int) -> None:
-    """Refuse what would be killed half-way.
-
-    Raises:
-        UserError: This process may not take as many bytes.
-    """
-    from livetalk_kernels.machine import memory
-
-    here = memory()
-    if need > here.available:
-        limit = f" of a limit of {data_size(here.limit)}" if here.limit is not None else ""
-        raise UserError(
-            f"--measure: takes about {data_size(need)}, and {data_size(here.available)}{limit} are "
-            "available; use a smaller --preset or --size, or leave --measure out"
-        )
-
-
-def _settings(model: "Model") -> dict[str, Any]:
-    return {
-        "device": model.device,
-        "dtype": {4: "fp32", 2: "bf16"}[model.dtype.itemsize],
-        "precision": "fp8" if model.fp8 else "exact",
-        "fuse_bias": model.fuse_bias,
-        "size": list(model.size),
-        "steps": model.steps,
-        "ulysses": model.mesh.ulysses,
-        "ring": model.mesh.ring,
-    }
-
-
-def _title(args: argparse.Namespace, model: "Model") -> str:
-    name = Path(args.checkpoint).name if args.checkpoint else args.preset or "14b"
-    height, width = model.size
-    parts = [name, f"{height}x{width}", _settings(model)["dtype"]]
-    if model.fp8:
-        parts.append("FP8 linears")
-    if model.fuse_bias:
-        parts.append("fused biases")
-    parts.append("GPU" if model.device == "cuda" else "CPU")
-    if model.mesh.world > 1:
-        parts.append(f"ulysses {model.mesh.ulysses} x ring {model.mesh.ring}, each rank")
-    return ", ".join(parts)
-
-
-def _print(
-    title: str, prediction: "Prediction", measured: "Measured | None", *, ranks: int
-) -> None:
-    from rich.table import Table
-
-    from ..dry_run.memory import ASSUMPTIONS
-
-    table = Table()
-    _add_columns(table, "what", measured)
-    seen = measured.weights if measured else {}
-    _add_sum(table, "weights", prediction.weights, seen, measured)
-    _add_sum(table, "caches", prediction.caches, {}, measured)
-    peak = prediction.peak
-    _add_row(table, f"activations in '{prediction.peak_phase}'", peak.activations)
-    _add_row(table, "workspace in it", peak.workspace)
-    if measured is not None:
-        _add_row(table, "both", peak.total, measured.peak)
-    if prediction.assumed is not None:
-        table.add_section()
-        for name, size in vars(prediction.assumed).items():
-            if size:
-                _add_row(table, f"{name} (assumed)", size)
-    table.add_section()
-    _add_row(table, "total", prediction.total, measured.total if measured else None)
-    phases = Table()
-    _add_columns(phases, "phase", measured)
-    kept = sum(prediction.caches.values())
-    for name, phase in prediction.phases.items():
-        found = measured.phases.get(name) if measured else None
-        had = None if measured is None or found is None else measured.caches + found
-        _add_row(phases, name, kept + phase.total, had)
-    out = console()
-    out.print(f"Memory: {escape(title)}")
-    out.print(table)
-    out.print("The most that a phase holds beside the weights:")
-    out.print(phases)
-    notes = []
-    if prediction.assumed is not None:
-        notes.append("Untested on a GPU; memory that the allocator cannot reuse comes on top.")
-    if ranks > 1:
-        notes.append(ASSUMPTIONS)
-    for note in notes:
-        out.print(note)
-
-
-def _add_columns(table: "Table", first: str, measured: "Measured | None") -> None:
-    table.add_column(first)
-    for name in ("predicted", "measured", "difference")[: 3 if measured else 1]:
-        table.add_column(name, justify="right", no_wrap=True)
-
-
-def _add_sum(
-    table: "Table",
-    name: str,
-    parts: Mapping[str, int],
-    seen: Mapping[str, int],
-    measured: "Measured | None",
-) -> None:
-    """A row of the sum, and one for each part."""
-    total = None
-    if measured is not None:
-        total = sum(seen.values()) if seen else measured.caches
-    _add_row(table, name, sum(parts.values()), total)
-    for part, size in parts.items():
-        _add_row(table, f"  {part}", size, seen.get(part))
-    table.add_section()
-
-
-def _add_row(table: "Table", name: str, predicted: int, measured: int | None = None) -> None:
-    row = [name, data_size(predicted)]
-    if measured is not None:
-        row += [data_size(measured), f"{100 * (predicted / measured - 1):+.1f} %"]
-    table.add_row(*row)

@@ -88,15 +88,12 @@ def _as_json(optimizer: str, row: "Cost", capacity: float) -> dict[str, Any]:
 
 
 def _print(title: str, rows: "Sequence[tuple[str, Cost]]", capacity: float) -> None:
-    from .bench_tables import plain_table
+    from .tables import plain_table
 
     out = common.console()
     out.print("[bold]Forecast, not measured[/]; untested on a GPU.")
-    table = plain_table(title)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("optimizer", no_wrap=True)
-    for name in ("states", "work", "memory", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("stage", "optimizer", ">states", ">work", ">memory", ">time")
+    table = plain_table(title, columns)
     for optimizer, row in rows:
         memory = data_size(round(row.memory))
         table.add_row(

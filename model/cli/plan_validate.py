@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from livetalk_kernels.units import seconds
+
 from . import common
 
 if TYPE_CHECKING:
@@ -106,13 +108,11 @@ def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
 def _print_figures(checks: "list[Check]") -> None:
 
     from ..plan.fit import GOAL, PRIORS
-    from .bench_tables import plain_table, seconds
+    from .tables import plain_table
 
     out = common.console()
-    table = plain_table("Published figures, each predicted by a fit to the others")
-    table.add_column("figure", no_wrap=True)
-    for name in ("observed", "predicted", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("figure", ">observed", ">predicted", ">error")
+    table = plain_table("Published figures, each predicted by a fit to the others", columns)
     for check in checks:
         colour = "green" if check.within else "red"
         table.add_row(
@@ -175,13 +175,10 @@ def _print_sizes(sizes: "list[CpuCheck]") -> None:
 
 def _sizes_table(sizes: "list[CpuCheck]") -> "Table":
 
-    from .bench_tables import plain_table, seconds
+    from .tables import plain_table
 
-    table = plain_table()
-    table.add_column("size", no_wrap=True)
-    for name in ("observed", "predicted", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("stages, error")
+    columns = ("size", ">observed", ">predicted", ">error", "~stages, error")
+    table = plain_table(None, columns)
     for size in sizes:
         colour = "green" if size.within else "red"
         large = {

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common, numbers, ranks
+from . import common, numbers, profile_compare, profile_tools, ranks
 from .progress import progress_line
 
 if TYPE_CHECKING:
-    from ..avatar import Avatar
     from ..profile.engine import Profiler
     from ..profile.run import Length
     from ..stream.team import Team
@@ -24,8 +23,6 @@ livetalk profile --compare "profile --preset mid --backend cpu" \\
     "profile --preset mid --backend reference"
 livetalk profile --compare before-folder after-folder"""
 FOLDER = Path("livetalk-profile")
-REPORT, TEXT = "report.json", "report.md"
-TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -72,28 +69,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="run the transformer with torch.compile"
     )
-    for tool, name in TOOLS.items():
-        parser.add_argument(
-            f"--{tool}",
-            action="store_true",
-            help=f"run under {name}, for the measured chunks only; times are then distorted",
-        )
+    profile_tools.add_options(parser)
     common.add_json_option(parser)
-    compare = parser.add_argument_group("comparison")
-    compare.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two folders, or two commands, run alternately: options of this command in quotes, "
-        "preceded by a blank or 'profile'; exit code 1: the folders are from two machines",
-    )
-    compare.add_argument(
-        "--pairs",
-        type=numbers.PAIRS,
-        default=20,
-        metavar="N",
-        help="pairs of chunks; up to four times as many if times are noisy (default: 20)",
-    )
+    profile_compare.add_options(parser)
     common.add_model_options(parser)
     common.add_stream_options(parser)
     ranks.add_rank_options(parser)
@@ -106,15 +84,11 @@ def add_parser(subparsers: common.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, or profile, possibly as one of several ranks."""
     if args.compare is not None:
-        from . import profile_compare
-
         return profile_compare.run(args)
     length = _checked(args)
-    tool = next((name for name in TOOLS if getattr(args, name)), None)
+    tool = profile_tools.chosen(args)
     if tool is not None:
-        from .profile_tools import run_under
-
-        return run_under(tool, args)
+        return profile_tools.run_under(tool, args)
     code = ranks.run_ranks(args)
     if code is not None:
         return code
@@ -132,6 +106,7 @@ def _checked(args: argparse.Namespace) -> "Length":
         UserError: Options are out of range or conflict.
     """
     from ..preparation import check_size
+    from ..profile.files import REPORT, TEXT
     from ..profile.run import Length
 
     length = Length(warmup=args.warmup, chunks=args.chunks)
@@ -157,7 +132,9 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     from livetalk_kernels.machine import machine
     from livetalk_kernels.outputs import json_bytes
 
+    from ..avatar import Avatar
     from ..profile.engine import Plan, Profiler
+    from ..profile.files import write_files
 
     facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     source = common.model_source(args)
@@ -175,7 +152,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
         profiler = Profiler(source, team, plan, say)
         if not team.leads:
             return _follow(args, profiler, team, facts)
-        avatar = _avatar(args)
+        avatar = None if args.avatar is None else Avatar.load(args.avatar)
         if args.paced is not None:
             from ..profile.paced import Pacer
 
@@ -186,7 +163,7 @@ def _profile(args: argparse.Namespace, team: "Team", length: "Length") -> int:
     report = json.loads(
         json_bytes(report)
     )  # so a name in another encoding looks the same everywhere
-    _write(args.output, report, trace)
+    write_files(args.output, report, trace)
     if args.json:
         common.print_json(report)
     else:
@@ -200,55 +177,15 @@ def _silent(head: str, text: str) -> None:
     """Print nothing: rank 0 does."""
 
 
-def _avatar(args: argparse.Namespace) -> "Avatar | None":
-    """Load the avatar, if one was given.
-
-    Raises:
-        UserError: Its file is invalid.
-    """
-    from ..avatar import Avatar
-
-    return None if args.avatar is None else Avatar.load(args.avatar)
-
-
 def _follow(
     args: argparse.Namespace, profiler: "Profiler", team: "Team", facts: dict[str, Any]
 ) -> int:
+    from livetalk_kernels.outputs import write_json
+
     def keep(trace: dict[str, Any]) -> None:
         if args.paced is None:
-            _write_json(args.output / f"trace.rank{team.world.rank}.json", trace)
+            name = f"trace.rank{team.world.rank}.json"
+            write_json(args.output / name, trace, indent=None)
 
     profiler.follow(facts, keep)
     return 0
-
-
-def _write(folder: Path, report: dict[str, Any], trace: dict[str, Any]) -> None:
-    """Write all files, after removing those of an earlier run.
-
-    The report is written before the plots, so that a failure to draw costs no measurement, and
-    again with their names.
-    """
-    from livetalk_kernels.outputs import write_text
-
-    from ..profile.markdown import report_markdown
-    from ..profile.plots import PICTURES, draw_all
-
-    names = [f"trace.rank{entry['rank']}.json" for entry in report["ranks"]]
-    old = {folder / name for name in (REPORT, TEXT, *PICTURES)} | set(folder.glob("trace.rank*"))
-    for stale in old - {folder / name for name in names[1:]}:  # these are just written
-        stale.unlink(missing_ok=True)
-    _write_json(folder / names[0], trace)
-    report["files"] = [names[0], REPORT]
-    _write_json(folder / REPORT, report)
-    here = [name for name in names[1:] if (folder / name).is_file()]  # others' machines keep theirs
-    traces = [trace, *(json.loads((folder / name).read_text("utf-8")) for name in here)]
-    pictures = draw_all(report, traces, folder)
-    report["files"] = [names[0], *here, *pictures, TEXT, REPORT]
-    write_text(folder / TEXT, report_markdown(report))
-    _write_json(folder / REPORT, report)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from livetalk_kernels.outputs import write_json
-
-    write_json(path, value, indent=None)

@@ -1,7 +1,6 @@
 """``livetalk profile --compare A B``: find what changed, and whether it is noise."""
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
@@ -9,21 +8,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.units import ms, percent_change
 
-from . import common, ranks
+from . import common, numbers, ranks
 from .progress import progress_line
 
 if TYPE_CHECKING:
-    from livetalk_kernels.bench.compare import Change
-
-    from ..profile.compare import Comparison, Row
+    from ..profile.compare import Comparison
 
 JSON, TEXT = "compare.json", "compare.md"
-MANY = 4  # changes of one kind; this many or more are counted, not listed
-MAX_CHANGED = 20  # lines of differences; the rest is in the JSON
 OURS = ("--compare", "--pairs", "--paced", "--nsys", "--ncu", "--captured")
 OUTSIDE = ("--compare", "--pairs", "--output", "--json")  # may appear outside A and B
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compare`` and its options."""
+    compare = parser.add_argument_group("comparison")
+    compare.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two folders, or two commands, run alternately: options of this command in quotes, "
+        "preceded by a blank or 'profile'; exit code 1: the folders are from two machines",
+    )
+    compare.add_argument(
+        "--pairs",
+        type=numbers.PAIRS,
+        default=20,
+        metavar="N",
+        help="pairs of chunks; up to four times as many if times are noisy (default: 20)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,146 +169,27 @@ def _write(folder: Path, report: dict[str, Any], comparison: "Comparison") -> No
     """Write both files."""
     from livetalk_kernels.outputs import write_json, write_text
 
-    write_text(folder / TEXT, _markdown(report, comparison))
+    from ..profile.compare_words import markdown
+
+    write_text(folder / TEXT, markdown(report, comparison))
     write_json(folder / JSON, report)
 
 
-COLUMNS = ("", "A p50", "B p50", "change (interval)", "verdict")
-
-
-def _cells(row: "Row") -> tuple[str, ...]:
-    """Format a row of the table."""
-    change = "" if row.change is None else f"{_percent(row.change.ratio)} ({_interval(row.change)})"
-    return (row.name, _seconds(row.a), _seconds(row.b), change, row.verdict)
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else ms(value)
-
-
-def _percent(ratio: float) -> str:
-    """Format a ratio as a signed change in per cent: ``+9.8 %``."""
-    return f"{percent_change(ratio)} %"
-
-
-def _interval(change: "Change") -> str:
-    """Format an interval in per cent: ``+7.1 to +12.6``."""
-    return f"{percent_change(change.low)} to {percent_change(change.high)}"
-
-
-def _circumstances(comparison: "Comparison") -> list[str]:
-    """List what the reader must know first: other hardware, versions or threads."""
-
-    def listed(entries: list[dict[str, Any]]) -> str:
-        return ", ".join(f"{e['what']} {_value(e['a'])} -> {_value(e['b'])}" for e in entries)
-
-    lines = []
-    if comparison.elsewhere:
-        lines.append(
-            f"DIFFERENT MACHINES: B was measured on other hardware than A: "
-            f"{listed(comparison.elsewhere)}. The times do not isolate the program."
-        )
-    if comparison.otherwise:
-        lines.append(
-            f"DIFFERENT ENVIRONMENT: {listed(comparison.otherwise)}. This alone can change times."
-        )
-    return lines
-
-
-def _sentences(comparison: "Comparison") -> list[str]:
-    """State the verdict and its statistics."""
-    change, rows = comparison.change, comparison.rows
-    level = f"{100 * change.level:.4g} %"
-    changes = f"{_percent(change.ratio)} ({level} interval: {_interval(change)})"
-    if comparison.elsewhere:
-        lines = [f"From A's machine to B's a chunk's time changes by {changes}."]
-    elif change.verdict == "no change":
-        lines = [f"No change in a chunk's time detected: {changes} may be noise."]
-    else:
-        lines = [f"B is {change.verdict}: a chunk's time changes by {changes}."]
-    count = f"{change.count} pairs" if comparison.interleaved else f"{change.count} chunks each"
-    lines.append(
-        f"With {count} and this noise, a slowdown of {_percent(1 + change.detectable)} or more "
-        f"would be detected 19 times in 20. Up to {100 * change.tolerance:.0f} % is not "
-        "called a change."
-    )
-    if len(rows) > 1:
-        levels = {f"{100 * row.change.level:.4g} %" for row in rows[1:] if row.change is not None}
-        stages = ", ".join(sorted(levels))
-        lines.append(
-            f"Confidence of the intervals: {level} for the chunk"
-            + (f", {stages} for each stage." if stages else ".")
-        )
-    if not comparison.interleaved:
-        lines.append(
-            "NOT INTERLEAVED: the two ran at different times. A shared machine drifts by 5 to "
-            "20 % within minutes, which this comparison cannot distinguish from a real change. "
-            "Compare the commands instead: they run alternately."
-        )
-    return lines
-
-
-def _changed(comparison: "Comparison") -> list[str]:
-    """List the differences, one line each."""
-    alike: dict[tuple[str, str], list[str]] = {}  # what changed alike, such as all ops' backends
-    for entry in comparison.changed:
-        group = entry["what"].rpartition(".")[0]
-        change = f"{_value(entry['a'])} -> {_value(entry['b'])}"
-        alike.setdefault((group, change), []).append(entry["what"])
-    lines = []
-    for (group, change), names in alike.items():
-        if len(names) >= MANY:
-            lines.append(f"{group}, {len(names)} entries: {change}")
-        else:
-            lines += [f"{name}: {change}" for name in names]
-    rest = len(lines) - MAX_CHANGED
-    if rest > 0:
-        lines[MAX_CHANGED:] = [f"and {common.plural(rest, 'more difference')}, see --json"]
-    return lines or ["no setting differs"]
-
-
-def _value(value: object) -> str:
-    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
 def _print(comparison: "Comparison") -> None:
-    from rich.table import Table
+    from ..profile.compare_words import COLUMNS, cells, changed, circumstances, sentences
+    from .tables import plain_table
 
     console = common.console()
-    for line in _circumstances(comparison):
+    for line in circumstances(comparison):
         console.print(common.escape(line))
     for side, name in zip("AB", comparison.names, strict=True):
         console.print(f"{side}: {common.escape(name) or '(the defaults)'}", soft_wrap=True)
     console.print("changed:")
-    for line in _changed(comparison):
+    for line in changed(comparison):
         console.print(f"  {common.escape(line)}", soft_wrap=True)
-    table = Table()
-    for index, column in enumerate(COLUMNS):
-        left = index in (0, len(COLUMNS) - 1)
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    for row in comparison.rows:
-        table.add_row(*map(common.escape, _cells(row)))
-    console.print(table)
-    for line in _sentences(comparison):
+    first, *numbers, last = COLUMNS
+    rows = (map(common.escape, cells(row)) for row in comparison.rows)
+    columns = (first, *(f">{name}" for name in numbers), last)
+    console.print(plain_table(None, columns, rows))
+    for line in sentences(comparison):
         console.print(common.escape(line))
-
-
-def _markdown(report: dict[str, Any], comparison: "Comparison") -> str:
-    """Format the comparison as Markdown."""
-    where = report["machine"]
-    lines = ["# Two profiles compared", ""]
-    lines += [f"{line}\n" for line in _circumstances(comparison)]
-    for side, name in zip("AB", comparison.names, strict=True):
-        lines.append(f"- {side}: `{name or '(the defaults)'}`")
-    lines += ["", "Changed:", "", *(f"- {line}" for line in _changed(comparison)), ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in comparison.rows]
-    lines += ["", *(f"{line}\n" for line in _sentences(comparison))]
-    commit = where["commit"] or "unknown"
-    hardware = where["gpu"]["name"] if where["gpu"] else f"{where['cpu']}, {where['cores']} cores"
-    compared = "Measured" if comparison.interleaved else "Compared"
-    lines.append(
-        f"{compared} on {hardware}, torch {where['torch']}, commit {commit}, "
-        f"{where['date']}, with `{shlex.join(report['command'])}`."
-    )
-    return "\n".join(lines) + "\n"

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from livetalk_kernels.units import data_size, ms
 
 from ..profile.words import ABOVE, above, hardware_line, op_time, settings_line
 from .common import console, escape, plural
+from .tables import plain_table
 
 LEAST_SHARE = 0.001
 MOST_OPS = 12
@@ -63,11 +63,8 @@ def _print_headline(report: dict[str, Any]) -> None:
     )
 
 
-def _table(name: str, *columns: str) -> Table:
-    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index))
-    return table
+def _table(name: str, first: str, *numbers: str) -> Table:
+    return plain_table(name, (f"~{first}", *(f">{number}" for number in numbers)))
 
 
 def _stages(report: dict[str, Any]) -> Table:

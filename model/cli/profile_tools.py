@@ -37,6 +37,24 @@ ARGUMENTS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
 )
 
 
+TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nsys`` and ``--ncu``."""
+    for tool, name in TOOLS.items():
+        parser.add_argument(
+            f"--{tool}",
+            action="store_true",
+            help=f"run under {name}, for the measured chunks only; times are then distorted",
+        )
+
+
+def chosen(args: argparse.Namespace) -> str | None:
+    """Name the tool that was asked for; None without."""
+    return next((name for name in TOOLS if getattr(args, name)), None)
+
+
 def run_under(tool: str, args: argparse.Namespace) -> int:
     """Rerun this command under the tool, which writes into the output folder.
 

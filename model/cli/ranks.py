@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 PROGRAM = ("-m", f"{__package__}.main")
 CPU_PATIENCE = 20.0  # deadlines on a CPU are this many times those on a GPU
 
+_MESH = "U x R = ranks, with U as large as possible"
+
+_MESH = "U x R = ranks, with U as large as possible"
+
 # Stage of a stream -> phase of the watchdog, whose deadline it has.
 PHASES: Mapping[str, str] = MappingProxyType(
     {
@@ -90,8 +94,18 @@ def add_launch_options(parser: argparse.ArgumentParser, phases: str) -> argparse
     return group
 
 
-def add_split_options(group: argparse._ActionsContainer) -> None:
-    """Add ``--ulysses``, ``--ring`` and ``--vae-grid``."""
+def add_split_options(group: argparse._ActionsContainer, *, default: str = _MESH) -> None:
+    """Add ``--ulysses``, ``--ring`` and ``--vae-grid``; ``default`` is for the ring's help."""
+    add_mesh_options(group, default=default)
+    group.add_argument(
+        "--vae-grid",
+        metavar="RxC",
+        help="rows x columns into which the picture is sliced, one rank each",
+    )
+
+
+def add_mesh_options(group: argparse._ActionsContainer, *, default: str) -> None:
+    """Add ``--ulysses`` and ``--ring``; ``default`` is for the ring's help."""
     group.add_argument(
         "--ulysses",
         type=numbers.RANKS,
@@ -102,12 +116,7 @@ def add_split_options(group: argparse._ActionsContainer) -> None:
         "--ring",
         type=numbers.RANKS,
         metavar="R",
-        help="blocks of tokens (default: U x R = ranks, with U as large as possible)",
-    )
-    group.add_argument(
-        "--vae-grid",
-        metavar="RxC",
-        help="rows x columns into which the picture is sliced, one rank each",
+        help=f"blocks of tokens (default: {default})",
     )
 
 

@@ -1,13 +1,10 @@
 """``livetalk tune``: find the fastest backend of every op on this machine, and save the choice."""
 
 import argparse
-import dataclasses
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.units import seconds
 
 from . import common, numbers
 from .progress import progress_line
@@ -16,14 +13,12 @@ if TYPE_CHECKING:
     import torch
 
     from livetalk_kernels.bench.tune import Call, Outcome
-    from livetalk_kernels.tuning import MachineEntry
 
 EXAMPLE = """\
 livetalk tune --preset tiny --output livetalk-tuning.json
 livetalk tune all --dtype bf16 --budget 600
 livetalk generate --config livetalk-tuning.json --portrait me.png \\
     --audio speech.wav --output talking.mp4"""
-ALL = "all"
 DEFAULT_FILE = Path("livetalk-tuning.json")
 DEFAULT_BUDGET = 120.0
 
@@ -108,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An option or the file is invalid.
     """
-    from livetalk_kernels.bench.tune import Tuner
+    from livetalk_kernels.bench.tune import Tuner, entry_of, outcomes_as_json
     from livetalk_kernels.heap import keep_freed_memory
     from livetalk_kernels.inputs import find
     from livetalk_kernels.outputs import write_json
@@ -139,11 +134,13 @@ def run(args: argparse.Namespace) -> int:
         interrupts.hold()
         if kept.error is not None and not outcomes:
             raise kept.error
-        entry = _entry(key, outcomes, complete=not interrupted)
+        entry = entry_of(key, outcomes, complete=not interrupted)
         if args.json:
-            common.print_json(_report(path, entry, outcomes))
+            common.print_json({"file": str(path), **outcomes_as_json(entry, outcomes)})
         else:
-            _print(entry, outcomes)
+            from .bench_tables import print_tuning
+
+            print_tuning(entry, outcomes)
         if entry.choices:
             write_json(path, before.updated(entry).as_json())
             common.note(f"wrote {path}; use it with --config or LIVETALK_CONFIG")
@@ -158,12 +155,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from livetalk_kernels.registry import op_names
+    from livetalk_kernels.bench.suite import known_ops
 
-    known = op_names()
-    for op in args.ops:
-        if op not in (*known, ALL):
-            raise UserError(f"{op}: unknown op; choose from {', '.join(known)}, or {ALL}")
+    known_ops(args.ops)
     for option in ("size", "precision", "fuse_bias", "m_major_scales"):
         if getattr(args, option) not in (None, False) and args.preset is None:
             name = option.replace("_", "-")
@@ -176,14 +170,15 @@ def _check(args: argparse.Namespace) -> None:
 def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> "list[Call]":
     """List what to measure: the model's calls, or the ops' own cases."""
     from livetalk_kernels.bench.cases import select_cases
+    from livetalk_kernels.bench.suite import ALL, known_ops
     from livetalk_kernels.bench.tune import Call
-    from livetalk_kernels.registry import load_op, op_names
+    from livetalk_kernels.registry import load_op
 
-    ops = args.ops if args.ops and ALL not in args.ops else op_names()
+    ops = known_ops(args.ops or [ALL])
     if args.preset is None:
         return [
             Call(case=case)
-            for op in dict.fromkeys(ops)
+            for op in ops
             if dtype in load_op(op).dtypes
             for case in select_cases(op, device, dtype)
         ]
@@ -203,77 +198,3 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
         m_major_scales=args.m_major_scales,
     )
     return [call for call in calls if call.case.op in ops]
-
-
-def _entry(key: Any, outcomes: "list[Outcome]", *, complete: bool) -> "MachineEntry":
-    from livetalk_kernels.machine import commit
-    from livetalk_kernels.tuning import MachineEntry
-
-    choices = tuple(outcome.choice for outcome in outcomes if outcome.choice is not None)
-    return MachineEntry(
-        key=key,
-        complete=complete and len(choices) == len(outcomes),
-        date=time.strftime("%Y-%m-%d"),
-        commit=commit(),
-        choices=choices,
-    )
-
-
-def _report(path: Path, entry: "MachineEntry", outcomes: "list[Outcome]") -> dict[str, Any]:
-    def name(outcome: "Outcome") -> dict[str, Any]:
-        case = outcome.call.case
-        return {"op": case.op, "case": case.name, "dims": dict(case.dims)}
-
-    return {
-        "file": str(path),
-        **dataclasses.asdict(entry),
-        "red": [
-            name(outcome) | {"backend": backend, "reason": reason}
-            for outcome in outcomes
-            for backend, reason in outcome.red.items()
-        ],
-        "skipped": [
-            name(outcome) | {"reason": outcome.skipped} for outcome in outcomes if outcome.skipped
-        ],
-    }
-
-
-def _print(entry: "MachineEntry", outcomes: "list[Outcome]") -> None:
-    from rich import box
-    from rich.table import Table
-
-    from livetalk_kernels.registry import load_backend
-
-    out = common.console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("op", "sizes", "fastest"):
-        table.add_column(title, no_wrap=title != "sizes")
-    for title in ("p50", "next"):
-        table.add_column(title, justify="right", no_wrap=True)
-    previous, approximate = "", False
-    for choice in sorted(entry.choices, key=lambda choice: choice.op):
-        best, *others = sorted(choice.p50.values())
-        inexact = load_backend(choice.op, choice.backend).approximate
-        approximate |= inexact
-        table.add_row(
-            choice.op if choice.op != previous else "",
-            " ".join(f"{letter}={size}" for letter, size in choice.dims.items()),
-            choice.backend + (" ~" if inexact else ""),
-            seconds(best),
-            f"{others[0] / best:.1f}x" if others else "-",
-        )
-        previous = choice.op
-    if entry.choices:
-        out.print(table)
-        note = " ~: approximate." if approximate else ""
-        out.print(f"next: how many times longer the second fastest takes.{note}")
-    skipped: dict[str, list[str]] = {}
-    for outcome in outcomes:
-        where = f"{outcome.call.case.op} {outcome.call.case.name}"
-        for backend, reason in outcome.red.items():
-            out.print(f"[red]red[/]: {common.escape(f'{where}, {backend}: {reason}')}")
-        if outcome.skipped:
-            skipped.setdefault(outcome.skipped, []).append(where)
-    for reason, places in skipped.items():
-        more = f" and {common.plural(len(places) - 1, 'more shape')}" if len(places) > 1 else ""
-        out.print(f"[yellow]left out[/]: {common.escape(f'{places[0]}{more}: {reason}')}")

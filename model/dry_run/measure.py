@@ -20,7 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from livetalk_kernels import machine
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.timeline import MAIN
+from livetalk_kernels.units import data_size
 
 from ..encoders.audio import AudioStream
 from ..pipeline import Pipeline
@@ -82,6 +85,21 @@ def cache_bytes(pipeline: Pipeline, session: Production | ChunkGenerator) -> int
     model = storages([pipeline.dit, pipeline.vae, pipeline.audio_encoder, pipeline.team])
     kept = storages([session])
     return sum(size for storage, size in kept.items() if storage not in model)
+
+
+def require_memory(need: int) -> None:
+    """Refuse to measure what would be killed half-way.
+
+    Raises:
+        UserError: This process may not take as many bytes.
+    """
+    here = machine.memory()
+    if need > here.available:
+        limit = f" of a limit of {data_size(here.limit)}" if here.limit is not None else ""
+        raise UserError(
+            f"--measure: takes about {data_size(need)}, and {data_size(here.available)}{limit} are "
+            "available; use a smaller --preset or --size, or leave --measure out"
+        )
 
 
 def measure(pipeline: Pipeline, size: tuple[int, int], options: StreamOptions) -> Measured:

@@ -66,10 +66,14 @@ class Border(NamedTuple):
     Attributes:
         padding: Pixels at the top, bottom, left and right.
         factor: Size of its input relative to the latent.
+        channels: Channels of its input.
+        frames: Frames of its input, without those of earlier calls.
     """
 
     padding: Padding
     factor: int
+    channels: int
+    frames: int
 
 
 class Peak(NamedTuple):
@@ -101,7 +105,7 @@ class Phase:
         launches: Kernels outside ops.
         unbiased: Elements of convolutions whose bias is added elsewhere.
         messages: Kind -> bytes sent.
-        borders: What neighbours of a slice would be sent -> channels times frames.
+        borders: What neighbours of a slice would be sent -> count.
         gathered: Values per latent pixel that all other ranks would be sent.
         peak: The moment when most was held.
         grown: Most bytes held above the level at the start of the phase.
@@ -330,8 +334,8 @@ class Slice(Whole):
     def join(self, x_BCTHW: Tensor, padding: Padding) -> Tensor:
         """See `Whole.join`."""
         batch, channels, frames, rows, columns = x_BCTHW.shape
-        border = Border(padding, rows // self._latent[0])
-        self._recorder.now.borders[border] += batch * channels * frames
+        border = Border(padding, rows // self._latent[0], channels, frames)
+        self._recorder.now.borders[border] += batch
         top, bottom, left, right = (p * h for p, h in zip(padding, self._halo, strict=True))
         if not any((top, bottom, left, right)):
             return x_BCTHW

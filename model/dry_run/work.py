@@ -137,8 +137,11 @@ def slice_messages(phase: Phase, slices: Slices, rank: int, itemsize: int) -> Ma
         ``halo``, to its neighbours, and ``gather``, to all others.
     """
     halo = sum(
-        numbers * slices.halo_pixels(rank, border.padding, border.factor)
-        for border, numbers in phase.borders.items()
+        count
+        * border.channels
+        * border.frames
+        * slices.halo_pixels(rank, border.padding, border.factor)
+        for border, count in phase.borders.items()
     )
     gather = phase.gathered * slices.boxes[rank].pixels * (slices.grid.world - 1)
     return {"halo": halo * itemsize, "gather": gather * itemsize}

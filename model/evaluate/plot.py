@@ -1,10 +1,11 @@
 """Plots of ``livetalk evaluate``: measures by chunk, and decaying disturbances."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
+
+from ..plot_style import hardware_line, new_figure, picture
 
 PANES: Mapping[str, str] = {
     "picture_db": "picture, dB",
@@ -26,9 +27,15 @@ def draw(report: Mapping[str, Any]) -> bytes:
     Args:
         report: As in the JSON.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    names = " against ".join(
+        ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
+    )
+    corrections = " and ".join(next(iter(report["models"].values()))["summary"])
+    title = (
+        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction "
+        f"{corrections}\n{hardware_line(report['machine'])}"
+    )
+    figure = new_figure(title, 12, 6)
     axes = figure.subplots(2, 4).ravel()
     minutes = report["settings"]["seconds"] / 60
     for pane, (measure, label) in zip(axes, PANES.items(), strict=False):
@@ -49,19 +56,7 @@ def draw(report: Mapping[str, Any]) -> bytes:
         pane.grid(visible=True, alpha=0.3)
     _draw_recoveries(axes[len(PANES)], report)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    where = report["machine"]
-    names = " against ".join(
-        ", ".join(run["model"] for run in model["runs"]) for model in report["models"].values()
-    )
-    figure.suptitle(
-        f"{names}: mean of {report['settings']['streams']} streams a run, colour correction "
-        f"{' and '.join(next(iter(report['models'].values()))['summary'])}\n"
-        f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}",
-        fontsize=9,
-    )
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return picture(figure)
 
 
 def _draw_recoveries(pane: Any, report: Mapping[str, Any]) -> None:

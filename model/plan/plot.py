@@ -1,11 +1,9 @@
 """The plot of ``livetalk plan --plot``: frames per second and time per chunk over GPUs."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 
-from livetalk_kernels.outputs import new_file
 from livetalk_kernels.runtime.timed_comm import COMMUNICATION
 
 from ..dry_run.record import (
@@ -50,9 +48,10 @@ def draw(curves: Curves, target: Path, *, title: str, commit: str) -> None:
         title: Model, size and hardware.
         commit: Commit of the code that made the forecast.
     """
-    from matplotlib.figure import Figure
+    from ..plot_style import new_figure, save  # matplotlib takes a moment
 
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    head = f"Forecast, not measured: {title}\ncommit {commit or 'unknown'}"
+    figure = new_figure(head, 11, 5.4)
     left, right = figure.subplots(1, 2)
     for fp8, plans in curves.items():
         name, colour, marker = _LINES[fp8]
@@ -94,11 +93,7 @@ def draw(curves: Curves, target: Path, *, title: str, commit: str) -> None:
         axes.set_xlabel("GPUs (above 8: two nodes)")
         axes.grid(visible=True, axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    figure.suptitle(f"Forecast, not measured: {title}\ncommit {commit or 'unknown'}", fontsize=10)
-    picture = BytesIO()
-    figure.savefig(picture, format=target.suffix.lstrip(".").lower(), dpi=130)
-    with new_file(target) as file:
-        file.write(picture.getvalue())
+    save(figure, target)
 
 
 def _pieces(plan: Plan) -> dict[str, float]:

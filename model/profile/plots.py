@@ -7,7 +7,6 @@ wide. Plots without data are omitted.
 import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from livetalk_kernels.outputs import new_file
 from livetalk_kernels.units import ms, percent, prefixed
 
 from ..config import NEW_FRAMES
+from ..plot_style import DPI, save
 from .plot_data import (
     Curve,
     Span,
@@ -40,7 +39,7 @@ from .words import (
 
 Json = Mapping[str, Any]
 
-_WIDTH, _DPI = 10.0, 120  # inches, pixels per inch
+_WIDTH = 10.0  # inches
 PICTURES = ("breakdown.png", "roofline.png", "timeline.png", "chunks.png")
 """File names of all plots."""
 _SMALL = 7.5  # points
@@ -70,10 +69,7 @@ def draw_all(report: Json, traces: Sequence[Json], folder: Path) -> list[str]:
     pairs = zip(PICTURES, figures, strict=True)
     drawn = {name: figure for name, figure in pairs if figure is not None}
     for name, figure in drawn.items():
-        picture = BytesIO()
-        figure.savefig(picture, format="png", dpi=_DPI)
-        with new_file(folder / name) as file:
-            file.write(picture.getvalue())
+        save(figure, folder / name)
     return list(drawn)
 
 
@@ -219,7 +215,7 @@ def _number(
     """Write the numbers of the listed ops next to their points, where there is space."""
     figure.canvas.draw()
     points = [axes.transData.transform((op["flops"] / op["bytes"], op["rate"])) for op in ops]
-    radii = [math.sqrt(size) / 2 * _DPI / 72 for size in sizes]  # pixels
+    radii = [math.sqrt(size) / 2 * DPI / 72 for size in sizes]  # pixels
     taken = [(*point, radius) for point, radius in zip(points, radii, strict=True)]
     for (x, y), radius, number in zip(points, radii, numbers, strict=True):
         if number >= _LISTED:
@@ -386,7 +382,7 @@ def _panel(
 
 def _figure(report: Json, what: str, height: float) -> Figure:
     """Create an empty figure with its title: what, of which model; on what hardware."""
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
+    figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
     FigureCanvasAgg(figure)
     settings = settings_line(report)
     joined = f"{what}: {settings}"

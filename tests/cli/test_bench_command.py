@@ -11,7 +11,7 @@ import torch
 from cli_tools import refused
 
 from livetalk_kernels import heap
-from livetalk_kernels.bench import roofline, runner, timer
+from livetalk_kernels.bench import roofline, runner, suite, timer
 from livetalk_kernels.errors import UserError
 from livetalk_model.cli.main import main
 
@@ -113,7 +113,7 @@ def test_what_is_finished_is_kept(failure, tmp_path, monkeypatch, capsys):
         done.append(True)
         return bench_case(*arguments)
 
-    monkeypatch.setattr(runner, "bench_case", interrupted)
+    monkeypatch.setattr(suite, "bench_case", interrupted)
     file, table = tmp_path / "r.json", tmp_path / "r.csv"
     words = ("add_norm", "--shape", "L=4,8", *QUICK, "--json", file, "--csv", table)
     if isinstance(failure, RuntimeError):

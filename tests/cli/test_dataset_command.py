@@ -107,7 +107,7 @@ def test_videos_with_and_without_sound(tmp_path, out, capsys):
     folder = tmp_path / "videos"
     folder.mkdir()
     make = ["generate", "--preset", "tiny", "--device", "cpu", "--steps", "1", "--size", "32x32"]
-    portrait, speech = "examples/portrait.png", "model/samples/speech.wav"
+    portrait, speech = "model/samples/ada.png", "model/samples/speech.wav"
     repository = Path(__file__).resolve().parents[2]
     sources = ["--portrait", repository / portrait, "--audio", repository / speech]
     talk = folder / "talk.mp4"

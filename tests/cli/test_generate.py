@@ -243,7 +243,7 @@ def test_making_the_avatar_is_timed(portrait, speech, out, capsys, monkeypatch):
     assert load["total"] == pytest.approx(sum(load.values()) - load["total"])
     assert generate(*command) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"│ load .* avatar \d", shown)
+    assert re.search(r"^ *load .* avatar \d", shown, re.MULTILINE)
 
 
 def test_a_single_chunk(portrait, out, tmp_path, capsys):

@@ -26,7 +26,7 @@ LIMIT = 240.0
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("inputs")
     audio = write_wav(folder / "speech.wav", 2.5)
-    portrait = Path(__file__).resolve().parents[2] / "examples/portrait.png"
+    portrait = Path(__file__).resolve().parents[2] / "model/samples/ada.png"
     return ["--portrait", str(portrait), "--audio", str(audio)]
 
 

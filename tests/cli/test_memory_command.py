@@ -61,7 +61,7 @@ def test_a_checkpoint(golden_checkpoint, capsys):
         (["--memory", "--size", "100x100"], "--size 100x100"),
         (["--fuse-bias"], "--fuse-bias"),
         (["--memory", "--ulysses", "3"], "--ulysses 3"),
-        (["--memory", "--ranks", "8", "--ulysses", "2", "--ring", "2"], "--ranks 8"),
+        (["--memory", "--ranks", "8", "--ulysses", "2", "--ring", "2"], "8 ranks"),
         (["--memory", "--measure", "--ranks", "2"], "--measure"),
         (["--memory", "--preset", "tiny", "--checkpoint", "."], "--checkpoint"),
         (["--memory", "--write-manifest", "m"], "--memory"),

@@ -9,6 +9,7 @@ import pytest
 
 from livetalk_kernels.gpus import GPUS
 from livetalk_kernels.inspection import tiles
+from livetalk_kernels.inspection.report import Report
 from livetalk_kernels.inspection.tiles import OPS, rank
 from livetalk_kernels.registry import load_op
 from livetalk_model.cli import inspect
@@ -112,7 +113,7 @@ def test_without_the_library(failure, capsys, monkeypatch, tmp_path):
 
 
 def test_the_table_and_json(library, capsys, monkeypatch):
-    report = inspect.Report(dtype="bfloat16", date="", commit="", versions={}, kernels=())
+    report = Report(dtype="bfloat16", date="", commit="", versions={}, kernels=())
     monkeypatch.setattr(inspect, "collect", lambda *args, **keywords: report)
     assert main(["inspect", "--tiles", "h20"]) == 0
     shown = capsys.readouterr().out

@@ -15,7 +15,7 @@ import torch
 from livetalk_kernels import KernelConfig, UserError, bind_ops
 from livetalk_kernels import tuning as tuning_module
 from livetalk_kernels.bench import roofline, timer, tune
-from livetalk_kernels.bench.tune import Call, Outcome, Tuner, merge
+from livetalk_kernels.bench.tune import Call, Outcome, Tuner
 from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import resolve
 from livetalk_kernels.ops import add_norm as contract
@@ -460,10 +460,3 @@ def test_a_weight_is_packed_once_and_not_in_each_call(drop_in: DropIn):
     toy = backend_module("causal_conv3d", "toy")
     assert toy.packed == [torch.Size([4, 4, 1, 1, 1])]
     assert toy.seen[-1] == "packed"  # the contract's own cases come before, without
-
-
-def test_equal_calls_are_put_together():
-    one, same = case(L=1, D=2), dataclasses.replace(case(L=1, D=2), name="again")
-    other = dataclasses.replace(one, options={"gate": False})
-    merged = merge([Call(case=one), Call(case=other), Call(case=same, count=4)])
-    assert [(call.case, call.count) for call in merged] == [(one, 5), (other, 1)]

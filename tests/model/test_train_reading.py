@@ -13,8 +13,7 @@ from livetalk_model.train.readers.reading import READ, FaceReader
 from livetalk_model.train.readers.registration import HeadFinder
 
 SIZE = (96, 96)
-LEAST = {"opening": 0.98, "width": 0.98, "blink": 0.98, "gaze_x": 0.97, "gaze_y": 0.97,
-         "sway_x": 0.97, "roll": 0.97}  # fmt: skip
+LEAST = dict.fromkeys(("opening", "width", "blink", "gaze_x", "gaze_y", "sway_x", "roll"), 0.98)
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

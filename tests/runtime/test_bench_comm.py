@@ -15,20 +15,21 @@ from livetalk_kernels.bench.comm import (
     nvlink_bandwidth,
     take_part,
 )
-from livetalk_kernels.bench.comm_patterns import Pattern, Sizes, link_patterns, model_patterns
+from livetalk_kernels.bench.comm_patterns import Pattern, link_patterns
 from livetalk_kernels.runtime.comm import Communicator, Pending
 from livetalk_kernels.runtime.mesh import Grid, Mesh, shares
 from livetalk_kernels.testing.processes import run_ranks
+from livetalk_model.config import get_preset
+from livetalk_model.dry_run.patterns import Level, Sizes, model_patterns
 
 CPU = torch.device("cpu")
 # Nothing divides: 45 tokens, 5 heads, 7 x 5 latents.
+LEVELS = (Level(1, 32, 1), Level(2, 32, 2), Level(4, 16, 4), Level(8, 8, 4))
 ODD = Sizes(
-    tokens=45, heads=5, head_dim=8, outputs=64, windows=1000, latent=(7, 5), vae_dim=8, itemsize=4
-)
-PUBLISHED = Sizes(
-    tokens=12096, heads=40, head_dim=128, outputs=64, windows=33 * 5 * 12 * 768,
-    latent=(96, 56), vae_dim=96, itemsize=2,
+    tokens=45, heads=5, head_dim=8, outputs=64, windows=1000, latent=(7, 5), levels=LEVELS,
+    middle=64, dtype=torch.float32,
 )  # fmt: skip
+PUBLISHED = Sizes.of(get_preset("14b"), (768, 448), torch.bfloat16)
 
 
 def patterns_of(world: int, ulysses: int, grid: str) -> list[Pattern]:
@@ -43,7 +44,15 @@ def by_name(patterns: list[Pattern]) -> dict[str, Pattern]:
     return named
 
 
-def test_sizes_of_the_published_model_on_eight_ranks() -> None:
+def test_sizes_of_the_published_model() -> None:
+    assert Sizes(
+        tokens=12096, heads=40, head_dim=128, outputs=64, windows=33 * 5 * 12 * 768,
+        latent=(96, 56), middle=2 * 384, dtype=torch.bfloat16,
+        levels=((1, 384, 1), (2, 384, 2), (4, 192, 4), (8, 96, 4)),
+    ) == PUBLISHED  # fmt: skip
+
+
+def test_messages_of_the_published_model_on_eight_ranks() -> None:
     found = by_name(model_patterns(PUBLISHED, Mesh(ulysses=4, ring=2), Grid(rows=4, columns=2)))
     rows, head = 1512, 128 * 2  # tokens of a rank; bytes of one in one head
     to_heads, back = found["q, k, v to heads, all heads"], found["results back, all heads"]
@@ -72,7 +81,7 @@ def test_sizes_of_the_published_model_on_eight_ranks() -> None:
 def test_every_token_reaches_every_head_once(world: int, ulysses: int) -> None:
     mesh = Mesh(ulysses=ulysses, ring=world // ulysses)
     found = by_name(model_patterns(ODD, mesh, Grid(rows=world, columns=1)))
-    row, heads, tokens = ODD.head_dim * ODD.itemsize, shares(5, ulysses), shares(45, world)
+    row, heads, tokens = ODD.head_dim * ODD.dtype.itemsize, shares(5, ulysses), shares(45, world)
     rank_heads = [heads[rank % ulysses] for rank in range(world)]
     stays = sum(n * own for n, own in zip(tokens, rank_heads, strict=True)) * row
     whole = 45 * 5 * row

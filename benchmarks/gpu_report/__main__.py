@@ -1,8 +1,8 @@
 """Measure livetalk on this machine's GPUs within a budget of time, and write one folder about it.
 
-    python benchmarks/gpu_report.py --output out/gpu-report --budget 480
-    python benchmarks/gpu_report.py --only step ops --fresh
-    python benchmarks/gpu_report.py --device cpu --budget 120
+    python benchmarks/gpu_report --output out/gpu-report --budget 480
+    python benchmarks/gpu_report --only step ops --fresh
+    python benchmarks/gpu_report --device cpu --budget 120
 
 ``make gpu-report`` runs it. Nothing is installed or downloaded: it takes torch, Triton, NumPy and
 what else is found, and says which part cannot run for want of what. Parts run one after the other,
@@ -31,18 +31,17 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # nothing need be installed
+# Nothing need be installed.
+sys.path += [str(Path(__file__).resolve().parents[parent]) for parent in (1, 2)]
 
-import gpu_pages
-import gpu_plots
-from gpu_parts import FIRST, SETUP, Part, Settings, make_parts, soft_end
-from gpu_run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
-from gpu_telemetry import Telemetry, find_nvml
-
+from gpu_report import pages, plots
+from gpu_report.parts import FIRST, ROOT, SETUP, Part, Settings, make_parts, soft_end
+from gpu_report.run import DONE, FAILED, INTERRUPTED, TIMEOUT, run_command, tail
+from livetalk_kernels.bench.telemetry import Telemetry, find_nvml, gpu_readers
+from livetalk_kernels.environment import EXCLUDE_VARIABLE as EXCLUDE
 from livetalk_kernels.outputs import new_file, write_text
 from livetalk_kernels.runtime.ranks.signals import catch
 
-ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "livetalk/gpu-report/1"
 SKIPPED = "skipped"
 NO_TIME = "no time was left of --budget; run it again to go on"
@@ -56,7 +55,7 @@ CODE = ("livetalk_kernels", "model", "csrc", "benchmarks")
 SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 DATA = {".json", ".safetensors", ".toml"}  # count too in what a single part depends on
 EXIT_INTERRUPTED = 130
-EXCLUDE = "LIVETALK_EXCLUDE"  # as in livetalk_kernels.environment, which needs torch
+PERIOD = 0.5  # seconds between samples of the GPUs
 
 Entry = dict[str, Any]
 
@@ -73,7 +72,7 @@ def digest(root: Path, names: Iterable[str], suffixes: Collection[str]) -> str:
     for name in names:
         top = root / name
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            counts = file.suffix in suffixes and not file.name.startswith("gpu_")
+            counts = file.suffix in suffixes and "gpu_report" not in file.parts
             if counts and file.is_file():
                 found.update(f"{name}/{file.relative_to(top)}".encode() + file.read_bytes())
     return found.hexdigest()[:16]
@@ -90,7 +89,7 @@ def read(path: Path) -> Any:
 def result_of(part: Part) -> Any:
     """What a part has written; None if nothing."""
     if part.result.suffix == ".xml":
-        return gpu_pages.read_junit(part.result)
+        return pages.read_junit(part.result)
     return read(part.result)
 
 
@@ -114,7 +113,7 @@ class Report:
         self.excluded: set[str] = set()  # backends that later parts leave out, OP=NAME
         self.problem: str | None = None
         self.plots: list[str] = []
-        self.plots_missing = gpu_plots.missing()
+        self.plots_missing = plots.missing()
 
     def key(self, part: Part) -> str:
         """What must be the same for a result to be kept."""
@@ -164,7 +163,8 @@ class Report:
             KeyboardInterrupt: Ctrl-C; what there is has been noted.
         """
         self.parts = make_parts(self.settings, {})
-        with Telemetry(find_nvml()) as telemetry:
+        readers = gpu_readers(find_nvml())
+        with Telemetry([], period=PERIOD, readers=readers) as telemetry:
             first = self.parts[0]
             assert first.name == FIRST
             self.run_part(first, max(FIRST_SECONDS, self.limit(first)), telemetry)
@@ -211,7 +211,7 @@ class Report:
         if isinstance(result, dict) and result.get("excluded"):
             self.exclude(result["excluded"])
         if self.plots_missing is None:
-            self.plots += gpu_plots.draw(part.name, result, self.folder, self.subtitle())
+            self.plots += plots.draw(part.name, result, self.folder, self.subtitle())
 
     def skip(self, part: Part, reason: str) -> None:
         """Note why a part did not run."""
@@ -247,14 +247,16 @@ class Report:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        begin = time.monotonic()
+        begin, began = time.monotonic(), time.perf_counter_ns()
         command = part.command(soft_end(begin, limit))
         log = self.folder / "logs" / f"{part.name}.log"
         say(f"{part.name}: {part.title}, up to {limit:.0f} s")
         old = self.before.get(part.name)
         if not part.resumes or old is None or old["key"] != self.key(part):
             part.result.unlink(missing_ok=True)
-        outcome = run_command(command, log=log, limit=limit, cwd=ROOT, environment=self.environment)
+        outcome = run_command(
+            command, log=log, limit=limit, cwd=part.cwd, environment=self.environment
+        )
         entry: Entry = {
             "status": outcome.status,
             "reason": "",
@@ -264,7 +266,7 @@ class Report:
             "command": shlex.join(command),
             "log": str(log.relative_to(self.folder)),
             "key": self.key(part),
-            "telemetry": telemetry.summary(begin, time.monotonic(), self.uuids()),
+            "telemetry": pages.clocks(telemetry.as_json(began)["samples"], self.uuids()),
         }
         result = result_of(part)
         if outcome.status == DONE and isinstance(result, dict) and not result.get("complete", True):
@@ -281,10 +283,9 @@ class Report:
         if outcome.status == INTERRUPTED:
             raise KeyboardInterrupt
 
-    def uuids(self) -> list[str] | None:
-        """Of torch's GPUs, in its order; None where they are not known."""
-        found = [device.get("uuid") for device in self.facts.get("devices") or []]
-        return found if found and all(found) else None
+    def uuids(self) -> list[str]:
+        """Of torch's GPUs, in its order; empty where they are not known."""
+        return [device.get("uuid", "") for device in self.facts.get("devices") or []]
 
     def save(self) -> None:
         """Write the state, from which another run goes on."""
@@ -294,7 +295,7 @@ class Report:
 
     def subtitle(self) -> str:
         """Hardware and commit, for plots."""
-        return gpu_pages.hardware(self.facts)
+        return pages.hardware(self.facts)
 
     def write(self) -> None:
         """Write ``report.json`` and ``report.md``."""
@@ -324,7 +325,7 @@ class Report:
             "plots_missing": self.plots_missing,
         }
         write_text(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
-        write_text(self.folder / "report.md", gpu_pages.markdown(report))
+        write_text(self.folder / "report.md", pages.markdown(report))
 
 
 def why(log: Path, code: int) -> str:

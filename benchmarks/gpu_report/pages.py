@@ -1,15 +1,18 @@
 """The text of ``make gpu-report``: every result as a table, and what failed with its reason."""
 
+import importlib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from livetalk_kernels.units import data_size
 
-TIMED, LEFT_OUT = "timed", "left out"
-PUBLISHED = "published"
+LEFT_OUT = "left out"
 CELL = 160  # characters of a note
+COLUMNS = {"SM clock": 1, "power": 1, "temperature": 1, "utilisation": 1, "memory": 1e-9}
+"""What is shown of a GPU's samples, and by how much it is multiplied."""
 
 Result = Mapping[str, Any]
 
@@ -73,12 +76,11 @@ def markdown(report: Result) -> str:
         ),
     ]
     for part in report["parts"]:
-        write = SECTIONS.get(part["name"])
         body: list[str] = []
-        if write is not None and part["result"]:
+        if part["result"]:
             try:
-                body = write(part["result"])
-            except (KeyError, TypeError, ValueError) as error:  # cut off while it was written
+                body = section(part["name"], part["result"])
+            except (ImportError, KeyError, TypeError, ValueError) as error:  # cut off, or no torch
                 body = [f"The result cannot be read: {type(error).__name__} {error}.", ""]
         if body or part.get("tail"):
             lines += [f"## {part['title'][0].upper()}{part['title'][1:]}", "", *body]
@@ -95,6 +97,16 @@ def markdown(report: Result) -> str:
     if report["plots_missing"]:
         lines += [f"There are no plots: {report['plots_missing']}.", ""]
     return "\n".join(lines)
+
+
+def section(part: str, result: Result) -> list[str]:
+    """A part's result; of one that has a script, what the script prints of it."""
+    if part in SECTIONS:
+        return SECTIONS[part](result)
+    if part not in SCRIPTS:
+        return []
+    text: str = importlib.import_module(SCRIPTS[part]).table(result)
+    return ["```", *text.splitlines(), "```", ""]
 
 
 def machine_section(facts: Result) -> list[str]:
@@ -144,126 +156,6 @@ def smoke_section(result: Result) -> list[str]:
     return [*lines, *(f"- {why}: {', '.join(names)}" for why, names in reasons.items()), ""]
 
 
-def build_section(result: Result) -> list[str]:
-    """Which extensions were compiled."""
-    built = [(name, result[name]) for name in ("cpu", "cuda") if name in result]
-    rows = [(name, e["state"], f"{e['seconds']:.0f}", e["note"]) for name, e in built]
-    return table(("kernels", "state", "s", "note"), rows)
-
-
-def _race(rows: Sequence[Result]) -> list[str]:
-    """What a race found: times, rates, and how much faster than each published way."""
-    timed = [row for row in rows if row["state"] == TIMED]
-    bases = list(dict.fromkeys(base for row in timed for base in row["against"]))
-    bases = [base for base in bases if base.startswith(PUBLISHED)]
-    heads = ("way", "ms p50", "p20 to p80", "TFLOP/s", "of floor", "error")
-    body: list[Sequence[object]] = []
-    for row in rows:
-        if row["state"] != TIMED:
-            body.append((row["name"], row["state"], row["note"], "", "", row["error"]))
-            body[-1] = (*body[-1], *("" for _ in bases))
-            continue
-        seconds = row["seconds"]
-        body.append(
-            (
-                row["name"] + (" (approximate)" if row.get("approximate") else ""),
-                f"{seconds['p50'] * 1e3:.2f}",
-                f"{seconds['p20'] * 1e3:.2f} to {seconds['p80'] * 1e3:.2f}",
-                f"{row['tflop_per_s']:.3g}",
-                f"{row['of_floor']:.0%}",
-                f"{row['error']:.1e}",
-                *(_times(row["against"].get(base)) for base in bases),
-            )
-        )
-    return table((*heads, *(f"x {base}" for base in bases)), body)
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def step_section(result: Result) -> list[str]:
-    """Every way to take a step."""
-    settings, flops = result["settings"], result["flops"]
-    height, width = settings["size"]
-    total = sum(flops.values())
-    share = flops["linears"] / total
-    lines = [
-        f"{settings['preset']} {height}x{width}, {settings['layers']} of "
-        f"{settings['layers_of_preset']} layers, {settings['dtype']}, precision "
-        f"{settings['precision']}; {total / 1e12:.4g} TFLOP, {share:.0%} of it in linear "
-        "layers. Error: relative L2 against plain PyTorch, unquantised. x: how many times "
-        "faster, median of the rounds.",
-        "",
-    ]
-    if "lost" in result:
-        lines += [f"**{result['lost']}**", ""]
-    lines += _race(result.get("rows", []))
-    rates: dict[str, float] = next(
-        (row["rates"] for row in result.get("rows", []) if "rates" in row), {}
-    )
-    if not rates:
-        return lines
-    text = ", ".join(f"{rate / 1e12:.4g} TFLOP/s in {name}" for name, rate in rates.items())
-    return [*lines, f"The floor is by large matrix products beside it: {text}.", ""]
-
-
-def graphs_section(result: Result) -> list[str]:
-    """Launches one by one against replays."""
-    rows: list[Sequence[object]] = []
-    for name, row in result["calls"].items():
-        if row["state"] != TIMED:
-            rows.append((name, row["state"], *[""] * 4, row["note"]))
-            continue
-        for way in ("eager", "graph"):
-            own = row[way]
-            gaps = own["gaps"]
-            seen = ("", "", "")  # where the profiler saw nothing
-            if gaps is not None:
-                seen = (gaps["kernels"], f"{gaps['share']:.1%}", f"{own['idle']:.1%}")
-            times = f"{row['ratio']:.3f}" if way == "graph" else ""
-            rows.append((f"{name}, {way}", f"{own['seconds']['p50'] * 1e3:.3f}", *seen, times, ""))
-    return table(("call", "ms p50", "kernels", "gaps", "idle", "x eager", "note"), rows)
-
-
-def vae_section(result: Result) -> list[str]:
-    """Decode step, chunk and encoder."""
-    lines: list[str] = []
-    for work, rows in result.get("work", {}).items():
-        lines += [f"{work}, {result['flops'][work] / 1e12:.4g} TFLOP:", "", *_race(rows)]
-    return lines
-
-
-def ops_section(result: Result) -> list[str]:
-    """Every backend of every case, and what was left out."""
-    heads = ("op, case", "backend", "us p50", "GB/s", "TFLOP/s", "of floor", "x eager", "note")
-    rows: list[Sequence[object]] = []
-    for case in result["cases"]:
-        for row in case["backends"]:
-            name = f"{case['op']} {case['case']}, {case['dtype']}"
-            if row["time"] is None:
-                if row["state"] != LEFT_OUT:
-                    rows.append((name, row["backend"], row["state"], *[""] * 4, row["note"]))
-                continue
-            rows.append(
-                (
-                    name, row["backend"] + ("*" if row["auto"] else ""),
-                    f"{row['time']['p50'] * 1e6:.1f}", f"{row['gb_per_s']:.0f}",
-                    f"{row['tflop_per_s']:.3g}", f"{row['of_floor']:.0%}",
-                    _times(row["vs_eager"]), "approximate" if row["approximate"] else "",
-                )
-            )  # fmt: skip
-    lines = [*table(heads, rows), "*: what auto picks.", ""]
-    reasons: dict[str, list[str]] = {}
-    for kind in ("failed", "skipped"):
-        for entry in result[kind]:
-            text = f"{kind}, {entry['reason']}"
-            reasons.setdefault(text, []).append(f"{entry['op']} {entry['case']}")
-    for reason, names in reasons.items():
-        lines += [f"- {reason}: {', '.join(names)}"]
-    return [*lines, ""]
-
-
 def tests_section(result: Result) -> list[str]:
     """Counts, and the names of what failed."""
     counts = ("tests", "failures", "errors", "skipped")
@@ -289,59 +181,6 @@ def read_junit(path: Path) -> dict[str, Any] | None:
         if child.tag in ("failure", "error")
     ]
     return found
-
-
-def chunk_section(result: Result) -> list[str]:
-    """Stages of every chunk, and frames per second."""
-    names = list(dict.fromkeys(name for chunk in result["chunks"] for name in chunk["stages"]))
-    rows = [
-        (name, *(f"{chunk['stages'].get(name, 0.0):.3f}" for chunk in result["chunks"]))
-        for name in names
-    ]
-    rows.append(("**all**", *(f"{chunk['seconds']:.3f}" for chunk in result["chunks"])))
-    heads = ("stage, s", *(f"chunk {index + 1}" for index in range(len(result["chunks"]))))
-    settings = result["settings"]
-    lines = [
-        f"{settings['steps']} steps, {settings['precision']}, {settings['layers']} layers; loaded "
-        f"in {result['load']:.1f} s, first frame after {result['first_frame']:.2f} s. "
-        "What runs beside other stages is in no sum.",
-        "",
-        *table(heads, rows),
-    ]
-    if "steady" in result:
-        steady = result["steady"]
-        lines += [
-            f"p50 of {steady['count']}, all but the first: {steady['p50']:.3f} s a chunk, "
-            f"{steady['fps']:.1f} frames/s, {steady['realtime_factor']:.2f} times real time.",
-            "",
-        ]
-    memory = result.get("max_memory_bytes")
-    return lines + ([f"Most memory: {data_size(memory)}.", ""] if memory else [])
-
-
-def scaling_section(result: Result) -> list[str]:
-    """Numbers of ranks."""
-    rows: list[Sequence[object]] = []
-    for row in result["runs"]:
-        if "chunk" not in row:
-            rows.append((row["ranks"], row["state"], *[""] * 5, row["note"]))
-            continue
-        quality = "equal" if row["identical"] else f"{row['psnr'] or 0:.1f} dB"
-        rows.append(
-            (
-                row["ranks"], row["chunk"]["count"], f"{row['chunk']['p50']:.3f}",
-                f"{row['chunk']['fps']:.1f}", f"{row['speedup']:.2f}",
-                f"{row['efficiency']:.0%}", quality, row["note"],
-            )
-        )  # fmt: skip
-    heads = (
-        "ranks", "chunks", "s a chunk", "frames/s", "speed-up", "efficiency", "frames", "note",
-    )  # fmt: skip
-    text = (
-        "One after the other; p50 of so many chunks, the first left out; frames against the "
-        "fewest ranks."
-    )
-    return [text, "", *table(heads, rows)]
 
 
 def comm_section(result: Result) -> list[str]:
@@ -378,6 +217,28 @@ def profile_section(result: Result) -> list[str]:
     return [*lines, *table(("stage", "s p50", "s p95", "share"), rows)]
 
 
+def clocks(
+    samples: Mapping[str, Sequence[float | None]], uuids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Median and most of what `Telemetry` has sampled since a part began, one entry per GPU.
+
+    Args:
+        samples: Column -> values, as `Telemetry.as_json` has them; columns begin with a UUID.
+        uuids: The GPUs, in torch's order, which numbers them: it may see fewer than NVML, in
+            another order (CUDA_VISIBLE_DEVICES). Empty: all, in NVML's.
+    """
+    known = dict.fromkeys(name.partition(" ")[0] for name in samples if name != "t")
+    rows = []
+    for index, uuid in enumerate(uuids or known):
+        row: dict[str, Any] = {"gpu": index}
+        for name, scale in COLUMNS.items():
+            pairs = zip(samples["t"], samples.get(f"{uuid} {name}", ()), strict=False)
+            values = [v * scale for t, v in pairs if v is not None and t is not None and t >= 0]
+            row[name] = {"median": median(values), "most": max(values)} if values else None
+        rows.append(row)
+    return rows if known else []
+
+
 def telemetry(parts: Sequence[Result]) -> list[str]:
     """Clocks, power and so on while each part ran; nothing without NVML."""
     rows = []
@@ -395,20 +256,20 @@ def telemetry(parts: Sequence[Result]) -> list[str]:
     return ["## Telemetry", "", text, "", *table(heads, rows)]
 
 
+SCRIPTS = {
+    "step": "step",
+    "graphs": "graphs",
+    "vae": "vae",
+    "ops": "ops_all",
+    "chunk": "stream",
+    "chunk-fp8": "stream",
+    "scaling": "scaling",
+}
 SECTIONS: Mapping[str, Callable[[Result], list[str]]] = {
     "facts": machine_section,
     "smoke": smoke_section,
-    "build": build_section,
     "smoke-cuda": smoke_section,
-    "build-cpu": build_section,
-    "step": step_section,
-    "graphs": graphs_section,
-    "vae": vae_section,
-    "ops": ops_section,
     "tests": tests_section,
-    "chunk": chunk_section,
-    "chunk-fp8": chunk_section,
-    "scaling": scaling_section,
     "comm": comm_section,
     "profile": profile_section,
 }

@@ -1,13 +1,12 @@
 """What a machine is, for ``make gpu-report``: needs nothing, says what is missing.
 
-    python benchmarks/gpu_facts.py --json facts.json
+    python benchmarks/gpu_report/facts.py --json facts.json
 
 GPUs, driver, clocks and topology by nvidia-smi, devices by torch, compilers, and which of the
 packages that livetalk can use are installed.
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from livetalk_kernels.outputs import write_text
+from livetalk_kernels.machine import machine, version
+from livetalk_kernels.outputs import write_json
 
 SCHEMA = "livetalk/facts/1"
 SECONDS = 15  # for a command
@@ -50,15 +50,10 @@ def run(*command: str) -> str:
 
 def installed() -> dict[str, str | None]:
     """Module -> version of its distribution, ``?`` without one; None: there is no such module."""
-    found: dict[str, str | None] = {}
-    for module, name in PACKAGES.items():
-        found[module] = None
-        if importlib.util.find_spec(module) is not None:
-            try:
-                found[module] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                found[module] = "?"
-    return found
+    return {
+        module: (version(name) or "?") if importlib.util.find_spec(module) is not None else None
+        for module, name in PACKAGES.items()
+    }
 
 
 def find_nvcc() -> str | None:
@@ -73,25 +68,20 @@ def devices() -> list[dict[str, Any]]:
     """GPUs as torch sees them."""
     import torch
 
-    found = []
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        found.append(
-            {
-                "name": facts.name,
-                "uuid": str(getattr(facts, "uuid", "")),
-                "capability": [facts.major, facts.minor],
-                "multiprocessors": facts.multi_processor_count,
-                "memory_bytes": facts.total_memory,
-                "l2_bytes": facts.L2_cache_size,
-                "peers": [
-                    other
-                    for other in range(torch.cuda.device_count())
-                    if other != index and torch.cuda.can_device_access_peer(index, other)
-                ],
-            }
-        )
-    return found
+    indices = range(torch.cuda.device_count())
+    reaches = torch.cuda.can_device_access_peer
+    return [
+        {
+            "name": facts.name,
+            "uuid": str(getattr(facts, "uuid", "")),
+            "capability": [facts.major, facts.minor],
+            "multiprocessors": facts.multi_processor_count,
+            "memory_bytes": facts.total_memory,
+            "l2_bytes": facts.L2_cache_size,
+            "peers": [other for other in indices if other != index and reaches(index, other)],
+        }
+        for index, facts in enumerate(map(torch.cuda.get_device_properties, indices))
+    ]
 
 
 def versions() -> dict[str, Any]:
@@ -108,13 +98,6 @@ def versions() -> dict[str, Any]:
     }
 
 
-def measured_on() -> dict[str, Any]:
-    """As every result of livetalk has it."""
-    from livetalk_kernels.machine import machine
-
-    return machine()
-
-
 def attempt(facts: dict[str, Any], name: str, read: Callable[[], Any]) -> None:
     """Add what can be read; else the reason."""
     try:
@@ -127,7 +110,8 @@ def attempt(facts: dict[str, Any], name: str, read: Callable[[], Any]) -> None:
 
 def gather() -> dict[str, Any]:
     """All facts; ``problems`` lists what could not be read."""
-    nvcc, compiler = find_nvcc(), shutil.which("g++") or shutil.which("clang++")
+    nvcc = find_nvcc()
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "problems": [],
@@ -136,14 +120,14 @@ def gather() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "packages": installed(),
-        "compiler": run(compiler, "--version").partition("\n")[0] if compiler else None,
+        "compiler": run(*compiler.split(), "--version").partition("\n")[0] if compiler else None,
         "nvcc": run(nvcc, "--version").split("\n")[-1] if nvcc else None,
         "nvidia_smi": run("nvidia-smi", f"--query-gpu={SMI}", "--format=csv").splitlines(),
         "topology": run("nvidia-smi", "topo", "-m").splitlines(),
     }
     attempt(facts, "versions", versions)
     attempt(facts, "devices", devices)
-    attempt(facts, "machine", measured_on)
+    attempt(facts, "machine", machine)
     facts["complete"] = True
     return facts
 
@@ -154,10 +138,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     facts = gather()
-    text = json.dumps(facts, indent=1)
-    print(text)
+    print(json.dumps(facts, indent=1))
     if args.json:
-        write_text(args.json, text + "\n")
+        write_json(args.json, facts)
     return 0
 
 

@@ -5,10 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from livetalk_kernels.outputs import new_file
-
 TIMED = "timed"
-DPI = 120
 BAR = 0.34  # inches
 Result = Mapping[str, Any]
 
@@ -29,30 +26,32 @@ def draw(part: str, result: Any, folder: Path, subtitle: str) -> list[str]:
     function = PLOTS.get(part)
     if function is None or not result:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from livetalk_model.plot_style import save  # which needs matplotlib
 
     try:
-        figure = function(plt, result)
+        figure = function(f"{TITLES[part]}\n{subtitle}", result)
     except (KeyError, TypeError, ValueError, IndexError):  # cut off while it was written
         return []
     if figure is None:
         return []
-    figure.suptitle(f"{TITLES[part]}\n{subtitle}", fontsize=10)
     name = f"{part}-roofline.png" if part == "ops" else f"{part}.png"
-    with new_file(folder / name) as file:
-        figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    save(figure, folder / name)
     return [name]
 
 
-def _bars(plt: Any, rows: Sequence[tuple[str, float, str, str]], label: str) -> Any:
+def _axes(title: str, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes."""
+    from livetalk_model.plot_style import new_figure
+
+    figure = new_figure(title, width, height)
+    return figure, figure.subplots()
+
+
+def _bars(title: str, rows: Sequence[tuple[str, float, str, str]], label: str) -> Any:
     """Horizontal bars: name, value, text behind it, colour."""
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(9, BAR * len(rows) + 1.6), layout="constrained")
+    figure, axes = _axes(title, 9, BAR * len(rows) + 1.6)
     for position, (_, value, text, colour) in enumerate(rows):
         axes.barh(position, value, color=colour, height=0.7)
         axes.annotate(f" {text}", (value, position), va="center", fontsize=8)
@@ -78,18 +77,18 @@ def _race_rows(rows: Sequence[Result], head: str = "") -> list[tuple[str, float,
     return found
 
 
-def step(plt: Any, result: Result) -> Any:
+def step(title: str, result: Result) -> Any:
     """A bar for every way to take a step."""
-    return _bars(plt, _race_rows(result["rows"]), "ms a step (median); orange: approximate")
+    return _bars(title, _race_rows(result["rows"]), "ms a step (median); orange: approximate")
 
 
-def vae(plt: Any, result: Result) -> Any:
+def vae(title: str, result: Result) -> Any:
     """A bar for every way to decode and encode."""
     rows = [bar for work, rows in result["work"].items() for bar in _race_rows(rows, f"{work}: ")]
-    return _bars(plt, rows, "ms (median)")
+    return _bars(title, rows, "ms (median)")
 
 
-def ops(plt: Any, result: Result) -> Any:
+def ops(title: str, result: Result) -> Any:
     """Achieved rates over arithmetic intensity, below the measured roofs."""
     points: dict[str, list[tuple[float, float]]] = {}
     roofs: dict[str, tuple[float, float]] = {}
@@ -104,7 +103,7 @@ def ops(plt: Any, result: Result) -> Any:
                 points.setdefault(row["backend"], []).append((intensity, rate))
     if not points:
         return None
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = _axes(title, 9, 5.5)
     xs = [x for values in points.values() for x, _ in values]
     low, high = min(xs) / 2, max(*xs, *(rate / width for width, rate in roofs.values())) * 2
     for index, (name, (width, rate)) in enumerate(roofs.items()):
@@ -129,13 +128,13 @@ def ops(plt: Any, result: Result) -> Any:
     return figure
 
 
-def chunk(plt: Any, result: Result) -> Any:
+def chunk(title: str, result: Result) -> Any:
     """Stacked stages of every chunk."""
     chunks = result["chunks"]
     names = dict.fromkeys(
         name for entry in chunks for name in entry["stages"] if not name.endswith("(beside)")
     )
-    figure, axes = plt.subplots(figsize=(9, BAR * len(chunks) + 2.2), layout="constrained")
+    figure, axes = _axes(title, 9, BAR * len(chunks) + 2.2)
     labels = [f"chunk {index + 1}" for index in range(len(chunks))]
     left = [0.0] * len(chunks)
     for name in names:
@@ -149,12 +148,12 @@ def chunk(plt: Any, result: Result) -> Any:
     return figure
 
 
-def scaling(plt: Any, result: Result) -> Any:
+def scaling(title: str, result: Result) -> Any:
     """Speed-up over ranks, beside the ideal."""
     rows = [row for row in result["runs"] if "chunk" in row]
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = _axes(title, 6, 4)
     ranks = [row["ranks"] for row in rows]
     axes.plot(ranks, [row["speedup"] for row in rows], marker="o", label="measured")
     ideal = [rank / rows[0]["ranks"] for rank in ranks]
@@ -172,7 +171,7 @@ def scaling(plt: Any, result: Result) -> Any:
     return figure
 
 
-PLOTS: Mapping[str, Callable[[Any, Result], Any]] = {
+PLOTS: Mapping[str, Callable[[str, Result], Any]] = {
     "step": step,
     "vae": vae,
     "ops": ops,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).resolve().parent
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
 SOFT, MARGIN = 0.85, 10.0  # a part begins nothing new after this share, or so many s before its end
 WORLDS = (1, 2, 4, 8)
 FIRST = "facts"
@@ -20,11 +21,12 @@ PYTEST = (
     "--continue-on-collection-errors",
 )
 OURS = ("-m", "livetalk_model.cli.main")
-SOURCES = {
-    "build": ("setup.py",),
-    "build-cpu": ("setup.py",),
-    "tests": ("tests", "pyproject.toml"),
+BUILDS = {"build": "cuda", "build-cpu": "cpu"}
+COMPILERS = {  # kernels -> the fact that is a compiler, and what it means that there is none
+    "cuda": ("nvcc", "there is no nvcc: the cuda backends stay out"),
+    "cpu": ("compiler", "there is no C++ compiler"),
 }
+SOURCES = {**dict.fromkeys(BUILDS, ("setup.py",)), "tests": ("tests", "pyproject.toml")}
 # What prepares and tries, and measures nothing.
 SETUP = frozenset({FIRST, "smoke", "build", "smoke-cuda", "build-cpu"})
 
@@ -66,6 +68,7 @@ class Part:
         sources: Files and folders of the project that it depends on besides the code.
         fixed: Seconds that it has whatever the others have; 0: by weight.
         always: It runs again in every run: what it makes lies outside the folder.
+        cwd: Where it runs.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Part:
     sources: tuple[str, ...] = ()
     fixed: float = 0.0
     always: bool = False
+    cwd: Path = ROOT
 
 
 def soft_end(begin: float, limit: float) -> float:
@@ -103,7 +107,7 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
 
     Args:
         settings: What is measured.
-        facts: From ``gpu_facts.py``; empty before it has run.
+        facts: From ``facts.py``; empty before it has run.
     """
     folder, small = settings.folder, settings.small
     ranks = worlds(settings, facts)
@@ -133,7 +137,7 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
         result: str = "",
         fixed: float = 0.0,
     ) -> Part:
-        builds = name in ("build", "build-cpu")
+        builds = name in BUILDS
         why = (nothing_runs if name != FIRST and not builds else None) or reason
         return Part(
             name=name,
@@ -146,7 +150,17 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
             sources=SOURCES.get(name, ()),
             fixed=fixed,
             always=builds,
+            cwd=folder if builds else ROOT,
         )
+
+    def build(kernels: str) -> Callable[[float], list[str]]:
+        # Away from pyproject.toml, which an older setuptools refuses; objects are kept, so a build
+        # that was cut off goes on where it was.
+        return lambda end: [python, str(ROOT / "setup.py"), f"build_{kernels}"]
+
+    def uncompiled(kernels: str) -> str | None:
+        compiler, lack = COMPILERS[kernels]
+        return lack if facts and not facts.get(compiler) else None
 
     def to(name: str) -> list[str]:
         return ["--json", str(folder / name)]
@@ -161,18 +175,20 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
     world = str(max(ranks, default=1))
     compiled = "cpu" if small else "cuda"
     return [
-        part(FIRST, "the machine", 15, script("gpu_facts.py", *to("facts.json"), soft=False)),
         part(
-            "smoke", "every backend once", 0, script("gpu_smoke.py", *device, *to("smoke.json")),
+            FIRST, "the machine", 15, script("gpu_report/facts.py", *to("facts.json"), soft=False)
+        ),
+        part(
+            "smoke", "every backend once", 0, script("smoke.py", *device, *to("smoke.json")),
             fixed=SMOKE_SECONDS * (3 if small else 1),  # a CPU has other work
         ),
         part(
-            "build", f"compiled kernels, {compiled}", 60,
-            script("gpu_build.py", "--only", compiled, *to("build.json"), soft=False),
+            "build", f"compiled kernels, {compiled}", 60, build(compiled), "setuptools",
+            reason=uncompiled(compiled),
         ),
         part(
             "smoke-cuda", "every compiled CUDA backend once", 0,
-            script("gpu_smoke.py", *device, "--backend", "cuda", "cutlass", *to("smoke-cuda.json")),
+            script("smoke.py", *device, "--backend", "cuda", "cutlass", *to("smoke-cuda.json")),
             reason=cuda_only and "CUDA kernels need an NVIDIA GPU", fixed=SMOKE_SECONDS / 2,
         ),
         part(
@@ -206,9 +222,8 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
             script("stream.py", *model, *layers, *chunks, *to("chunk.json")),
         ),
         part(
-            "build-cpu", "compiled kernels, cpu", 30,
-            script("gpu_build.py", "--only", "cpu", *to("build-cpu.json"), soft=False),
-            reason="the part build has made them" if small else None,
+            "build-cpu", "compiled kernels, cpu", 30, build("cpu"), "setuptools",
+            reason="the part build has made them" if small else uncompiled("cpu"),
         ),
         part(
             "tests", "the tests for GPUs" if not small else "some tests", 40,

@@ -1,7 +1,7 @@
 """Every op by every backend once, where its fall hurts nobody: a first part of ``make gpu-report``.
 
-    python benchmarks/gpu_smoke.py --json smoke.json
-    python benchmarks/gpu_smoke.py --device cpu --backend cpu
+    python benchmarks/smoke.py --json smoke.json
+    python benchmarks/smoke.py --device cpu --backend cpu
 
 Workers take one backend after the other, call it on a small case, and hold the result to the
 numerics contract. One that is not done with a backend within ``--seconds`` is killed, and that
@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from race import Budget, add_time_options, brief, say
+from race import Budget, add_time_options, say
 
+from livetalk_kernels.lines import brief
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Case

@@ -1,0 +1,1 @@
+"""``make gpu-report``: parts, how they are run, and the page and pictures about them."""
