@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", default="tiny", choices=("tiny", "mid"))
+    parser.add_argument("--preset", default="tiny", choices=("tiny", "demo", "mid"))
     parser.add_argument("--runs", type=int, default=10, help="of each tree (default: 10)")
     parser.add_argument("--tree", type=Path, action="append", help="default: this one")
     parser.add_argument("--output", type=Path, metavar="FILE.json")

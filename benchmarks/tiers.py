@@ -37,7 +37,7 @@ from livetalk_kernels.spec import Arguments, Case
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LIBRARIES = {  # tier -> the most that oneDNN, MKL and PyTorch's own loops may use
+LIBRARIES = {  # tier -> the most that oneDNN, MKL, and PyTorch's own and compiled loops may use
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",

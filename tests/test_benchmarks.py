@@ -8,9 +8,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from livetalk_kernels import KernelConfig
+from livetalk_model.loading import load_preparer
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import compiled_vae  # noqa: E402
+import growth  # noqa: E402
 
 
 def run(folder: Path, script: str, *arguments: str) -> None:
@@ -31,15 +39,56 @@ def test_variants_of_a_chunk_and_their_picture(compare: str, tmp_path: Path) -> 
     # One thread: two that share a core wait for each other, and the test takes thrice as long.
     arguments = ("--compare", compare, "--preset", "tiny", "--rounds", "1", "--threads", "1")
     arguments += ("--dtype", "fp32")  # a CPU without bf16 products takes minutes for the other
+    arguments += ("--tier", "avx2", "--no-compile")  # compilers, too
     run(tmp_path, "chunk.py", *arguments, "--output", "chunk.json")
     result = json.loads((tmp_path / "chunk.json").read_text())
     assert len(result["rounds"]) == 1
     for row in result["summary"].values():
         assert row["chunk"] > 0 and row["dit_gflops"] > 0
     assert result["machine"].keys() >= {"cpu", "torch", "commit", "date", "preset"}
+    assert (result["machine"]["kernels"], result["machine"]["capability"]) == ("avx2", "AVX2")
     run(tmp_path, "plot.py", "chunk", "chunk.json", "chunk.png")
     assert (tmp_path / "chunk.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["chunk.json", "chunk.png"]
+
+
+def test_a_compiled_vae_takes_one_graph_for_all_pieces_but_the_first() -> None:
+    """Which makes the same frames and latents, on whatever history."""
+    plain = load_preparer(
+        preset="tiny", device="cpu", backend=KernelConfig.parse(("reference",)), reuse=False
+    ).vae
+    latents = torch.randn(1, 16, 4, 2, 2)
+    video = torch.rand(1, 3, 9, 16, 16)
+    with torch.inference_mode():
+        frames, coded = plain.decode(latents), plain.encode(video)
+        graphs = []
+
+        def compiler(graph: torch.fx.GraphModule, _: object) -> object:
+            graphs.append(graph)
+            return graph.forward
+
+        compiled_vae.compile_vae(plain, compiler=compiler)
+        assert torch.equal(plain.decode(latents), frames)
+        assert torch.equal(plain.encode(video), coded)
+    assert len(graphs) == 2
+
+
+def test_growth_of_a_chunk(tmp_path: Path) -> None:
+    sizes = ("--size", "32x32", "--size", "64x64", "--chunks", "1", "--threads", "1")
+    run(tmp_path, "growth.py", "--preset", "tiny", *sizes, "--output", "growth.json")
+    result = json.loads((tmp_path / "growth.json").read_text())
+    assert [row["tokens"] for row in result["rows"]] == [36, 144]
+    laws = result["laws"]
+    assert laws["  self-attention"]["flops"] == pytest.approx(2)
+    assert laws["  linears"]["flops"] == pytest.approx(1)
+    assert laws["chunk"]["seconds"] > 0
+
+
+def test_powers_of_what_grows() -> None:
+    pixels = [1.0, 4.0, 9.0]
+    assert growth.power(pixels, [3.0, 12.0, 27.0]) == pytest.approx(1)
+    assert growth.power(pixels, [1.0, 16.0, 81.0]) == pytest.approx(2)
+    assert growth.power(pixels, [0.0, 0.0, 0.0]) is None  # what is not counted
 
 
 def test_slices_of_the_vae(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import check_folder, check_input
 
+from ..linear import take_over_linears
 from ..weights.fill import Slot, TensorFiles, load_module, open_weights
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ def umt5_on_meta(files: TensorFiles) -> tuple[UMT5EncoderModel, dict[str, Slot]]
     config = UMT5Config(attn_implementation="eager", **_umt5_sizes(files))
     with torch.device("meta"):
         network = UMT5EncoderModel(config)
+    take_over_linears(network)
     # One embedding module under both of its names, so that it is loaded once.
     network.set_input_embeddings(network.shared)
     key_map = {

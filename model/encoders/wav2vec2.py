@@ -16,12 +16,12 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import remove_parametrizations
 
 from ..config import Activation, AudioEncoderConfig
 
 Pointwise = Callable[[Tensor], Tensor]
+
+_PARTS = "parametrizations"  # PyTorch's name, which published files have
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -116,6 +116,34 @@ class FeatureProjection(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Map [B, T, C] to [B, T, D]."""
         return self.projection(self.layer_norm(x_BTC))
+
+
+class SplitWeight(nn.Module):
+    """A weight norm's parts: weight = g * v / |v|, the norm over all but the last dimension.
+
+    Salimans and Kingma, 2016. PyTorch's own, which computes the norm when it is put on, imports its
+    compiler for that on the meta device: a second and a half of a start.
+
+    Attributes:
+        original0: g, [1, 1, K].
+        original1: v, [O, I, K].
+    """
+
+    def __init__(self, weight_OIK: Tensor) -> None:
+        """Split a weight; on the meta device into parts without values."""
+        super().__init__()
+        meta = weight_OIK.is_meta
+        length = weight_OIK.new_empty(1, 1, weight_OIK.shape[2]) if meta else _length(weight_OIK)
+        self.original0 = nn.Parameter(length)
+        self.original1 = nn.Parameter(weight_OIK)
+
+    def joined(self) -> Tensor:
+        """Compute the weight, [O, I, K]."""
+        return self.original1 * (self.original0 / _length(self.original1))
+
+
+def _length(weight_OIK: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight_OIK, dim=(0, 1), keepdim=True)
 
 
 class PositionalConvolution(nn.Module):
@@ -237,13 +265,16 @@ class Wav2Vec2(nn.Module):
         return self.encoder(self.feature_projection(features_BTC))
 
     def split_weight_norm(self) -> None:
-        """Store the positional weight like checkpoints do: v [D, D / groups, K], g [1, 1, K].
-
-        weight = g * v / |v|, with the norm over all but the last dimension (Salimans and Kingma,
-        2016).
-        """
-        weight_norm(self.encoder.pos_conv_embed.conv, dim=2)
+        """Store the positional weight like checkpoints do, in the two parts of a `SplitWeight`."""
+        conv = self.encoder.pos_conv_embed.conv
+        parts = SplitWeight(conv.weight.detach())
+        del conv.weight
+        conv.add_module(_PARTS, nn.ModuleDict({"weight": parts}))
 
     def fold_weight_norm(self) -> None:
         """Compute that weight once, and store it as one tensor again."""
-        remove_parametrizations(self.encoder.pos_conv_embed.conv, "weight")
+        conv = self.encoder.pos_conv_embed.conv
+        parts = conv.get_submodule(f"{_PARTS}.weight")
+        assert isinstance(parts, SplitWeight)
+        conv.weight = nn.Parameter(parts.joined().detach())
+        delattr(conv, _PARTS)

@@ -63,13 +63,14 @@ def test_npy_and_json(portrait, speech, out, capsys):
     assert 0 < report["startup"]["first_frame"] < report["wall"]
 
 
-def test_what_takes_seconds_to_import_is_left_alone(portrait, speech, out):
-    """What a preset with random weights does not need; torch's compiler is part of it.
+@pytest.mark.parametrize("preset", ["tiny", "demo"])
+def test_what_takes_seconds_to_import_is_left_alone(preset, portrait, speech, out):
+    """What neither random nor stored weights need; torch's compiler is part of it.
 
     With ``--json`` that is imported after the last frame, by torch's meta device.
     """
     unneeded = "transformers scipy pyloudnorm ftfy matplotlib sympy triton torch._dynamo"
-    command = ["generate", "--preset", "tiny", "--device", "cpu", *FAST]
+    command = ["generate", "--preset", preset, "--device", "cpu", *FAST]
     command += ["--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4"]
     code = (
         "import sys; from livetalk_model.cli.main import main\n"

@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from livetalk_kernels.backends import cpu
-from livetalk_model.linear import Linear
+from livetalk_model.linear import Linear, take_over_linears
 
 
 def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
@@ -24,3 +25,15 @@ def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
         again = F.linear(x.bfloat16().float(), half.weight.float(), half.bias.float())
         assert torch.equal(result, again.bfloat16())
     assert (wide == torch.float32) == (isa not in cpu.BF16_ISAS)
+
+
+def test_layers_of_others_are_taken_over_with_their_parameters() -> None:
+    inner = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU())
+    module = nn.ModuleDict({"first": nn.Linear(8, 6), "rest": inner})
+    before = dict(module.named_parameters())
+    take_over_linears(module)
+    after = dict(module.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert type(module["first"]) is Linear and type(inner[0]) is Linear
+    assert (inner[0].in_features, inner[0].out_features, inner[0].bias) == (6, 4, None)

@@ -17,6 +17,7 @@ from livetalk_model.encoders.text import (
     load_tokenizer,
     load_umt5,
 )
+from livetalk_model.linear import Linear
 
 WORDS = ("a", "person", "is", "talking", "to", "the", "camera")
 
@@ -106,6 +107,8 @@ def test_golden(small_golden, golden_checkpoint):
     out = encoder.embed_ids(tensors["ids"][0, :rows])
     assert (out - expected).norm() <= 1e-4 * expected.norm()
     half = TextEncoder(load_umt5(path, device="cpu", dtype=torch.bfloat16), None)
+    linears = [m for m in half._network.modules() if isinstance(m, torch.nn.Linear)]
+    assert linears and {type(layer) for layer in linears} == {Linear}  # bf16 is not emulated
     out = half.embed_ids(tensors["ids"][0, :rows])
     assert out.dtype == torch.bfloat16
     # Attention without scaling saturates, so bf16 errs by 8 % (measured on the published code).
