@@ -1,11 +1,11 @@
-"""One chunk in several variants, interleaved on the same machine.
+"""Time one chunk in several variants, interleaved on the same machine.
 
     python benchmarks/chunk.py --compare reuse --preset mid --output profiles/data/chunk.json
 
-``reuse``: with and without the work that is done once; ``backends``: by our compiled kernels and by
-plain PyTorch. Every round runs one chunk of each variant in turn, so that a slow minute of a shared
-machine hits all of them. The frames are compared first; a wrong variant is not timed. Peaks of
-matrix product and convolution are measured in every round as well.
+``reuse``: with and without work that is done only once; ``backends``: with our compiled kernels and
+with plain PyTorch. Every round runs one chunk of each variant, so that a slow minute of a shared
+machine affects all of them. Frames are compared first; a wrong variant is not timed. Peaks of
+matrix product and convolution are also measured in every round.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from livetalk_model.stream.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to make a chunk; ``floor``: PSNR against the first variant that it must reach, dB."""
+    """One way to make a chunk; ``floor``: required PSNR against the first variant, dB."""
 
     dtype: str
     reuse: bool = True
@@ -59,12 +59,12 @@ DIT_STAGES = ("audio K/V", "denoise")
 
 
 def chunk(session: Session, index: int) -> np.ndarray:
-    """Frames of one chunk."""
+    """Make the frames of one chunk."""
     return np.concatenate(list(session.push(speech(index))))
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Best of three, after a warm-up."""
+    """Return the best of three times, after a warm-up."""
     run()
     times = []
     for _ in range(3):
@@ -75,13 +75,13 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product."""
+    """Measure the FLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b)
 
 
 def conv_rate(dtype: torch.dtype, channels: int = 192) -> float:
-    """FLOP/s of a 3x3x3 convolution on 4 frames of 64x64."""
+    """Measure the FLOP/s of a 3x3x3 convolution on 4 frames of 64x64."""
     x = torch.randn(1, channels, 6, 66, 66).to(dtype)
     weight = torch.randn(channels, channels, 3, 3, 3).to(dtype)
     x, weight = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, weight))
@@ -90,7 +90,7 @@ def conv_rate(dtype: torch.dtype, channels: int = 192) -> float:
 
 
 def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> dict[str, int]:
-    """FLOPs of a steady chunk, per stage group."""
+    """Count the FLOPs of a steady-state chunk, per stage group."""
     latent = (9, size[0] // 8, size[1] // 8)
     config, reuse = pipeline.dit.config, pipeline.reuse
     flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=rows if reuse else None)
@@ -103,13 +103,13 @@ def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> d
 
 
 def chosen(compare: str, dtype: str) -> dict[str, Variant]:
-    """The variants of a comparison, of one dtype or of both."""
+    """Select the variants of a comparison, in one dtype or both."""
     variants = COMPARISONS[compare].items()
     return {name: variant for name, variant in variants if dtype in ("both", variant.dtype)}
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Check, then time all variants in turn."""
+    """Check, then time all variants interleaved."""
     torch.set_num_threads(args.threads)
     where = machine() | {"preset": args.preset}
     variants = chosen(args.compare, args.dtype)
@@ -160,12 +160,12 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def group(stages: dict[str, float], names: tuple[str, ...]) -> float:
-    """Seconds of several stages."""
+    """Sum the seconds of several stages."""
     return sum(stages.get(name, 0.0) for name in names)
 
 
 def summarise(result: dict) -> dict:
-    """Medians over the rounds, ratios round by round, rates and shares of the peak."""
+    """Compute medians over the rounds, ratios per round, rates and fractions of the peak."""
     rounds = result["rounds"]
     groups = {
         "dit": DIT_STAGES,
@@ -202,7 +202,7 @@ def main() -> None:
         "--dtype",
         default="both",
         choices=("both", "fp32"),
-        help="fp32: leave bf16 out, whose plain formulas take minutes without bf16 instructions",
+        help="fp32: skip bf16, whose plain formulas take minutes without bf16 instructions",
     )
     parser.add_argument("--preset", default="mid")
     parser.add_argument("--rounds", type=int, default=5)
