@@ -1,22 +1,22 @@
-"""Package lists and the compiled extensions; everything else stands in pyproject.toml.
+"""Package lists and the compiled extensions; everything else is in pyproject.toml.
 
 The folder ``model/`` is installed as ``livetalk_model``. Sub-packages are found, so a new folder
 with an ``__init__.py`` (an op, for example) needs no entry here; nor does a new source in ``csrc``.
 
 ``livetalk_kernels/_C.so`` is built whenever there is a C++ compiler, ``_C_cuda.so`` by
-``python setup.py build_cuda`` (``make cuda``), or along with the other where a GPU is visible.
-Both use libtorch's stable ABI only and no Python header, so one binary serves every Python and
+``python setup.py build_cuda`` (``make cuda``), or along with the other if a GPU is visible. Both
+use only libtorch's stable ABI and no Python headers, so one binary works with every Python and
 every torch from 2.11 on; a CUDA build needs neither a GPU nor a CUDA build of torch.
 
-Python loads torch's libraries for torch alone (RTLD_LOCAL), so an extension names the ones it
-needs. The dynamic linker then takes those that ``import torch`` has loaded, which have the same
-name: no path is recorded. ``libtorch_cuda.so`` is missing from a CPU build of torch; there a stub
-of that name, which stays in the build folder, stands in for it while linking.
+Python loads torch's libraries privately (RTLD_LOCAL), so an extension names the ones it needs. The
+dynamic linker then uses those that ``import torch`` has loaded, which have the same name: no path
+is recorded. ``libtorch_cuda.so`` is missing from a CPU build of torch; there a stub of that name,
+which stays in the build folder, replaces it while linking.
 
-The CUDA runtime is linked statically, as NVIDIA's own libraries do it: its symbols stay hidden, it
-shares the device's primary context, and so streams and memory, with whatever runtime torch brings,
-and one binary serves a torch for CUDA 12 and one for CUDA 13. What it asks for is a driver of the
-toolkit's major version; ``livetalk_kernels/backends/cuda.py`` checks that.
+The CUDA runtime is linked statically, like in NVIDIA's own libraries: its symbols stay hidden, it
+shares the device's primary context, and so streams and memory, with torch's own runtime, and one
+binary works with a torch for CUDA 12 or CUDA 13. It requires a driver of the toolkit's major
+version; ``livetalk_kernels/backends/cuda.py`` checks that.
 """
 
 import os
@@ -39,16 +39,16 @@ LIBRARY = "_C.so"
 REASON = "_C.reason"  # why there is no library, for `livetalk backends`
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# GCC takes its own AVX-512 intrinsics for uninitialised.
+# GCC considers its own AVX-512 intrinsics uninitialised.
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-# Machine code for Hopper and for 8.x, and portable code that a driver as new as the toolkit
-# translates for newer GPUs; backends/cuda.py knows which GPU takes which.
+# Machine code for Hopper and 8.x, and portable code that a driver as new as the toolkit translates
+# for newer GPUs; backends/cuda.py knows which GPU uses which.
 GENCODE = [
     "-gencode=arch=compute_90a,code=sm_90a",
     "-gencode=arch=compute_80,code=[sm_80,compute_80]",
 ]
 NVCC_FLAGS = ["-std=c++20", "-O3", *GENCODE, "-Xcompiler=-fPIC,-fvisibility=hidden"]
-# What is made of CUTLASS runs on a Hopper only.
+# Code based on CUTLASS runs only on a Hopper.
 SM90_FLAGS = ["-std=c++17", "-O3", GENCODE[0], "-Xcompiler=-fPIC,-fvisibility=hidden", "-DNDEBUG"]
 SM90_FLAGS += ["--expt-relaxed-constexpr"]
 AVX512 = ("f", "bw", "vl", "dq")
@@ -61,7 +61,7 @@ if platform.machine() == "x86_64":
 
 
 class BuildError(BaseError):
-    """A build that failed, with what to do about it in one line."""
+    """A failed build, with what to do about it in one line."""
 
 
 class NoCompilerError(BuildError):
@@ -69,7 +69,7 @@ class NoCompilerError(BuildError):
 
 
 def torch_folder() -> Path:
-    """Where torch lies; its headers and libraries are what the extensions need of it."""
+    """Find torch's folder, for its headers and libraries."""
     import importlib.util
 
     spec = importlib.util.find_spec("torch")
@@ -79,11 +79,11 @@ def torch_folder() -> Path:
 
 
 def run_all(commands: Iterable[list[str]], *, at_most: int | None = None) -> None:
-    """Run compiler commands, as many at a time as there are cores; the first failure counts.
+    """Run compiler commands, one per core at a time; the first failure counts.
 
     Args:
         commands: The commands.
-        at_most: A smaller number of commands at a time, for compilers that take much memory.
+        at_most: Limit on concurrent commands, for compilers that need much memory.
     """
 
     def run(command: list[str]) -> None:
@@ -97,7 +97,7 @@ def run_all(commands: Iterable[list[str]], *, at_most: int | None = None) -> Non
 
 
 def compile_all(jobs: Mapping[Path, list[str]], *, at_most: int | None = None) -> None:
-    """Run the compiler for every object that is missing, or older than what it is made of.
+    """Run the compiler for every object that is missing, or older than its sources.
 
     Args:
         jobs: Object -> command without ``-o`` and dependency flags, its source last.
@@ -112,12 +112,12 @@ def compile_all(jobs: Mapping[Path, list[str]], *, at_most: int | None = None) -
 
 
 def depends(job: Path) -> Path:
-    """Where the compiler lists what an object is made of."""
+    """Return the file in which the compiler lists an object's dependencies."""
     return job.with_suffix(".d")
 
 
 def stale(job: Path, command: list[str]) -> bool:
-    """Whether an object is missing, or older than a source or header of ours that it is made of."""
+    """Return whether an object is missing, or older than any of our sources or headers in it."""
     if not (job.exists() and depends(job).exists()):
         return True
     listed = depends(job).read_text(encoding="utf-8").replace("\\\n", " ").split()
@@ -152,7 +152,7 @@ def build_cpu(target: Path, work: Path) -> None:
 
 
 def link(target: Path, command: list[str]) -> None:
-    """Link beside the target and move it there, so that a running process keeps the old one."""
+    """Link to a temporary name and rename, so that a running process keeps the old file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".so.new")
     run_all([[*command, "-o", str(fresh)]])
@@ -160,7 +160,7 @@ def link(target: Path, command: list[str]) -> None:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: of CUDA_HOME where that is set, else on the path or in its usual place."""
+    """Find the CUDA compiler: in CUDA_HOME if set, else on the path or in its usual place."""
     home = os.environ.get("CUDA_HOME")
     places = [Path(home, "bin")] if home else [None, Path("/usr/local/cuda/bin")]
     found = (shutil.which("nvcc", path=place and str(place)) for place in places)
@@ -168,7 +168,7 @@ def find_nvcc() -> str | None:
 
 
 def find_cutlass() -> Path | None:
-    """CUTLASS's headers, from the package nvidia-cutlass; None where it is not installed."""
+    """Find CUTLASS's headers, from the package nvidia-cutlass; None if not installed."""
     import importlib.util
 
     spec = importlib.util.find_spec("cutlass_library")
@@ -181,7 +181,7 @@ def find_cutlass() -> Path | None:
 def build_cuda(target: Path, work: Path) -> None:
     """Compile ``csrc/cuda`` and ``csrc/bindings/*_cuda.cpp``, and link.
 
-    With CUTLASS, ``csrc/cuda/sm90`` and ``csrc/bindings/*_sm90.cpp`` are part of it.
+    With CUTLASS, ``csrc/cuda/sm90`` and ``csrc/bindings/*_sm90.cpp`` are included.
 
     Raises:
         BuildError: There is no nvcc or no torch, or a compiler failed.
@@ -224,14 +224,14 @@ def build_cuda(target: Path, work: Path) -> None:
 
 
 def link_cuda(target: Path, nvcc: str, objects: list[Path], torch_lib: Path, work: Path) -> None:
-    """Link against torch's libraries; a symbol that nobody has is an error here, not at run time.
+    """Link against torch's libraries; an undefined symbol is an error here, not at run time.
 
     Args:
         target: The library.
         nvcc: The CUDA compiler, which links.
-        objects: What it is made of.
+        objects: Its object files.
         torch_lib: Folder of torch's libraries.
-        work: Folder for ``stub/libtorch_cuda.so``, if torch has no such library.
+        work: Folder for ``stub/libtorch_cuda.so``, if torch lacks that library.
 
     Raises:
         BuildError: The linker failed.
@@ -246,9 +246,9 @@ def link_cuda(target: Path, nvcc: str, objects: list[Path], torch_lib: Path, wor
 
 
 def build_stub(stub: Path, nvcc: str, objects: list[Path], torch_lib: Path) -> None:
-    """Build a ``libtorch_cuda.so`` of what objects want of torch and a CPU build does not have.
+    """Build a ``libtorch_cuda.so`` with the symbols that objects need and a CPU build lacks.
 
-    Its functions only report failure (1). It is for linking, and for tests that load the result.
+    Its functions only report failure (1): for linking, and for tests that load the result.
     """
     wanted = symbols(objects, "--undefined-only")
     here = [torch_lib / "libtorch_cpu.so", torch_lib / "libc10.so"]
@@ -263,11 +263,11 @@ def build_stub(stub: Path, nvcc: str, objects: list[Path], torch_lib: Path) -> N
 
 
 def symbols(files: list[Path], *which: str) -> set[str]:
-    """Names in the symbol tables of objects or libraries, as ``nm`` lists them.
+    """List names in the symbol tables of objects or libraries with ``nm``.
 
     Args:
         files: The files.
-        *which: Options of ``nm`` that choose symbols.
+        *which: Options of ``nm`` that select symbols.
 
     Raises:
         BuildError: There is no ``nm``, or it failed.
@@ -283,7 +283,7 @@ def symbols(files: list[Path], *which: str) -> set[str]:
 
 
 def gpu_visible() -> bool:
-    """Whether the machine has an NVIDIA driver."""
+    """Return whether the machine has an NVIDIA driver."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
@@ -325,7 +325,7 @@ class BuildCpu(InPlace):
 
 
 def build_into(folder: Path) -> None:
-    """Build ``_C.so`` in a package's folder, or leave in its place the reason why there is none.
+    """Build ``_C.so`` in a package's folder, or leave the reason for its absence there.
 
     Raises:
         BuildError: It was not built.
@@ -342,10 +342,10 @@ def build_into(folder: Path) -> None:
 
 
 class BuildExtensions(build_ext):
-    """What pip calls: build all that can be built; the installation goes on without the rest."""
+    """Called by pip: builds what can be built; the installation continues without the rest."""
 
     def run(self) -> None:
-        """Build into the package's folder, in place or where a wheel is put together."""
+        """Build into the package's folder, in place or where a wheel is assembled."""
         root = ROOT if self.inplace else Path(self.build_lib)
         folder = root / "livetalk_kernels"
         try:
@@ -359,14 +359,14 @@ class BuildExtensions(build_ext):
                 print(f"warning: there are no CUDA kernels: {error}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
-        """Files that an installation by pip owns."""
+        """List files that belong to an installation by pip."""
         if self.inplace:
             return []
         folder = Path(self.build_lib, "livetalk_kernels")
         return [str(file) for file in (folder / LIBRARY, folder / REASON) if file.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
-        """Built file -> its place in the sources, for editable installations; all are in place."""
+        """Map built files to the source tree, for editable installs; all are in place."""
         return {}
 
 

@@ -3,12 +3,12 @@ r"""Distil with several histories at one budget of forward passes, and compare t
     python benchmarks/ablation.py --data clips --held-out held-out --vae runs/vae \
         --audio-encoder runs/audio --teacher runs/teacher --output ablation
 
-Recipes: ``k1`` learns from the true past alone, ``k5`` from its own past of up to four chunks,
+Recipes: ``k1`` learns only from the true past, ``k5`` from its own past of up to four chunks,
 ``k5-noised`` likewise with noise on the motion latents that the scores see, and in ``oracle`` the
-teacher sees the true past and the student is drawn to the truth. Each is distilled once a seed by
-``livetalk train distill``, and streamed by ``livetalk evaluate``, all in processes of their own. A
-run that is there is kept, one that was begun is resumed: run the same command again to go on. The
-table compares what the runs of a recipe have in common; intervals are over its seeds.
+teacher sees the true past and the student is regressed to the truth. Each is distilled once per
+seed by ``livetalk train distill``, and streamed by ``livetalk evaluate``, all in separate
+processes. Finished runs are kept, unfinished ones resumed: run the same command again to continue.
+The table compares the means over a recipe's runs; intervals are over its seeds.
 """
 
 import argparse
@@ -40,38 +40,38 @@ RECIPES: Mapping[str, Distillation] = MappingProxyType(
         "oracle": replace(BASE, chunks=5, history="oracle", regression=0.25),
     }
 )
-"""The first one is what the others are compared with; the share of the regression is ours."""
+"""The first is the baseline of the others; the weight of the regression is ours."""
 ROWS: Sequence[tuple[str, str, str]] = (
-    ("contraction", "all", "lambda: an error of the past after a chunk, of 1"),
+    ("contraction", "all", "lambda: what remains of an error in the past after a chunk"),
     ("whole", "mouth_without_loudness", "mouth and truth, loudness removed: correlation"),
     ("change", "away", "last minute minus first: distance from the portrait, CIEDE2000"),
     ("change", "picture_db", "last minute minus first: picture, dB"),
-    ("change", "saturation", "last minute minus first: chroma, of the truth's"),
-    ("slope", "away", "distance from the portrait, CIEDE2000 a minute"),
-    ("mean", "seam", "jump into a chunk, of the jumps beside it"),
-    ("mean", "sharpness", "gradient energy in the face, of the truth's"),
+    ("change", "saturation", "last minute minus first: chroma relative to the truth"),
+    ("slope", "away", "distance from the portrait, CIEDE2000 per minute"),
+    ("mean", "seam", "jump into a chunk relative to its neighbours"),
+    ("mean", "sharpness", "gradient energy in the face relative to the truth"),
     ("mean", "identity", "colours of skin, hair, wall and clothes, CIEDE2000"),
-    ("whole", "blink_ratio", "blinks, of the data's"),
+    ("whole", "blink_ratio", "blinks relative to the data"),
 )
-"""Group, measure and words of the table."""
+"""Group, measure and description in the table."""
 
 
 def updates(method: Distillation, budget: float) -> int:
-    """Updates of the fake score that a budget of forward passes, for each sample, pays for."""
+    """Count the fake score's updates within a budget of forward passes per sample."""
     many = 1000
     stage = replace(STUDENT, updates=many, every=method.generator_every, chunks=method.chunks)
     return max(method.generator_every, round(budget * many / stage.forwards))
 
 
 def settings(recipe: str, seed: int, budget: float) -> Run:
-    """What a run is distilled with."""
+    """Build the settings of a run."""
     method = RECIPES[recipe]
     chosen = {"seed": seed, "steps": updates(method, budget), "distillation": method}
     return Run(**{**SETTINGS["distill"], **chosen})
 
 
 def distil(args: argparse.Namespace, recipe: str, seed: int) -> Path:
-    """Make a run, or what is left of it; its folder.
+    """Make a run, or the rest of it; return its folder.
 
     Raises:
         UserError: It was begun with another budget.
@@ -88,7 +88,7 @@ def distil(args: argparse.Namespace, recipe: str, seed: int) -> Path:
 
 
 def evaluate(args: argparse.Namespace, name: str, folders: Sequence[Path], chunks: int) -> Path:
-    """Stream the runs of a recipe; the report."""
+    """Stream the runs of a recipe; return the report's path."""
     output = args.output / f"{name}-{chunks}"
     report = output.with_name(f"{output.name}.json")
     if not is_file(report):
@@ -103,7 +103,7 @@ def evaluate(args: argparse.Namespace, name: str, folders: Sequence[Path], chunk
 
 
 def table(reports: Mapping[str, Mapping[str, Any]], *, correction: str = "off") -> list[str]:
-    """Lines of Markdown: a row a measure, a column a recipe; colours are not corrected."""
+    """Format Markdown with a row per measure, a column per recipe; without colour correction."""
     lines = [f"| measure | {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
     for group, measure, words in ROWS:
         found = [
@@ -121,7 +121,7 @@ def table(reports: Mapping[str, Mapping[str, Any]], *, correction: str = "off") 
 
 
 def page(args: argparse.Namespace, reports: Mapping[int, Mapping[str, Any]]) -> str:
-    """The page of the whole ablation."""
+    """Format the page of the whole ablation."""
     first = next(iter(next(iter(reports.values())).values()))
     where = first["machine"]
     steps = {recipe: updates(RECIPES[recipe], args.forwards) for recipe in args.recipes}
@@ -131,7 +131,7 @@ def page(args: argparse.Namespace, reports: Mapping[int, Mapping[str, Any]]) -> 
         "",
         f"Each run has {args.forwards:g} forward passes of the transformer for a sample (updates: "
         f"{counted}), and {len(args.seeds)} seeds; VAE, audio encoder and teacher are the same. "
-        "Brackets hold 95 % intervals over the seeds. Colours are not corrected.",
+        "Brackets are 95 % intervals over the seeds. Colours are not corrected.",
         "",
         f"{where['gpu'] or where['cpu']}, torch {where['torch']}, commit {where['commit']}.",
     ]
@@ -162,23 +162,31 @@ def main() -> int:
     for name, words in (
         ("--data", "clips to train with"),
         ("--held-out", "clips of the test split"),
-        ("--vae", "run that has trained it"),
-        ("--audio-encoder", "run that has trained it"),
-        ("--teacher", "run that has trained it"),
+        ("--vae", "run that trained it"),
+        ("--audio-encoder", "run that trained it"),
+        ("--teacher", "run that trained it"),
         ("--output", "folder of runs and reports"),
     ):
         parser.add_argument(name, type=Path, required=True, metavar="DIR", help=words)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument(
-        "--forwards", type=float, default=2000.0, metavar="N", help="of a run (default: 2000)"
+        "--forwards",
+        type=float,
+        default=2000.0,
+        metavar="N",
+        help="forward passes per run (default: 2000)",
     )
     parser.add_argument(
-        "--chunks", type=int, default=300, metavar="N", help="of a stream a seed (default: 300)"
+        "--chunks",
+        type=int,
+        default=300,
+        metavar="N",
+        help="length of one stream per seed (default: 300)",
     )
     parser.add_argument(
         "--long", type=int, default=1000, metavar="N",
-        help="of a stream of the first seed of k1 and k5 (default: 1000); 0: none",
+        help="length of a stream of k1's and k5's first seed (default: 1000); 0 for none",
     )  # fmt: skip
     args = parser.parse_args()
     try:
@@ -190,7 +198,7 @@ def main() -> int:
 
 
 def compare(args: argparse.Namespace) -> Path:
-    """Distil and stream what is not there yet; the page about all.
+    """Distil and stream what is missing; return the page about all.
 
     Raises:
         UserError: A run was begun with other settings, or a file is no good.

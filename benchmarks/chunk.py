@@ -1,4 +1,4 @@
-"""One chunk in several variants, interleaved on the same machine.
+"""Time one chunk in several variants, interleaved on the same machine.
 
     python benchmarks/chunk.py --compare reuse --preset mid --output profiles/data/chunk.json
     python benchmarks/chunk.py --tier avx2 --dtype fp32 --output profiles/data/chunk_avx2.json
@@ -79,12 +79,12 @@ DIT_STAGES = ("audio K/V", "denoise")
 
 
 def chunk(session: Session, index: int) -> np.ndarray:
-    """Frames of one chunk."""
+    """Make the frames of one chunk."""
     return np.concatenate(list(session.push(speech(index))))
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Best of three, after a warm-up."""
+    """Return the best of three times, after a warm-up."""
     run()
     times = []
     for _ in range(3):
@@ -95,13 +95,13 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product."""
+    """Measure the FLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b)
 
 
 def conv_rate(dtype: torch.dtype, channels: int = 192) -> float:
-    """FLOP/s of a 3x3x3 convolution on 4 frames of 64x64."""
+    """Measure the FLOP/s of a 3x3x3 convolution on 4 frames of 64x64."""
     x = torch.randn(1, channels, 6, 66, 66).to(dtype)
     weight = torch.randn(channels, channels, 3, 3, 3).to(dtype)
     x, weight = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, weight))
@@ -110,7 +110,7 @@ def conv_rate(dtype: torch.dtype, channels: int = 192) -> float:
 
 
 def count(pipeline: Pipeline, rows: int, size: tuple[int, int], steps: int) -> dict[str, int]:
-    """FLOPs of a steady chunk, per stage group."""
+    """Count the FLOPs of a steady-state chunk, per stage group."""
     latent = (9, size[0] // 8, size[1] // 8)
     config, reuse = pipeline.dit.config, pipeline.reuse
     flops = dit_flops(config, pipeline.dit.token_grid(latent), text_rows=rows if reuse else None)
@@ -155,7 +155,7 @@ def peak_dtype(variant: Variant) -> torch.dtype:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Check, then time all variants in turn."""
+    """Check, then time all variants interleaved."""
     torch.set_num_threads(args.threads)
     if args.tier is not None:
         if reason := cpu.missing():
@@ -218,7 +218,7 @@ def compare(
 
 
 def group(stages: dict[str, float], names: tuple[str, ...]) -> float:
-    """Seconds of several stages."""
+    """Sum the seconds of several stages."""
     return sum(stages.get(name, 0.0) for name in names)
 
 
@@ -266,7 +266,7 @@ def main() -> None:
         "--dtype",
         default="both",
         choices=("both", "fp32"),
-        help="fp32: leave bf16 out, whose plain formulas take minutes without bf16 instructions",
+        help="fp32: skip bf16, whose plain formulas take minutes without bf16 instructions",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--tier", choices=LIBRARIES, help="default: the best of this CPU")

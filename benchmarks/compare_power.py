@@ -1,15 +1,15 @@
-"""How often ``livetalk profile --compare`` is right: equal commands, and one slower by 10 %.
+"""Measure how often ``livetalk profile --compare`` is right: equal commands, and one 10 % slower.
 
     python benchmarks/compare_power.py --preset tiny --output profiles/data/compare_power.json
 
 Half of the trials compare a stream with itself, half with one whose every chunk is followed by a
-busy wait of 10 % of its own time. The two kinds of trial alternate. Each trial starts two processes
-of its own, as a user's command does: two processes of one program differ a little all their lives,
-and pairs of the same two would not show it. They take turns by the very protocol and code of the
-command; the work of a process is this script's, since the product has no switch that makes it slow.
+busy wait of 10 % of its own time. The two kinds of trial alternate. Each trial starts two new
+processes, like a user's command: two processes of one program differ slightly throughout, which
+pairs of the same two would not show. They alternate by the command's own protocol and code; the
+work of a process is this script's, since the product has no switch that makes it slow.
 
-A trial is written as soon as it is done. A file that is there is continued, if it is of the same
-settings, commit and machine.
+Trials are written as they finish. An existing file is continued if it has the same settings, commit
+and machine.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from livetalk_model.profile.paced import Pacer, Worker
 
 WARMUP = 3
 KINDS = ("equal", "slower")
-SAME = ("settings", "machine")  # of a file that is continued
+SAME = ("settings", "machine")  # must be equal to continue a file
 PASSING = ("date",)
 
 
@@ -71,7 +71,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def trial(args: argparse.Namespace, slowdown: float) -> dict[str, Any]:
-    """Two fresh processes, compared; the second one is slower by ``slowdown``."""
+    """Compare two new processes, the second of which is slower by ``slowdown``."""
     options = ["--preset", args.preset, "--device", args.device, "--dtype", args.dtype]
     options += ["--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def trial(args: argparse.Namespace, slowdown: float) -> dict[str, Any]:
 
 
 def begun(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trials of a file that is there already."""
+    """Read the trials of an existing file."""
     if find(path).kind == "missing":
         return []
     old = read_json(path, "report", cure="use another --output", limit=REPORT_BYTES)
@@ -105,7 +105,7 @@ def begun(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def count(trials: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """How often each verdict on the chunk was given, and how often any stage changed."""
+    """Count each verdict on the chunk, and how often any stage changed."""
     counts: dict[str, dict[str, int]] = {}
     for entry in trials:
         own = counts.setdefault(entry["kind"], {"trials": 0, "any row changed": 0})
@@ -117,7 +117,7 @@ def count(trials: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def describe(entry: Mapping[str, Any]) -> str:
-    """A trial in a line."""
+    """Format a trial in one line."""
     change, verdict = entry["rows"][0]["change"], entry["rows"][0]["verdict"]
     others = [
         f"{row['row']} {row['verdict']}"
@@ -130,11 +130,11 @@ def describe(entry: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the trials that are missing, write and print each."""
+    """Run the missing trials; write and print each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trials", type=int, default=20, help="of each kind")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--slowdown", type=float, default=0.1, help="share of a chunk's time")
+    parser.add_argument("--slowdown", type=float, default=0.1, help="fraction of a chunk's time")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")

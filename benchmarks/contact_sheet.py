@@ -1,4 +1,4 @@
-"""Frames of a video in one picture, evenly spread over it.
+"""Lay out frames of a video, evenly spread, in one picture.
 
 python benchmarks/contact_sheet.py out/demo.mp4 profiles/demo_epyc2c_202611.png
 """
@@ -19,9 +19,9 @@ def sheet(frames_THWC: NDArray[np.uint8], columns: int, rows: int) -> NDArray[np
     """Lay frames out row by row, uint8 [rows * H, columns * W, 3].
 
     Args:
-        frames_THWC: The video; of a shorter one frames come several times.
-        columns: Frames in a row.
-        rows: Rows.
+        frames_THWC: The video; frames of a shorter one repeat.
+        columns: Frames per row.
+        rows: Number of rows.
     """
     chosen = np.linspace(0, len(frames_THWC) - 1, columns * rows).round().astype(int)
     lines = frames_THWC[chosen].reshape(rows, columns, *frames_THWC.shape[1:])

@@ -1,9 +1,9 @@
-"""A DiT step on several ranks against the same step on one: difference, traffic, speed.
+"""Compare a DiT step on several ranks with one rank: difference, traffic, speed.
 
     python benchmarks/dit_sharded.py --preset mid --output profiles/data/dit_sharded.json
 
-All ranks run on this machine, with one thread each and random weights. One rank and every mesh take
-turns in the same processes; nothing is timed that differs from one rank by more than 1e-5.
+All ranks run on this machine, with one thread each and random weights. One rank and every mesh
+alternate in the same processes; nothing is timed that differs from one rank by more than 1e-5.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TIMEOUT = 3600.0
 
 
 def prepared_step(preset: Preset, parallel: SequenceParallel) -> partial[Tensor]:
-    """One step of the preset's size, with all its inputs made; equal on all ranks."""
+    """Prepare one step at the preset's size, with all its inputs; equal on all ranks."""
     dit = make_dit(preset, parallel.ops, parallel=parallel)
     fill(dit, dtype=torch.float32, device=CPU)
     given = Given.draw(preset, CPU, torch.float32)
@@ -43,7 +43,7 @@ def prepared_step(preset: Preset, parallel: SequenceParallel) -> partial[Tensor]
 
 @torch.inference_mode()
 def measure(comm: Communicator, preset_name: str, rounds: int) -> dict[str, Any]:
-    """Every mesh of this world against one rank: relative difference, bytes, seconds."""
+    """Compare every mesh of this world with one rank: relative difference, bytes, seconds."""
     preset = get_preset(preset_name)
     ops = bind(preset, KernelConfig(), CPU, torch.float32)
     alone = prepared_step(preset, SequenceParallel.alone(ops))
@@ -78,7 +78,7 @@ def measure(comm: Communicator, preset_name: str, rounds: int) -> dict[str, Any]
 def main() -> None:
     """Compare, time, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="mid", help="whose DiT and size are timed")
+    parser.add_argument("--preset", default="mid", help="preset whose DiT and size are timed")
     parser.add_argument("--world", type=int, default=2, help="ranks")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, help="JSON file")

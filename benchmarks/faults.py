@@ -1,4 +1,4 @@
-r"""Kill and stop ranks of a run in each of its phases: are all gone soon, is the cause named?
+r"""Kill and stop ranks of a run in each of its phases: do all end soon, is the cause named?
 
     python benchmarks/faults.py --world 3 --repeats 3 --output profiles/data/faults.json -- \
         python -m livetalk_model.cli.main generate --nproc 3 --preset tiny --portrait me.png \
@@ -7,7 +7,7 @@ r"""Kill and stop ranks of a run in each of its phases: are all gone soon, is th
 Starts the command for every phase, signal and rank, waits until the rank is in the phase, sends the
 signal and times until no process is left: 5 s after KILL and 20 s after STOP are allowed.
 ``{folder}`` is a new folder each time; the videos left in it are decoded. With ``--clean N`` it
-runs the command so many times without a fault. Exit code 1 if anything is not as it should be.
+runs the command N times without a fault. Exit code 1 if anything is wrong.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TRIES = 3  # a short phase may be over before the signal comes
 
 
 def frames(folder: Path) -> dict[str, Any]:
-    """Frames that can be decoded from each video in a folder, also from unfinished ones."""
+    """Count the decodable frames of each video in a folder, including unfinished ones."""
     found = {}
     for file in sorted(folder.iterdir()):
         if ".mp4" not in file.suffixes or not file.stat().st_size:
@@ -46,7 +46,7 @@ def frames(folder: Path) -> dict[str, Any]:
 def fault(
     command: list[str], phase: str, name: str, rank: int, world: int, settle: float
 ) -> dict[str, Any]:
-    """One fault; its record."""
+    """Cause one fault; return its record."""
     for attempt in range(TRIES):
         with tempfile.TemporaryDirectory() as folder:
             words = [word.replace("{folder}", folder) for word in command]
@@ -64,7 +64,7 @@ def fault(
                 if attempt == TRIES - 1:
                     raise
                 continue
-            # The rank may have gone on between our look and the signal: then that is no failure.
+            # The rank may have continued between our look and the signal: that is not a failure.
             one = sum(line.startswith("error:") for line in found.stderr.splitlines()) == 1
             late = not found.named and one and f"rank {found.rank} on " in found.message
             if late and replace(found, named=True).passed and attempt < TRIES - 1:
@@ -79,7 +79,7 @@ def fault(
 
 
 def clean(command: list[str], timeout: float) -> dict[str, Any]:
-    """One run without a fault; its record."""
+    """Run once without a fault; return its record."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.monotonic()
         with Run([word.replace("{folder}", folder) for word in command]) as run:
@@ -101,14 +101,18 @@ def clean(command: list[str], timeout: float) -> dict[str, Any]:
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--world", type=int, required=True, help="ranks that the command starts")
+    parser.add_argument(
+        "--world", type=int, required=True, help="number of ranks that the command starts"
+    )
     parser.add_argument("--phases", nargs="+", default=PHASES)
     parser.add_argument("--signals", nargs="+", default=list(SIGNALS), choices=list(SIGNALS))
     parser.add_argument("--ranks", nargs="+", type=int, default=[0, -1])
     parser.add_argument(
         "--settle", type=float, default=0.0, help="seconds from the first time in the phase"
     )
-    parser.add_argument("--video", action="store_true", help="a video that plays must be left")
+    parser.add_argument(
+        "--video", action="store_true", help="require that a playable video is left"
+    )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--clean", type=int, default=0, help="runs without a fault, instead")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a clean run")
@@ -143,7 +147,7 @@ def main() -> int:
 
 
 def slowest(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Signal -> the longest time until all were gone."""
+    """Return signal -> the longest time until all were gone."""
     return {
         name: max(
             (run["seconds"] for run in runs if run.get("signal") == f"SIG{name}"), default=None
@@ -153,7 +157,7 @@ def slowest(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, f
 
 
 def save(args: argparse.Namespace, where: dict[str, Any], runs: list[dict[str, Any]]) -> None:
-    """Write what there is so far."""
+    """Write the records so far."""
     if args.output:
         result = {
             "command": shlex.join(["python", *sys.argv]),

@@ -50,7 +50,7 @@ def outlined() -> Image.Image:
 
 
 def shaded() -> Image.Image:
-    """Draw a head by shading alone: a lit sphere with soft features, as a rendering has it."""
+    """Draw a head by shading alone: a lit sphere with soft features, like a rendering."""
     rows, columns = np.mgrid[: SIDE * SCALE, : SIDE * SCALE] / (SIDE * SCALE) - 0.5
     x, y = columns / 0.26, (rows + 0.02) / 0.34
     inside = np.clip(1 - x**2 - y**2, 0, None) ** 0.5
@@ -65,7 +65,7 @@ def shaded() -> Image.Image:
 
 
 def angular() -> Image.Image:
-    """Draw a face of straight edges: polygons, no curve."""
+    """Draw a face with straight edges: polygons, no curves."""
     image, draw = _canvas((44, 52, 74))
     draw.polygon([(40, 384), (90, 320), (294, 320), (344, 384)], fill=(120, 40, 60))
     draw.polygon([(110, 80), (274, 80), (290, 220), (192, 330), (94, 220)], fill=(222, 180, 150))
@@ -80,7 +80,7 @@ def angular() -> Image.Image:
 
 
 def painted() -> Image.Image:
-    """Draw a face of overlapping brush strokes, on a canvas with a grain."""
+    """Draw a face with overlapping brush strokes, on a grainy canvas."""
     rng = np.random.default_rng(3)
     image, draw = _canvas((186, 172, 150))
     for colour, box, count in (
@@ -152,7 +152,7 @@ def _spot(x: Any, y: Any, width: float, height: float) -> Any:
 
 
 def main() -> int:
-    """Draw, animate, measure; the exit code."""
+    """Draw, animate, measure; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,15 +1,14 @@
-"""A DiT step, a decode step and the encoder: launched one by one, and as CUDA graphs.
+"""Compare a DiT step, a decode step and the encoder as launches and as CUDA graphs.
 
     python benchmarks/graphs.py --json profiles/data/graphs.json
     python benchmarks/graphs.py --layers 4 --size 256x256
 
 A preset with random weights, on one GPU. Graphs are compared with eager calls first, bit for bit,
-with inputs that change; a call that differs is red and not timed, and the others go on. The file is
-written after every call. Times are those of a call on an idle GPU, by events, eager and replayed in
-turn. Gaps are the time within a call in which no kernel and no copy runs, by torch.profiler, whose
-own work makes those between eager launches larger; ``idle`` compares the profiled kernels with the
-time without the profiler instead. Exit code 1 if a call is red or failed, 2 without a GPU. Untested
-on a GPU.
+with changing inputs; a call that differs is red and not timed, and the others continue. The file is
+written after every call. Times are those of a call on an idle GPU, by events, eager and replayed
+interleaved. Gaps are the time within a call in which no kernel or copy runs, by torch.profiler,
+which enlarges those between eager launches; ``idle`` therefore compares the profiled kernels with
+the time without the profiler. Exit code 1 if a call is red or failed, 2 without a GPU.
 """
 
 import argparse
@@ -73,13 +72,13 @@ Run = Callable[[int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Gaps:
-    """How much of a call's time the GPU works.
+    """How much of a call's time the GPU is busy.
 
     Attributes:
-        kernels: Kernels and copies.
+        kernels: Number of kernels and copies.
         span: Seconds from the start of the first to the end of the last.
         busy: Seconds in which at least one runs.
-        share: Part of the span in which none runs.
+        share: Fraction of the span in which none runs.
     """
 
     kernels: int
@@ -89,7 +88,7 @@ class Gaps:
 
     @classmethod
     def of(cls, intervals: Iterable[Interval]) -> "Gaps":
-        """Of at least one (start, end) in seconds, in any order, which may overlap."""
+        """Compute from at least one (start, end) in seconds, in any order, possibly overlapping."""
         ordered = sorted(intervals)
         busy, reached = 0.0, -math.inf
         for start, end in ordered:
@@ -101,7 +100,7 @@ class Gaps:
 
 
 def gpu_intervals(trace: Mapping[str, Any]) -> list[Interval]:
-    """(start, end) in seconds of the GPU's work in a trace in Chrome's format."""
+    """List (start, end) in seconds of the GPU's work in a trace in Chrome's format."""
     return [
         (event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
         for event in trace["traceEvents"]
@@ -110,7 +109,7 @@ def gpu_intervals(trace: Mapping[str, Any]) -> list[Interval]:
 
 
 def profile(run: Run) -> Gaps | None:
-    """The gaps of one call; None where the profiler sees nothing of the GPU."""
+    """Measure the gaps of one call; None if the profiler sees nothing of the GPU."""
     run(0)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -126,7 +125,7 @@ def profile(run: Run) -> Gaps | None:
 def models(
     preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[DiT, VAE]:
-    """A preset's models with random weights.
+    """Create a preset's models with random weights.
 
     Raises:
         UserError: A backend that was named cannot run.
@@ -137,7 +136,7 @@ def models(
 
 
 def runs(dit: DiT, vae: VAE, calls: StreamCalls, preset: Preset) -> dict[str, Run]:
-    """Name -> one call; the decoder's stream goes on from call to call."""
+    """Map names to calls; the decoder's stream continues from call to call."""
     device, dtype = dit.device, dit.dtype
     random = torch.Generator(device).manual_seed(1)
 
@@ -159,7 +158,7 @@ def runs(dit: DiT, vae: VAE, calls: StreamCalls, preset: Preset) -> dict[str, Ru
 
 
 def difference(eager: Run, graph: Run) -> str | None:
-    """None where calls with several inputs give the same bits both ways, else what differs."""
+    """Return None if calls with several inputs give equal bits both ways, else what differs."""
     for turn in range(TURNS):
         expected, actual = eager(turn), graph(turn)
         if not torch.isfinite(expected).all():
@@ -172,7 +171,7 @@ def difference(eager: Run, graph: Run) -> str | None:
 def compare(
     eager: Sequence[float], graph: Sequence[float], gaps: Sequence[Gaps | None]
 ) -> dict[str, Any]:
-    """Times, gaps and idle shares of one call, both ways."""
+    """Measure times, gaps and idle fractions of one call, both ways."""
     result: dict[str, Any] = {"ratio": ratio(eager, graph)}
     for name, samples, own in zip(("eager", "graph"), (eager, graph), gaps, strict=True):
         times = Summary.of(samples)
@@ -184,7 +183,7 @@ def compare(
 
 
 def measure(args: argparse.Namespace, budget: Budget) -> Output:
-    """Each call in turn: check, time both ways, profile, write.
+    """Check each call, time it both ways, profile, write.
 
     Raises:
         UserError: There is no GPU, or an option is no good.
@@ -223,7 +222,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
 def take(
     eager: Run, graph: Run, device: torch.device, args: argparse.Namespace, budget: Budget
 ) -> dict[str, Any]:
-    """One call both ways; whatever it fails with is its row's note."""
+    """Measure one call both ways; a failure becomes its row's note."""
     if budget.left() <= 0:
         return {"state": LEFT_OUT, "note": NO_TIME}
     try:
@@ -241,7 +240,7 @@ def take(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a table."""
     lines = [f"{'':12s} {'':6s} {'ms':>10s} {'kernels':>8s} {'gaps %':>7s} {'idle %':>7s}"]
     for name, row in result["calls"].items():
         if row["state"] != TIMED:
@@ -261,7 +260,7 @@ def table(result: Mapping[str, Any]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """Options."""
     parser = new_parser(__doc__)
-    parser.add_argument("--layers", type=int, help="fewer than the preset's")
+    parser.add_argument("--layers", type=int, help="number of blocks, if fewer than the preset's")
     parser.add_argument("--rounds", type=int, default=20)
     return parser
 

@@ -1,10 +1,10 @@
-"""What a neighbour on one CPU costs, and whether fewer threads or another way of waiting helps.
+"""Measure what a busy neighbour on one CPU costs, and whether fewer threads or other waiting helps.
 
     python benchmarks/neighbour.py --rounds 5 --output neighbour.json
 
-Each run is a process of its own: some ops at sizes of ``mid``, over and over, timed by the
-clock. Ways to run take turns, alone and beside a neighbour that is bound to the last CPU. Nothing
-else may be running: the load is printed. CPU only.
+Each run is a separate process: some ops at sizes of ``mid``, repeated, timed by the clock. Ways to
+run are interleaved, alone and next to a neighbour that is pinned to the last CPU. Nothing else may
+be running: the load is printed. CPU only.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from livetalk_kernels.neighbours import CpuWatch
 from livetalk_kernels.outputs import write_json
 
 OPS = {"rms_norm_silu": "mid_full", "chunk_attention": "mid", "causal_conv3d": "mid_latent"}
-CALLS = 40  # of all ops in a run
+CALLS = 40  # of all ops per run
 SPIN = "import os; os.sched_setaffinity(0, {{{}}})\nwhile True: pass"
 
 
 def ways(cpus_here: int) -> dict[str, dict[str, str]]:
-    """Name -> what is set for a process that runs this way."""
+    """Map names to environment settings of processes that run this way."""
     all_threads = {"OMP_NUM_THREADS": str(cpus_here)}
     return {
         "all threads": all_threads,
@@ -45,7 +45,7 @@ def ways(cpus_here: int) -> dict[str, dict[str, str]]:
 
 
 def work() -> float:
-    """Seconds for the calls, after a warm-up."""
+    """Time the calls, after a warm-up."""
     keep_freed_memory()
     device, calls = torch.device("cpu"), list[Callable[[], Any]]()
     for op, name in OPS.items():
@@ -64,7 +64,7 @@ def work() -> float:
 
 
 def measure(environ: dict[str, str], *, busy: int) -> float:
-    """Seconds of a run, beside a neighbour on CPU ``busy`` if that is not negative."""
+    """Time a run, next to a neighbour on CPU ``busy`` unless negative."""
     neighbour = busy >= 0 and subprocess.Popen([sys.executable, "-c", SPIN.format(busy)])
     try:
         command = [sys.executable, __file__, "--child"]

@@ -1,11 +1,11 @@
-"""Every op at the model's sizes by every backend, as ``livetalk bench all``, within a budget.
+"""Time every op at the model's sizes on every backend, like ``livetalk bench all``, in a budget.
 
     python benchmarks/ops_all.py --json ops.json --budget 60
     python benchmarks/ops_all.py --device cpu --op add_norm --no-compile
 
-The rows are those of ``livetalk bench --json``. Ops take turns: first one case of each, then the
-next of each. The file is written after every case, and ``--resume`` goes on from it. Needs no
-package beyond torch, Triton and NumPy. Untested on a GPU.
+The rows are those of ``livetalk bench --json``. Ops alternate: first one case of each, then the
+next of each. The file is written after every case, and ``--resume`` continues from it. Needs no
+package beyond torch, Triton and NumPy.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from livetalk_kernels.precision import dtype_name
 from livetalk_kernels.registry import load_op
 from livetalk_kernels.spec import Case
 
-SCHEMA = "livetalk/ops/2"  # rows as livetalk/bench/2; files of the first are measured anew
+SCHEMA = "livetalk/ops/2"  # rows as in livetalk/bench/2; version 1 is measured again
 SAME = ("gpu", "cpu", "torch", "triton", "commit")  # of the machine
 LOST = "CUDA error"
 LARGEST = "14b"
 
 
 def ordered_cases(ops: list[str], device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """The first case of each op, then the second of each, and so on; the published size first."""
+    """Order cases: the first of each op, then the second, and so on; published sizes first."""
     by_op = [select_cases(op, device, dtype) for op in ops if dtype in load_op(op).dtypes]
     rows = itertools.zip_longest(*by_op)
     found = [case for row in rows for case in row if case is not None]
@@ -48,7 +48,7 @@ Known = dict[tuple[str, str], Any]
 
 
 def earlier(path: Path | None, now: Mapping[str, Any]) -> tuple[Known, set[tuple[str, str]]]:
-    """What a file holds that was measured on this machine with this code.
+    """Read from a file what was measured on this machine with this code.
 
     Returns:
         (op, case) -> the case, and those that failed; empty without such a file.
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     known, broken = earlier(args.json, now) if args.resume else ({}, set())
     limits = Limits(device)
     cases = ordered_cases(ops, device, dtype)
-    # What has broken the GPU's context before comes last.
+    # Cases that have broken the GPU's context before come last.
     cases.sort(key=lambda case: (case.op, case.name) in broken)
     for index, case in enumerate(cases, 1):
         entry = known.get((case.op, case.name))
@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
 
 
 def score(output: Mapping[str, Any]) -> Score | None:
-    """Our kernels over all cases, against the best rival and the floor."""
+    """Score our kernels over all cases, against the best rival and the floor."""
     return Score.of(
         {
             f"{case['op']} {case['case']}": case["standing"] and Standing(**case["standing"])
@@ -131,14 +131,14 @@ def score(output: Mapping[str, Any]) -> Score | None:
 def timed(
     case: Case, settings: Settings, limits: Limits, budget: Budget, head: str
 ) -> dict[str, Any]:
-    """A case as `livetalk bench` reports it; ``in`` says where it belongs if it was not timed."""
+    """Report a case like `livetalk bench`; ``in`` says where it belongs if it was not timed."""
     entry = {"op": case.op, "case": case.name}
     if budget.left() <= 0:
         return {**entry, "in": "skipped", "reason": NO_TIME}
     say(f"{head} {case.op} {case.name}")
     try:
         found = too_large(case) or attempt(case, settings, limits, lambda text: None)
-    except Exception as error:  # whatever it fails with, the other cases go on
+    except Exception as error:  # whatever it fails with, the other cases continue
         return {**entry, "in": "failed", "reason": brief(error)}
     if isinstance(found, str):
         return {**entry, "in": "skipped", "reason": found}
@@ -170,8 +170,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--op", action="append", default=[], metavar="OP", help="default: all")
     parser.add_argument("--seconds", type=float, default=0.5, help="for a case's rounds")
     parser.add_argument("--rounds", type=int, help="per case (default: by --seconds)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--resume", action="store_true", help="keep the cases of the file")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    parser.add_argument("--resume", action="store_true", help="keep the cases in the file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Weights of a finished ``livetalk train teacher`` or ``distill`` as the package brings them.
+"""Pack the weights of a finished ``livetalk train teacher`` or ``distill`` for the package.
 
     python benchmarks/pack_demo.py runs/student --evaluation drift.json --output model/demo
 
@@ -18,7 +18,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main() -> int:
-    """Pack, and say what there is; the exit code."""
+    """Pack and report; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

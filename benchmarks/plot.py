@@ -1,4 +1,4 @@
-"""Pictures of recorded results.
+"""Plot recorded results.
 
 python benchmarks/plot.py chunk profiles/data/chunk.json profiles/chunk.png
 python benchmarks/plot.py soak profiles/data/soak.json profiles/soak.png
@@ -16,7 +16,7 @@ STAGES = ("denoise", "audio K/V", "audio encoder", "decode", "warm decoder", "en
 
 
 def chunk(result: dict, target: Path) -> None:
-    """Stacked bars: where the time of one chunk goes, per variant."""
+    """Draw stacked bars: where the time of one chunk goes, per variant."""
     names = list(result["summary"])
     where = result["machine"]
     title = f"{where['preset']}, {where['cpu']}, {where['threads']} threads"
@@ -41,7 +41,7 @@ def chunk(result: dict, target: Path) -> None:
 
 
 def soak(result: dict, target: Path) -> None:
-    """Memory over the length of the stream; older results have only what is resident."""
+    """Draw memory over the length of the stream; older results only have resident memory."""
     seconds = [sample["video_seconds"] for sample in result["samples"]]
     title = f"tiny at 64x64: growth after the first minute {result['memory_growth']:.2%}"
     figure = new_figure(title, 8, 3.2)
@@ -59,7 +59,7 @@ def soak(result: dict, target: Path) -> None:
 
 
 def ops(result: dict, target: Path) -> None:
-    """Every backend of every case of ``livetalk bench --json``: times eager, and share of floor."""
+    """Draw every backend of every case of ``livetalk bench --json``: speed-up and % of floor."""
     rows = [(case, row) for case in result["cases"] for row in case["backends"] if row["time"]]
     if not rows:
         raise SystemExit("no backend was timed")
@@ -92,7 +92,7 @@ def ops(result: dict, target: Path) -> None:
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one plot."""
     parser = argparse.ArgumentParser(description="Draw a recorded result.")
     parser.add_argument("kind", choices=("chunk", "ops", "soak"))
     parser.add_argument("data", type=Path)

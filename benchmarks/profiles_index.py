@@ -1,4 +1,4 @@
-"""The table of profiles/README.md, made of the reports and their data.
+"""Generate the table of profiles/README.md from the reports and their data.
 
     python benchmarks/profiles_index.py            # rewrites it
     python benchmarks/profiles_index.py --check    # fails where it is stale
@@ -24,17 +24,17 @@ HEAD = ("report", "question", "hardware", "date", "commit", "data")
 
 
 class ReportError(Exception):
-    """A report or data file that the index cannot take, and what to do about it."""
+    """A report or data file that does not fit the index, and what to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a data file says of its origin; empty where it does not.
+    """A data file's origin, as far as it states it.
 
     Attributes:
-        hardware: Machine it was measured on, or what was compiled for.
-        date: Day, as ``2026-11-20``.
-        commit: Of the repository.
+        hardware: Machine it was measured on, or that was compiled for.
+        date: Day, such as ``2026-11-20``.
+        commit: Commit of the repository.
     """
 
     hardware: str
@@ -44,12 +44,12 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report of the folder.
+    """A report in the folder.
 
     Attributes:
         path: The file.
         title: Its first heading.
-        question: What it answers.
+        question: The question it answers.
         data: The data files that it links to.
     """
 
@@ -77,13 +77,13 @@ def read_report(path: Path) -> Report:
     local = [path.parent / link for link in links if "://" not in link]
     for target in local:
         if not target.exists():
-            raise ReportError(f"{path.name}: links to {target.name}, which does not exist; mend it")
+            raise ReportError(f"{path.name}: links to {target.name}, which does not exist; fix it")
     data = dict.fromkeys(target.resolve() for target in local if target.suffix == ".json")
     return Report(path=path, title=title[1], question=question[1], data=tuple(data))
 
 
 def read_source(path: Path) -> Source:
-    """Where a data file comes from: its ``machine``, or ``target``, ``date`` and ``commit``."""
+    """Read a data file's origin: its ``machine``, or ``target``, ``date`` and ``commit``."""
     content = json.loads(path.read_text(encoding="utf-8"))
     machines = list(_machines(content))
     top = content if isinstance(content, dict) else {}
@@ -96,7 +96,7 @@ def read_source(path: Path) -> Source:
 
 
 def _machines(content: Any) -> Iterator[dict[str, Any]]:
-    """Every ``machine`` in a result, at whatever depth of dictionaries."""
+    """Yield every ``machine`` in a result, at any depth of dictionaries."""
     if not isinstance(content, dict):
         return
     for name, value in content.items():
@@ -107,7 +107,7 @@ def _machines(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _hardware(machine: dict[str, Any]) -> str:
-    """The GPU, else the CPU with its cores."""
+    """Name the GPU, else the CPU with its cores."""
     gpu = machine.get("gpu")
     if gpu:
         return str(gpu["name"])
@@ -116,14 +116,14 @@ def _hardware(machine: dict[str, Any]) -> str:
 
 
 def _joined(values: list[str]) -> str:
-    """Distinct values; one that another only adds to is left out."""
+    """Join distinct values, without those that another merely extends."""
     given = list(dict.fromkeys(filter(None, values)))
     kept = [v for v in given if not any(o != v and o.startswith(f"{v}, ") for o in given)]
     return "; ".join(kept)
 
 
 def table(folder: Path) -> str:
-    """The index.
+    """Build the index.
 
     Raises:
         ReportError: See `read_report`; or a data file belongs to no report.
@@ -158,7 +158,7 @@ def _row(report: Report, folder: Path) -> list[str]:
 
 
 def with_table(text: str, new: str) -> str:
-    """A README with the table between its markers replaced.
+    """Replace the table between its markers in a README.
 
     Raises:
         ReportError: The markers are missing.
@@ -171,7 +171,7 @@ def with_table(text: str, new: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check the index; exit code."""
+    """Rewrite or check the index; return the exit code."""
     parser = argparse.ArgumentParser(description="Make the table of profiles/README.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is stale")
     parser.add_argument("--folder", type=Path, default=PROFILES, help="default: profiles")

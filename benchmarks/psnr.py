@@ -1,4 +1,4 @@
-"""How alike the frames of two runs are that should be the same, such as on one rank and on several.
+"""Compares frames of two runs that should be equal, such as on one rank and on several.
 
 For ``chunk.py``, ``scaling.py`` and the end-to-end suites.
 """
@@ -10,11 +10,11 @@ import numpy as np
 
 PEAK = 255.0
 FLOOR: Mapping[str, float] = {"float32": 60.0, "bfloat16": 35.0}
-"""Dtype -> dB that is demanded: of fp32 the contract's; of bf16, whose rounding differs with the
-order of sums, over 40 layers and 4 steps."""
+"""Dtype -> required dB: for fp32 the contract's; for bf16, whose rounding depends on the order of
+sums, over 40 layers and 4 steps."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 frames in dB; infinite where they are equal."""
+    """Compute the peak signal-to-noise ratio of uint8 frames in dB; infinite if equal."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return 10 * math.log10(PEAK**2 / error) if error else math.inf

@@ -1,7 +1,6 @@
-"""What the benchmark scripts for steps and VAE share: check first, then time in turns, in a budget.
+"""Shared by the benchmark scripts for steps and VAE: check, then time interleaved, in a budget.
 
-Results are written after every stage, so that what was measured stays whatever comes later. The
-parts for GPUs are untested on a GPU.
+Results are written after every stage, so that they survive whatever happens later.
 """
 
 import argparse
@@ -30,51 +29,51 @@ from livetalk_kernels.testing.numerics import relative_l2
 from livetalk_model.cli.common import parse_size
 
 TIMED, RED, FAILED, LEFT_OUT = "timed", "red", "failed", "left out"
-CHECKED = "checked"  # right, but not timed
+CHECKED = "checked"  # correct, but not timed
 NO_TIME = "no time was left"
 LEAST_ROUNDS = 3
-BASES = 2  # that later groups are compared with
+BASES = 2  # number of baselines for later groups
 FOREVER = 1e9  # seconds
 BOUNDS: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Relative L2 of two exact ways to calculate a whole model: fp32 by the contract, bf16 by rounding
-that 40 layers hand on."""
+"""Bound on the relative L2 between two exact ways to compute a whole model: fp32 by the contract,
+bf16 by rounding that accumulates over 40 layers."""
 
 Run = Callable[[], Tensor]
 
 
 class Budget:
-    """Until when a script may run."""
+    """The time limit of a script."""
 
     def __init__(self, seconds: float | None = None, *, until: float | None = None) -> None:
-        """None: as long as it takes.
+        """Set the limit; None for unlimited time.
 
         Args:
-            seconds: From now on.
-            until: The end, by ``time.monotonic``, which all processes of a machine share: what
-                the interpreter and its imports have taken counts.
+            seconds: Seconds from now on.
+            until: Deadline by ``time.monotonic``, which all processes of a machine share, so
+                that start-up and imports count.
         """
         ends = [math.inf if until is None else until]
         self._end = min(ends if seconds is None else [*ends, time.monotonic() + seconds])
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Budget":
-        """As the options of `add_time_options` say."""
+        """Read the options of `add_time_options`."""
         return cls(args.budget, until=args.until)
 
     def left(self) -> float:
-        """Seconds; below 0 when it is used up."""
+        """Return the seconds left; negative once used up."""
         return self._end - time.monotonic()
 
 
 class Output:
-    """A result on its way: written whole, again and again.
+    """A result in progress, rewritten as it grows.
 
     Attributes:
-        value: The result; change it, then `write`.
+        value: The result; modify it, then `write`.
     """
 
     def __init__(self, path: Path | None, **value: Any) -> None:
-        """Note machine and command; without a path nothing is written."""
+        """Record machine and command; without a path nothing is written."""
         self._path = path
         command = shlex.join(["python", *sys.argv])
         self.value: dict[str, Any] = {"machine": machine(), "command": command, **value}
@@ -89,17 +88,17 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """One way to calculate something.
+    """One way to compute something.
 
     Attributes:
-        name: For people.
-        build: Makes the function that is timed.
-        bound: Relative L2 error against the truth up to which it counts as right.
-        about: What else the report says of it.
-        base: Above 0: the group is compared with it, and if it is among the two with the highest
-            number, later groups are as well, beside which it runs again.
-        reason: Why it cannot run; None: it can.
-        seconds: What building it takes at least; with less time left it is not begun.
+        name: Display name.
+        build: Creates the function to time.
+        bound: Maximum relative L2 error against the truth to count as correct.
+        about: Further data for the report.
+        base: If positive, the group is compared with it, and if it is among the two with the
+            highest number, so are later groups, with which it runs again.
+        reason: Why it cannot run; None if it can.
+        seconds: Minimum build time; with less time left it is not started.
     """
 
     name: str
@@ -112,10 +111,10 @@ class Entrant:
 
 
 class Race:
-    """Groups of entrants, each group in turns with the bases.
+    """Groups of entrants, each interleaved with the baselines.
 
     Attributes:
-        rows: One dictionary per entrant, in JSON's types.
+        rows: One dictionary of plain values per entrant.
     """
 
     def __init__(
@@ -126,29 +125,29 @@ class Race:
         output: Output,
         probes: "Probes | None" = None,
     ) -> None:
-        """Nobody runs yet.
+        """Prepare; nothing runs yet.
 
         Args:
-            truth: What all should calculate.
-            device: Where they run.
+            truth: Expected result.
+            device: Device to run on.
             budget: When to stop.
-            output: Written after every step.
-            probes: Measured in every round.
+            output: Result, written after every step.
+            probes: Probes measured in every round.
         """
         self.rows: list[dict[str, Any]] = []
         self._truth, self._device, self._budget, self._output = truth, device, budget, output
         self._probes = probes
         self._bases: dict[str, tuple[int, Run]] = {}
-        self._once: dict[str, float] = {}  # seconds of a call
+        self._once: dict[str, float] = {}  # seconds per call
 
     def group(self, entrants: Sequence[Entrant], *, rounds: int, share: float = 1.0) -> None:
-        """Check each, then time all that are right, in turns with the bases.
+        """Check each, then time all correct ones, interleaved with the baselines.
 
         Args:
-            entrants: What takes part.
-            rounds: At most; fewer where time is short, and none below 3.
-            share: Part of the time left that the rounds should take; the least number of rounds
-                may take more.
+            entrants: The entrants.
+            rounds: Maximum; fewer if time is short, and none rather than fewer than 3.
+            share: Fraction of the remaining time for the rounds; the minimum number of rounds may
+                take more.
         """
         runs: dict[str, Run] = {}
         for entrant in entrants:
@@ -172,7 +171,7 @@ class Race:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether something was left out for want of time."""
+        """Whether something was skipped for lack of time."""
         return any(row["note"] == NO_TIME for row in self.rows)
 
     def _check(self, entrant: Entrant, row: dict[str, Any], runs: dict[str, Run]) -> None:
@@ -181,7 +180,7 @@ class Race:
             run = entrant.build()
             row["error"] = error = relative_l2(run(), self._truth)
             self._once[entrant.name] = call_seconds(self._device, run)
-        except Exception as problem:  # whatever it fails with, the others go on
+        except Exception as problem:  # whatever it fails with, the others continue
             row |= {"state": FAILED, "note": brief(problem)}
             self._recover(row)
             return
@@ -192,7 +191,7 @@ class Race:
             row |= {"state": RED, "note": f"differs by {error:.1e}, {entrant.bound:.0e} at most"}
 
     def _recover(self, row: Mapping[str, Any]) -> None:
-        """Go on, unless the GPU's context is lost: then all that follows would fail too."""
+        """Continue, unless the GPU's context is lost: then everything after would fail too."""
         if self._device.type != "cuda":
             return
         try:
@@ -234,15 +233,15 @@ class Race:
 
 
 class Probes:
-    """Matrix products that take turns with a race: what the machine can do at most, by dtype.
+    """Matrix products interleaved with a race: the machine's peak rates, by dtype.
 
     Attributes:
-        samplers: Name -> what takes a sample.
+        samplers: Name -> function that takes a sample.
         samples: Name -> seconds so far.
     """
 
     def __init__(self, device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
-        """Make and warm up the products."""
+        """Create and warm up the products."""
         self._made = {
             dtype: {"gemm": make_probes(device, dtype)["gemm"]} for dtype in dict.fromkeys(dtypes)
         }
@@ -253,7 +252,7 @@ class Probes:
         self.samples: dict[str, list[float]] = {}
 
     def rates(self) -> dict[torch.dtype, float]:
-        """FLOP/s by dtype, as far as measured."""
+        """Return FLOP/s by dtype, as far as measured."""
         nothing = Roofline(bandwidth=1.0, rate=1.0)
         return {
             dtype: from_samples(probes, {"gemm": self.samples[_probe_name(dtype)]}, nothing).rate
@@ -267,7 +266,7 @@ def _probe_name(dtype: torch.dtype) -> str:
 
 
 def call_seconds(device: torch.device, run: Callable[[], object]) -> float:
-    """One call on an idle device, launches included."""
+    """Time one call on an idle device, including launches."""
     if device.type == "cpu":
         start = time.perf_counter()
         run()
@@ -287,11 +286,11 @@ def say(text: str) -> None:
 
 
 def new_parser(doc: str | None, *, model: bool = True) -> argparse.ArgumentParser:
-    """Make a parser with the options of all of these scripts.
+    """Create a parser with the options common to these scripts.
 
     Args:
         doc: The script's docstring, which is its help.
-        model: Also those that choose a model and its backends.
+        model: Include those that choose a model and its backends.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -300,8 +299,8 @@ def new_parser(doc: str | None, *, model: bool = True) -> argparse.ArgumentParse
         parser.add_argument("--preset", default="14b", help="14b (default), small, mid or tiny")
         parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the preset's")
         parser.add_argument(
-            "--backend", action="append", default=[], metavar="[OP=]NAME", help="of our ways, not "
-            "of the published one; may be repeated",
+            "--backend", action="append", default=[], metavar="[OP=]NAME", help="for our ways, not "
+            "the published one; may be repeated",
         )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
@@ -312,18 +311,18 @@ def new_parser(doc: str | None, *, model: bool = True) -> argparse.ArgumentParse
 
 
 def add_time_options(parser: argparse.ArgumentParser) -> None:
-    """Options about a script's time."""
+    """Add options about a script's time."""
     parser.add_argument(
-        "--budget", type=float, metavar="S", help="leave out what does not fit so many seconds"
+        "--budget", type=float, metavar="S", help="skip what does not fit in this many seconds"
     )
     parser.add_argument(
-        "--until", type=float, metavar="T", help="the same by the clock that counts from the "
-        "start of the machine (time.monotonic), so that imports count",
+        "--until", type=float, metavar="T", help="deadline by time.monotonic, the clock since "
+        "the machine's start, so that imports count",
     )  # fmt: skip
 
 
 def resolve(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the options; sets the number of threads.
+    """Resolve device and dtype; set the number of threads.
 
     Raises:
         UserError: There is no such device.
@@ -350,7 +349,7 @@ HEADING = f"{'':44s} {'ms':>9s} {'TFLOP/s':>8s} {'floor %':>8s} {'error':>8s}  s
 
 
 def row_line(name: str, row: Mapping[str, Any]) -> str:
-    """A row for people, under a name."""
+    """Format a row under a name."""
     if row["state"] != TIMED:
         return f"{name:44s} {row['state']}: {row['note']}"
     against = ", ".join(f"{value:.2f}x {base}" for base, value in row["against"].items())
@@ -362,13 +361,13 @@ def row_line(name: str, row: Mapping[str, Any]) -> str:
 
 
 def exit_code(rows: Iterable[Mapping[str, Any]]) -> int:
-    """1 if results are wrong, something failed, or nothing was timed; else 0."""
+    """Return 1 if results are wrong, something failed, or nothing was timed; else 0."""
     states = [row["state"] for row in rows]
     return 1 if RED in states or FAILED in states or TIMED not in states else 0
 
 
 def run_main(main: Callable[[], int]) -> None:
-    """Run a script's ``main`` and end with its code; what a user can mend is one line."""
+    """Run a script's ``main`` and exit with its code; user errors are one line."""
     try:
         code = main()
     except UserError as error:

@@ -25,9 +25,9 @@ from livetalk_model.weights.fill import random_module
 from livetalk_model.weights.random_weights import RANDOM_SEED
 
 STEPS, SHIFT = 4, 5.0
-PROMPT_ROWS = 60  # of text: a sentence or two
+PROMPT_ROWS = 60  # text rows: a sentence or two
 
-# What the published code runs: PyTorch's own kernels.
+# What the published code uses: PyTorch's own kernels.
 TORCH = ("reference", "chunk_attention=sdpa", "context_attention=sdpa", "audio_attention=sdpa")
 
 Step = Callable[[Tensor], Tensor]
@@ -35,10 +35,10 @@ Step = Callable[[Tensor], Tensor]
 
 
 def sized(name: str, *, layers: int | None = None, size: tuple[int, int] | None = None) -> Preset:
-    """A preset, with fewer blocks or another picture.
+    """Adapt a preset, with fewer blocks or another picture size.
 
     Args:
-        name: Of the preset.
+        name: Name of the preset.
         layers: Blocks of the transformer.
         size: Height and width of the picture in pixels.
 
@@ -51,12 +51,12 @@ def sized(name: str, *, layers: int | None = None, size: tuple[int, int] | None 
 
 
 def latent_size(preset: Preset) -> tuple[int, int, int]:
-    """Frames, rows and columns of a chunk's latents."""
+    """Compute frames, rows and columns of a chunk's latents."""
     return LATENT_FRAMES, preset.size[0] // SPATIAL, preset.size[1] // SPATIAL
 
 
 def parameter_bytes(config: DiTConfig, dtype: torch.dtype, *, fp8: bool) -> int:
-    """Bytes of a transformer's weights."""
+    """Count the bytes of a transformer's weights."""
     with torch.device("meta"):
         dit = DiT(config, Ops({}), fp8=fp8)
     kept = {
@@ -72,13 +72,13 @@ def parameter_bytes(config: DiTConfig, dtype: torch.dtype, *, fp8: bool) -> int:
 
 
 def fill(module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a module from the meta device the random weights that ``livetalk --preset`` has."""
+    """Give a module on the meta device the random weights of ``livetalk --preset``."""
     key_map = module.key_map() if isinstance(module, DiT) else None
     random_module(module, seed=RANDOM_SEED, dtype=dtype, device=device, key_map=key_map)
 
 
 def share(source: nn.Module, target: nn.Module) -> None:
-    """Let a module from the meta device use another one's weights."""
+    """Let a module on the meta device use another one's weights."""
     for name, parameter in source.named_parameters():
         owner, _, leaf = name.rpartition(".")
         own = nn.Parameter(parameter.data, requires_grad=False)
@@ -86,7 +86,7 @@ def share(source: nn.Module, target: nn.Module) -> None:
 
 
 def bind(preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype) -> Ops:
-    """The ops of a preset's transformer.
+    """Bind the ops of a preset's transformer.
 
     Raises:
         UserError: A backend that was named cannot run.
@@ -102,7 +102,7 @@ def make_dit(
     fp8: bool = False,
     parallel: SequenceParallel | None = None,
 ) -> DiT:
-    """A transformer on the meta device; `fill` it, or let it `share` weights."""
+    """Create a transformer on the meta device; `fill` it, or let it `share` weights."""
     with torch.device("meta"):
         return DiT(preset.dit, ops, reuse=reuse, fp8=fp8, parallel=parallel)
 
@@ -116,15 +116,15 @@ def make_vae(
     reuse: bool = True,
     weights: VAE | None = None,
 ) -> VAE:
-    """A VAE, ready to run.
+    """Create a VAE, ready to run.
 
     Args:
-        preset: Its sizes.
+        preset: Sizes.
         backend: Kernel backends.
-        device: Where it runs.
-        dtype: Of its weights.
+        device: Device of the VAE.
+        dtype: Dtype of its weights.
         reuse: Schedule, see `VAE`.
-        weights: Whose weights it has; by default new ones.
+        weights: VAE to share weights with; by default new ones.
 
     Raises:
         UserError: A backend that was named cannot run.
@@ -142,7 +142,7 @@ def make_vae(
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What one step is made of, before anything is prepared; random.
+    """Random inputs of one step, before anything is prepared.
 
     Attributes:
         latent: [1, 16, T, h, w].
@@ -162,7 +162,7 @@ class Given:
 
     @classmethod
     def draw(cls, preset: Preset, device: torch.device, dtype: torch.dtype) -> "Given":
-        """The same on every device of a kind."""
+        """Draw the same on every device of a kind."""
         config, size = preset.dit, latent_size(preset)
         random = torch.Generator(device).manual_seed(1)
 
@@ -182,7 +182,7 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a step needs besides the latent and its modulation; see `DiT.forward`."""
+    """What a step needs in addition to the latent and its modulation; see `DiT.forward`."""
 
     condition: Tensor
     context: list[ContextKV]
@@ -191,7 +191,7 @@ class Prepared:
 
     @classmethod
     def of(cls, dit: DiT, given: Given) -> "Prepared":
-        """Make it once."""
+        """Prepare it once."""
         grid = dit.token_grid(given.latent)
         return cls(
             condition=dit.prepare_condition(given.constant),
@@ -202,9 +202,9 @@ class Prepared:
 
 
 def own_step(dit: DiT, given: Given, call: Callable[..., Tensor] | None = None) -> Step:
-    """A step as a stream takes it: all that does not change was made before.
+    """Create a step as in a stream: everything constant is prepared in advance.
 
-    ``call``: what stands for `DiT.forward`, such as a graph of it.
+    ``call``: substitute for `DiT.forward`, such as a graph of it.
     """
     ready, step = vars(Prepared.of(dit, given)), dit.prepare_steps(given.timestep)[0]
     forward = call or dit
@@ -212,7 +212,7 @@ def own_step(dit: DiT, given: Given, call: Callable[..., Tensor] | None = None) 
 
 
 def published_step(dit: DiT, given: Given) -> Step:
-    """A step of the published schedule, which makes everything again."""
+    """Create a step of the published schedule, which recomputes everything."""
 
     def run(latent: Tensor) -> Tensor:
         step = dit.prepare_steps(given.timestep)[0]

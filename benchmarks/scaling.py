@@ -1,12 +1,12 @@
-"""A stream on 1, 2, 4, 8 ranks of this machine: are the frames the same, what is the speed-up?
+"""Run a stream on 1, 2, 4, 8 ranks of this machine: are frames equal, and what is the speed-up?
 
     python benchmarks/scaling.py --preset 14b --ranks 1 2 4 8 --json scaling.json
     python benchmarks/scaling.py --preset tiny --device cpu --ranks 1 2
 
 Runs ``benchmarks/stream.py`` once per number of ranks, one after the other, with the same random
 weights, and compares the frames with those of one rank (PSNR, dB). The time of a chunk is the p50
-of all but the first of a run. More ranks are not begun when the time left is not enough for one
-more run like the last. Untested on several GPUs.
+of all but the first of a run. More ranks are not started when the time left is not enough for
+another run like the last. Untested on several GPUs.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def run_stream(args: argparse.Namespace, ranks: int, folder: Path, limit: float)
     try:
         code = process.wait(limit if math.isfinite(limit) else None)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
-        process.send_signal(signal.SIGINT)  # torchrun passes it on to the ranks
+        process.send_signal(signal.SIGINT)  # torchrun forwards it to the ranks
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -61,7 +61,7 @@ def run_stream(args: argparse.Namespace, ranks: int, folder: Path, limit: float)
 
 
 def measure(args: argparse.Namespace, budget: Budget) -> Output:
-    """Run all numbers of ranks, the smallest first."""
+    """Run all numbers of ranks, smallest first."""
     output = Output(args.json, schema=SCHEMA, settings={}, runs=[])
     output.write()
     first: dict[str, Any] | None = None
@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
 def compare(
     result: Mapping[str, Any], first: Mapping[str, Any], own: np.ndarray, frames: np.ndarray
 ) -> dict[str, Any]:
-    """A run beside the one with the fewest ranks."""
+    """Compare a run with the one on the fewest ranks."""
     equal = own.shape == frames.shape
     quality = psnr(own, frames) if equal else -math.inf
     floor = FLOOR[result["settings"]["dtype"]]

@@ -1,10 +1,10 @@
-"""Distillation and self-correction where the answer is known: Gaussian data, and a scalar stream.
+"""Test distillation and self-correction where the answer is known: Gaussians, and a scalar stream.
 
     python benchmarks/self_correction.py --output FILE.json --plot FILE.png
 
 Runs the product's own rollout, scores and losses (`livetalk_model.train`) on two models with closed
 forms. A Gaussian student has to learn a Gaussian teacher: its gradient is compared with that of the
-Kullback-Leibler divergence. A scalar stream goes on from its own last value: the teacher is
+Kullback-Leibler divergence. A scalar stream continues from its own last value: the teacher is
 ``c ~ N(rho m + (1 - rho) ref, s^2)``, the student ``c = a m + b ref + r z``, and an error in m is
 multiplied by a in every chunk. A few seconds on one core.
 """
@@ -55,7 +55,7 @@ class GaussianFlow:
     """The exact flow of normal data.
 
     Attributes:
-        mean: (latents, conditions) -> mean of the data, of the latents' shape or one that spreads.
+        mean: (latents, conditions) -> mean of the data, of a shape that broadcasts to the latents'.
         std: Standard deviation.
     """
 
@@ -63,7 +63,7 @@ class GaussianFlow:
     std: Tensor
 
     def __call__(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
-        """``(x - E[clean | x]) / t``."""
+        """Compute ``(x - E[clean | x]) / t``."""
         time, mean = per_sample(timestep_B / 1000), self.mean(x_BCTHW, given)
         variance = (1 - time) ** 2 * self.std**2 + time**2
         clean = mean + (1 - time) * self.std**2 / variance * (x_BCTHW - (1 - time) * mean)
@@ -78,11 +78,11 @@ class GaussianStudent(nn.Module):
         self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
 
     def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
-        """The flow that leads there from time 1."""
+        """Compute the flow that leads there from time 1."""
         return x_BCTHW - (self.mean + self.std * x_BCTHW)
 
     def flow(self) -> GaussianFlow:
-        """The exact flow of what it makes now."""
+        """Return the exact flow of its present output."""
         mean, std = self.mean.detach(), self.std.detach()
         return GaussianFlow(mean=lambda x, given: mean, std=std)
 
@@ -90,7 +90,7 @@ class GaussianStudent(nn.Module):
 def gaussian_gradients(
     time: float, *, samples: int = 1 << 16, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Gradient of KL(student, teacher) at one noise time, by samples and by the closed form.
+    """Compute the gradient of KL(student, teacher) at a noise time, by samples and in closed form.
 
     ``E[((1 - t) / t)^2 (f - r) d student / d parameter]`` against ``(1-t)^2 (m - mu) / b^2`` and
     ``(1-t)^2 r (1/b^2 - 1/a^2)``, where a^2 and b^2 are the variances of both at that time.
@@ -139,15 +139,15 @@ class Scalar(nn.Module):
         self.log_std = nn.Parameter(torch.tensor(std).log())
 
     def mean(self, x_BCTHW: Tensor, given: Conditions) -> Tensor:
-        """Of the chunk, for the motion that stands in the latents."""
+        """Compute the mean of the chunk, for the motion in the latents."""
         return self.a * x_BCTHW[:, :, :1] + self.b * given.portrait[:, :, :1]
 
     def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, given: Conditions) -> Tensor:
-        """As a student: one step from noise."""
+        """Act as a student: one step from noise."""
         return x_BCTHW - (self.mean(x_BCTHW, given) + self.log_std.exp() * x_BCTHW)
 
     def flow(self) -> GaussianFlow:
-        """As a score: the exact flow of what it makes; gradients go through."""
+        """Act as a score: the exact flow of its output, with gradients."""
         return GaussianFlow(mean=self.mean, std=self.log_std.exp())
 
 
@@ -156,9 +156,9 @@ class Run:
     """A distillation of the scalar student.
 
     Attributes:
-        a: a after every update, and at the start.
-        b: Likewise.
-        std: Likewise.
+        a: a at the start and after every update.
+        b: b, likewise.
+        std: r, likewise.
     """
 
     a: list[float]
@@ -173,10 +173,10 @@ def distill_scalar(
 
     Args:
         chunks: K.
-        updates: Of the student.
-        trained_critic: The fake score learns from samples, five updates for one of the student;
-            otherwise it is exact.
-        batch: Samples.
+        updates: Updates of the student.
+        trained_critic: Whether the fake score learns from samples, with five updates per one of
+            the student; otherwise it is exact.
+        batch: Number of samples.
         seed: Seed.
     """
     draws, method = Draws(seed=seed), Distillation(chunks=chunks, guidance=PLAIN)
@@ -222,7 +222,7 @@ def distill_scalar(
 
 
 def twins(a: float, b: float, std: float, *, chunks: int, batch: int = 256) -> list[float]:
-    """Distance of two streams with the same noise, one of them disturbed by 1 at the start."""
+    """Compute the distance of two streams with equal noise, one disturbed by 1 at the start."""
     student = Scalar(a, b, std).requires_grad_(False)
     draws = Draws(seed=1)
     given = conditions(torch.ones(batch, 1, 2, SIDE, SIDE))
@@ -248,7 +248,7 @@ VARIANTS = {"K = 1": (1, False), "K = 2": (2, False), "K = 5": (5, False),
 
 
 def measure(updates: int, chunks: int) -> dict[str, Any]:
-    """Everything that the report holds."""
+    """Measure everything in the report."""
     facts = machine()
     gradients = {str(time): gaussian_gradients(time) for time in TIMES}
     streams = {}
@@ -264,7 +264,7 @@ def measure(updates: int, chunks: int) -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any], target: Path) -> None:
-    """Gradient against the closed form, a over the updates, and what becomes of an error."""
+    """Draw the gradient against the closed form, a over the updates, and the fate of an error."""
     from livetalk_model.plot_style import hardware_line, new_figure, save
 
     title = f"Distillation where the answer is known\n{hardware_line(result['machine'])}"
@@ -280,15 +280,15 @@ def plot(result: dict[str, Any], target: Path) -> None:
     left.legend(fontsize=8)
     for name, run in result["streams"].items():
         style: dict[str, Any] = {"linestyle": "--" if "critic" in name else "-", "label": name}
-        style["linewidth"] = 4 if name == "K = 2" else 1.5  # others lie upon it
+        style["linewidth"] = 4 if name == "K = 2" else 1.5  # others cover it
         middle.plot(run["a"], **style)
         right.plot(run["distance"], **style)
     middle.axhline(1, color="grey", linewidth=1)
     middle.axhline(RHO, color="grey", linewidth=1, linestyle=":")
     end = result["settings"]["updates"]
-    for level, text in ((1, "from here on an error grows"), (RHO, "the teacher's rho")):
+    for level, text in ((1, "above this, errors grow"), (RHO, "the teacher's rho")):
         middle.annotate(text, (end, level + 0.008), ha="right", fontsize=8, color="grey")
-    middle.set(xlabel="updates", ylabel="a", title="What a chunk keeps of an error")
+    middle.set(xlabel="updates", ylabel="a", title="What remains of an error after a chunk")
     middle.legend(fontsize=8)
     right.plot(result["start"], color="grey", linewidth=1, label="before")
     right.set(xlabel="chunks", ylabel="distance of twin streams", yscale="log", ylim=(1e-6, 1e2),
@@ -304,8 +304,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
-    parser.add_argument("--updates", type=int, default=400, help="of the scalar student")
-    parser.add_argument("--chunks", type=int, default=100, help="of the twin streams")
+    parser.add_argument("--updates", type=int, default=400, help="updates of the scalar student")
+    parser.add_argument("--chunks", type=int, default=100, help="length of the twin streams")
     given = parser.parse_args()
     result = measure(given.updates, given.chunks)
     write_json(given.output, result)

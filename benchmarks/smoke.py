@@ -1,15 +1,15 @@
-"""Every op by every backend once, where its fall hurts nobody: a first part of ``make gpu-report``.
+"""Call every op on every backend once, in isolation: an early part of ``make gpu-report``.
 
     python benchmarks/smoke.py --json smoke.json
     python benchmarks/smoke.py --device cpu --backend cpu
 
-Workers take one backend after the other, call it on a small case, and hold the result to the
-numerics contract. One that is not done with a backend within ``--seconds`` is killed, and that
-backend hangs; one that dies names the backend that crashed; one in which a call failed ends, as its
-GPU context may be lost. Each time another worker goes on. Workers are forked from this process,
-which has imported all they need and touched no GPU (CUDA does not survive a fork); where they
-cannot use the GPU, they are started afresh instead. What hangs, crashes, fails or is wrong stands
-in the result as ``excluded``, in the form of ``LIVETALK_EXCLUDE``. Untested on a GPU.
+Workers take one backend after the other, call it on a small case, and check the result against the
+numerics contract. If one is not done with a backend within ``--seconds``, it is killed and that
+backend hangs; if one dies, the backend crashed; if a call failed, the worker ends, as its GPU
+context may be lost. Each time another worker takes over. Workers are forked from this process,
+which has imported all they need and touched no GPU (CUDA does not survive a fork); if they cannot
+use the GPU, they are spawned instead. What hangs, crashes, fails or is wrong is listed in the
+result as ``excluded``, in the form of ``LIVETALK_EXCLUDE``.
 """
 
 import argparse
@@ -41,10 +41,10 @@ SCHEMA = "livetalk/smoke/1"
 OK, HANGS, CRASHES, FAILS, WRONG = "ok", "hangs", "crashes", "fails", "wrong"
 LEFT_OUT, NO_TIME = "left out", "no time was left"
 BROKEN = (HANGS, CRASHES, FAILS, WRONG)
-SECONDS = 10.0  # for a backend
+SECONDS = 10.0  # per backend
 LONGEST_WAIT = 60.0
 MOST_WORKERS = 8
-LEAST = 0.2  # seconds; with less nothing is begun
+LEAST = 0.2  # seconds; with less nothing is started
 
 Row = dict[str, Any]
 Task = tuple[str, str]
@@ -53,7 +53,7 @@ Context = ForkContext | SpawnContext
 
 
 def small_case(op: str, backend: str, device: torch.device) -> tuple[Case | None, str]:
-    """The largest small case that a backend takes; or None, and why it takes none."""
+    """Find the largest small case that a backend supports; or None, and why there is none."""
     spec = load_op(op)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     supports, reason = load_backend(op, backend).supports, "has no small case"
@@ -67,7 +67,7 @@ def small_case(op: str, backend: str, device: torch.device) -> tuple[Case | None
 
 
 def attempt(op: str, backend: str, device: torch.device) -> Row:
-    """Call a backend, and judge what it gives; whatever it raises is what it fails with."""
+    """Call a backend and judge its result; whatever it raises is its failure."""
     row: Row = {"op": op, "backend": backend, "case": "", "state": OK, "note": ""}
     row |= {"seconds": None, "error": None}
     try:
@@ -93,12 +93,12 @@ def attempt(op: str, backend: str, device: torch.device) -> Row:
 
 
 def work(pipe: Connection, name: str) -> None:
-    """Be a worker: say when ready, then answer tasks until one fails or there is none."""
+    """Run as a worker: report readiness, then answer tasks until one fails or none is left."""
     torch.set_num_threads(1)
     device = torch.device(name)
     try:
         torch.zeros(1, device=device).add_(1).item()
-    except Exception as error:  # no worker can begin
+    except Exception as error:  # no worker can start
         pipe.send(brief(error))
         return
     pipe.send("")
@@ -112,7 +112,7 @@ def work(pipe: Connection, name: str) -> None:
 
 @dataclass
 class Worker:
-    """A process, its end of the pipe, what it does and until when it may."""
+    """A process, its end of the pipe, its task and deadline."""
 
     process: Any
     pipe: Connection
@@ -121,7 +121,7 @@ class Worker:
     ready: bool = False
 
     def end(self) -> None:
-        """Let it go, whatever it does."""
+        """End it, whatever it is doing."""
         self.process.kill()
         self.process.join(1)
         self.pipe.close()
@@ -137,11 +137,11 @@ class Smoke:
 
     Attributes:
         device: Name of the device.
-        seconds: For a backend.
-        most: Workers at a time.
-        budget: Until when.
+        seconds: Seconds per backend.
+        most: Maximum concurrent workers.
+        budget: Time limit.
         write: Called with the rows after each.
-        rows: What is known.
+        rows: Results so far.
     """
 
     device: str
@@ -153,10 +153,10 @@ class Smoke:
     workers: list[Worker] = field(default_factory=list)
 
     def run(self, tasks: Iterable[Task], context: Context) -> None:
-        """Try all that are not known yet; what has no time is noted.
+        """Try everything without a result; record what there is no time for.
 
         Raises:
-            NoWorkerError: The device cannot be used in a process of this kind.
+            NoWorkerError: This kind of process cannot use the device.
         """
         known = {(row["op"], row["backend"]) for row in self.rows}
         left = deque(task for task in tasks if task not in known)
@@ -181,7 +181,7 @@ class Smoke:
         self.rows += [told(task, LEFT_OUT, NO_TIME) for task in left]
 
     def start(self, context: Context) -> None:
-        """Another worker."""
+        """Start another worker."""
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, self.device), daemon=True)
         process.start()
@@ -189,7 +189,7 @@ class Smoke:
         self.workers.append(Worker(process, ours, math.inf))  # its start may take all the time
 
     def listen(self) -> None:
-        """Wait for news, or for the next one that is late."""
+        """Wait for messages, or for the next timeout."""
         waited = [worker for worker in self.workers if worker.task or not worker.ready]
         ends = [worker.until - time.monotonic() for worker in waited]
         limit = max(0.0, min(*ends, self.budget.left(), LONGEST_WAIT))
@@ -201,11 +201,11 @@ class Smoke:
                 self.lose(worker, HANGS, f"not done after {self.seconds:.0f} s")
 
     def hear(self, worker: Worker) -> None:
-        """Take what a worker says, or its death."""
+        """Handle a worker's message, or its death."""
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join(LONGEST_WAIT)  # it is dead, and soon known to be
+            worker.process.join(LONGEST_WAIT)  # it is dead; collect its exit code
             code = worker.process.exitcode
             self.lose(worker, CRASHES, f"its process ended with code {code}")
             return
@@ -220,10 +220,10 @@ class Smoke:
             self.drop(worker)
 
     def lose(self, worker: Worker, state: str, note: str) -> None:
-        """A worker is gone, for its task's sake.
+        """Record that a worker is gone because of its task.
 
         Raises:
-            NoWorkerError: It had none.
+            NoWorkerError: It had no task.
         """
         task = worker.task
         worker.task = None
@@ -233,7 +233,7 @@ class Smoke:
         self.note(told(task, state, note))
 
     def drop(self, worker: Worker) -> None:
-        """End it; the next round starts another."""
+        """End a worker; the next round starts another."""
         worker.end()
         self.workers.remove(worker)
 
@@ -245,14 +245,14 @@ class Smoke:
 
 
 def told(task: Task, state: str, note: str) -> Row:
-    """A row of which nothing was measured."""
+    """Build a row without measurements."""
     op, backend = task
     nothing = {"case": "", "seconds": None, "error": None}
     return {"op": op, "backend": backend, "state": state, "note": note, **nothing}
 
 
 def excluded(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What ``LIVETALK_EXCLUDE`` should hold; without ``reference`` nothing at all would run."""
+    """List the value of ``LIVETALK_EXCLUDE``; without ``reference`` nothing at all would run."""
     return sorted(
         f"{row['op']}={row['backend']}"
         for row in rows
@@ -264,14 +264,16 @@ def main() -> int:
     """Try, print, write.
 
     Returns:
-        0, whatever backends do: that is the result; 1 if no worker could begin.
+        0, whatever backends do: that is the result; 1 if no worker could start.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--backend", nargs="+", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="for a backend")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, metavar="S", help="seconds per backend"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     add_time_options(parser)
     args = parser.parse_args()

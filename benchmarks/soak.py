@@ -1,9 +1,9 @@
-"""A long stream: is memory flat, is all sound there, are sound and picture equally long?
+"""Run a long stream: is memory flat, is all sound there, are sound and picture equally long?
 
     python benchmarks/soak.py --seconds 600 --output profiles/data/soak.json
 
-Makes speech-like noise of that length, streams it through ``tiny`` at 64x64 into an MP4, and notes
-what is held, and what is resident, after every chunk. Exit code 1 if a check fails.
+Generates speech-like noise of that length, streams it through ``tiny`` at 64x64 to an MP4, and
+records allocated and resident memory after every chunk. Exit code 1 if a check fails.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from livetalk_model.media.audio import AudioReader
 from livetalk_model.media.video import open_writer
 
 RATE, FPS, SIZE = 16000, 25, (64, 64)
-# What is resident has gaps between blocks, too, which grow where other programs interrupt threads.
+# Resident memory includes gaps between blocks, which grow if other programs preempt threads.
 GROWTH = {"held_bytes": 0.01, "resident_bytes": 0.05}
-TAIL = 400  # a click so many samples before the end: is the tail still there?
+TAIL = 400  # samples between a click and the end: is the tail still there?
 
 
 def make_speech(path: Path, seconds: float) -> None:
@@ -50,7 +50,7 @@ def make_speech(path: Path, seconds: float) -> None:
 
 
 def stream(speech: Path, video: Path) -> tuple[list[dict], dict]:
-    """Generate; resident memory per chunk, and the stream's own statistics."""
+    """Generate; return memory per chunk, and the stream's own statistics."""
     process = psutil.Process()
     pipeline = load_pipeline(preset="tiny")
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))
@@ -91,7 +91,7 @@ def stream(speech: Path, video: Path) -> tuple[list[dict], dict]:
 
 
 def probe(video: Path) -> dict:
-    """Length of picture and sound, and where the last click is; decoded, not declared."""
+    """Measure the length of picture and sound, and find the last click, by decoding."""
     frames, samples, click = 0, 0, None
     with av.open(str(video)) as container:
         sound = container.streams.audio[0]
@@ -111,7 +111,7 @@ def probe(video: Path) -> dict:
 
 
 def check(seconds: float, warm: float, samples: list[dict], found: dict) -> list[str]:
-    """What is wrong; empty if nothing is."""
+    """List what is wrong; empty if nothing is."""
     problems = []
     frame = 1 / FPS
     if not seconds - 1e-6 <= found["video_seconds"] < seconds + frame:
@@ -130,7 +130,7 @@ def check(seconds: float, warm: float, samples: list[dict], found: dict) -> list
 
 
 def memory_growth(samples: list[dict], warm: float, what: str = "held_bytes") -> float:
-    """Growth from what is usual while it warms up to what is usual afterwards."""
+    """Compute the growth from typical memory during warm-up to that afterwards."""
     early = [s[what] for s in samples if s["video_seconds"] <= warm]
     late = [s[what] for s in samples if s["video_seconds"] > warm]
     return median(late) / median(early) - 1

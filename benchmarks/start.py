@@ -1,12 +1,12 @@
-"""From the start of the process to the first frame of ``livetalk generate``, cold.
+"""Time ``livetalk generate`` from process start to first frame, cold.
 
     python benchmarks/start.py --runs 10 --output start.json
     python benchmarks/start.py --tree . --tree ../before --runs 10 --output start.json
 
-Several trees, which are checkouts of this repository, take turns. The first run of each is not
-counted: it reads the files into memory. Of every run: the wall time until the first frame is in the
-output, the CPU time that the process had used by then, and both for ``livetalk --help``. On a busy
-machine only the CPU time tells something. CPU only.
+Several trees, which are checkouts of this repository, alternate. The first run of each does not
+count: it reads the files into memory. For every run: the wall time until the first frame is in the
+output, the CPU time used by then, and both for ``livetalk --help``. On a busy machine only CPU time
+is meaningful. CPU only.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MAIN = "import sys; sys.path.insert(0, {!r}); from livetalk_model.cli.main impor
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """What a process has used so far, in steps of 10 ms."""
+    """Return the CPU time that a process has used so far, in steps of 10 ms."""
     times = process.cpu_times()
     return times.user + times.system
 
@@ -71,7 +71,7 @@ def _parts(folder: str) -> list[Path]:
 
 
 def help_page(packages: Path) -> dict[str, float]:
-    """``livetalk --help``."""
+    """Time ``livetalk --help``."""
     begin, before = time.perf_counter(), psutil.Process().cpu_times()
     command = [sys.executable, "-c", MAIN.format(str(packages)), "--help"]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -84,7 +84,7 @@ def help_page(packages: Path) -> dict[str, float]:
 
 
 def lay_out(tree: Path, folder: Path) -> Path:
-    """A folder with a checkout's packages under the names that they are imported by."""
+    """Create a folder with a checkout's packages under their import names."""
     folder.mkdir()
     (folder / "livetalk_kernels").symlink_to(tree.resolve() / "livetalk_kernels")
     (folder / "livetalk_model").symlink_to(tree.resolve() / "model")

@@ -1,20 +1,18 @@
-"""One denoising step by every attention backend, against the published schedule.
+"""Time one denoising step with every attention backend, against the published schedule.
 
     python benchmarks/step.py --preset 14b --precision both --json step.json
     python benchmarks/step.py --preset 14b --precision fp8 --attention sdpa_cudnn
     python benchmarks/step.py --preset tiny --device cpu --rounds 3
 
-Random weights, made on the device. Every way is first compared with plain PyTorch on the same
-weights and inputs (relative L2); what is wrong is not timed. Then all take turns, in groups, each
-of which runs beside the published schedule: q, k and v apart, complex rotations in double
-precision, and everything that does not change from step to step made anew in every step. It is
-compiled block by block (attentions, feed-forward, norms), not as one graph: all 40 layers share the
-compiled code, which takes seconds instead of minutes and leaves no fusion out but those over a
-matrix product.
+Random weights, generated on the device. Every way is first compared with plain PyTorch on the same
+weights and inputs (relative L2); what is wrong is not timed. Then all are interleaved, in groups,
+each together with the published schedule: separate q, k and v, complex rotations in double
+precision, and everything constant recomputed in every step. That is compiled block by block
+(attentions, feed-forward, norms), not as one graph: all 40 layers share the compiled code, which
+takes seconds instead of minutes and forgoes only fusions across matrix products.
 
-FLOPs are those of a step in which nothing is repeated, for all ways, so rates compare. The floor is
-what these take at the rate of a large matrix product, measured in the same rounds. Untested on a
-GPU.
+FLOPs are those of a step without repeated work, for all ways, so rates are comparable. The floor is
+their time at the rate of a large matrix product, measured in the same rounds.
 """
 
 import argparse
@@ -76,21 +74,21 @@ OP = "chunk_attention"
 TRUTH = "sdpa_math"
 PUBLISHED = ("sdpa_flash", "sdpa_cudnn")
 BASE = {"sdpa_flash": 4, "sdpa_cudnn": 3, "ours": 2, "eager": 1}
-APPROXIMATE_BOUND = 0.25  # 5 % of one product in FP8, handed on by 40 layers
-# Others' kernels first: one that breaks the GPU's context breaks all that come later.
+APPROXIMATE_BOUND = 0.25  # 5 % of one FP8 product, accumulated over 40 layers
+# Third-party kernels first: whatever breaks the GPU's context breaks all that come later.
 LATE = ("triton", "triton_fp8")
-LAST_RESORT = "reference"  # of truth: slower, and nothing can take it away
+LAST_RESORT = "reference"  # for the truth: slower, but always available
 SLOW = (LAST_RESORT, "reference_fp8", TRUTH)
-PLAIN = ("reference",)  # of what only holds weights
+PLAIN = ("reference",)  # for models that only hold weights
 LIBRARY_GEMM = {"cuda": "scaled_mm", "cpu": "reference"}
-ACTIVATION_BYTES = 160  # per token and channel at the most: complex rotations in double precision
+ACTIVATION_BYTES = 160  # maximum per token and channel: complex rotations in double precision
 COMPILE_SECONDS = 15.0
 FRACTION = 0.95  # of the free memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """FLOPs of one step: those of linear layers of the blocks, of self-attention, of the rest."""
+    """FLOPs of one step: the blocks' linear layers, self-attention, and the rest."""
 
     linears: int
     attention: int
@@ -111,14 +109,14 @@ class Work:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all."""
         return self.linears + self.attention + self.rest
 
     def floor(
         self, rates: Mapping[torch.dtype, float], linears: torch.dtype, attention: torch.dtype,
         rest: torch.dtype,
     ) -> float:  # fmt: skip
-        """Seconds at the rates of large products."""
+        """Compute the seconds at the rates of large products."""
         return (
             self.linears / rates[linears]
             + self.attention / rates[attention]
@@ -127,7 +125,7 @@ class Work:
 
 
 def attention_backends(args: argparse.Namespace, case: Case) -> dict[str, str | None]:
-    """Backends of self-attention -> why one cannot run, in the order in which they run.
+    """Map self-attention backends to why they cannot run, in execution order.
 
     Raises:
         UserError: One that was named does not exist or cannot run.
@@ -152,7 +150,7 @@ def attention_backends(args: argparse.Namespace, case: Case) -> dict[str, str | 
 
 
 def compiled(dit: DiT, ops: Ops, compiler: str = "inductor") -> DiT:
-    """The same model with compiled norms; its attentions and feed-forwards are compiled, too."""
+    """Compile a model's attentions and feed-forwards; return it with compiled norms, too."""
     how: Any = {"dynamic": False, "backend": compiler}
     choice = ops.choices["add_norm"]
     norm = dataclasses.replace(choice, run=torch.compile(choice.run, **how))
@@ -172,7 +170,7 @@ class Field:
     def __init__(
         self, args: argparse.Namespace, preset: Preset, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Make the weights and inputs."""
+        """Create the weights and inputs."""
         self.args, self.preset, self.device, self.dtype = args, preset, device, dtype
         self.given = Given.draw(preset, device, dtype)
         config = preset.dit
@@ -189,7 +187,7 @@ class Field:
         return bind(self.preset, KernelConfig.parse(choices), self.device, self.dtype)
 
     def truth(self) -> tuple[str, torch.Tensor]:
-        """By plain PyTorch, unquantised; and by which backend of self-attention."""
+        """Compute the truth in plain PyTorch, unquantised; name its self-attention backend."""
         missing = load_backend(OP, TRUTH).supports(self.case)
         name = TRUTH if missing is None else LAST_RESORT
         by = "" if missing is None else f" by {name}: {TRUTH} {missing}"
@@ -199,7 +197,7 @@ class Field:
         return name, own_step(dit, self.given)(self.given.latent)
 
     def published(self, attention: str, reason: str | None, *, compile_it: bool) -> Entrant:
-        """The published schedule."""
+        """Create an entrant for the published schedule."""
 
         def build() -> Run:
             ops = self._ops((*TORCH, f"{OP}={attention}"))
@@ -229,15 +227,15 @@ class Field:
         base: int = 0,
         fp8: bool = False,
     ) -> Entrant:
-        """Our schedule.
+        """Create an entrant for our schedule.
 
         Args:
             attention: Backend of self-attention.
             reason: Why it cannot run.
-            torch_kernels: All else by PyTorch's own kernels.
+            torch_kernels: Use PyTorch's own kernels for everything else.
             graph: Replay a CUDA graph.
             base: See `Entrant`.
-            fp8: With the linear layers of the blocks in FP8.
+            fp8: Use FP8 for the blocks' linear layers.
         """
         backend = load_backend(OP, attention)
         library = LIBRARY_GEMM[self.device.type]
@@ -294,7 +292,7 @@ class Field:
         }
 
     def groups(self) -> list[list[Entrant]]:
-        """What runs together, the safest first."""
+        """Group what runs together, safest first."""
         backends = attention_backends(self.args, self.case)
         able = [name for name, reason in backends.items() if reason is None]
         usual = "sdpa" if "sdpa" in able else able[0] if able else None
@@ -318,7 +316,7 @@ class Field:
                 first.append(published)
             published = []
             if usual is not None:
-                # What others are compared with is exact, unless nothing is.
+                # The baseline of the others is exact, unless nothing is.
                 first.append([ours(usual, base=BASE["ours"] if fp8 == kinds[0] else 0)])
                 if self.device.type == "cuda":
                     early.append([ours(usual, graph=True)])
@@ -329,7 +327,7 @@ class Field:
 
 
 def fitting_layers(preset: Preset, device: torch.device, dtype: torch.dtype, *, fp8: bool) -> int:
-    """How many of the preset's blocks fit the GPU's free memory, all weights and work counted."""
+    """Count the preset's blocks that fit in the GPU's free memory, with weights and activations."""
     if device.type != "cuda":
         return preset.dit.num_layers
     one, two = (dataclasses.replace(preset.dit, num_layers=n) for n in (1, 2))
@@ -401,7 +399,7 @@ def _uses_fp8(entrant: Entrant) -> bool:
 
 
 def finish(race: Race, work: Work, probes: Probes, dtype: torch.dtype) -> None:
-    """Add rates and floors to what was timed."""
+    """Add rates and floors to timed rows."""
     rates = probes.rates()
     names = {dtype_name(known): known for known in rates}
     for row in race.rows:

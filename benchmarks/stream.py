@@ -1,12 +1,12 @@
-"""Whole chunks of a stream with random weights made on the device: stages, start-up, real time.
+"""Time whole chunks of a stream with random weights: stages, start-up, real-time factor.
 
     python benchmarks/stream.py --preset 14b --precision fp8 --chunks 4 --json stream.json
     python benchmarks/stream.py --preset tiny --device cpu --ranks 2 --frames frames.npy
 
-A session as ``livetalk generate`` runs it, but for files and video encoding: the avatar is made of
-random numbers. The first chunk is told apart, as it pays for what is compiled. All are whole, the
-last one too: it is encoded again as if the stream went on. Where the time is short, later chunks
-are not begun. On several ranks rank 0 reports. Untested on a GPU.
+A session as in ``livetalk generate``, except for files and video encoding: the avatar consists of
+random numbers. The first chunk is reported separately, as it pays for compilation. All are whole,
+including the last one: it is re-encoded as if the stream continued. If time is short, later chunks
+are not started. On several ranks rank 0 reports.
 """
 
 import argparse
@@ -56,7 +56,7 @@ FPS = 25.0
 
 
 def random_avatar(preset: Preset) -> Avatar:
-    """An avatar of random numbers, the same everywhere."""
+    """Create an avatar from random numbers, the same everywhere."""
     random = torch.Generator().manual_seed(4)
     draw = partial(torch.randn, generator=random)
     config = preset.dit
@@ -73,7 +73,7 @@ def random_avatar(preset: Preset) -> Avatar:
 def load(
     args: argparse.Namespace, preset: Preset, team: Team, device: torch.device, dtype: torch.dtype
 ) -> tuple[DiT, VAE]:
-    """The models on this rank.
+    """Load the models on this rank.
 
     Raises:
         UserError: A backend that was named cannot run.
@@ -92,7 +92,7 @@ def measure(
     """Run the stream.
 
     Returns:
-        What was measured; None on ranks other than 0.
+        The measurements; None on ranks other than 0.
     """
     preset = sized(args.preset, layers=args.layers, size=args.size)
     begin = time.perf_counter()
@@ -150,7 +150,7 @@ def measure(
 
 
 def _note(output: Output, session: Session, *, complete: bool | None = None) -> None:
-    """Write what is known, when another chunk has ended, or at the end (``complete`` is told)."""
+    """Write the result so far, after a chunk or at the end (with ``complete``)."""
     stats = session.stats
     if len(stats.chunks) == len(output.value["chunks"]) and complete is None:
         return
@@ -190,7 +190,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def torchrun(nproc: int) -> list[str]:
-    """The command that starts this script on so many ranks, without a look at the network."""
+    """Build the command that starts this script on ``nproc`` ranks, without network lookups."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"),
         *("--nproc-per-node", str(nproc), "--rdzv-backend", "c10d"),

@@ -1,9 +1,9 @@
-"""Speed of every op: its cases at the models' sizes, by every backend that runs.
+"""Speed of every op: its cases at the models' sizes, on every backend that runs.
 
     pytest benchmarks/test_bench_ops.py -k add_norm-
 
-Results are checked before they are timed; inputs are cold. ``livetalk bench`` lets the backends
-alternate, adds torch.compile and keeps launch times out on a GPU; here launches count and they run
+Results are checked before they are timed; inputs are cold. ``livetalk bench`` interleaves the
+backends, adds torch.compile and excludes launches on a GPU; here launches count and backends run
 one after the other, for pytest-benchmark's comparisons between commits.
 """
 
@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _runs() -> Iterator[Any]:
-    """A parameter for every case and backend, called OP-CASE-BACKEND."""
+    """Yield a parameter for every case and backend, named OP-CASE-BACKEND."""
     for op in op_names():
         for dtype in load_op(op).dtypes:
             for case in select_cases(op, DEVICE, dtype):
@@ -49,7 +49,7 @@ def test_speed(case: Case, backend: str, benchmark: Any) -> None:
 
 
 def _measure(case: Case, backend: str, benchmark: Any) -> dict[str, Any]:
-    """Check, then time; rates and shares beside the times."""
+    """Check, then time; return rates and fractions with the times."""
     _, roofline = _limits().of(case)
     reason = too_large(case) or too_long(case, roofline)
     if reason is not None:
@@ -78,7 +78,7 @@ def _measure(case: Case, backend: str, benchmark: Any) -> dict[str, Any]:
 
 
 def _waiting(run: Callable[..., Any]) -> Callable[..., None]:
-    """The call, and on a GPU its end."""
+    """Wrap a call to wait for its end on a GPU."""
 
     def call(*positional: Any, **keywords: Any) -> None:
         run(*positional, **keywords)

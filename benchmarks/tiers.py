@@ -1,4 +1,4 @@
-"""Every op at the models' sizes on each instruction set of this CPU: is ``auto``'s choice fastest?
+"""Time every op on each instruction set of this CPU: is ``auto``'s choice the fastest?
 
     python benchmarks/tiers.py --dtype fp32 --output tiers.json
     python benchmarks/tiers.py --tier avx2 --op causal_conv3d --output tiers.json
@@ -47,12 +47,12 @@ LIBRARIES = {  # tier -> the most that oneDNN, MKL, and PyTorch's own and compil
     "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "amx": {},
 }
-LEAST_ROUNDS, SECONDS = 5, 0.4  # of CPU time for a case's rounds
-MOST_FLOPS = 40e9  # cases of more are left out, and named
+LEAST_ROUNDS, SECONDS = 5, 0.4  # CPU time for a case's rounds
+MOST_FLOPS = 40e9  # larger cases are skipped, and named
 
 
 def cpu_seconds(run: Callable[..., Any], arguments: Arguments) -> float:
-    """CPU time of a call."""
+    """Measure the CPU time of a call."""
     positional, keywords = arguments
     begin = time.thread_time()
     run(*positional, **keywords)
@@ -60,7 +60,7 @@ def cpu_seconds(run: Callable[..., Any], arguments: Arguments) -> float:
 
 
 def measure_case(case: Case) -> dict[str, Any]:
-    """Time all exact backends that can run a case, in turns."""
+    """Time all exact backends that can run a case, interleaved."""
     arguments = make_inputs(case)
     found = [
         one
@@ -112,7 +112,7 @@ def measure_tier(tier: str, dtype: torch.dtype, ops: list[str]) -> dict[str, Any
 
 
 def run_tier(tier: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure a tier in a process of its own."""
+    """Measure a tier in a separate process."""
     ops = [word for op in args.op for word in ("--op", op)]
     command = [sys.executable, __file__, "--child", "--tier", tier, "--dtype", args.dtype, *ops]
     environ = os.environ | LIBRARIES[tier]
@@ -122,7 +122,7 @@ def run_tier(tier: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(tiers: list[dict[str, Any]]) -> str:
-    """One line per case; what is more than 5 % slower than the fastest is marked."""
+    """Format one line per case; mark what is more than 5 % slower than the fastest."""
     head = f"{'tier':12s} {'op and case':34s} {'auto':9s} {'ms':>8s}  {'next':9s} {'ratio':>5s}"
     lines = [head]
     for tier in tiers:

@@ -1,11 +1,11 @@
-"""Train the model of the preset ``demo`` from nothing: clips, four trainings, packed weights.
+"""Train the model of the preset ``demo`` from scratch: clips, four trainings, packed weights.
 
     python benchmarks/train_demo.py --output out/train-demo
 
-Every stage is a `livetalk` command in a process of its own. What is done is left out, what was
-begun goes on, and a stage that takes longer than ``--minutes`` is stopped and goes on in another
-process, or, with ``--once``, in the next call. ``stages.jsonl`` says how long each took, after what
-was estimated. ``--estimate`` stops after the estimate.
+Every stage is a `livetalk` command in a separate process. Finished stages are skipped, unfinished
+ones resumed, and a stage that takes longer than ``--minutes`` is stopped and resumed in another
+process, or, with ``--once``, in the next call. ``stages.jsonl`` records the estimate and how long
+each took. ``--estimate`` stops after the estimate.
 """
 
 import argparse
@@ -38,23 +38,23 @@ CLIPS, SECONDS = 512, 4.0
 MINUTES = 40.0
 RECORD = "stages.jsonl"
 PACKED = "demo"
-LEFT = 130  # exit code of a stage that was stopped, and goes on later
+LEFT = 130  # exit code of a stage that was stopped and can be resumed
 
 
 class Stages:
-    """The stages in their order, in one folder."""
+    """The stages in order, in one folder."""
 
     def __init__(self, folder: Path, clips: int, seconds: float, runs: dict[Kind, Run]) -> None:
-        """Settings of all of them."""
+        """Set up all stages."""
         self.folder, self.clips, self.seconds, self.runs = folder, clips, seconds, runs
 
     @property
     def names(self) -> Sequence[str]:
-        """All stages."""
+        """Names of all stages."""
         return (DATASET, *MADE, PACKED)
 
     def done(self, name: str) -> bool:
-        """Whether a stage has reached its end.
+        """Return whether a stage has reached its end.
 
         Raises:
             UserError: It was begun with other settings.
@@ -68,7 +68,7 @@ class Stages:
         return is_done(self.folder / name, kind, self.runs[kind])
 
     def command(self, name: str) -> Sequence[str]:
-        """What begins a stage, or goes on with it."""
+        """Build the command that begins or resumes a stage."""
         target = str(self.folder / name)
         if name == DATASET:
             size = "x".join(map(str, DEMO.size))
@@ -86,7 +86,7 @@ class Stages:
         return (*LIVETALK, *train_words(self.folder / name, kind, self.runs[kind], folders))
 
     def carry_out(self, name: str, minutes: float) -> tuple[int, float]:
-        """Let a stage run; its exit code and seconds. One that takes too long saves and stops."""
+        """Run a stage; return exit code and seconds. One that takes too long saves and stops."""
         begin = time.monotonic()
         with subprocess.Popen(self.command(name)) as process:
             try:
@@ -94,7 +94,7 @@ class Stages:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
                 code = process.wait()
-            except KeyboardInterrupt:  # the stage hears it too
+            except KeyboardInterrupt:  # the stage receives it too
                 process.wait()
                 raise
         return code, time.monotonic() - begin
@@ -105,7 +105,7 @@ class Stages:
 
 
 def run_all(stages: Stages, minutes: float, *, once: bool, estimated: dict[str, float]) -> int:
-    """Run what is left; the exit code."""
+    """Run the remaining stages; return the exit code."""
     for name in stages.names:
         if stages.done(name):
             print(f"{name}: done before", flush=True)
@@ -116,7 +116,7 @@ def run_all(stages: Stages, minutes: float, *, once: bool, estimated: dict[str, 
             done = code == 0
             entry = {"stage": name, "seconds": seconds, "done": done, "machine": machine()}
             record(stages.folder / RECORD, entry | {"estimated": estimated.get(name)})
-            print(f"{name}: {duration(seconds)}{'' if done else ', goes on later'}", flush=True)
+            print(f"{name}: {duration(seconds)}{'' if done else ', to be resumed'}", flush=True)
             if code not in (0, LEFT):
                 return code
             if once:
@@ -128,33 +128,35 @@ def run_all(stages: Stages, minutes: float, *, once: bool, estimated: dict[str, 
 
 
 def record(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line."""
+    """Append a line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def recorded(path: Path) -> Iterator[dict[str, Any]]:
-    """All lines."""
+    """Yield all lines."""
     if path.is_file():
         yield from map(json.loads, path.read_text("utf-8").splitlines())
 
 
 def say(name: str, seconds: float) -> None:
-    """A line of the estimate."""
+    """Print a line of the estimate."""
     print(f"{name:10} {duration(seconds):>8}", flush=True)
 
 
 def main() -> int:
-    """Estimate, run, record; the exit code."""
+    """Estimate, run, record; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("out/train-demo"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of a stage at a time")
-    parser.add_argument("--once", action="store_true", help="one stage, or part of one")
-    parser.add_argument("--estimate", action="store_true", help="say how long it will take")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="limit per stage and process"
+    )
+    parser.add_argument("--once", action="store_true", help="run one stage, or part of one")
+    parser.add_argument("--estimate", action="store_true", help="estimate how long it will take")
     parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a clip")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a clip")
     parser.add_argument("--steps", type=int, help="updates of every training, for a trial")
     args = parser.parse_args()
     program = find_program()
@@ -174,11 +176,11 @@ def main() -> int:
                 clips=args.clips, size=DEMO.size, seconds=args.seconds, program=program, runs=runs
             )
             with tempfile.TemporaryDirectory() as folder:
-                print("timing updates of each stage, to estimate them all", flush=True)
+                print("timing some updates of each stage for an estimate", flush=True)
                 found = dict(estimate(recipe, Path(folder), tell=say))
             record(args.output / RECORD, {"estimate": found, "machine": machine()})
         print(
-            f"{'together':10} {duration(sum(found.values())):>8}, estimated by updates timed here"
+            f"{'together':10} {duration(sum(found.values())):>8}, estimated from updates timed here"
         )
         if args.estimate:
             return 0
@@ -187,7 +189,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return LEFT
 
 

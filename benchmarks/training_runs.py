@@ -1,4 +1,4 @@
-"""A training as a command of its own: whether it is done, and what begins it or goes on with it."""
+"""A training as a separate command: whether it is done, and how to begin or resume it."""
 
 import shutil
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from livetalk_model.weights.checkpoint import VAE_FILE
 MADE: dict[Kind, str] = {
     "vae": VAE_FILE, "audio": AUDIO_WEIGHTS, "teacher": DIT_FILE, "distill": DIT_FILE,
 }  # fmt: skip
-"""What a training writes when it has reached its end."""
+"""What a training writes at its end."""
 
 
 def is_done(folder: Path, kind: Kind, run: Run) -> bool:
-    """Whether a training has reached its end.
+    """Return whether a training has reached its end.
 
     Raises:
         UserError: It was begun with other settings.
@@ -34,14 +34,14 @@ def is_done(folder: Path, kind: Kind, run: Run) -> bool:
 
 
 def train_words(folder: Path, kind: Kind, run: Run, sources: Mapping[str, Path]) -> list[str]:
-    """What ``livetalk`` is told to begin a training, or to go on with it.
+    """Build the arguments of ``livetalk`` that begin or resume a training.
 
     A folder whose training was killed before its first update is removed; the settings of a new one
-    are written beside its folder.
+    are written next to its folder.
 
     Args:
-        folder: Of the run.
-        kind: What is trained.
+        folder: Folder of the run.
+        kind: What to train.
         run: The settings.
         sources: Option without dashes -> folder.
     """

@@ -1,14 +1,14 @@
-"""The VAE: a steady decode step, a chunk's decoding and the encoder, ours and as published.
+"""Time the VAE: a steady-state decode step, decoding a chunk, and the encoder; ours and published.
 
     python benchmarks/vae.py --preset 14b --json vae.json
     python benchmarks/vae.py --preset tiny --device cpu --rounds 3 --no-compile
 
 Random weights. Every way is first compared with the published schedule in plain PyTorch (relative
-L2), then all take turns. The published schedule is compiled as a whole, for the decode step and the
-encoder; a chunk's decoding, whose first three steps have other shapes, is compared uncompiled: 9
-latents, of which ours warms the decoder with two. FLOPs are those of our schedule for all ways, so
-rates compare; the floor is what these take at the rate of a large matrix product, measured in the
-same rounds. Untested on a GPU.
+L2), then all are interleaved. The published schedule is compiled as a whole, for the decode step
+and the encoder; decoding a chunk, whose first three steps have other shapes, is compared
+uncompiled: 9 latents, two of which warm up our decoder. FLOPs are those of our schedule for all
+ways, so rates are comparable; the floor is their time at the rate of a large matrix product,
+measured in the same rounds.
 """
 
 import argparse
@@ -53,7 +53,7 @@ WARM_LATENTS = 3  # until the decoder's state repeats
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The same weights in both schedules, and what they are given.
+    """The same weights in both schedules, and their inputs.
 
     Attributes:
         preset: Sizes.
@@ -75,13 +75,13 @@ class Models:
     def make(
         cls, preset: Preset, backend: KernelConfig, device: torch.device, dtype: torch.dtype
     ) -> "Models":
-        """With random weights and inputs.
+        """Create them with random weights and inputs.
 
         Raises:
             UserError: A backend that was named cannot run.
         """
         plain = KernelConfig.parse(TORCH)
-        # ours comes last: it may keep its weights in another form alone
+        # ours comes last: it may keep its weights only in another form
         published = make_vae(preset, plain, device, dtype, reuse=False)
         compiled = make_vae(preset, plain, device, dtype, reuse=False, weights=published)
         own = make_vae(preset, backend, device, dtype, weights=published)
@@ -102,9 +102,9 @@ class Models:
         )
 
     def decode_step(self, vae: VAE, step: Callable[..., Tensor], *, forks: bool = True) -> Run:
-        """One latent from the middle of a stream, whose state ``vae`` has made.
+        """Decode one latent in the middle of a stream, whose state ``vae`` has computed.
 
-        ``forks``: each call starts at the same state; else the stream goes on.
+        ``forks``: each call starts from the same state; otherwise the stream continues.
         """
         cache = DecoderCache()
         for piece in self.latents[:, :, :WARM_LATENTS].split(1, dim=2):
@@ -113,14 +113,14 @@ class Models:
         return lambda: step(latent, cache.fork() if forks else cache, clamp=False)
 
     def decode_chunk(self) -> Tensor:
-        """The new frames of a chunk, by our schedule."""
+        """Decode the new frames of a chunk with our schedule."""
         cache = DecoderCache()
         self.own.warm(self.latents[:, :, :MOTION_LATENTS], cache)
         pieces = self.latents[:, :, MOTION_LATENTS:].split(1, dim=2)
         return torch.cat([self.own.decode_step(z, cache, clamp=False) for z in pieces], dim=2)
 
     def flops(self) -> dict[str, int]:
-        """Of our schedule, by what is timed."""
+        """Count our schedule's FLOPs for everything timed."""
         found = vae_flops(self.preset.vae, self.preset.size, reuse=True)
         return {
             "decode step": found["latent"],
@@ -130,7 +130,7 @@ class Models:
 
 
 def races(models: Models, *, compile_it: bool, graphs: bool) -> dict[str, list[list[Entrant]]]:
-    """What is timed -> groups of entrants; the first entrant is the truth."""
+    """Map what is timed to groups of entrants, the first of which is the truth."""
     device, dtype = models.latents.device, models.latents.dtype
     own, published, compiled = models.own, models.published, models.compiled
     bound = BOUNDS[dtype]
@@ -148,7 +148,7 @@ def races(models: Models, *, compile_it: bool, graphs: bool) -> dict[str, list[l
         return lambda: published.decode(models.latents, clamp=False)[:, :, MOTION_FRAMES:]
 
     late = {"reason": None if compile_it else "--no-compile", "seconds": COMPILE_SECONDS}
-    # One that breaks the GPU's context breaks all that come later: PyTorch's own goes first.
+    # Whatever breaks the GPU's context breaks all that come later: PyTorch's own goes first.
     found = {
         "decode step": [[step("published", published, published)], [step("ours", own, own)]],
         "decode chunk": [
@@ -195,7 +195,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
         probes = Probes(device, [dtype])
         by_work = races(models, compile_it=not args.no_compile, graphs=device.type == "cuda")
         found: dict[str, Race] = {}
-        # What needs no compiler comes first, for all three.
+        # Entrants without a compiler come first, for all three.
         order = sorted(
             ((index, work) for work, groups in by_work.items() for index in range(len(groups))),
             key=lambda pair: pair[0],
@@ -218,7 +218,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
 
 
 def _finish(rows: Sequence[dict[str, Any]], flops: int, probes: Probes, dtype: torch.dtype) -> None:
-    """Add rates and floors to what was timed; without that there is no rate either."""
+    """Add rates and floors to timed rows, if the rate was measured."""
     rates = probes.rates()
     for row in rows:
         if row["state"] == TIMED:

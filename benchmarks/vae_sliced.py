@@ -1,9 +1,9 @@
-"""The VAE in slices: its error beside that of cropped overlapping tiles, its traffic, its speed.
+"""Compare the sliced VAE with cropped overlapping tiles: error, traffic, speed.
 
     python benchmarks/vae_sliced.py --preset mid --output profiles/data/vae_sliced.json
 
 Errors are relative L2 against the VAE on one rank, with random weights in fp32. Times are those of
-one rank against several with one thread each, in turn and in the same processes; nothing is timed
+one rank against several with one thread each, interleaved in the same processes; nothing is timed
 whose error is too large. All ranks run on this machine.
 """
 
@@ -38,18 +38,18 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "model"))
 from crop_overlap import decode_tiles, encode_tiles  # type: ignore[import-not-found]
 
 BOUND = 1e-5
-FRAMES, LATENTS = 5, 2  # of the comparison
+FRAMES, LATENTS = 5, 2  # in the comparison
 TIMEOUT = 3600.0
 
 
 def build(config: VAEConfig) -> VAE:
-    """A VAE of random weights."""
+    """Create a VAE with random weights."""
     preset = replace(get_preset("tiny"), vae=config)
     return make_vae(preset, KernelConfig(), torch.device("cpu"), torch.float32)
 
 
 def inputs(config: VAEConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Frames and latents of noise."""
+    """Draw frames and latents of noise."""
     draw = torch.Generator().manual_seed(0)
     video = torch.randn(1, 3, FRAMES, *size, generator=draw).clamp(-1, 1)
     rows, columns = size[0] // SPATIAL, size[1] // SPATIAL
@@ -59,7 +59,7 @@ def inputs(config: VAEConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def errors(
     comm: Communicator, config: VAEConfig, size: tuple[int, int], grid: str
 ) -> dict[str, Any]:
-    """Ours and the oracle's, on rank 0; bytes that rank 0 sends."""
+    """Compute our errors and the oracle's, on rank 0; and the bytes that rank 0 sends."""
     vae = build(config)
     video, z = inputs(config, size)
     halo = HaloExchange(comm, Grid.parse(grid), (z.shape[3], z.shape[4]))
@@ -91,7 +91,7 @@ def errors(
 def times(
     comm: Communicator, config: VAEConfig, size: tuple[int, int], grid: str, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of a steady decode step and of an encode, variant by variant in every round."""
+    """Time a steady-state decode step and an encode, variant by variant in every round."""
     vae = build(config)
     video, z = inputs(config, size)
     latent = z.shape[3], z.shape[4]
@@ -132,7 +132,7 @@ def times(
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Medians, and the speed-up over one rank round by round."""
+    """Compute medians, and the speed-up over one rank per round."""
     summary = {}
     for name, values in seconds.items():
         alone = seconds[f"one {name.split()[1]}"]
@@ -144,12 +144,12 @@ def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Compare, time, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="mid", help="whose VAE and size are timed")
+    parser.add_argument("--preset", default="mid", help="preset whose VAE and size are timed")
     parser.add_argument("--sizes", nargs="*", default=["128x128", "96x160", "88x104"])
     parser.add_argument("--grids", nargs="*", default=["2x1", "2x2", "4x1", "4x2", "8x1"])
-    parser.add_argument("--dim", type=int, default=16, help="width of the VAE that is compared")
+    parser.add_argument("--dim", type=int, default=16, help="width of the compared VAE")
     parser.add_argument("--timed-grid", default="2x1")
-    parser.add_argument("--rounds", type=int, default=5, help="0: nothing is timed")
+    parser.add_argument("--rounds", type=int, default=5, help="0 to time nothing")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)

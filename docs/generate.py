@@ -1,6 +1,6 @@
-"""Fill in what the code already says, while mkdocs builds the pages.
+"""Generates parts of pages from the code while mkdocs builds them.
 
-A page holds ``<!-- generated: NAME -->`` where a part of it is generated: the commands from their
+A page has ``<!-- generated: NAME -->`` where a part of it is generated: the commands from their
 parsers, the stages from the stream, the API from the packages' public names.
 """
 
@@ -31,7 +31,7 @@ LINKS = REPOSITORY / "out/docs-packages"
 
 
 def commands() -> str:
-    """Give the help of every command, as the terminal shows it."""
+    """Format the help of every command, as shown in a terminal."""
     pages = []
     for name, summary in COMMANDS.items():
         (choices,) = (
@@ -46,20 +46,20 @@ def commands() -> str:
 
 
 def stages() -> str:
-    """Give the table of stages in the order in which they run."""
+    """Format the table of stages in execution order."""
     rows = [f"| {name} | {meaning} |" for name, meaning in STAGES.items()]
     note = f"A stage that runs concurrently with the others ends in `{BESIDE.strip()}`."
     return "\n".join(["| stage | what it does |", "|---|---|", *rows, "", note])
 
 
 def ops() -> str:
-    """Give every op's public function."""
+    """List every op's public function."""
     specs = [load_op(name) for name in op_names()]
     return "\n\n".join(f"::: {spec.function.__module__}.{spec.name}" for spec in specs)
 
 
 def public_names(package: str, names: list[str]) -> str:
-    """Give all that a package exports."""
+    """List everything that a package exports."""
     return "\n\n".join(f"::: {package}.{name}" for name in names)
 
 
@@ -75,10 +75,10 @@ GENERATED: Mapping[str, Callable[[], str]] = MappingProxyType(
 
 
 def on_startup(command: str, dirty: bool) -> None:
-    """Link the packages under their installed names, where mkdocs.yml says that they are read.
+    """Link the packages under their installed names, where mkdocs.yml expects them.
 
-    mkdocstrings reads sources without importing them, and an editable installation tells it only
-    the name of the folder, which for ``model`` is another one.
+    mkdocstrings reads sources without importing them, and an editable installation only gives it
+    the name of the folder, which differs for ``model``.
     """
     LINKS.mkdir(parents=True, exist_ok=True)
     for name, folder in PACKAGES.items():
@@ -87,11 +87,11 @@ def on_startup(command: str, dirty: bool) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the runtime's page, which is at home next to the code."""
+    """Add the runtime's page, which is stored next to the code."""
     files.append(File.generated(config, "runtime.md", abs_src_path=str(RUNTIME)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace every mark by what it names."""
+    """Replace every mark by the part it names."""
     return MARK.sub(lambda mark: GENERATED[mark[1]](), markdown)

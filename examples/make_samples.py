@@ -1,6 +1,6 @@
-"""Draws and speaks the samples that the package brings: `python examples/make_samples.py`.
+"""Generates the samples that come with the package: `python examples/make_samples.py`.
 
-The portraits need Pillow alone; the speech needs the program espeak-ng.
+The portraits need only Pillow; the speech needs the program espeak-ng.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ TEXT = (
     "livetalk makes every portrait talk, live."
 )
 PEAK = 0.7
-"""Largest sample of the speech, of full scale."""
+"""Peak of the speech, relative to full scale."""
 
 
 def speak(text: str, path: Path) -> None:
@@ -45,7 +45,7 @@ def speak(text: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Make all of them."""
+    """Make all samples."""
     for name, number in PERSONS.items():
         drawn = Painter(Identity.of(number), (SIDE, SIDE)).draw(Pose())
         Image.fromarray(drawn).save(SPEECH.with_name(f"{name}.png"), optimize=True)

@@ -402,7 +402,7 @@ def test_what_breaks_is_left_out_of_all_that_follows(
         assert parts["after"]["result"]["seen"] == "quantize=cpu,add_norm=triton"
     assert counted(tmp_path, "after") == 1
     page = (tmp_path / "out/report.md").read_text()
-    assert "Left out of all that follows: add_norm=triton" in page
+    assert "Excluded from everything below: add_norm=triton" in page
     fine = [fakes[0], {"name": "smoke", "code": GOOD}, fakes[2]]
     run(tmp_path, fine)  # what was measured without a backend is measured again with it
     assert counted(tmp_path, "after") == 2

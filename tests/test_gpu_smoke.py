@@ -70,5 +70,5 @@ def test_backends_that_break_are_named_and_the_other_parts_complete(tmp_path: Pa
     assert {row["state"] for row in others} == {"ok", "left out"} and len(others) > 50
     assert all(row["error"] < 1 for row in others if row["state"] == "ok")
     page = (folder / "report.md").read_text()
-    assert f"Left out of all that follows: {', '.join(broken)}" in page
+    assert f"Excluded from everything below: {', '.join(broken)}" in page
     assert "| add_norm  | hanging | hangs |" in page

@@ -73,7 +73,7 @@ def test_stages(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtur
     entries = [json.loads(line) for line in (folder / script.RECORD).read_text().splitlines()]
     assert [entry["done"] for entry in entries] == [True] * 3 + [False] + [True] * 3
     assert entries[3]["estimated"] == 7.0 and entries[3]["seconds"] >= 6
-    assert ", goes on later" in capsys.readouterr().out
+    assert ", to be resumed" in capsys.readouterr().out
 
     assert script.run_all(stages, 1.0, once=False, estimated={}) == 0  # nothing is left
     assert len((folder / "calls").read_text().splitlines()) == len(calls)

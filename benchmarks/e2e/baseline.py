@@ -1,4 +1,4 @@
-"""A saved run of these suites, and what has become slower since."""
+"""Compares with a saved run of these suites: what has become slower."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import REPORT_BYTES, read_json
 from livetalk_kernels.units import ms, percent_change
 
-HARDWARE = ("cpu", "cores", "cpu_quota", "memory_bytes", "threads", "gpu")  # what times depend on
-GPU = ("name", "count")  # of a GPU; its clock and temperature pass
+HARDWARE = ("cpu", "cores", "cpu_quota", "memory_bytes", "threads", "gpu")  # affect times
+GPU = ("name", "count")  # of a GPU; its clock and temperature vary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         name: File and test.
-        seconds: One a round.
+        seconds: One per round.
         probe: Seconds of the probe before each round.
     """
 
@@ -34,14 +34,14 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One benchmark against the baseline's.
+    """One benchmark compared with the baseline.
 
     Attributes:
         name: File and test.
-        before: The baseline's median, seconds; None where it has no such benchmark.
-        now: The median now.
-        change: Of the times.
-        relative: Of the times in units of the probe's.
+        before: The baseline's median, seconds; None if it lacks the benchmark.
+        now: The present median.
+        change: Change of the times.
+        relative: Change of the times in units of the probe's.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``slower`` or ``faster`` where both say so; else ``no change``, or ``new``."""
+        """``slower`` or ``faster`` if both agree; else ``no change``, or ``new``."""
         if self.change is None or self.relative is None:
             return "new"
         if self.change.verdict == self.relative.verdict:
@@ -62,13 +62,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What ``--benchmark-json`` has written.
+    """A file written by ``--benchmark-json``.
 
     Attributes:
         path: The file.
         runs: Name -> samples.
         settings: What ran.
-        machine: On what.
+        machine: The machine it ran on.
         remarks: What a reader of the comparison should know.
     """
 
@@ -119,7 +119,7 @@ class Baseline:
         """Check that what runs now can be compared.
 
         Raises:
-            UserError: Something else was measured; or on other hardware, and that is not allowed.
+            UserError: Something else was measured; or on other hardware, if that is not allowed.
         """
         if dict(self.settings) != dict(settings):
             raise UserError(
@@ -177,7 +177,7 @@ def hardware(machine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sentence(entry: Comparison) -> str:
-    """A benchmark in a line."""
+    """Format a benchmark in one line."""
     if entry.change is None or entry.relative is None or entry.before is None:
         return f"{entry.name}: {ms(entry.now)}, not in the baseline"
     head = "REGRESSION " if entry.verdict == "slower" else ""
@@ -188,7 +188,7 @@ def sentence(entry: Comparison) -> str:
 
 
 def _interval(change: Change) -> str:
-    """A change with its interval: ``+9.8 % (+7.1 to +12.6)``."""
+    """Format a change with its interval: ``+9.8 % (+7.1 to +12.6)``."""
     ends = f"{percent_change(change.low)} to {percent_change(change.high)}"
     return f"{percent_change(change.ratio)} % ({ends})"
 

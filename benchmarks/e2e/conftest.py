@@ -3,18 +3,18 @@
     pytest benchmarks/e2e --preset tiny --benchmark-json before.json
     pytest benchmarks/e2e --preset tiny --baseline before.json
 
-The first line saves a baseline, the second one is held against it: the session fails, with exit
-code 1 and a line for each, if a benchmark has become slower and noise does not explain it. Every
-benchmark is checked before it is timed; what is wrong is not timed.
+The first line saves a baseline, the second compares with it: the session fails, with exit code 1
+and a line for each, if a benchmark has become slower and noise does not explain it. Every benchmark
+is checked before it is timed; what is wrong is not timed.
 
 ``--preset --device --dtype`` say what runs, as in ``livetalk``; ``--rounds`` how often. Only a
 baseline of the same three can be compared. One of another machine is refused, unless
 ``--baseline-any-machine`` is given.
 
-The two sessions lie apart, and a shared machine drifts by 5 to 20 % within minutes. So before each
-round a fixed matrix product is timed, the *probe*. A regression is what lies beyond noise and
-``--baseline-tolerance`` (5 %) both by itself and relative to the probe. To learn more of a change,
-let both sides take turns: ``livetalk profile --compare``.
+The two sessions are apart in time, and a shared machine drifts by 5 to 20 % within minutes. So a
+fixed matrix product, the *probe*, is timed before each round. A regression must exceed noise and
+``--baseline-tolerance`` (5 %) both in itself and relative to the probe. To examine a change
+further, let both sides alternate: ``livetalk profile --compare``.
 """
 
 import sys
@@ -37,14 +37,14 @@ from livetalk_model.loading import ModelSource
 from livetalk_model.media.synthetic import picture
 from livetalk_model.pipeline import Pipeline
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # of what the scripts share
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # modules that scripts share
 
-WARM = 2  # rounds that are not counted
+WARM = 2  # rounds that do not count
 Prepare = Callable[[], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What runs, and what it is held against."""
+    """Add options for what runs, and what to compare it with."""
     group = parser.getgroup("livetalk end to end")
     group.addoption("--preset", default="tiny", help="tiny, mid, small or 14b (random weights)")
     group.addoption("--device", default="auto", help="cpu, cuda, cuda:N or auto")
@@ -54,24 +54,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--baseline",
         type=Path,
         metavar="FILE.json",
-        help="fail on a regression against what --benchmark-json has written",
+        help="fail on a regression against a file written by --benchmark-json",
     )
     group.addoption(
         "--baseline-tolerance",
         type=float,
         default=DRIFT,
         metavar="SHARE",
-        help=f"a change up to this is none (default: {DRIFT})",
+        help=f"ignore changes up to this (default: {DRIFT})",
     )
     group.addoption(
         "--baseline-any-machine",
         action="store_true",
-        help="compare with a baseline of other hardware too",
+        help="also compare with a baseline from other hardware",
     )
 
 
 class Setup:
-    """What runs, and on what; loaded when it is first asked for."""
+    """What runs, and on what; loaded on first use."""
 
     def __init__(self, config: pytest.Config) -> None:
         """Resolve the options.
@@ -99,7 +99,7 @@ class Setup:
         return self.source.load_pipeline(self.source.load_preparer())
 
     def unload(self) -> None:
-        """Let the model go; it is loaded again when it is asked for."""
+        """Free the model; it is reloaded on the next use."""
         vars(self).pop("pipeline", None)
         vars(self).pop("avatar", None)
         if self.source.device.type == "cuda":
@@ -107,13 +107,13 @@ class Setup:
 
     @cached_property
     def avatar(self) -> Avatar:
-        """Of a smooth picture."""
+        """An avatar made from a smooth picture."""
         size = self.pipeline.preparer.size
         return self.pipeline.prepare(picture(size), size=size)
 
     @cached_property
     def probe(self) -> Callable[[], float]:
-        """Times a fixed matrix product."""
+        """Function that times a fixed matrix product."""
         return make_probe(self.source.device)
 
 
@@ -125,16 +125,16 @@ FOUND = pytest.StashKey[list[Comparison]]()
 
 @pytest.fixture(scope="session")
 def setup(request: pytest.FixtureRequest) -> Setup:
-    """What runs."""
+    """Return what runs."""
     found = request.config.stash.get(SETUP, None)
-    if found is None:  # pytest has found this file too late for its options
+    if found is None:  # pytest found this file too late for its options
         pytest.skip("end-to-end suites run with 'pytest benchmarks/e2e'")
     return found
 
 
 @pytest.fixture
 def measure(benchmark: Any, setup: Setup, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Time a function: ``measure(run, group=..., prepare=..., warm=2)``; all of it is waited for.
+    """Return a timer: ``measure(run, group=..., prepare=..., warm=2)``, which waits for completion.
 
     ``prepare`` is called before each round, outside of its time.
     """
@@ -170,7 +170,7 @@ def measure(benchmark: Any, setup: Setup, request: pytest.FixtureRequest) -> Cal
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse options and baselines that are no good, before anything is loaded."""
+    """Reject invalid options and baselines before anything is loaded."""
     config = session.config
     config.stash[RUNS] = []
     try:
@@ -187,7 +187,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Compare; a regression makes the session fail."""
+    """Compare; fail the session on a regression."""
     baseline = session.config.stash.get(BASELINE, None)
     if baseline is None:
         return
@@ -200,7 +200,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """A line per benchmark."""
+    """Print a line per benchmark."""
     baseline = config.stash.get(BASELINE, None)
     if baseline is None:
         return

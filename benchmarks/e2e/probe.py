@@ -1,4 +1,4 @@
-"""How fast the machine is right now: a matrix product that is the same in every session."""
+"""Measures how fast the machine is right now, by a matrix product that never changes."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ REPEATS = 3
 
 
 def make_probe(device: torch.device) -> Callable[[], float]:
-    """A function that gives the seconds of one product: the median of three."""
+    """Create a function that returns the seconds of one product: the median of three."""
     size = SIZE[device.type]
     a, b = (torch.ones(size, size, device=device) for _ in range(2))
     out = torch.empty_like(a)
@@ -29,6 +29,6 @@ def make_probe(device: torch.device) -> Callable[[], float]:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

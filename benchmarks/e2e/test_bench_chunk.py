@@ -13,16 +13,16 @@ CHECKED = 2  # chunks
 
 
 def stream(setup: Any, chunks: int) -> np.ndarray:
-    """Frames of a new session."""
+    """Make the frames of a new session."""
     with setup.pipeline.session(setup.avatar) as session:
         frames = [x for index in range(chunks) for x in session.push(speech(index))]
     return np.concatenate(frames)
 
 
 def check(setup: Any) -> None:
-    """Two runs of a seed give the same frames, of the right shape. NaN and Inf raise by themselves.
+    """Check that two runs of a seed give the same frames, of the right shape; NaN and Inf raise.
 
-    The picture must not be of one colour either, which a clamp would make of a broken decoder.
+    The picture must not be a single colour either, the clamped output of a broken decoder.
     """
     first, second = (stream(setup, CHECKED) for _ in range(2))
     assert first.dtype == np.uint8
@@ -32,7 +32,7 @@ def check(setup: Any) -> None:
 
 
 def test_chunk(setup: Any, measure: Callable[..., None]) -> None:
-    """One chunk of a stream that goes on."""
+    """Time one chunk in the middle of a stream."""
     check(setup)
     with setup.pipeline.session(setup.avatar) as session:
         sounds = iter(range(1_000_000))
@@ -45,7 +45,7 @@ def test_chunk(setup: Any, measure: Callable[..., None]) -> None:
 
 
 def test_first_frame(setup: Any, measure: Callable[..., None]) -> None:
-    """From the request of a stream, the model loaded and the avatar at hand, to its first frame."""
+    """Time a stream from its request, with model and avatar loaded, to its first frame."""
     check(setup)
     sound, opened = speech(0), list[Session]()
 

@@ -1,7 +1,7 @@
-"""Speed of a chunk on one and on two ranks, each a process of its own, as ``--nproc`` starts them.
+"""Speed of a chunk on one and on two ranks, each a separate process, as ``--nproc`` starts them.
 
-The ranks share this machine's cores, or have a GPU each. They are ``livetalk profile`` as
-``--compare`` runs it, so the time of a chunk is that of the stream and a message.
+The ranks share this machine's cores, or have a GPU each. They run ``livetalk profile`` as in
+``--compare``, so the time of a chunk is that of the stream and a message.
 """
 
 import subprocess
@@ -27,20 +27,20 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def options(setup: Any, ranks: int) -> list[str]:
-    """Of the command line."""
+    """Build the command line's options."""
     settings = setup.settings
     words = ["--preset", settings["preset"], "--device", setup.source.device.type]
     return [*words, "--dtype", DTYPES[settings["dtype"]], "--nproc", str(ranks)]
 
 
 def sound_int16() -> np.ndarray:
-    """Of the chunks that are checked."""
+    """Generate the sound of the checked chunks."""
     samples = np.concatenate([speech(index) for index in range(CHECKED)])
     return (samples * 32767).clip(-32768, 32767).astype("<i2")
 
 
 def generate(setup: Any, ranks: int, folder: Path) -> np.ndarray:
-    """Frames that ``livetalk generate`` makes."""
+    """Make frames with ``livetalk generate``."""
     sound, portrait, output = folder / "sound.wav", folder / "face.png", folder / f"{ranks}.npy"
     with wave.open(str(sound), "wb") as file:
         file.setnchannels(1)
@@ -57,7 +57,7 @@ def generate(setup: Any, ranks: int, folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def alone(setup: Any) -> np.ndarray:
-    """Frames of this process."""
+    """Make frames in this process."""
     with setup.pipeline.session(setup.avatar) as session:
         frames = np.concatenate([*session.push(sound_int16()), *session.finish()])
     setup.unload()  # the ranks need the memory
@@ -69,7 +69,7 @@ def alone(setup: Any) -> np.ndarray:
 def test_ranks(
     setup: Any, measure: Callable[..., None], alone: np.ndarray, ranks: int, tmp_path: Path
 ) -> None:
-    """One chunk of a stream that goes on."""
+    """Time one chunk in the middle of a stream."""
     if setup.source.device.type == "cuda" and torch.cuda.device_count() < ranks:
         pytest.skip(f"{ranks} ranks need as many GPUs")
     frames = generate(setup, ranks, tmp_path)

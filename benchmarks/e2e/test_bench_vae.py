@@ -14,13 +14,13 @@ BOUND = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative L2; the order of
 
 
 def draw(*shape: int) -> torch.Tensor:
-    """Normal numbers, the same every time."""
+    """Draw normal numbers, the same every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.inference_mode()
 def test_encode(setup: Any, measure: Callable[..., None]) -> None:
-    """The last 5 frames of a chunk."""
+    """Time encoding the last 5 frames of a chunk."""
     vae, device = setup.pipeline.vae, setup.source.device
     height, width = setup.avatar.size
     video = draw(1, 3, MOTION_FRAMES, height, width).clamp(-1, 1)
@@ -39,7 +39,7 @@ def test_encode(setup: Any, measure: Callable[..., None]) -> None:
 
 @torch.inference_mode()
 def test_decode_step(setup: Any, measure: Callable[..., None]) -> None:
-    """One latent, 4 frames, of a stream that goes on."""
+    """Time decoding one latent, 4 frames, in the middle of a stream."""
     vae, device = setup.pipeline.vae, setup.source.device
     height, width = setup.avatar.size
     latents = draw(1, vae.config.z_dim, LATENTS, height // SPATIAL, width // SPATIAL)

@@ -1,19 +1,18 @@
-"""Measure livetalk on this machine's GPUs within a budget of time, and write one folder about it.
+"""Measure livetalk on this machine's GPUs within a time budget, and write a report folder.
 
     python benchmarks/gpu_report --output out/gpu-report --budget 480
     python benchmarks/gpu_report --only step ops --fresh
     python benchmarks/gpu_report --device cpu --budget 120
 
-``make gpu-report`` runs it. Nothing is installed or downloaded: it takes torch, Triton, NumPy and
-what else is found, and says which part cannot run for want of what. Parts run one after the other,
-each in a process of its own; what a part leaves of the time goes to those after it. A part that
-fails, or takes too long, costs nothing but itself, and what it had measured stays. Run it again to
-go on: parts that are done with this code, on these GPUs, with this torch and these compilers, are
-kept. Only the first part must end well: without knowing the machine nothing else is run, and what
-earlier runs found is left as it is. What hangs, crashes or is wrong when every backend is tried
-once is named, and left out of all that follows. At the end the folder is written as one archive
-too; unpacked on the next machine, another run goes on from it. Ctrl-C ends the part that runs and
-writes the report. Untested on a GPU.
+``make gpu-report`` runs it. Nothing is installed or downloaded: it uses torch, Triton, NumPy and
+whatever else is found, and says which parts cannot run and what they lack. Parts run one after the
+other, each in a separate process; unused time goes to later parts. A part that fails, or takes too
+long, costs only itself, and its measurements so far are kept. Run it again to resume: parts
+completed with this code, these GPUs, this torch and these compilers are kept. Only the first part
+must succeed: without knowing the machine nothing else is run, and earlier results are left alone.
+Backends that hang, crash or are wrong when each is tried once are named, and excluded from
+everything after. At the end the folder is also written as an archive; unpacked on another machine,
+a run resumes from it. Ctrl-C ends the current part and writes the report. Untested on a GPU.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Nothing need be installed.
+# Nothing needs to be installed.
 sys.path += [str(Path(__file__).resolve().parents[parent]) for parent in (1, 2)]
 
 from gpu_report import pages, plots
@@ -44,16 +43,16 @@ from livetalk_kernels.runtime.ranks.signals import catch
 
 SCHEMA = "livetalk/gpu-report/1"
 SKIPPED = "skipped"
-NO_TIME = "no time was left of --budget; run it again to go on"
+NO_TIME = "--budget was used up; run it again to resume"
 UNKNOWN = "the machine is not known; run it again"
 BUDGET = 540.0
-FIRST_SECONDS = 90.0  # for the first part, also of a small budget: it waits for drivers and torch
+FIRST_SECONDS = 90.0  # for the first part, even of a small budget: drivers and torch are slow
 PACK_BYTES = 16 << 20
-LEAST = 5.0  # seconds; with less a part is not begun
+LEAST = 5.0  # seconds; with less a part is not started
 TAIL = 25  # lines of a failed part's log in the report
 CODE = ("livetalk_kernels", "model", "csrc", "benchmarks")
 SUFFIXES = {".py", ".cpp", ".cu", ".cuh", ".h"}
-DATA = {".json", ".safetensors", ".toml"}  # count too in what a single part depends on
+DATA = {".json", ".safetensors", ".toml"}  # also count among a part's own dependencies
 EXIT_INTERRUPTED = 130
 PERIOD = 0.5  # seconds between samples of the GPUs
 
@@ -61,12 +60,12 @@ Entry = dict[str, Any]
 
 
 def digest(root: Path, names: Iterable[str], suffixes: Collection[str]) -> str:
-    """Of files, by content: a dirty tree has the commit of a clean one.
+    """Hash files by content: a dirty tree has the commit of a clean one.
 
     Args:
         root: Folder of all.
-        names: Files in it, and folders.
-        suffixes: Of the files that count.
+        names: Files and folders in it.
+        suffixes: Suffixes of the files that count.
     """
     found = hashlib.sha256()
     for name in names:
@@ -79,7 +78,7 @@ def digest(root: Path, names: Iterable[str], suffixes: Collection[str]) -> str:
 
 
 def read(path: Path) -> Any:
-    """JSON of a file; None where there is none, or only a part of it."""
+    """Read a JSON file; None if it is missing or truncated."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,17 +86,17 @@ def read(path: Path) -> Any:
 
 
 def result_of(part: Part) -> Any:
-    """What a part has written; None if nothing."""
+    """Read a part's result; None without one."""
     if part.result.suffix == ".xml":
         return pages.read_junit(part.result)
     return read(part.result)
 
 
 class Report:
-    """One run: which parts are done, what they found, and the files about it."""
+    """One run: which parts are done, their results, and the report's files."""
 
     def __init__(self, args: argparse.Namespace, settings: Settings, links: Path) -> None:
-        """Nothing has run."""
+        """Start with nothing run."""
         self.args, self.settings, self.folder = args, settings, settings.folder
         self.end = time.monotonic() + args.budget
         self.environment = environment(links)
@@ -110,13 +109,13 @@ class Report:
         self.facts: dict[str, Any] = {}
         self.machine_key: dict[str, Any] = {}
         self.sources: dict[str, str] = {}  # of parts
-        self.excluded: set[str] = set()  # backends that later parts leave out, OP=NAME
+        self.excluded: set[str] = set()  # backends that later parts exclude, OP=NAME
         self.problem: str | None = None
         self.plots: list[str] = []
         self.plots_missing = plots.missing()
 
     def key(self, part: Part) -> str:
-        """What must be the same for a result to be kept."""
+        """Return what must be equal for a result to be kept."""
         # The folder may have moved.
         command = [word.replace(str(self.folder), "") for word in part.command(0.0)]
         sources = self.sources.get(part.name)
@@ -125,7 +124,7 @@ class Report:
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:16]
 
     def learn(self) -> None:
-        """Take in what the first part found."""
+        """Adopt the first part's findings."""
         self.facts = read(self.folder / "facts.json") or {}
         versions = self.facts.get("versions") or {}
         self.machine_key = {
@@ -142,13 +141,13 @@ class Report:
         }
 
     def wanted(self, part: Part) -> str | None:
-        """None, or why a part is not to run."""
+        """Return None, or why a part should not run."""
         if self.args.only and part.name not in self.args.only:
             return "--only names others"
         return "--skip" if part.name in self.args.skip else None
 
     def kept(self, part: Part) -> Entry | None:
-        """The entry of an earlier run that still holds."""
+        """Return the entry of an earlier run if it is still valid."""
         entry = self.before.get(part.name)
         if entry is None or entry["key"] != self.key(part):
             return None
@@ -160,7 +159,7 @@ class Report:
         """Run everything.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; what there is has been noted.
+            KeyboardInterrupt: Ctrl-C; results so far have been recorded.
         """
         self.parts = make_parts(self.settings, {})
         readers = gpu_readers(find_nvml())
@@ -179,7 +178,7 @@ class Report:
                 self.write()
 
     def leave(self) -> None:
-        """Run nothing more: on an unknown machine every earlier result would count as another's."""
+        """Run nothing more: on an unknown machine all earlier results would seem another's."""
         status = self.entries[FIRST]["status"]
         self.problem = (
             f"The part {FIRST} did not end well ({status}), so nothing else was run. What earlier "
@@ -193,7 +192,7 @@ class Report:
                 self.skip(part, UNKNOWN)
 
     def next(self, part: Part, telemetry: Telemetry) -> None:
-        """Run a part, or note why not."""
+        """Run a part, or record why not."""
         kept, unwanted = self.kept(part), self.wanted(part)
         reason = unwanted or part.reason
         if kept is not None:
@@ -214,13 +213,13 @@ class Report:
             self.plots += plots.draw(part.name, result, self.folder, self.subtitle())
 
     def skip(self, part: Part, reason: str) -> None:
-        """Note why a part did not run."""
+        """Record why a part did not run."""
         say(f"{part.name}: skipped: {reason}")
         entry = {"status": SKIPPED, "reason": reason, "seconds": 0.0, "key": self.key(part)}
         self.entries[part.name] = entry
 
     def exclude(self, names: Iterable[str]) -> None:
-        """Let all later parts leave backends out."""
+        """Exclude backends from all later parts."""
         self.excluded |= set(names)
         known = filter(None, [os.environ.get(EXCLUDE, "")])
         value = ",".join(dict.fromkeys([*known, *sorted(self.excluded)]))
@@ -228,7 +227,7 @@ class Report:
         say(f"left out from now on: {', '.join(sorted(self.excluded))}")
 
     def limit(self, part: Part) -> float:
-        """Seconds for a part: those that it has, else its share of the others, by weight."""
+        """Compute a part's seconds: its fixed ones, else its share of the rest, by weight."""
         left = max(LEAST, self.end - time.monotonic())
         if part.fixed:
             return min(part.fixed, left)
@@ -238,11 +237,11 @@ class Report:
         return left * part.weight / sum(p.weight for p in pending)
 
     def pending(self, part: Part) -> bool:
-        """Whether a part is still to run."""
+        """Return whether a part has yet to run."""
         return part.reason is None and self.wanted(part) is None and self.kept(part) is None
 
     def run_part(self, part: Part, limit: float, telemetry: Telemetry) -> None:
-        """Run a part and note how it ended.
+        """Run a part and record how it ended.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
@@ -270,7 +269,7 @@ class Report:
         }
         result = result_of(part)
         if outcome.status == DONE and isinstance(result, dict) and not result.get("complete", True):
-            entry |= {"status": TIMEOUT, "reason": "its time was short; what it left out is listed"}
+            entry |= {"status": TIMEOUT, "reason": "its time was short; what it skipped is listed"}
         elif outcome.status == TIMEOUT:
             entry["reason"] = f"ended after {limit:.0f} s; what it had measured is kept"
         elif outcome.status == FAILED:
@@ -284,17 +283,17 @@ class Report:
             raise KeyboardInterrupt
 
     def uuids(self) -> list[str]:
-        """Of torch's GPUs, in its order; empty where they are not known."""
+        """List torch's GPUs, in its order; empty if unknown."""
         return [device.get("uuid", "") for device in self.facts.get("devices") or []]
 
     def save(self) -> None:
-        """Write the state, from which another run goes on."""
+        """Write the state, from which another run resumes."""
         entries = self.before | {n: e for n, e in self.entries.items() if e["status"] != SKIPPED}
         state = {"schema": SCHEMA, "parts": entries}
         write_text(self.folder / "state.json", json.dumps(state, indent=1) + "\n")
 
     def subtitle(self) -> str:
-        """Hardware and commit, for plots."""
+        """Summarise hardware and commit, for plots."""
         return pages.hardware(self.facts)
 
     def write(self) -> None:
@@ -329,7 +328,7 @@ class Report:
 
 
 def why(log: Path, code: int) -> str:
-    """Why a part failed, in one line."""
+    """Say why a part failed, in one line."""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     last = tail(log, 1)
     line = last[0][:200] if last else "it printed nothing"
@@ -339,7 +338,7 @@ def why(log: Path, code: int) -> str:
 
 
 def environment(links: Path) -> dict[str, str]:
-    """Of all parts: both packages are found under their names, and nothing is downloaded."""
+    """Build all parts' environment: packages under their names, and no downloads."""
     for name, folder in (("livetalk_kernels", "livetalk_kernels"), ("livetalk_model", "model")):
         (links / name).symlink_to(ROOT / folder, target_is_directory=True)
     paths = [str(links), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -357,7 +356,7 @@ def say(text: str) -> None:
 
 
 def check_names(names: Iterable[str], parts: Iterable[Part]) -> str | None:
-    """None, or what is wrong with names of parts."""
+    """Return None, or what is wrong with names of parts."""
     known = [part.name for part in parts]
     wrong = [name for name in names if name not in known]
     return f"there is no part {', '.join(wrong)}; choose {', '.join(known)}" if wrong else None
@@ -371,7 +370,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("out/gpu-report"), metavar="DIR")
     parser.add_argument(
         "--pack", type=Path, metavar="FILE",
-        help="the same as one .tar.gz of at most 16 MiB (default: beside DIR, by its name)",
+        help="the same as a .tar.gz of at most 16 MiB (default: next to DIR, with its name)",
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, default=BUDGET, metavar="S",
@@ -384,7 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, help="blocks (default: all that fit the memory)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART")
     parser.add_argument("--skip", nargs="+", default=[], metavar="PART")
-    parser.add_argument("--list", action="store_true", help="list the parts and end")
+    parser.add_argument("--list", action="store_true", help="list the parts and exit")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what is done (default)")
     again.add_argument("--fresh", action="store_true", help="run all parts again")
@@ -392,7 +391,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def summary(entries: Mapping[str, Entry]) -> int:
-    """0, or 1 if something that ran did not end well, or nothing was measured."""
+    """Return 0, or 1 if something failed or nothing was measured."""
     states = [entry["status"] for entry in entries.values()]
     ran = [name for name, entry in entries.items() if entry["status"] == DONE]
     return 1 if FAILED in states or TIMEOUT in states or not set(ran) - SETUP else 0
@@ -402,11 +401,11 @@ def pack(folder: Path, archive: Path) -> list[str]:
     """Write a folder as one ``.tar.gz`` of at most `PACK_BYTES`.
 
     Args:
-        folder: What is packed, under its own name: unpacked elsewhere, `--output` goes on from it.
-        archive: The file; it may lie in the folder.
+        folder: Folder to pack, under its own name: unpacked elsewhere, `--output` resumes from it.
+        archive: The file; it may be inside the folder.
 
     Returns:
-        Files that were left out, the largest first, until the rest fitted; the archive lists them
+        Files that were left out, largest first, until the rest fitted; the archive lists them
         in ``left-out.txt``.
     """
     files = sorted(

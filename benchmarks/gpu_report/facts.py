@@ -1,4 +1,4 @@
-"""What a machine is, for ``make gpu-report``: needs nothing, says what is missing.
+"""Describe a machine for ``make gpu-report``; needs nothing, and says what is missing.
 
     python benchmarks/gpu_report/facts.py --json facts.json
 
@@ -23,7 +23,7 @@ from livetalk_kernels.machine import machine, version
 from livetalk_kernels.outputs import write_json
 
 SCHEMA = "livetalk/facts/1"
-SECONDS = 15  # for a command
+SECONDS = 15  # per command
 # Module -> distribution.
 PACKAGES = {
     "torch": "torch", "triton": "triton", "numpy": "numpy", "safetensors": "safetensors",
@@ -38,7 +38,7 @@ SMI = "index,name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limi
 
 
 def run(*command: str) -> str:
-    """A command's output; empty where there is no such command or it fails."""
+    """Return a command's output; empty if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:
@@ -49,7 +49,7 @@ def run(*command: str) -> str:
 
 
 def installed() -> dict[str, str | None]:
-    """Module -> version of its distribution, ``?`` without one; None: there is no such module."""
+    """Map modules to their distribution's version, ``?`` without one; None if missing."""
     return {
         module: (version(name) or "?") if importlib.util.find_spec(module) is not None else None
         for module, name in PACKAGES.items()
@@ -57,7 +57,7 @@ def installed() -> dict[str, str | None]:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler, where ``setup.py`` looks for it too."""
+    """Find the CUDA compiler where ``setup.py`` does."""
     home = os.environ.get("CUDA_HOME")
     places = [Path(home, "bin")] if home else [None, Path("/usr/local/cuda/bin")]
     found = (shutil.which("nvcc", path=place and str(place)) for place in places)
@@ -65,7 +65,7 @@ def find_nvcc() -> str | None:
 
 
 def devices() -> list[dict[str, Any]]:
-    """GPUs as torch sees them."""
+    """List the GPUs that torch sees."""
     import torch
 
     indices = range(torch.cuda.device_count())
@@ -85,7 +85,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, Any]:
-    """Of torch and the libraries that came with it."""
+    """Collect the versions of torch and its libraries."""
     import torch
 
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
@@ -99,7 +99,7 @@ def versions() -> dict[str, Any]:
 
 
 def attempt(facts: dict[str, Any], name: str, read: Callable[[], Any]) -> None:
-    """Add what can be read; else the reason."""
+    """Add a fact, or the reason why it cannot be read."""
     try:
         facts[name] = read()
     except Exception as error:  # a broken torch can fail in any way, and is reported
@@ -109,7 +109,7 @@ def attempt(facts: dict[str, Any], name: str, read: Callable[[], Any]) -> None:
 
 
 def gather() -> dict[str, Any]:
-    """All facts; ``problems`` lists what could not be read."""
+    """Collect all facts; ``problems`` lists what could not be read."""
     nvcc = find_nvcc()
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     facts: dict[str, Any] = {

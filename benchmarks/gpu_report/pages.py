@@ -1,4 +1,4 @@
-"""The text of ``make gpu-report``: every result as a table, and what failed with its reason."""
+"""Text of ``make gpu-report``: every result as a table, and every failure with its reason."""
 
 import importlib
 import xml.etree.ElementTree as ET
@@ -10,15 +10,15 @@ from typing import Any
 from livetalk_kernels.units import data_size
 
 LEFT_OUT = "left out"
-CELL = 160  # characters of a note
+CELL = 160  # characters per note
 COLUMNS = {"SM clock": 1, "power": 1, "temperature": 1, "utilisation": 1, "memory": 1e-9}
-"""What is shown of a GPU's samples, and by how much it is multiplied."""
+"""Displayed columns of a GPU's samples, and their scale."""
 
 Result = Mapping[str, Any]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A Markdown table; numbers to the right."""
+    """Format a Markdown table, with numbers right-aligned."""
     lines = [" | ".join(heads), " | ".join("---" if i == 0 else "---:" for i in range(len(heads)))]
     lines += [" | ".join(_cell(value) for value in row) for row in rows]
     return [*(f"| {line} |" for line in lines), ""]
@@ -30,7 +30,7 @@ def _cell(value: object) -> str:
 
 
 def hardware(facts: Result) -> str:
-    """GPU or CPU, torch and commit, in one line."""
+    """Summarise GPU or CPU, torch and commit in one line."""
     machine, versions = facts.get("machine") or {}, facts.get("versions") or {}
     devices = facts.get("devices") or []
     name = machine.get("cpu", "an unknown machine")
@@ -41,7 +41,7 @@ def hardware(facts: Result) -> str:
 
 
 def markdown(report: Result) -> str:
-    """The whole page."""
+    """Format the whole page."""
     facts, settings = report["facts"], report["settings"]
     lines = [
         "# livetalk on this machine",
@@ -55,7 +55,7 @@ def markdown(report: Result) -> str:
         "",
         *([f"**{report['problem']}**", ""] if report["problem"] else []),
         *(
-            [f"**Left out of all that follows: {', '.join(report['excluded'])}.**", ""]
+            [f"**Excluded from everything below: {', '.join(report['excluded'])}.**", ""]
             if report.get("excluded")
             else []
         ),
@@ -100,7 +100,7 @@ def markdown(report: Result) -> str:
 
 
 def section(part: str, result: Result) -> list[str]:
-    """A part's result; of one that has a script, what the script prints of it."""
+    """Format a part's result; if a script made it, as the script prints it."""
     if part in SECTIONS:
         return SECTIONS[part](result)
     if part not in SCRIPTS:
@@ -110,7 +110,7 @@ def section(part: str, result: Result) -> list[str]:
 
 
 def machine_section(facts: Result) -> list[str]:
-    """Hardware, versions and what is missing."""
+    """Format hardware, versions and what is missing."""
     machine, versions = facts.get("machine") or {}, facts.get("versions") or {}
     rows: list[tuple[str, object]] = [
         ("CPU", f"{machine.get('cpu')}, {facts['cores']} cores"),
@@ -137,7 +137,7 @@ def machine_section(facts: Result) -> list[str]:
 
 
 def smoke_section(result: Result) -> list[str]:
-    """Every backend once; those that cannot run here are only named."""
+    """Format every backend's first call; those that cannot run here are only named."""
     rows = [
         (
             f"{row['op']} {row['case']}", row["backend"], row["state"],
@@ -157,14 +157,14 @@ def smoke_section(result: Result) -> list[str]:
 
 
 def tests_section(result: Result) -> list[str]:
-    """Counts, and the names of what failed."""
+    """Format test counts, and the names of failures."""
     counts = ("tests", "failures", "errors", "skipped")
     lines = table(counts, [[result[name] for name in counts]])
     return [*lines, *(f"- {name}" for name in result["wrong"]), ""]
 
 
 def read_junit(path: Path) -> dict[str, Any] | None:
-    """Counts and failed tests of a JUnit file; None where there is none, or only a part of it."""
+    """Read counts and failures from a JUnit file; None if it is missing or truncated."""
     try:
         root = ET.parse(path).getroot()
     except (OSError, ET.ParseError):
@@ -184,7 +184,7 @@ def read_junit(path: Path) -> dict[str, Any] | None:
 
 
 def comm_section(result: Result) -> list[str]:
-    """Patterns of messages; the link's own sizes are left to the JSON."""
+    """Format message patterns; the link's own sizes are only in the JSON."""
     rows = [
         (
             row["pattern"], row["bytes"],
@@ -203,7 +203,7 @@ def comm_section(result: Result) -> list[str]:
 
 
 def profile_section(result: Result) -> list[str]:
-    """The summary; the rest lies in the folder ``profile``."""
+    """Format the summary; the rest is in the folder ``profile``."""
     summary = result["summary"]
     rows = [
         (f"{row['stage']} {row['part']}", row["p50"], row["p95"], f"{row['share']:.1%}")
@@ -220,11 +220,11 @@ def profile_section(result: Result) -> list[str]:
 def clocks(
     samples: Mapping[str, Sequence[float | None]], uuids: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Median and most of what `Telemetry` has sampled since a part began, one entry per GPU.
+    """Compute median and maximum of `Telemetry`'s samples since a part began, per GPU.
 
     Args:
-        samples: Column -> values, as `Telemetry.as_json` has them; columns begin with a UUID.
-        uuids: The GPUs, in torch's order, which numbers them: it may see fewer than NVML, in
+        samples: Column -> values, as in `Telemetry.as_json`; columns begin with a UUID.
+        uuids: The GPUs in torch's order, which numbers them: it may see fewer than NVML, in
             another order (CUDA_VISIBLE_DEVICES). Empty: all, in NVML's.
     """
     known = dict.fromkeys(name.partition(" ")[0] for name in samples if name != "t")
@@ -240,7 +240,7 @@ def clocks(
 
 
 def telemetry(parts: Sequence[Result]) -> list[str]:
-    """Clocks, power and so on while each part ran; nothing without NVML."""
+    """Format clocks, power and so on while each part ran; nothing without NVML."""
     rows = []
     names: list[str] = []
     for part in parts:

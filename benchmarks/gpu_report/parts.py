@@ -1,4 +1,4 @@
-"""The parts of ``make gpu-report``, in order of value: what each runs, and when it cannot."""
+"""The parts of ``make gpu-report``, in order of value: commands, and conditions to run."""
 
 import sys
 import time
@@ -9,37 +9,37 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
-SOFT, MARGIN = 0.85, 10.0  # a part begins nothing new after this share, or so many s before its end
+SOFT, MARGIN = 0.85, 10.0  # a part starts nothing new after this share, or seconds before its end
 WORLDS = (1, 2, 4, 8)
 FIRST = "facts"
 SMOKE_SECONDS = 40.0
 SMALL_TESTS = ("tests/kernels/test_dispatch.py", "tests/kernels/test_numerics.py")
 GPU_TESTS = ("-m", "gpu", "tests/kernels", "tests/runtime", "tests/model")
-# Plugins and packages that are missing cost their own tests only.
+# Missing plugins and packages cost only their own tests.
 PYTEST = (
     *("-q", "-rfE", "-p", "no:cacheprovider", "-o", "addopts="),
     "--continue-on-collection-errors",
 )
 OURS = ("-m", "livetalk_model.cli.main")
 BUILDS = {"build": "cuda", "build-cpu": "cpu"}
-COMPILERS = {  # kernels -> the fact that is a compiler, and what it means that there is none
+COMPILERS = {  # kernels -> the fact with their compiler, and what it means to have none
     "cuda": ("nvcc", "there is no nvcc: the cuda backends stay out"),
     "cpu": ("compiler", "there is no C++ compiler"),
 }
 SOURCES = {**dict.fromkeys(BUILDS, ("setup.py",)), "tests": ("tests", "pyproject.toml")}
-# What prepares and tries, and measures nothing.
+# Parts that prepare and test, but measure nothing.
 SETUP = frozenset({FIRST, "smoke", "build", "smoke-cuda", "build-cpu"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
-        preset: Of the models.
-        layers: Blocks of the transformer; None: all that fit.
-        folder: Where results go.
+        preset: Preset of the models.
+        layers: Blocks of the transformer; None for all that fit.
+        folder: Folder for results.
     """
 
     device: str
@@ -49,7 +49,7 @@ class Settings:
 
     @property
     def small(self) -> bool:
-        """A CPU, where all is done to see that it works."""
+        """Whether it is a CPU, where everything runs only to see that it works."""
         return self.device == "cpu"
 
 
@@ -58,17 +58,17 @@ class Part:
     """One part.
 
     Attributes:
-        name: For the command line; also of its files.
-        title: For people.
-        weight: Its share of the time, among those that are still to run.
-        command: When it should be done, by ``time.monotonic`` -> the command.
-        result: File with its results, which it writes as it goes.
-        reason: Why it cannot run; None: it can.
-        resumes: It goes on from what its file has; others begin anew.
-        sources: Files and folders of the project that it depends on besides the code.
-        fixed: Seconds that it has whatever the others have; 0: by weight.
-        always: It runs again in every run: what it makes lies outside the folder.
-        cwd: Where it runs.
+        name: Name on the command line, and of its files.
+        title: Display name.
+        weight: Its share of the time, among the parts yet to run.
+        command: Deadline by ``time.monotonic`` -> the command.
+        result: File for its results, written as it runs.
+        reason: Why it cannot run; None if it can.
+        resumes: Whether it resumes from its file; others start over.
+        sources: Files and folders of the project that it depends on in addition to the code.
+        fixed: Fixed seconds; 0 to go by weight.
+        always: Whether it runs again in every run, since its output is outside the folder.
+        cwd: Working directory.
     """
 
     name: str
@@ -85,28 +85,28 @@ class Part:
 
 
 def soft_end(begin: float, limit: float) -> float:
-    """When a part that begins now should be done, which is before its limit."""
+    """Compute a part's deadline, somewhat before its limit."""
     return begin + max(SOFT * limit, limit - MARGIN)
 
 
 def worlds(settings: Settings, facts: Mapping[str, Any]) -> list[int]:
-    """Numbers of ranks that this machine can have."""
+    """List the numbers of ranks that this machine supports."""
     count = 2 if settings.small else len(facts.get("devices") or [])
     return [world for world in WORLDS if world <= count]
 
 
 def missing(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """None, or which packages are not there."""
+    """Return None, or which packages are missing."""
     installed = facts.get("packages", {})
     gone = [name for name in names if name in installed and installed[name] is None]
     return f"needs {', '.join(gone)}, not installed here" if gone else None
 
 
 def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
-    """All parts, in the order in which they run.
+    """List all parts, in execution order.
 
     Args:
-        settings: What is measured.
+        settings: What to measure.
         facts: From ``facts.py``; empty before it has run.
     """
     folder, small = settings.folder, settings.small
@@ -154,8 +154,8 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
         )
 
     def build(kernels: str) -> Callable[[float], list[str]]:
-        # Away from pyproject.toml, which an older setuptools refuses; objects are kept, so a build
-        # that was cut off goes on where it was.
+        # Away from pyproject.toml, which an older setuptools rejects; objects are kept, so an
+        # interrupted build resumes.
         return lambda end: [python, str(ROOT / "setup.py"), f"build_{kernels}"]
 
     def uncompiled(kernels: str) -> str | None:
@@ -239,7 +239,7 @@ def make_parts(settings: Settings, facts: Mapping[str, Any]) -> list[Part]:
             reason=alone,
         ),
         part(
-            "comm", "what ranks send each other", 20,
+            "comm", "communication between ranks", 20,
             lambda end: [
                 python, *OURS, "bench", "comm", "--nproc", world, *device, "--preset",
                 settings.preset, "--seconds", f"{max(0.0, end - time.monotonic()) / 4:.0f}",

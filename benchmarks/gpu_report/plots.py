@@ -1,4 +1,4 @@
-"""The pictures of ``make gpu-report``, where matplotlib is installed."""
+"""The plots of ``make gpu-report``, if matplotlib is installed."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def missing() -> str | None:
-    """None, or why there are no pictures."""
+    """Return None, or why there are no plots."""
     if importlib.util.find_spec("matplotlib") is None:
         return "matplotlib is not installed (pip install matplotlib)"
     return None
@@ -21,12 +21,12 @@ def draw(part: str, result: Any, folder: Path, subtitle: str) -> list[str]:
     """Draw a part's result.
 
     Returns:
-        Names of the pictures, none where there is nothing to draw.
+        Names of the plots, none if there is nothing to draw.
     """
     function = PLOTS.get(part)
     if function is None or not result:
         return []
-    from livetalk_model.plot_style import save  # which needs matplotlib
+    from livetalk_model.plot_style import save  # needs matplotlib
 
     try:
         figure = function(f"{TITLES[part]}\n{subtitle}", result)
@@ -40,7 +40,7 @@ def draw(part: str, result: Any, folder: Path, subtitle: str) -> list[str]:
 
 
 def _axes(title: str, width: float, height: float) -> tuple[Any, Any]:
-    """A figure and its axes."""
+    """Create a figure and its axes."""
     from livetalk_model.plot_style import new_figure
 
     figure = new_figure(title, width, height)
@@ -48,7 +48,7 @@ def _axes(title: str, width: float, height: float) -> tuple[Any, Any]:
 
 
 def _bars(title: str, rows: Sequence[tuple[str, float, str, str]], label: str) -> Any:
-    """Horizontal bars: name, value, text behind it, colour."""
+    """Draw horizontal bars: name, value, text after it, colour."""
     if not rows:
         return None
     figure, axes = _axes(title, 9, BAR * len(rows) + 1.6)
@@ -78,18 +78,18 @@ def _race_rows(rows: Sequence[Result], head: str = "") -> list[tuple[str, float,
 
 
 def step(title: str, result: Result) -> Any:
-    """A bar for every way to take a step."""
+    """Draw a bar for every way to take a step."""
     return _bars(title, _race_rows(result["rows"]), "ms a step (median); orange: approximate")
 
 
 def vae(title: str, result: Result) -> Any:
-    """A bar for every way to decode and encode."""
+    """Draw a bar for every way to decode and encode."""
     rows = [bar for work, rows in result["work"].items() for bar in _race_rows(rows, f"{work}: ")]
     return _bars(title, rows, "ms (median)")
 
 
 def ops(title: str, result: Result) -> Any:
-    """Achieved rates over arithmetic intensity, below the measured roofs."""
+    """Draw achieved rates over arithmetic intensity, below the measured roofs."""
     points: dict[str, list[tuple[float, float]]] = {}
     roofs: dict[str, tuple[float, float]] = {}
     for case in result["cases"]:
@@ -129,7 +129,7 @@ def ops(title: str, result: Result) -> Any:
 
 
 def chunk(title: str, result: Result) -> Any:
-    """Stacked stages of every chunk."""
+    """Draw the stacked stages of every chunk."""
     chunks = result["chunks"]
     names = dict.fromkeys(
         name for entry in chunks for name in entry["stages"] if not name.endswith("(beside)")
@@ -149,7 +149,7 @@ def chunk(title: str, result: Result) -> Any:
 
 
 def scaling(title: str, result: Result) -> Any:
-    """Speed-up over ranks, beside the ideal."""
+    """Draw the speed-up over ranks, with the ideal."""
     rows = [row for row in result["runs"] if "chunk" in row]
     if not rows:
         return None
@@ -182,7 +182,7 @@ PLOTS: Mapping[str, Callable[[str, Result], Any]] = {
 TITLES = {
     "step": "A denoising step, exact and in FP8, random weights",
     "vae": "The VAE, random weights",
-    "ops": "Ops below the roofs that were measured beside them",
+    "ops": "Ops below the roofs measured in the same run",
     "chunk": "Chunks of a stream, random weights",
     "chunk-fp8": "Chunks of a stream in FP8, random weights",
     "scaling": "A stream on several ranks",

@@ -1,9 +1,9 @@
-"""Run one part of ``make gpu-report`` within its time, and leave no process of it behind.
+"""Runs one part of ``make gpu-report`` within its time, and leaves none of its processes behind.
 
-A part may start ranks, compilers and servers in sessions of their own, which no signal to its
-process group reaches. So its family is followed while it runs: children, their children, and
-whatever is in a session that one of them leads. One whose parent ended before anybody looked is
-known by a mark in its environment. Linux only: it reads ``/proc``.
+A part may start ranks, compilers and servers in separate sessions, which no signal to its process
+group reaches. So its family is tracked while it runs: children, their children, and whatever is in
+a session that one of them leads. One whose parent ended unnoticed is recognised by a mark in its
+environment. Linux only: it reads ``/proc``.
 """
 
 import os
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from livetalk_kernels.runtime.ranks.signals import catch, give_back
 
-LOOK = 0.2  # seconds between two looks at the family
-GRACE = 5.0  # seconds that a part has to end after SIGINT, and write what it has
-LAST_SECONDS = 10.0  # for the dead to go
+LOOK = 0.2  # seconds between updates of the family
+GRACE = 5.0  # seconds that a part has after SIGINT to write its results and end
+LAST_SECONDS = 10.0  # for killed processes to disappear
 PROC = Path("/proc")
 MARK = "LIVETALK_GPU_REPORT_PART"  # in the environment of a part and all that it starts
 
@@ -29,7 +29,7 @@ DONE, FAILED, TIMEOUT, INTERRUPTED = "done", "failed", "timeout", "interrupted"
 
 @dataclass(frozen=True)
 class Process:
-    """One entry of ``/proc``; its start tells it from a later one of the same number."""
+    """One entry of ``/proc``; its start time distinguishes it from a later one with its id."""
 
     pid: int
     parent: int
@@ -39,13 +39,13 @@ class Process:
 
 
 def processes() -> dict[int, Process]:
-    """All processes, by number."""
+    """List all processes by id."""
     found = {}
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):
                 line = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-                # The name, in brackets, may hold anything.
+                # The name, in parentheses, may contain anything.
                 state, parent, _, session, *rest = line.rpartition(")")[2].split()
                 found[int(folder.name)] = Process(
                     int(folder.name), int(parent), int(session), int(rest[15]), state in "ZX"
@@ -54,23 +54,23 @@ def processes() -> dict[int, Process]:
 
 
 class Family:
-    """A process and all that came of it, as far as it has been seen."""
+    """A process and its known descendants."""
 
     def __init__(self, root: int, mark: str | None = None) -> None:
-        """``root`` leads a session of its own, and nobody has waited for it yet.
+        """Track ``root``, which leads its own session and has not been waited for.
 
         Args:
-            root: Its number.
+            root: Its process id.
             mark: Its value of `MARK`, which no other process has.
         """
         self._starts = {root: processes()[root].start}
         self._mark = None if mark is None else f"{MARK}={mark}".encode()
 
     def look(self, *, orphans: bool = False) -> list[int]:
-        """Find new members; the living ones.
+        """Find new members; return the living ones.
 
         Args:
-            orphans: Also those that only the mark gives away; it reads all environments.
+            orphans: Include those recognised only by the mark; reads all environments.
         """
         every, known = processes(), self._starts
         if orphans:
@@ -91,7 +91,7 @@ class Family:
         return [pid for pid, p in every.items() if member(pid) and not p.dead]
 
     def kill(self) -> None:
-        """Kill all, until none is left."""
+        """Kill all, until none remains."""
         end = time.monotonic() + LAST_SECONDS
         while (living := self.look(orphans=True)) and time.monotonic() < end:
             for pid in living:
@@ -114,8 +114,8 @@ class Outcome:
 
     Attributes:
         status: ``done``, ``failed``, ``timeout`` or ``interrupted``.
-        code: Exit code; below 0: the signal that ended it.
-        seconds: How long it ran.
+        code: Exit code; negative: the signal that ended it.
+        seconds: Duration.
     """
 
     status: str
@@ -126,22 +126,22 @@ class Outcome:
 def run_command(
     command: Sequence[str], *, log: Path, limit: float, cwd: Path, environment: Mapping[str, str]
 ) -> Outcome:
-    """Run a command; at the end of its time it gets SIGINT, and soon SIGKILL with its family.
+    """Run a command; when its time is up, send SIGINT, and soon SIGKILL to its family.
 
     Args:
         command: The command.
-        log: Takes all that it prints.
-        limit: Seconds.
-        cwd: Folder it runs in.
-        environment: Of the process.
+        log: File for everything it prints.
+        limit: Timeout in seconds.
+        cwd: Working directory.
+        environment: Environment of the process.
 
     Returns:
-        How it ended, with no process of it left; ``interrupted`` where a signal asked this process
-        to end meanwhile.
+        How it ended, with none of its processes left; ``interrupted`` if a signal asked this
+        process to end meanwhile.
     """
     begin, mark = time.monotonic(), uuid.uuid4().hex
     asked: list[int] = []
-    # Noted, not raised: raised before the family is known, it would leave the family alive.
+    # Recorded, not raised: raised before the family is known, it would leave the family alive.
     before = catch(lambda number, frame: asked.append(number))
     try:
         with log.open("wb") as stream:
@@ -172,7 +172,7 @@ def run_command(
 def _wait(
     process: "subprocess.Popen[bytes]", family: Family, until: float, asked: Sequence[int] = ()
 ) -> None:
-    """Until the process ends, its time is over, or a signal asks for its end."""
+    """Wait until the process ends, its time is up, or a signal asks for its end."""
     while process.poll() is None and time.monotonic() < until and not asked:
         family.look()
         with suppress(subprocess.TimeoutExpired):
@@ -180,7 +180,7 @@ def _wait(
 
 
 def tail(log: Path, lines: int) -> list[str]:
-    """The last lines of a log; empty without one."""
+    """Return the last lines of a log; empty without one."""
     if not log.is_file():
         return []
     text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")

@@ -155,9 +155,9 @@ def print_comm(report: dict[str, Any], rows: list[CommRow], link: Link) -> None:
         if row.note:
             out.print(f"[red]red[/]: {escape(f'{row.pattern.name}: {row.note}')}")
     out.print(
-        "msgs: of all ranks. bytes: in the busiest direction of the busiest rank; GB/s: their rate "
+        "msgs: over all ranks. bytes: in the busiest direction of the busiest rank; GB/s: rate "
         "at p50. p50, p95: of the slowest rank. link: all pairs of neighbours at once, "
-        "at the best of several sizes; for the other rows, the share of that rate."
+        "at the best of several sizes; for the other rows, the fraction of that rate."
     )
     if link.nominal is not None:
         out.print(f"NVLink, nominal: {number(link.nominal / 1e9)} GB/s one way")

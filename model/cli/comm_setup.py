@@ -30,9 +30,9 @@ class Setup:
     Attributes:
         preset: The model.
         size: Height and width of the picture.
-        dtype: Of the model.
+        dtype: Dtype of the model.
         mesh: Ranks of the transformer.
-        grid: The same ranks of the VAE.
+        grid: The same ranks for the VAE.
     """
 
     preset: Preset

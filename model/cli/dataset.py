@@ -1,4 +1,4 @@
-"""``livetalk dataset``: clips to train with, drawn or cut from videos."""
+"""``livetalk dataset``: make clips to train on, drawn or cut from videos."""
 
 import argparse
 import time
@@ -14,7 +14,7 @@ livetalk dataset --synthetic 32 --size 64x64 --split test --output held-out
 livetalk dataset --videos recordings --size 256x256 --crop top --output real"""
 MAX_CLIPS = 100_000
 SHORTEST, LONGEST = 3, 120  # seconds of a clip
-SECONDS = 6.0  # holds five chunks in a row, and a frame outside them
+SECONDS = 6.0  # fits five chunks in a row, and a frame outside them
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -22,9 +22,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "dataset",
-        "Make clips to train with: drawn faces whose mouths follow made-up speech, with all that "
-        "is true of them, or videos of people who talk. A run that is stopped leaves whole clips, "
-        "and the same command goes on.",
+        "Make clips to train on: drawn faces whose mouths follow synthetic speech, with ground "
+        "truth, or videos of people talking. A run that is stopped leaves complete clips, and the "
+        "same command resumes it.",
         EXAMPLE,
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -32,14 +32,14 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--synthetic",
         type=numbers.whole(1, MAX_CLIPS),
         metavar="N",
-        help="draw N clips; they speak with espeak-ng where it is installed",
+        help="draw N clips; they speak with espeak-ng if installed",
     )
     source.add_argument(
         "--videos",
         type=Path,
         metavar="DIR",
-        help="cut the videos of a folder; those without sound are left out, and pieces whose "
-        "background moves",
+        help="cut the videos in a folder; skips those without sound, and pieces with a moving "
+        "background",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"
@@ -49,7 +49,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=common.parse_size,
         default=(96, 96),
         metavar="HxW",
-        help="pictures, height first; multiples of 16 (default: 96x96)",
+        help="picture size, height first; multiples of 16 (default: 96x96)",
     )
     parser.add_argument(
         "--seconds",
@@ -67,19 +67,19 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--split",
         choices=("train", "test"),
-        help="whose voices, texts and faces are drawn; none is in both (default: train)",
+        help="split of voices, texts and faces to draw from; they share none (default: train)",
     )
     parser.add_argument(
         "--crop",
         metavar="PART",
-        help="of videos: top, centre or x,y,w,h in their pixels (default: centre)",
+        help="part of videos to keep: top, centre or x,y,w,h in their pixels (default: centre)",
     )
     common.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, make the clips, say what there is."""
+    """Check, make the clips, report."""
     from ..preparation import check_size
     from ..train.data.clips import Index, check_clip_size
     from ..train.faces.mouth import FPS

@@ -35,7 +35,7 @@ def fill_folder(output: Path, index: Index, fill: Fill) -> dict[str, Any]:
     except KeyboardInterrupt:
         common.note(
             f"{output}: {common.plural(len(writer.entries), 'clip')} so far; the same command "
-            "goes on"
+            "resumes"
         )
         raise
     finally:
@@ -116,7 +116,7 @@ def videos(
                     entries.append(writer.store(video.file(number), clip))
         except UserError as error:
             refused.append(str(error))
-        writer.enter(*entries)  # all at once: a run that is stopped begins with this video again
+        writer.enter(*entries)  # all at once: a run that is stopped restarts with this video
         common.warn(f"{reason}; left out" for reason in refused)
         return refused
 

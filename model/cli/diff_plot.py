@@ -1,4 +1,4 @@
-"""The picture of ``livetalk diff``: the error of every layer, by depth."""
+"""The plot of ``livetalk diff``: the error of every layer, by depth."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ def draw(report: dict[str, Any], target: Path) -> None:
     """Draw the layers' errors and the chunks' PSNR.
 
     Args:
-        report: As ``livetalk diff --json`` prints it.
-        target: File to write, .png or .svg.
+        report: As printed by ``livetalk diff --json``.
+        target: Output file, .png or .svg.
     """
     lines: dict[str, list[float]] = {part: [] for part in LABELS}
     for name, error in report["layers"].items():

@@ -1,4 +1,4 @@
-"""``livetalk evaluate``: how well a model talks, and whether it drifts."""
+"""``livetalk evaluate``: measure how well a model talks, and whether it drifts."""
 
 import argparse
 import shlex
@@ -15,7 +15,7 @@ livetalk evaluate --checkpoint runs/student --data held-out --output student
 livetalk evaluate --checkpoint runs/k5 runs/k5-b --against runs/k1 runs/k1-b \\
     --data held-out --chunks 300 --output k5-against-k1"""
 CHUNKS, STREAMS = 60, 3
-MAX_CHUNKS = 5000  # an hour and a half, whose sound is in memory
+MAX_CHUNKS = 5000  # an hour and a half; its sound is held in memory
 MAX_STREAMS = 100
 MAX_TWINS = 1000
 ENDINGS = (".json", ".md", ".png")
@@ -26,10 +26,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "evaluate",
-        "Let a model say what it never heard, with drawn faces that it never saw, and read its "
-        "pictures: does the mouth follow the sound, and not its loudness alone; are pictures "
-        "sharp, colours kept, persons the same; does a stream drift; does it lose an error in its "
-        "own past. Every stream is made with colour correction and without, unless "
+        "Run a model on held-out speech with held-out drawn faces, and measure its pictures: does "
+        "the mouth follow the sound, and not just its loudness; are pictures sharp, and colours "
+        "and identities preserved; does a stream drift; does it recover from an error in its own "
+        "past. Every stream is made with and without colour correction, unless "
         "--color-correction names one. Writes NAME.json, NAME.md and NAME.png.",
         EXAMPLE,
     )
@@ -39,8 +39,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="run of 'livetalk train', or folder of a model; of several, with other seeds, "
-        "intervals are over the runs",
+        help="run of 'livetalk train', or a model folder; with several, of other seeds, intervals "
+        "are over the runs",
     )
     which.add_argument(
         "--preset", metavar="NAME", help="that size with random weights (default: tiny)"
@@ -50,13 +50,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="a second model, which makes the same streams; as many runs",
+        help="a second model for the same streams; equally many runs",
     )
     parser.add_argument(
         "--audio-encoder",
         type=Path,
         metavar="DIR",
-        help="folder of wav2vec2 (default: that of the run)",
+        help="folder of wav2vec2 (default: the run's)",
     )
     common.add_device_options(parser)
     parser.add_argument(
@@ -64,23 +64,23 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="drawn clips, made by 'livetalk dataset --synthetic N --split test'; their sounds "
-        "are joined voice by voice, and come again in longer streams",
+        help="drawn clips, made by 'livetalk dataset --synthetic N --split test'; their sound is "
+        "joined voice by voice, and repeats in longer streams",
     )
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="NAME",
-        help="without an ending; existing files are replaced",
+        help="path without suffix; existing files are replaced",
     )
     for option, kind, default, meaning in (
-        ("--chunks", numbers.whole(1, MAX_CHUNKS), CHUNKS, "length of a stream, of 1.12 s each"),
-        ("--streams", numbers.whole(1, MAX_STREAMS), STREAMS, "streams, each of another voice"),
+        ("--chunks", numbers.whole(1, MAX_CHUNKS), CHUNKS, "chunks of 1.12 s per stream"),
+        ("--streams", numbers.whole(1, MAX_STREAMS), STREAMS, "streams, each with another voice"),
         ("--twins", numbers.whole(0, MAX_TWINS), 8,
-         "chunks to make after a disturbance of the stream's past; 0: try none"),
+         "chunks to make after a disturbance of the stream's past; 0: skip"),
         ("--steps", numbers.STEPS, 4, "denoising steps per chunk"),
-        ("--seed", numbers.whole(0, 2**31 - 1), 9999, "noise of the first stream"),
+        ("--seed", numbers.whole(0, 2**31 - 1), 9999, "noise seed of the first stream"),
     ):  # fmt: skip
         parser.add_argument(
             option, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})"
@@ -89,7 +89,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--color-correction",
         choices=("on", "off", "both"),
         default="both",
-        help="whether a stream's colours are pulled to the portrait's (default: both, in turn)",
+        help="whether to match a stream's colours to the portrait's (default: both ways)",
     )
     common.add_json_option(parser)
     parser.set_defaults(run=run)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, make the streams, judge them, write the report.
 
     Raises:
-        UserError: An input is no good, or a file cannot be written.
+        UserError: An input is invalid, or a file cannot be written.
     """
     from livetalk_kernels.outputs import new_file, write_json, write_text
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     clips = Clips(args.data)
     check_size(clips.index.size)
     if clips.index.settings.get("split") == "train":
-        common.warn([f"{args.data}: training has these voices and faces; use --split test"])
+        common.warn([f"{args.data}: training uses these voices and faces; use --split test"])
     scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
     both, named = tuple(CORRECTIONS), args.color_correction
     settings = Settings(
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against is not None:
         folders["against"] = args.against
         if len(args.against) != len(folders["this"]):
-            raise UserError("--against: give as many runs as with --checkpoint, in their order")
+            raise UserError("--against: give as many runs as with --checkpoint, in the same order")
     device = str(use_device(args.device))
     models = {
         name: [

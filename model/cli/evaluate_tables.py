@@ -9,7 +9,7 @@ from .tables import plain_table
 
 
 def print_goals(report: dict[str, Any], file: Path) -> None:
-    """The numbers that the demo's model has to reach."""
+    """Print the values that the demo's model must reach."""
     out = console()
     for name, model in report["models"].items():
         runs = ", ".join(run["model"] for run in model["runs"])
@@ -17,8 +17,8 @@ def print_goals(report: dict[str, Any], file: Path) -> None:
         table = plain_table(title, ("measure", ">value", ">wanted"), goals(model))
         out.print(table)
         if any(run["random_weights"] for run in model["runs"]):
-            out.print("The weights are random: these numbers mean nothing.")
+            out.print("The weights are random: these numbers are meaningless.")
     out.print(
-        f"{escape(file)}: {report['seconds']:.0f} s; tables, plot and JSON beside it",
+        f"{escape(file)}: {report['seconds']:.0f} s; tables, plot and JSON next to it",
         soft_wrap=True,
     )

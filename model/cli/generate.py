@@ -1,4 +1,4 @@
-"""``livetalk generate``: portrait and speech in, talking video out."""
+"""``livetalk generate``: turn a portrait and speech into a talking video."""
 
 import argparse
 import time
@@ -24,7 +24,7 @@ livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
     --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base
 livetalk generate --nproc 8 --avatar me.avatar --audio a.wav --output talk.mp4"""
 
-RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog gives 2
+RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog allows 2
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -33,8 +33,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         subparsers,
         "generate",
         "Make a talking video from a portrait or avatar and speech. Frames are written as they "
-        "are decoded; the file gets its name at the end. Whatever ends the run, the frames that "
-        "are finished are kept.",
+        "are decoded; the file gets its name at the end. Whatever ends the run, finished frames "
+        "are kept.",
         EXAMPLE,
     )
     who = parser.add_mutually_exclusive_group()
@@ -44,13 +44,13 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--audio",
         type=Path,
         metavar="FILE",
-        help="speech: any sound or video file (default, of a preset: a bundled one)",
+        help="speech: any sound or video file (default, for a preset: a bundled one)",
     )
     parser.add_argument(
         "--track",
         type=numbers.TRACK,
         metavar="N",
-        help="sound track of --audio, counted from 1 (default: the one that the file marks, or the "
+        help="sound track of --audio, counted from 1 (default: the one marked as default, or the "
         "best that can be decoded)",
     )
     parser.add_argument(
@@ -64,8 +64,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--timeline",
         type=Path,
         metavar="FILE.json",
-        help="write what ran when and beside what, to be opened at ui.perfetto.dev; of other ranks "
-        "than 0 as FILE.rankN.json",
+        help="write a trace of what ran when, concurrently with what, for ui.perfetto.dev; for "
+        "ranks other than 0, as FILE.rankN.json",
     )
     common.add_json_option(parser)
     common.add_avatar_options(parser)
@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _left(part: Path) -> str:
-    """What a process that is killed leaves behind, given the file's name or a pattern of it."""
+    """Describe what a killed process leaves behind, given the file's name or a pattern for it."""
     playable = ".mp4" in part.suffixes
     return f"{part} is playable" if playable else f"{part} is incomplete"
 
 
 def _follow(args: argparse.Namespace, team: "Team") -> int:
-    """Compute what rank 0 does not; it reports."""
+    """Compute a follower rank's share; rank 0 reports."""
     from livetalk_kernels.machine import machine
 
     from .recording import open_timeline, write_timeline
@@ -120,7 +120,7 @@ def _follow(args: argparse.Namespace, team: "Team") -> int:
 
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
-    """Check what is cheap to check, load, generate, report."""
+    """Check what is cheap to check, load, generate, report; for rank 0."""
     from livetalk_kernels.machine import machine
     from livetalk_kernels.neighbours import CpuWatch
 
@@ -168,7 +168,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
             lost = None if watchdog is None else watchdog.await_verdict
             outcome, failure, writer = record(reader, session, open_output, interrupts, team, lost)
-            cpu = watch.read() if team.size == 1 else None  # ranks are no neighbours
+            cpu = watch.read() if team.size == 1 else None  # other ranks are not other programs
             memory = None
             if args.json:
                 from ..dry_run.report import memory_report
@@ -195,7 +195,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     }
     report["sound"] = reader.report()
     report["warnings"] = [*avatar.warnings, *warnings]
-    with suppress(ReaderGoneError):  # the video is there: its exit code counts
+    with suppress(ReaderGoneError):  # the video is complete: its exit code counts
         if args.json:
             report["memory"] = memory
             common.print_json(report)
@@ -209,14 +209,14 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
 
 
 def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
-    """Print what was decided about the sound, but for the first ``told`` notes; their number."""
+    """Print decisions about the sound, except the first ``told`` notes; return their number."""
     for note in reader.notes[told:]:
         common.note(f"note: {note}")
     return len(reader.notes)
 
 
 def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError | None) -> int:
-    """Say why there is no frame, where it is not said yet; the exit code.
+    """Explain why there are no frames, unless already done; return the exit code.
 
     Raises:
         UserError: Something is wrong with an input or the output, or the sound is too short.

@@ -82,8 +82,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tiles",
         metavar="GPU",
-        help="also rank the tiles of the FP8 linears as nvMatmulHeuristics would on that GPU: "
-        f"{', '.join(GPUS)}; an order, no measurement; {INSTALL}, under a licence of NVIDIA",
+        help="also rank the tiles of the FP8 linears with nvMatmulHeuristics for that GPU: "
+        f"{', '.join(GPUS)}; a ranking, not a measurement; {INSTALL}, under NVIDIA's licence",
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.save is not None and not args.save.is_dir():
         check_file(args.save)
-    # First: whether the library is there is known before minutes of compiling.
+    # First, to report a missing library before minutes of compiling.
     tiles = None if args.tiles is None else rank(args.ops or OPS, get_gpu(args.tiles))
     with _progress() as progress:
         report = collect(

@@ -56,11 +56,11 @@ def print_tiles(gpu: Gpu, rankings: list[Ranking]) -> None:
         sizes = " x ".join(map(str, one.sizes))
         table.add_row(escape(one.case), sizes, "\n".join(one.best), "\n".join(ours) or "none runs")
     out.print(table)
-    out.print("An order by a model of the GPU, nothing was measured; no: not among its tiles.")
+    out.print("A ranking by a model of the GPU, not measured; no: not among its tiles.")
 
 
 def _row(kernel: Kernel) -> tuple[str, ...]:
-    """What makes two kernels one row: they are of one C++ template."""
+    """Return what two kernels in one row share: they come from one C++ template."""
     name = kernel.name.partition("<")[0]
     return (kernel.op, name) if kernel.backend == "cuda" else (kernel.op, name, *kernel.cases)
 

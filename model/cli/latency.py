@@ -137,7 +137,7 @@ def print_run(report: dict[str, Any], session: Session) -> None:
     )
     if report["settings"]["random_weights"]:
         out.print(
-            "The weights are random: the picture means nothing, the times are those of the "
+            "The weights are random: the picture is meaningless, but times are those of the "
             "preset's size."
         )
     print_latency(report, session.stats, out)

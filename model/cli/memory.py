@@ -1,4 +1,4 @@
-"""``livetalk doctor --memory``, and the part on memory of other reports."""
+"""``livetalk doctor --memory``, and the memory section of other reports."""
 
 import argparse
 from dataclasses import replace
@@ -31,12 +31,12 @@ _OPTIONS = {
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--memory`` and what it is asked for."""
+    """Add ``--memory`` and its options."""
     group = parser.add_argument_group("memory")
     group.add_argument(
         "--memory",
         action="store_true",
-        help="predict the memory of a model, of a preset or of --checkpoint, on every rank",
+        help="predict a model's memory per rank, for a preset or --checkpoint",
     )
     group.add_argument("--preset", metavar="NAME", help="name of a preset (default: 14b)")
     group.add_argument(
@@ -47,7 +47,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         choices=("cpu", "cuda"),
-        help="what to predict for (default: cuda; with --measure what is here)",
+        help="device to predict for (default: cuda; with --measure, the one present)",
     )
     group.add_argument(
         "--fuse-bias",
@@ -64,26 +64,26 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--measure",
         action="store_true",
-        help="run a chunk here as well, and show what it took beside the prediction",
+        help="also run a chunk here, and show its memory next to the prediction",
     )
 
 
 def check_memory_options(args: argparse.Namespace) -> None:
-    """Check that the options of the group are not given without ``--memory``.
+    """Reject the group's options without ``--memory``.
 
     Raises:
-        UserError: One is.
+        UserError: One was given.
     """
     for option, name in _OPTIONS.items():
         if not args.memory and getattr(args, name):
-            raise UserError(f"{option}: goes with --memory")
+            raise UserError(f"{option}: needs --memory")
 
 
 def run_memory(args: argparse.Namespace) -> int:
-    """Predict, measure if asked to, and print.
+    """Predict, measure if requested, and print.
 
     Raises:
-        UserError: The choice is impossible, or a checkpoint cannot be read.
+        UserError: The choice is invalid, or a checkpoint cannot be read.
     """
     from ..dry_run.memory import predict
     from .memory_tables import memory_settings, memory_title, print_memory
@@ -108,7 +108,7 @@ def run_memory(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> "Model":
-    """What the options ask for, without looking at this machine."""
+    """Build the requested model, without examining this machine."""
     from livetalk_kernels.runtime.mesh import Mesh
 
     from ..config import AudioEncoderConfig, get_preset
@@ -153,7 +153,7 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from ..stream.chunk import StreamOptions
 
     if any(option not in (None, 1) for option in (args.ranks, args.ulysses, args.ring)):
-        raise UserError("--measure: runs on one rank; leave --ranks, --ulysses and --ring out")
+        raise UserError("--measure: runs on one rank; drop --ranks, --ulysses and --ring")
     source = ModelSource.find(
         preset=args.preset or (None if args.checkpoint else "14b"),
         checkpoint=args.checkpoint,

@@ -70,7 +70,7 @@ def print_memory(
     out = console()
     out.print(f"Memory: {escape(title)}")
     out.print(table)
-    out.print("The most that a phase holds beside the weights:")
+    out.print("Peak of each phase, in addition to the weights:")
     out.print(phases)
     notes = []
     if prediction.assumed is not None:
@@ -93,7 +93,7 @@ def _add_sum(
     seen: Mapping[str, int],
     measured: Measured | None,
 ) -> None:
-    """A row of the sum, and one for each part."""
+    """Add a row for the sum, and one for each part."""
     total = None
     if measured is not None:
         total = sum(seen.values()) if seen else measured.caches

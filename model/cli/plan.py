@@ -1,4 +1,4 @@
-"""``livetalk plan``: what a number of GPUs would give: time, memory, the best split."""
+"""``livetalk plan``: forecast what a number of GPUs would achieve: time, memory, the best split."""
 
 import argparse
 from collections.abc import Collection
@@ -33,19 +33,21 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser = common.add_command(
         subparsers,
         "plan",
-        "Forecast what a number of GPUs would give: time of every stage, frames per second, "
-        "start-up, memory, and the best split. Work and messages are counted, hardware is that of "
-        "data sheets, and a few shares are fitted to published figures, or to reports of your own "
-        "(--fit). A forecast is no measurement.",
+        "Forecast what a number of GPUs would achieve: time of every stage, frames per second, "
+        "start-up, memory, and the best split. Work and messages are counted, hardware figures "
+        "come from data sheets, and a few efficiencies are fitted to published figures, or to your "
+        "own reports (--fit). A forecast is not a measurement.",
         EXAMPLE,
     )
     parser.add_argument("--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or cpu (needs --fit)")
-    parser.add_argument("--gpus", type=numbers.RANKS, metavar="N", help="GPUs in all (default: 8)")
+    parser.add_argument(
+        "--gpus", type=numbers.RANKS, metavar="N", help="GPUs in total (default: 8)"
+    )
     parser.add_argument(
         "--nodes",
         type=numbers.RANKS,
         metavar="N",
-        help="nodes (default: as few as hold them, 8 GPUs each)",
+        help="number of nodes (default: as few as possible, 8 GPUs each)",
     )
     parser.add_argument(
         "--size",
@@ -56,18 +58,16 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--precision",
         choices=("exact", "fp8"),
-        help="of the blocks' linear layers (default: both are tried); fp8 is an approximation",
+        help="precision of the blocks' linear layers (default: try both); fp8 is an approximation",
     )
     parser.add_argument("--preset", metavar="NAME", help="name of a preset (default: 14b)")
     common.add_dtype_option(
-        parser, ("bf16", "fp32"), help="default: bf16, on a CPU fp32, its only choices"
+        parser, ("bf16", "fp32"), help="default and only choice: bf16 on GPUs, fp32 on a CPU"
     )
     parser.add_argument(
         "--steps", type=numbers.STEPS, metavar="N", help="denoising steps per chunk (default: 4)"
     )
-    parser.add_argument(
-        "--cuda-graphs", action="store_true", help="steps are replayed from CUDA graphs"
-    )
+    parser.add_argument("--cuda-graphs", action="store_true", help="replay steps from CUDA graphs")
     parser.add_argument(
         "--fuse-bias",
         action="store_true",
@@ -80,7 +80,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         default=[],
         metavar="FILE",
         help="reports of 'livetalk profile', 'bench --json' or 'bench comm --json', or folders of "
-        "them, also of 'make gpu-report', to take in place of published figures",
+        "them, including 'make gpu-report', to use instead of published figures",
     )
     parser.add_argument(
         "--plot",
@@ -91,12 +91,12 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--train",
         action="store_true",
-        help="memory and time of training the transformer instead, both stages",
+        help="forecast memory and time of training the transformer instead, in both stages",
     )
     parser.add_argument(
         "--validate",
         action="store_true",
-        help="hold the model against published figures, each left out of its own fit, and against "
+        help="validate the model against published figures, each held out of its fit, and against "
         "reports of this CPU (--fit; default: the repository's)",
     )
     common.add_json_option(parser)
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UserError: An option or a file is no good.
+        UserError: An option or a file is invalid.
     """
     if args.validate:
         _refuse(args, FORECAST_ONLY, "--validate")
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
         return validate(args.fit, as_json=args.json)
     if args.gpu is None:
-        raise UserError("--gpu: say which, for example --gpu h800 --gpus 8; or --validate")
+        raise UserError("--gpu: missing; give for example --gpu h800 --gpus 8, or --validate")
     if args.train:
         _refuse(args, {*FORECAST_ONLY, "fit"} - TRAINING, "--train")
         from .plan_train import plan_training
@@ -140,10 +140,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse(args: argparse.Namespace, names: Collection[str], option: str) -> None:
-    """Refuse options that were given and do not go with another."""
+    """Reject given options that conflict with another."""
     for name in sorted(names):
         if getattr(args, name) not in (None, False, []):
-            raise UserError(f"--{name.replace('_', '-')}: does not go with {option}")
+            raise UserError(f"--{name.replace('_', '-')}: cannot be combined with {option}")
 
 
 def _run_gpu(request: "Request", plot: Path | None, *, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""``livetalk plan --train``: memory and time that training takes."""
+"""``livetalk plan --train``: forecast the memory and time of training."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ WORDS = {"adamw": "AdamW", "adamw8bit": "AdamW, 8 bits"}
 
 
 def plan_training(args: argparse.Namespace) -> int:
-    """Print what both stages take.
+    """Print the costs of both stages.
 
     Returns:
         0.
 
     Raises:
-        UserError: The GPU, the preset or the size is no good.
+        UserError: The GPU, the preset or the size is invalid.
     """
     from ..config import get_preset
     from ..plan.parameters import parameters
@@ -106,8 +106,8 @@ def _print(title: str, rows: "Sequence[tuple[str, Cost]]", capacity: float) -> N
         )
     out.print(table)
     notes = (
-        "Of a GPU: states are weights, gradients and the optimizer's numbers, shared out over all; "
-        "work is what is gathered and activated for one sample. Stage 2 updates the student every "
+        "Per GPU: states are weights, gradients and optimizer states, sharded over all; work is "
+        "gathered weights and activations for one sample. Stage 2 updates the student every "
         "fifth time."
     )
     if any(row.memory > capacity for _, row in rows):

@@ -1,4 +1,4 @@
-"""``livetalk plan --validate``: the model held against what others and this CPU took."""
+"""``livetalk plan --validate``: compare the model with published times and those of this CPU."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ def validate(paths: Sequence[str], *, as_json: bool) -> int:
 
     Args:
         paths: Reports of a CPU, or folders of them; by default the repository's, if there are any.
-        as_json: For machines.
+        as_json: Print JSON.
 
     Returns:
-        0, also where a figure is missed: the reason is printed.
+        0, even if a figure is missed: the reason is printed.
 
     Raises:
-        UserError: A file is no report.
+        UserError: A file is not a report.
     """
     from ..plan.figures import figures
     from ..plan.fit import leave_one_out
@@ -43,7 +43,7 @@ def validate(paths: Sequence[str], *, as_json: bool) -> int:
 
 
 def _recorded_here() -> list[str]:
-    """The repository's recorded results, where it is at hand and has a profile of a CPU."""
+    """Find the repository's recorded results, if it is available and has a profile of a CPU."""
     from livetalk_kernels.machine import REPOSITORY
 
     from ..plan.recorded import is_profile
@@ -54,7 +54,7 @@ def _recorded_here() -> list[str]:
 
 
 def _forward() -> tuple[float, float]:
-    """TFLOP of a forward of Wan2.1 at 832 x 480 and 81 frames: counted, published."""
+    """Return TFLOP of a forward pass of Wan2.1 at 832 x 480, 81 frames: counted, published."""
     from livetalk_kernels.runtime.mesh import Mesh
 
     from ..plan.dit_work import Share, step_work
@@ -75,7 +75,7 @@ def _as_json(checks: "list[Check]", sizes: "list[CpuCheck]") -> dict[str, Any]:
 
     counted, published = _forward()
     return {
-        "machine": machine(),  # where this was calculated; it says the commit
+        "machine": machine(),  # where this was computed; includes the commit
         "goal": GOAL,
         "fitted_constants": len(PRIORS),
         "priors": {name: vars(prior) for name, prior in PRIORS.items()},
@@ -112,7 +112,7 @@ def _print_figures(checks: "list[Check]") -> None:
 
     out = common.console()
     columns = ("figure", ">observed", ">predicted", ">error")
-    table = plain_table("Published figures, each predicted by a fit to the others", columns)
+    table = plain_table("Published figures, each predicted from a fit to the others", columns)
     for check in checks:
         colour = "green" if check.within else "red"
         table.add_row(
@@ -163,7 +163,7 @@ def _print_sizes(sizes: "list[CpuCheck]") -> None:
         return
     for hardware in dict.fromkeys(size.hardware for size in sizes):
         out.print(
-            f"\nRecorded on {common.escape(hardware)}; each size predicted by a fit to the others"
+            f"\nRecorded on {common.escape(hardware)}; each size predicted from a fit to the others"
         )
         out.print(_sizes_table([size for size in sizes if size.hardware == hardware]))
     met = sum(size.within for size in sizes)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..train.loop.loop import Progress as Trained
 
 LINE_SECONDS = 10.0
-"""Time between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 _SHOWN = "loss", "agreement", "lag"  # of a training's metrics
 
 

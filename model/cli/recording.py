@@ -19,7 +19,7 @@ from .interrupts import Interrupts
 from .progress import progress
 
 _BAD_INPUT = 2  # exit code
-_KEPT_RANGES = 1 << 17  # of a lane, in a timeline: hours of a stream
+_KEPT_RANGES = 1 << 17  # per lane of a timeline: hours of a stream
 
 
 def record(
@@ -30,18 +30,18 @@ def record(
     team: Team,
     lost: Callable[[], None] | None,
 ) -> tuple[int, UserError | None, BackgroundWriter]:
-    """Push the sound through the session into a file, which is finished whatever happens.
+    """Push the sound through the session into a file, which is completed whatever happens.
 
-    The progress counts frames that are made; a few of them may still wait to be written. ``lost``
-    is called when a message did not get through, while the file is still open: where another rank
-    is lost it finishes the file and ends this process.
+    The progress counts frames that are made; a few of them may still be queued for writing.
+    ``lost`` is called when a message was not delivered, while the file is still open: if another
+    rank is lost it completes the file and ends this process.
 
     Returns:
-        The exit code, what is wrong with an input or the output, and the finished file.
+        The exit code, any error of an input or the output, and the completed file.
     """
     outcome, failure = 0, None
     with interrupts:
-        # Whatever comes between these two calls would leave the file open.
+        # An interrupt between these two calls would leave the file open.
         interrupts.hold()
         writer = open_output()
         try:
@@ -64,7 +64,7 @@ def record(
                     if lost is not None:
                         lost()
                     raise
-                interrupts.hold()  # the end of the file is written undisturbed
+                interrupts.hold()  # complete the file undisturbed
                 with team.phase("finish"):
                     writer.close()
         except KeyboardInterrupt:
@@ -83,7 +83,7 @@ def frames_of(reader: AudioReader, session: Session, team: Team) -> Iterator[Fra
     """Make the frames of all the sound, block by block."""
     blocks = iter(reader)
     while True:
-        with team.phase("wait"):  # the sound may come live
+        with team.phase("wait"):  # the sound may be live
             block = next(blocks, None)
         if block is None:
             break
@@ -105,5 +105,5 @@ def open_timeline(wanted: bool, pipeline: Pipeline, team: Team) -> Timeline:
 
 
 def write_timeline(path: Path, timeline: Timeline, facts: dict[str, Any]) -> None:
-    """Write the trace, whole or not at all."""
+    """Write the trace, completely or not at all."""
     write_json(path, timeline.trace(facts), indent=None)

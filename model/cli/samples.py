@@ -14,7 +14,7 @@ PORTRAIT = "dora"
 
 def add_portrait_option(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
     """Add ``--portrait``; a command that does not require it calls `fill_in`."""
-    default = "" if required else f" (default, of a preset: {PORTRAIT})"
+    default = "" if required else f" (default, for a preset: {PORTRAIT})"
     parser.add_argument(
         "--portrait",
         type=portrait,
@@ -25,7 +25,7 @@ def add_portrait_option(parser: argparse._ActionsContainer, *, required: bool = 
 
 
 def portrait(text: str) -> Path:
-    """Read ``--portrait``: a picture, or the name of a bundled one where there is no such file."""
+    """Read ``--portrait``: a picture, or the name of a bundled one if there is no such file."""
     from ..bundled import bundled_portraits
 
     path = Path(text)
@@ -33,7 +33,7 @@ def portrait(text: str) -> Path:
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Let a preset talk with a bundled portrait and speech where none is given.
+    """Use a bundled portrait and speech with a preset if none is given.
 
     Raises:
         UserError: A checkpoint was named, and its portrait or speech was not.
@@ -54,7 +54,7 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def note_foreign(args: argparse.Namespace) -> None:
-    """Say what the bundled model can do where the portrait is none of its drawings."""
+    """Print what the bundled model can do if the portrait is not one of its drawings."""
     from ..bundled import bundled_portraits
     from ..config import get_preset
     from ..loading import DEFAULT_PRESET
@@ -63,6 +63,6 @@ def note_foreign(args: argparse.Namespace) -> None:
         return
     if args.checkpoint is None and get_preset(args.preset or DEFAULT_PRESET).bundled:
         common.note(
-            "note: the demo's model knows drawings like its own (ada, ben, carl, dora) only; "
+            "note: the demo's model only knows drawings like its own (ada, ben, carl, dora); "
             "another picture may lose its face"
         )

@@ -14,7 +14,7 @@ _LETTERS = {"µ": "u", "–": "-"}
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a letter in its place where there is one, so that tables keep their width."""
+    """Substitute a letter if there is one, so that tables keep their width."""
     if isinstance(error, UnicodeEncodeError):
         letter = error.object[error.start]
         if letter in _LETTERS:
@@ -91,7 +91,7 @@ class Output(io.TextIOBase):
         return self._stream is not None and self._stream.isatty()
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     @property

@@ -1,4 +1,4 @@
-"""``livetalk train``: a small model of one's own, part after part."""
+"""``livetalk train``: train a small model, part by part."""
 
 import argparse
 import dataclasses
@@ -47,19 +47,19 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command was asked for.
+    """Options of the command.
 
     Attributes:
-        kind: What is trained.
+        kind: What to train.
         output: The run's folder.
         data: The clips; None: those that the run was begun with.
-        resume: Go on with the run.
-        steps: Updates in all; None: as the settings say.
-        config: File of settings.
+        resume: Whether to resume the run.
+        steps: Total updates; None: as in the settings.
+        config: Settings file.
         sample_every: Updates between two pictures.
-        vae: Folder of what was trained before.
-        audio_encoder: Likewise.
-        teacher: Likewise.
+        vae: Folder of an earlier run.
+        audio_encoder: Folder of an earlier run.
+        teacher: Folder of an earlier run.
         start: Folder of a transformer to begin with.
         recompute: Keep no activations of blocks.
         copies: How often the parameters are there in full.
@@ -81,7 +81,7 @@ class Options:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is there already, by name."""
+        """Earlier results, by name."""
         return {name: str(path) for name in SOURCES if (path := getattr(self, name)) is not None}
 
 
@@ -99,7 +99,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "ranks.",
         EXAMPLE,
     )
-    parser.add_argument("kind", choices=KINDS, help="what is trained")
+    parser.add_argument("kind", choices=KINDS, help="what to train")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="clips, made by 'livetalk dataset'"
     )
@@ -108,18 +108,18 @@ def add_parser(subparsers: common.Subparsers) -> None:
     )
     for name, help_text in SOURCES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=help_text)
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that folder")
+    parser.add_argument("--resume", action="store_true", help="resume the run in that folder")
     parser.add_argument(
         "--steps",
         type=numbers.whole(1, MOST_STEPS),
         metavar="N",
-        help="updates in all (default: the settings')",
+        help="total updates (default: the settings')",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="settings, as a run's run.toml; what it leaves out has the large model's defaults",
+        help="settings in the form of a run's run.toml; omitted ones default to the large model's",
     )
     parser.add_argument(
         "--sample-every",
@@ -207,7 +207,7 @@ def _train(
         return 0
     if not files:
         step = training.state.step
-        common.note(f"{options.output}: {step} of {settings.steps} updates; --resume goes on")
+        common.note(f"{options.output}: {step} of {settings.steps} updates; --resume continues")
         return common.INTERRUPTED
     seconds = time.perf_counter() - begin
     if args.json:
@@ -252,10 +252,10 @@ def _place(args: argparse.Namespace, options: Options, joined: ranks.Joined | No
 
 
 def _what(options: Options) -> tuple["About", "Run"]:
-    """What the run is of, and its settings.
+    """Determine what the run is about, and its settings.
 
     Raises:
-        UserError: Options do not go together, or the folder or a file is no good.
+        UserError: Options conflict, or the folder or a file is invalid.
     """
     from ..train.demo import SETTINGS
     from ..train.loop.training import About, read_folder
@@ -263,7 +263,7 @@ def _what(options: Options) -> tuple["About", "Run"]:
 
     if options.resume:
         if options.config is not None:
-            raise UserError(f"--config {options.config}: a run that is resumed has its settings")
+            raise UserError(f"--config {options.config}: a resumed run has its own settings")
         about, settings = read_folder(options.output)
         if about.kind != options.kind:
             raise UserError(

@@ -51,17 +51,17 @@ def add_parser(subparsers: common.Subparsers) -> None:
     what.add_argument(
         "--precision",
         choices=("exact", "fp8"),
-        help="of the preset's linear layers (default: exact)",
+        help="precision of the preset's linear layers (default: exact)",
     )
     what.add_argument(
         "--fuse-bias",
         action="store_true",
-        help="the preset's VAE adds biases in the pass of a norm or residual, as with 'generate'",
+        help="the preset's VAE fuses biases into a norm or residual, as with 'generate'",
     )
     what.add_argument(
         "--m-major-scales",
         action="store_true",
-        help="with fp8, scales of blocks lie as matrix products read them, as with 'generate'",
+        help="with fp8, store block scales in the layout of matrix products, as with 'generate'",
     )
     common.add_device_options(what)
     what.add_argument(

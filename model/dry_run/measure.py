@@ -98,7 +98,7 @@ def require_memory(need: int) -> None:
         limit = f" of a limit of {data_size(here.limit)}" if here.limit is not None else ""
         raise UserError(
             f"--measure: takes about {data_size(need)}, and {data_size(here.available)}{limit} are "
-            "available; use a smaller --preset or --size, or leave --measure out"
+            "available; use a smaller --preset or --size, or drop --measure"
         )
 
 

@@ -155,7 +155,7 @@ class GpuOutlook:
         gpu = get_gpu(request.gpu, besides=("cpu",))
         world = 8 if request.gpus is None else request.gpus
         if request.dtype == "fp32":
-            raise UserError("--dtype fp32: GPUs are planned in bf16; leave it out")
+            raise UserError("--dtype fp32: GPUs are planned in bf16; drop it")
         fp8 = _PRECISIONS[request.precision]
         if gpu.fp8 is None:
             if fp8:
@@ -172,7 +172,7 @@ class GpuOutlook:
                 "8 GPUs each; leave one of the two out"
             )
         if plotted and choice != Choice(fp8=fp8):
-            raise UserError("--plot: shows the best split of every number; leave the split out")
+            raise UserError("--plot: shows the best split for every number of GPUs; drop the split")
         job = request.job(itemsize=2)
         evidence = gpu_evidence(read_recorded(request.fit), gpu, public_shares())
         machine = GpuMachine(gpu=gpu, shares=evidence.shares, measured=evidence.figures)
@@ -255,10 +255,10 @@ class CpuOutlook:
             UserError: The request cannot be met, or there are no reports of that kind.
         """
         if request.gpus not in (None, 1) or request.nodes not in (None, 1):
-            raise UserError("--gpu cpu: one rank only; leave --gpus and --nodes out")
+            raise UserError("--gpu cpu: one rank only; drop --gpus and --nodes")
         for option in ("ulysses", "ring", "vae_grid", "cuda_graphs"):
             if getattr(request, option):
-                raise UserError(f"--{option.replace('_', '-')}: does not go with --gpu cpu")
+                raise UserError(f"--{option.replace('_', '-')}: cannot be combined with --gpu cpu")
         if not request.fit:
             raise UserError("--gpu cpu: needs --fit with reports of 'livetalk profile' on that CPU")
         itemsize, fp8 = _ITEMSIZES[request.dtype], request.precision == "fp8"
@@ -272,7 +272,7 @@ class CpuOutlook:
         ]
         if not reports:
             raise UserError(
-                f"--fit: no report there is of {name} on one rank of a CPU in "
+                f"--fit: no report is of {name} on one rank of a CPU in "
                 f"{request.dtype or 'fp32'}, {'fp8' if fp8 else 'exact'}; record one with "
                 f"'livetalk profile --preset {name}'"
             )

@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_whole_clips_and_the_rest_are_the_same(out, capsys, monkey
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "make_clip", stopped)
         assert dataset(out / "parts", "--synthetic", 3) == 130
-    assert "2 clips so far; the same command goes on" in capsys.readouterr().err
+    assert "2 clips so far; the same command resumes" in capsys.readouterr().err
     left = Clips(out / "parts")
     assert len(left) == 2 and not left.index.complete
     assert dataset(out / "parts", "--synthetic", 3) == 0
