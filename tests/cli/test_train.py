@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capfd):
     command = ["train", "vae", "--data", str(clips), "--output", str(folder)]
     assert main([*command, "--steps", "1000"]) == 130
     said = capfd.readouterr().err
-    assert "stopping after this update" in said and "--resume goes on" in said
+    assert "stopping after this update" in said and "--resume continues" in said
     step = int(last_checkpoint(folder).name.removeprefix("step-"))
     assert step > 0
     resumed = ["train", "vae", "--output", str(folder), "--resume", "--steps", str(step + 1)]

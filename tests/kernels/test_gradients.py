@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 from livetalk_kernels import KernelConfig, UserError, bind_ops
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Case, as_tuple
-from livetalk_kernels.testing.numerics import relative_l2
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
@@ -71,11 +70,15 @@ def gradients(case: Case, backend: str, dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize(("case", "backend"), trainable_cases(torch.float32))
 def test_derivatives_are_those_of_the_reference(case: Case, backend: str) -> None:
-    """In fp32, against fp64: within the rounding of the sums."""
+    """In fp32, against fp64: within the rounding of the sums.
+
+    A softmax over one key has no derivative, of which a fused kernel's difference of two rounded
+    sums leaves 1e-7 on some processors: hence the absolute part.
+    """
     truth = gradients(case, "reference", torch.float64)
     for actual, exact in zip(gradients(case, backend, torch.float32), truth, strict=True):
         assert actual.isfinite().all()
-        assert relative_l2(actual, exact) < 2e-5
+        assert (actual - exact).norm() < 2e-5 * exact.norm() + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 On a CPU an engine stands in that calls again; the tests marked ``gpu`` make real graphs.
 """
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -368,22 +369,21 @@ def test_benchmark_compares_and_reports(benchmark_script):
     assert row["eager"]["gaps"]["share"] == 0.5 and row["graph"]["gaps"]["share"] == 0
     assert math.isclose(row["eager"]["idle"], 1 - 2 / 4.5)
     timed = {"DiT step": {"state": "timed", "note": "", **row}}
-    assert "2.000 x" in benchmark_script.report({"calls": timed})
+    assert "2.000 x" in benchmark_script.table({"calls": timed})
     blind = benchmark_script.compare([2.0], [1.0], [None, None])
     timed["encode"] = {"state": "timed", "note": "", **blind}
-    assert blind["graph"]["idle"] is None and "encode" in benchmark_script.report({"calls": timed})
+    assert blind["graph"]["idle"] is None and "encode" in benchmark_script.table({"calls": timed})
 
 
 def test_a_graph_that_differs_is_a_red_row(benchmark_script):
     cpu = torch.device("cpu")
-    dit, vae = benchmark_script.models(get_preset("tiny"), KernelConfig(), cpu, torch.float32)
+    preset = dataclasses.replace(get_preset("tiny"), size=(32, 32))
+    dit, vae = benchmark_script.models(preset, KernelConfig(), cpu, torch.float32)
     args = benchmark_script.make_parser().parse_args(["--rounds", "1"])
     with torch.inference_mode():
-        eager = benchmark_script.runs(
-            dit, vae, StreamCalls.of(dit, vae, cuda_graphs=False), (32, 32)
-        )
+        eager = benchmark_script.runs(dit, vae, StreamCalls.of(dit, vae, cuda_graphs=False), preset)
         calls = StreamCalls.graphed(dit, vae, RerunEngine())
-        graph = benchmark_script.runs(dit, vae, calls, (32, 32))
+        graph = benchmark_script.runs(dit, vae, calls, preset)
         for name in ("DiT step", "decode step", "encode"):
             assert benchmark_script.difference(eager[name], graph[name]) is None
         wrong: Callable[[int], Tensor] = lambda turn: graph["encode"](min(turn, 2))  # noqa: E731
@@ -393,7 +393,7 @@ def test_a_graph_that_differs_is_a_red_row(benchmark_script):
         assert take(wrong, budget=benchmark_script.Budget(0.0))["note"] == "no time was left"
     broken = take(lambda turn: 1 / 0, budget=benchmark_script.Budget())
     assert (broken["state"], broken["note"]) == ("failed", "ZeroDivisionError: division by zero")
-    assert "red: call 4" in benchmark_script.report({"calls": {"encode": row}})
+    assert "red: call 4" in benchmark_script.table({"calls": {"encode": row}})
 
 
 def test_benchmark_says_that_it_needs_a_gpu():

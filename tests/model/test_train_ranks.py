@@ -91,7 +91,7 @@ def test_ctrl_c_saves_on_two_ranks_and_one_goes_on(run):
         assert started.seconds_to_end(200) < 200
         assert started.process.returncode == 130, started.stderr()
         said = started.stderr()
-    assert said.count("stopping after this update") == 1 == said.count("--resume goes on")
+    assert said.count("stopping after this update") == 1 == said.count("--resume continues")
     path = last_checkpoint(run)
     last = int(path.name[-8:])
     assert read_records(run / METRICS)[-1]["step"] == last >= 4
