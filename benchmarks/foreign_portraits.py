@@ -132,11 +132,11 @@ def animate(model: Model, portrait: Image.Image, chunks: int) -> tuple[dict[str,
     frames = np.concatenate([chunk.frames for chunk in made])
     seen = np.asarray(small)
     lab = lab_of(seen)
-    away = [float(ciede2000(lab_of(frame), lab).mean()) for frame in frames]
+    away_THW = ciede2000(lab_of(frames), lab)
     mean = np.round(frames.mean(axis=0)).astype(np.uint8)
     numbers = {
         "mean_frame_away": float(ciede2000(lab_of(mean), lab).mean()),
-        "worst_away": max(away),
+        "worst_away": float(away_THW.mean(dim=(1, 2)).max()),
     }
     chosen = frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
     return numbers, np.concatenate([seen[None], chosen])

@@ -8,6 +8,7 @@ A small part of it lies in ``tests/data`` and is always there. The whole set is 
 import json
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -26,6 +27,9 @@ SPECS = DATA / "spec"
 WHOLE_SET = {"golden", "reference_dir"}  # fixtures that read the whole set
 
 Tensors = dict[str, torch.Tensor]
+
+# Scripts import each other. Last, since one of them is named like the standard library's `chunk`.
+sys.path.append(str(REPOSITORY / "benchmarks"))
 
 if not torch.cuda.is_available():  # Triton reads it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"

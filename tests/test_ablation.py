@@ -1,16 +1,11 @@
 """benchmarks/ablation.py: equal budgets, and a table that says what the reports say."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
+import ablation
 import pytest
 
 from livetalk_model.train.cost import STUDENT, Stage
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import ablation
 
 
 @pytest.mark.parametrize("recipe", ablation.RECIPES)

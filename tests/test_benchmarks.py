@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import av
+import compiled_vae
+import growth
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,6 @@ from livetalk_kernels import KernelConfig
 from livetalk_model.loading import load_preparer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import compiled_vae  # noqa: E402
-import growth  # noqa: E402
 
 
 def run(folder: Path, script: str, *arguments: str) -> None:

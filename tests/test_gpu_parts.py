@@ -9,8 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import ops_all
 import pytest
+import race
+import random_models
+import scaling
+import step
+import stream
 import torch
+import vae
+from gpu_report import pages as gpu_pages
+from gpu_report import plots as gpu_plots
 
 from livetalk_kernels import KernelConfig, UserError
 from livetalk_kernels.bench.roofline import Roofline
@@ -21,17 +30,6 @@ from livetalk_kernels.testing.numerics import relative_l2
 from livetalk_model.stream.team import Team
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import ops_all  # noqa: E402
-import race  # noqa: E402
-import random_models  # noqa: E402
-import scaling  # noqa: E402
-import step  # noqa: E402
-import stream  # noqa: E402
-import vae  # noqa: E402
-from gpu_report import pages as gpu_pages  # noqa: E402
-from gpu_report import plots as gpu_plots  # noqa: E402
 
 # Packages of livetalk that a machine with a GPU may be without.
 ABSENT = "rich av transformers pytest PIL matplotlib sentencepiece ftfy safetensors psutil pynvml"

@@ -17,17 +17,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gpu_report import __main__ as gpu_report
+from gpu_report import pages as gpu_pages
+from gpu_report import parts as gpu_parts
+from gpu_report.run import Family, processes, run_command
 
 from livetalk_kernels.bench.telemetry import Telemetry, gpu_readers
 from livetalk_kernels.testing.fake_nvml import StandIn
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-from gpu_report import __main__ as gpu_report  # noqa: E402
-from gpu_report import pages as gpu_pages  # noqa: E402
-from gpu_report import parts as gpu_parts  # noqa: E402
-from gpu_report.run import Family, processes, run_command  # noqa: E402
 
 DRIVER = """
 import json, sys

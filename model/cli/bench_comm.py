@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from livetalk_kernels.errors import UserError
 
-from . import common, numbers
+from . import common
 from .progress import progress_line
-from .ranks import PROGRAM, add_split_options, joined_team
+from .ranks import PROGRAM, add_nproc_option, add_split_options, joined_team
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +29,7 @@ OWN = ("nproc", "ulysses", "ring", "vae_grid", "preset", "size")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``comm`` alone."""
     group = parser.add_argument_group("comm: messages between ranks")
-    group.add_argument(
-        "--nproc",
-        type=numbers.RANKS,
-        metavar="N",
-        help="ranks to start on this machine (or use torchrun)",
-    )
+    add_nproc_option(group)
     add_split_options(group)
     parser.set_defaults(fp8_exchange=False, halo_overlap=False, xfuser=False, deadline=[])
     group.add_argument(

@@ -25,8 +25,6 @@ CPU_PATIENCE = 20.0  # deadlines on a CPU are this many times those on a GPU
 
 _MESH = "U x R = ranks, with U as large as possible"
 
-_MESH = "U x R = ranks, with U as large as possible"
-
 # Stage of a stream -> phase of the watchdog, whose deadline it has.
 PHASES: Mapping[str, str] = MappingProxyType(
     {
@@ -78,12 +76,7 @@ def add_launch_options(parser: argparse.ArgumentParser, phases: str) -> argparse
         Their group, for what else concerns ranks.
     """
     group = parser.add_argument_group("ranks")
-    group.add_argument(
-        "--nproc",
-        type=numbers.RANKS,
-        metavar="N",
-        help="ranks to start on this machine, one GPU each; for several machines use torchrun",
-    )
+    add_nproc_option(group)
     group.add_argument(
         "--deadline",
         action="append",
@@ -92,6 +85,16 @@ def add_launch_options(parser: argparse.ArgumentParser, phases: str) -> argparse
         help=f"seconds after which a rank in a phase ({phases}) counts as hung; may be repeated",
     )
     return group
+
+
+def add_nproc_option(group: argparse._ActionsContainer) -> None:
+    """Add ``--nproc``."""
+    group.add_argument(
+        "--nproc",
+        type=numbers.RANKS,
+        metavar="N",
+        help="ranks to start on this machine, one GPU each; for several machines use torchrun",
+    )
 
 
 def add_split_options(group: argparse._ActionsContainer, *, default: str = _MESH) -> None:

@@ -328,7 +328,6 @@ def benchmark_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("graphs_benchmark", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(SCRIPT.parent))
     sys.modules[spec.name] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
     return module

@@ -1,10 +1,9 @@
 """The formulas of training where the answer is known in closed form."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import self_correction as known
 import torch
 from torch import Tensor
 
@@ -30,10 +29,6 @@ from livetalk_model.train.chunks.network import Conditions
 from livetalk_model.train.chunks.scores import guided_velocity, noised_for_scores, real_score
 from livetalk_model.train.config import Distillation, Guidance
 from livetalk_model.train.draws import Draws
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import self_correction as known
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -109,6 +109,7 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     )
     chunks = run.distillation.chunks
     data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
+    # A second one without gradients: backends may pack its weights, which `encode_whole` reads.
     ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
     fast = _load_vae(about, ops, place)
     task = DistillTask(course=course, hand_over=through_frames(fast))

@@ -1,16 +1,12 @@
 """The VAE in training: over a whole video at once, channels-last, in bf16 where that is fast.
 
 A stream's cache splits a video into pieces of 1, 4, 4, ... frames, and every convolution into as
-many
-calls, whose histories autograd then has to copy. Nothing depends on later frames, so one call on
-all
-frames after two frames of zeros gives the same result; only the first frame is separate where
-frames
-are halved or doubled. On two cores an update takes a sixth of the time.
+many calls, whose histories autograd then has to copy. Nothing depends on later frames, so one call
+on all frames after two frames of zeros gives the same result; only the first frame is separate
+where frames are halved or doubled. On two cores an update takes a sixth of the time.
 
 Residual blocks at the larger resolutions may be skipped, which makes an update even cheaper, as if
-the
-weights of a block's last convolution were zero.
+the weights of a block's last convolution were zero.
 """
 
 from collections.abc import Iterable
@@ -33,13 +29,11 @@ from ...vae_layers import (
     fold_upsampling,
 )
 from ..demo import training_dtype
-from .convolution import convolve
+from .convolution import LAYOUT, ONCE, Padding, Stride, convolve, run
 from .pixel_norm import norm_silu
 
 NO_BLOCKS = 2 * SPATIAL
 """Value of ``blocks`` in `round_trip` that skips all."""
-_LAYOUT = torch.channels_last_3d
-_ONCE = (1, 1, 1)
 
 
 def round_trip(
@@ -64,7 +58,7 @@ def round_trip(
         Pixels of the same shape, float32, not clamped.
     """
     x = video_BCTHW.to(dtype or training_dtype(video_BCTHW.device))
-    x = x.contiguous(memory_format=_LAYOUT)
+    x = x.contiguous(memory_format=LAYOUT)
     widest = video_BCTHW.shape[4] // blocks
     with torch.set_grad_enabled(coder_learns and torch.is_grad_enabled()):
         z = _encode(vae, x, widest)
@@ -83,7 +77,7 @@ def encode_whole(vae: VAE, video_BCTHW: Tensor) -> Tensor:
         Latents [B, 16, 1 + k, H/8, W/8], float32, normalised; bf16 deviates by about 1 % of their
         spread, less than the VAE's own error.
     """
-    x = video_BCTHW.to(training_dtype(video_BCTHW.device)).contiguous(memory_format=_LAYOUT)
+    x = video_BCTHW.to(training_dtype(video_BCTHW.device)).contiguous(memory_format=LAYOUT)
     mean, std = (
         torch.tensor(values, device=x.device).view(-1, 1, 1, 1)
         for values in (vae.config.mean, vae.config.std)
@@ -102,7 +96,7 @@ def _encode(vae: VAE, x: Tensor, widest: int) -> Tensor:
 def _decode(vae: VAE, z: Tensor, widest: int) -> Tensor:
     """Map latents, not normalised, to pixels."""
     decoder = vae.decoder
-    x = _causal(decoder.conv1, _causal(vae.conv2, z.contiguous(memory_format=_LAYOUT)))
+    x = _causal(decoder.conv1, _causal(vae.conv2, z.contiguous(memory_format=LAYOUT)))
     return _head(
         decoder.head, _stages(decoder.upsamples, _middle(decoder.middle, x, widest), widest)
     )
@@ -179,7 +173,7 @@ def _down(layer: Downsample, x: Tensor) -> Tensor:
 def _up(layer: Upsample, x: Tensor) -> Tensor:
     """Double rows and columns; with time also all frames but the first, separately."""
     if layer.time_conv is not None and x.shape[2] > 1:
-        rest = _causal(layer.time_conv, x[:, :, 1:].contiguous(memory_format=_LAYOUT))
+        rest = _causal(layer.time_conv, x[:, :, 1:].contiguous(memory_format=LAYOUT))
         halves = rest.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
         x = torch.cat((x[:, :, :1], halves), dim=2)
     conv = layer.resample["1"]
@@ -204,8 +198,7 @@ def _causal(conv: CausalConv, x: Tensor) -> Tensor:
         return _convolve(x, conv.weight[:, :, -1:], conv.bias, (0, rows, columns))
     if x.shape[2] <= before:
         # With fewer frames than taps, oneDNN computes the gradient of a bf16 weight from memory
-        # that
-        # nobody wrote: so the zeros are written explicitly.
+        # that nobody wrote: so the zeros are written explicitly.
         return _convolve(
             F.pad(x, (0, 0, 0, 0, before, 0)), conv.weight, conv.bias, (0, rows, columns)
         )
@@ -217,14 +210,9 @@ def _convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    padding: tuple[int, int, int],
-    stride: tuple[int, int, int] = _ONCE,
+    padding: Padding,
+    stride: Stride = ONCE,
 ) -> Tensor:
-    x = x.contiguous(memory_format=_LAYOUT)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and stride == _ONCE:
-        return convolve(x, weight, bias, padding)
-    weight = weight.to(x.dtype).contiguous(memory_format=_LAYOUT)
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return F.conv3d(x, weight, bias.to(x.dtype), stride, padding)
-    # conv3d leaves small tensors to PyTorch's own loops, which are far slower.
-    return torch.mkldnn_convolution(x, weight, bias.to(x.dtype), padding, stride, _ONCE, 1)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and stride == ONCE:
+        return convolve(x.contiguous(memory_format=LAYOUT), weight, bias, padding)
+    return run(x, weight.to(x.dtype), bias.to(x.dtype), padding, stride)
