@@ -12,10 +12,8 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_MXFAST = -1, -4, 1  # from glibc's malloc.h
 
 # Each aligned block leaves a small remainder in front of it. While glibc keeps such remainders in
-# its
-# bins for small requests, the freed block is not coalesced, and the next one is new memory. The
-# bins
-# are limited; after this many calls blocks are reused.
+# its bins for small requests, the freed block is not coalesced, and the next one is new memory. The
+# bins are limited; after this many calls blocks are reused.
 CALLS_UNTIL_KEPT = 12
 
 

@@ -238,8 +238,7 @@ class DiTConfig:
 
         Raises:
             UserError: The file is missing, is not JSON, or holds an invalid value; the message
-                names
-                the file and the field.
+                names the file and the field.
         """
         values = read_config(path)
         for name, expected in FIXED_SWITCHES.items():
@@ -375,8 +374,7 @@ class AudioEncoderConfig:
 
         Raises:
             UserError: The file is missing, is not JSON, or holds an invalid value; the message
-                names
-                the file and the field.
+                names the file and the field.
         """
         values = read_config(path)
         known = {name: values[key] for name, key in WAV2VEC2_KEYS.items() if key in values}

@@ -75,8 +75,7 @@ class AudioKV:
 
 
 # In training every block computes these from inputs that all blocks share, so that its parameters
-# are
-# used only in its `forward`, and can be gathered for it. Tuples, in which torch finds tensors.
+# are used only in its `forward`, and can be gathered for it. Tuples, in which torch finds tensors.
 
 
 class ContextTokens(NamedTuple):
@@ -169,8 +168,7 @@ class ContextAttention(nn.Module):
         """Compute K and V of embedded text and image tokens; they depend on the avatar only.
 
         The four projections may be stored on the host (`DiT.avatar_parameters`), and are copied
-        over
-        one by one.
+        over one by one.
         """
 
         def project(layer: nn.Module, x_BSD: Tensor) -> Tensor:
@@ -296,8 +294,7 @@ class Block(nn.Module):
         Args:
             stream: The residual stream [B, L, D]; what the previous layer adds to it, [B, L, D];
                 and the gate of that, [D] or [B, 1, D], None meaning 1. They are removed from the
-                list,
-                so that the caller does not keep memory alive that the block no longer needs.
+                list, so that the caller does not keep memory alive that the block no longer needs.
             modulation: float32 [6, D] as in `StepModulation`, or what it is computed from.
             context: Keys and values of text and image, or what they are computed from.
             audio: Keys and values of the audio, or what they are computed from.

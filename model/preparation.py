@@ -96,8 +96,7 @@ class Preparer:
         """Make an avatar from a portrait and a prompt.
 
         The text and image encoders are loaded for this call only, and only if their embedding is
-        not
-        given.
+        not given.
 
         Args:
             portrait: Picture file, PIL image (which is not rotated) or `Portrait`; it is scaled to

@@ -98,10 +98,8 @@ class Decoder(nn.Module):
         """Update only the cache, skipping what no later frame depends on.
 
         The head looks back at two frames of the last block, which the latent just before the
-        resumed
-        stream provides (or at one, if that is all there is). Earlier latents affect the last block
-        only
-        through the history of its first convolution.
+        resumed stream provides (or at one, if that is all there is). Earlier latents affect the
+        last block only through the history of its first convolution.
 
         Args:
             z_BCTHW: One latent.
@@ -271,8 +269,7 @@ class VAE(nn.Module):
         """Advance a stream over latents whose frames are not needed.
 
         `decode_step` then continues as if they had been decoded, although not everything was
-        computed;
-        the published schedule computes all.
+        computed; the published schedule computes all.
 
         Args:
             latents_BCTHW: [B, 16, T, h, w], normalised.

@@ -154,8 +154,7 @@ def register(
         filled = as_tuple(outputs)
         index = filled[0].get_device()  # -1 on a CPU
         # Triton launches on the current device, whichever the tensors are on. Querying it costs a
-        # third
-        # of a guard around every call.
+        # third of a guard around every call.
         if index < 0 or index == torch.cuda.current_device():
             launch_all(filled, arguments, keywords)
         else:

@@ -341,8 +341,7 @@ class Telemetry:
 
         Args:
             origin_ns: ``time.perf_counter_ns`` at the timeline's start; earlier samples are
-                omitted,
-                and so are missing values.
+                omitted, and so are missing values.
             process: Process number in the trace (`Timeline.process`).
         """
         return [

@@ -98,10 +98,8 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
     of the tensors: same strides, and views of one storage remain views of one storage.
 
     ``constant`` is read in place and kept alive by the graph. So are the model's weights, which
-    must
-    not move. Other constants, or ``varying`` with another structure, shape, stride, dtype or
-    device,
-    get another graph.
+    must not move. Other constants, or ``varying`` with another structure, shape, stride, dtype or
+    device, get another graph.
 
     The result is the graph's own output: **the next call with the same signature overwrites it**.
     Copy what must live longer.
@@ -126,10 +124,8 @@ class GraphedFunction(Generic[Varying, Constant, Output]):
             name: Name of the function in messages.
             limit: Maximum number of graphs kept; the least recently used is dropped first.
             in_place: The function modifies its ``varying`` tensors, which are then the buffers:
-                state
-                that persists between calls if the caller passes the buffers back, and is copied
-                into
-                them if not.
+                state that persists between calls if the caller passes the buffers back, and is
+                copied into them if not.
         """
         assert limit > 0
         self._function, self._engine, self._name = function, engine, name

@@ -36,8 +36,7 @@ class Mesh:
     """Ranks in ``ring`` groups of ``ulysses`` neighbours: rank = ring index * ulysses + place.
 
     Token shards are in rank order, so a Ulysses group holds one contiguous block of the sequence,
-    and
-    such blocks rotate around the rings.
+    and such blocks rotate around the rings.
 
     Attributes:
         ulysses: Ranks that share the heads of a block of tokens.
@@ -65,8 +64,7 @@ class Mesh:
         """Return the requested mesh, or the best one: only the ring crosses nodes.
 
         With neither ``ulysses`` nor ``ring`` given, ulysses is the greatest common divisor of the
-        ranks
-        per node and the heads, so that every rank has the same number of heads.
+        ranks per node and the heads, so that every rank has the same number of heads.
 
         Args:
             world: Total number of ranks.

@@ -182,13 +182,10 @@ class SequenceParallel:
             communicator: All ranks, in mesh order.
             ops: The bound ops.
             groups: Number of groups in which a rank's heads are exchanged, so that one is attended
-                to
-                while the next is in flight. By default 2 on a GPU with at least 4 heads per rank,
-                else
-                1.
+                to while the next is in flight. By default 2 on a GPU with at least 4 heads per
+                rank, else 1.
             fp8: Quantise q, k and v per token and head for the all-to-all: half the bytes of 16
-                bits,
-                a quarter of 32, but no longer exact.
+                bits, a quarter of 32, but no longer exact.
             foreign: Another attention over the same mesh (`xfuser_attention`).
         """
         assert communicator.size == mesh.world and not (fp8 and foreign)

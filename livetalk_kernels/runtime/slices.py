@@ -118,10 +118,9 @@ class Slices:
 
         A slice of h x w pixels with neighbours all around sends (top + bottom) * w to those below
         and above, (left + right) * h to those left and right, (top + bottom) * (left + right) to
-        those
-        at its corners. All ranks of an R x C grid over H x W pixels together send
-        (R - 1) * (top + bottom) * W + (C - 1) * (left + right) * H
-        + (R - 1) * (C - 1) * (top + bottom) * (left + right).
+        those at its corners. All ranks of an R x C grid over H x W pixels together send (R - 1) *
+        (top + bottom) * W + (C - 1) * (left + right) * H + (R - 1) * (C - 1) * (top + bottom) *
+        (left + right).
 
         Args:
             rank: The sender.

@@ -2,9 +2,8 @@
 
 A *lane* runs one thing at a time: the main stream of a GPU, a side stream, a thread. On a CPU a
 range is two clock readings. On a GPU it is two events on the current stream; they are read once
-they
-have completed anyway, so that measuring adds no wait, and are placed on the CPU's clock through one
-event whose time is known.
+they have completed anyway, so that measuring adds no wait, and are placed on the CPU's clock
+through one event whose time is known.
 """
 
 import copy

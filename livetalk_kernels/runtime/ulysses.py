@@ -62,8 +62,7 @@ class Ulysses:
 
         Args:
             tensors: Queries, keys, values, or their encoding, of this rank's rows: [H, L, ...]
-                each,
-                contiguous.
+                each, contiguous.
             attend: Computes attention of a group.
 
         Returns:

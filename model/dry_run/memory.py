@@ -116,8 +116,7 @@ class Assumed:
         convolution: Workspace of the convolution library.
         communication: NCCL's buffers, on several ranks.
         beside: What the allocator reserves for the side stream: the decoder's warm-up with the
-            state
-            it leaves, or the audio encoder (see `runtime.lanes`).
+            state it leaves, or the audio encoder (see `runtime.lanes`).
     """
 
     context: int = 500 * 10**6

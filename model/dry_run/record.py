@@ -1,8 +1,7 @@
 """Runs a chunk of a stream on the meta device with the model's own code, and records its costs.
 
 One rank is run, with a communicator that counts but sends nothing. All blocks of a transformer
-except
-the first are alike, so it is run with one and with two, and the second represents the rest.
+except the first are alike, so it is run with one and with two, and the second represents the rest.
 """
 
 from collections import Counter
@@ -68,8 +67,7 @@ class Record:
     Attributes:
         phases: Phase -> its record. ``denoise`` is one step; ``decode`` one latent in steady state,
             ``first new latent`` the one before. A first chunk warms up the decoder with the
-            portrait,
-            in ``prepare``, and ``second motion latent``. The others are complete.
+            portrait, in ``prepare``, and ``second motion latent``. The others are complete.
         caches: Cache of a session -> bytes.
         weights: Part of the model -> bytes.
     """

@@ -42,8 +42,7 @@ class DiTFlops:
         step: Per step: everything that depends on the latent.
         chunk: Per chunk: audio projection and audio K/V.
         session: Per session with a schedule of one step: embeddings, K/V of text and image,
-            constant
-            patch embedding, time embedding and modulation.
+            constant patch embedding, time embedding and modulation.
     """
 
     step: int

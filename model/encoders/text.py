@@ -102,8 +102,7 @@ class TextEncoder:
 
         Returns:
             [rows, width] in the encoder's dtype: one row per token, including the end token,
-            without
-            padding (the DiT pads with zeros).
+            without padding (the DiT pads with zeros).
         """
         tokens = self._tokenizer(clean_prompt(prompt), truncation=True, max_length=MAX_TOKENS)
         return self.embed_ids(torch.tensor(tokens["input_ids"]))

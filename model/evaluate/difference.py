@@ -53,8 +53,7 @@ def ciede2000(one: Tensor, other: Tensor) -> Tensor:
     d_hue = 2 * (c1 * c2).sqrt() * torch.sin(turn / 2)
     d_light, d_chroma = l2 - l1, c2 - c1
     # Step 3, (12) to (22): the mean hue is half a turn from the first; if one side has no chroma,
-    # it is
-    # the other's.
+    # it is the other's.
     grey = c1 * c2 == 0
     mean_hue = torch.where(grey, torch.where(c1 == 0, h2, h1), h1 + turn / 2)
     chroma, light = (c1 + c2) / 2, ((l1 + l2) / 2 - 50) ** 2

@@ -63,8 +63,7 @@ class Judge:
         Returns:
             Name -> one value per frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
             picture; ``edges``, ``chroma``, ``light``, ``contrast`` and those of the true one;
-            ``away``
-            from the portrait by mean CIEDE2000 of all pixels; ``background``, ``motion``;
+            ``away`` from the portrait by mean CIEDE2000 of all pixels; ``background``, ``motion``;
             ``away_PART``; ``recognised``, ``eyes_kept``.
         """
         read_TK, places = self._reader.read_places(frames_THWC)

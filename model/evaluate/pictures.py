@@ -95,8 +95,7 @@ def median3(grey_THW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded = np.pad(grey_THW, ((0, 0), (1, 1), (1, 1)), mode="edge")
     near = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     # Sort columns; then the median is that of the largest minimum, the middle median and the
-    # smallest
-    # maximum among them.
+    # smallest maximum among them.
     columns = [_sorted3(*near[n::3]) for n in range(3)]
     least, middle, greatest = zip(*columns, strict=True)
     low = np.maximum(np.maximum(least[0], least[1]), least[2])

@@ -1,9 +1,8 @@
 """Perturb and recover: does a stream recover from an error in its own past?
 
 Twin streams continue from the same chunk with the same noise and sound; in one of them the last
-five
-frames, which condition the next chunk, are disturbed. If their distance shrinks by a factor per
-chunk, that is the contraction lambda, and below 1 the model corrects itself.
+five frames, which condition the next chunk, are disturbed. If their distance shrinks by a factor
+per chunk, that is the contraction lambda, and below 1 the model corrects itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping

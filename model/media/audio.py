@@ -17,8 +17,7 @@ class AudioReader:
     """A sound file, or a video file's sound track, as a stream of 16 kHz mono blocks.
 
     Two channels are averaged, more are mixed by FFmpeg's matrix, then resampled: N samples at rate
-    r
-    become ceil(N * 16000 / r). Gaps in the time stamps become silence; see `SoundDecoder`. Memory
+    r become ceil(N * 16000 / r). Gaps in the time stamps become silence; see `SoundDecoder`. Memory
     does not grow with the file's length. Can be read once, as a context manager:
 
         with AudioReader("speech.mp3") as reader:

@@ -155,8 +155,7 @@ def load_portrait(path: Path | str) -> Portrait:
     The EXIF orientation is applied, an embedded ICC profile is converted to sRGB, transparency is
     flattened onto white, palettes are expanded, 16-bit grey is scaled to 8 bits, and an animation
     yields its first frame. Without an ICC profile the picture is assumed to be sRGB; a PNG that
-    says
-    otherwise (by cICP, or by cHRM or gAMA without sRGB) causes a warning. A damaged profile or
+    says otherwise (by cICP, or by cHRM or gAMA without sRGB) causes a warning. A damaged profile or
     orientation is ignored, with a warning.
 
     Args:

@@ -21,11 +21,10 @@ def declared_wav_samples(file: BinaryIO) -> int | None:
 
     Programs that write to a pipe, especially speech synthesisers, do not know the length in advance
     and write a placeholder. A declared size is taken for one if it is 0 or close to 2 or 4 GiB;
-    and,
-    if the file is shorter than declared and ends with a whole sample, if the size is a round number
-    (a multiple of a million from a hundred million on, or a power of two, minus at most a header,
-    from 128 MiB on) or exceeds that of the whole RIFF form. Any other size beyond the end of the
-    file comes from a truncated copy of a finished recording.
+    and, if the file is shorter than declared and ends with a whole sample, if the size is a round
+    number (a multiple of a million from a hundred million on, or a power of two, minus at most a
+    header, from 128 MiB on) or exceeds that of the whole RIFF form. Any other size beyond the end
+    of the file comes from a truncated copy of a finished recording.
 
     Source: Microsoft "Multimedia Programming Interface 1.0" (RIFF), EBU Tech 3306 (RF64).
 

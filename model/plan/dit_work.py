@@ -1,8 +1,7 @@
 """Work of the transformer and the audio encoder on one rank, from a dry run of that rank alone.
 
 A rank's share is that of the tokens, except in self-attention; rank 0 has the largest, so the
-others
-wait for it.
+others wait for it.
 """
 
 import math

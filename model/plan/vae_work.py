@@ -1,8 +1,7 @@
 """Work of VAE and colour correction on a rank's part of the picture, from a dry run of one picture.
 
 That is so large that sizes derived from its rows or columns are distinguishable from all others,
-and
-can be converted to any other picture.
+and can be converted to any other picture.
 """
 
 from collections.abc import Mapping

@@ -1,15 +1,12 @@
 """Where a chunk's time goes: a timeline's ranges as exclusive times of stages and their parts.
 
 The main lane has a range around each chunk, which contains the stages, which contain what the
-tracer
-recorded. A range's exclusive time is its own without that of the ranges within it, so the times of
-a
-chunk add up to its length. Work on other lanes is concurrent and counted separately.
+tracer recorded. A range's exclusive time is its own without that of the ranges within it, so the
+times of a chunk add up to its length. Work on other lanes is concurrent and counted separately.
 
 On a GPU a range lasts from when the stream reaches it until its last kernel has ended. If the
-stream
-waits for the next launch within an op, that op's time includes the wait; gaps are the waits between
-ops.
+stream waits for the next launch within an op, that op's time includes the wait; gaps are the waits
+between ops.
 """
 
 from collections import defaultdict

@@ -4,9 +4,8 @@ A chunk launches several thousand kernels; a graph launches all those of a call 
 off if kernels are shorter than their launches: small models, and many GPUs. Untested on a GPU.
 
 Signatures are those of the wrapped functions, and results are fresh tensors. Graphs read the
-weights
-in place: do not move or replace them afterwards. On several ranks, all of them capture and replay
-together, over NCCL; a communicator does not count the traffic of replays.
+weights in place: do not move or replace them afterwards. On several ranks, all of them capture and
+replay together, over NCCL; a communicator does not count the traffic of replays.
 
 Memory for ``14b`` at 768x448 in bf16, on top of the eager calls' peak: 236 MB for the audio's keys
 and values (40 layers x 288 tokens x 2 x 5120), 7 MB for modulation and latents, 1.63 GB for the
@@ -14,8 +13,7 @@ decoder's history and as much again for the history that a step computes before 
 The three graphs share the memory of their intermediate results, which is as large as the largest
 graph's and is not available to anything else between the calls. Keys and values of text and image,
 the conditioning's tokens and the RoPE table are read in place. At 4 TB/s a replay copies the
-audio's
-part in about 0.1 ms, and the history in about 1 ms.
+audio's part in about 0.1 ms, and the history in about 1 ms.
 """
 
 import weakref
@@ -83,9 +81,9 @@ class GraphedStep:
     """`DiT.forward` as a graph.
 
     Latent, modulation and audio are copied. ``condition``, ``context`` and ``norm_rope`` are read
-    in
-    place, and other objects cause another capture: create them once per session (`work.WorkOnce`).
-    The graphs of the two most recently used sessions are kept, with these objects.
+    in place, and other objects cause another capture: create them once per session
+    (`work.WorkOnce`). The graphs of the two most recently used sessions are kept, with these
+    objects.
     """
 
     def __init__(self, dit: DiT, engine: Engine) -> None:

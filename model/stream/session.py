@@ -27,12 +27,11 @@ class Session:
     """One stream: push audio of any length as it comes, take frames as they are made.
 
     Use it as a context manager. `push` and `finish` accept the audio at once, and return an
-    iterator
-    over the frames that the audio so far makes; frames that were not taken come with the next call.
-    A producer thread makes them, even while nobody takes any, until those of two chunks are queued.
-    Any number of sessions may be open and used at the same time, each by its own thread or all by
-    one; their chunks are made alternately, and each session's frames are the same as if it ran
-    alone. A session that breaks off does not affect the others.
+    iterator over the frames that the audio so far makes; frames that were not taken come with the
+    next call. A producer thread makes them, even while nobody takes any, until those of two chunks
+    are queued. Any number of sessions may be open and used at the same time, each by its own thread
+    or all by one; their chunks are made alternately, and each session's frames are the same as if
+    it ran alone. A session that breaks off does not affect the others.
 
     With a concurrent lane, the audio of the next chunk is encoded there if it is pushed before this
     chunk is begun.

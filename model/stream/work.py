@@ -2,8 +2,7 @@
 
 `ChunkGenerator` asks its `Work` for everything that a denoising step takes in addition to the
 latent, and for the frames of finished latents. `WorkOnce` computes each thing as soon as it is
-known
-and keeps it:
+known and keeps it:
 
 ====================================================  =================================
 what                                                  is computed once per

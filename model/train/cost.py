@@ -131,8 +131,7 @@ def states(stage: Stage, optimizer: Optimizer) -> int:
     """Count the bytes that a stage keeps per parameter of the network.
 
     Each network that learns has float32 weights and two states; gradients are those of one at a
-    time;
-    frozen networks are in bf16.
+    time; frozen networks are in bf16.
     """
     return stage.learning * (_FP32 + _STATES[optimizer]) + _FP32 + stage.frozen * _BF16
 

@@ -1,8 +1,7 @@
 """Estimates how long a recipe will take here: some updates of each training, timed on two clips.
 
 The cost of an update depends on its index (the VAE sees crops first, whole chunks later), but not
-on
-what has been learned, so random networks and a few updates from all parts of a run suffice.
+on what has been learned, so random networks and a few updates from all parts of a run suffice.
 """
 
 import time

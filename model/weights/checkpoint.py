@@ -94,14 +94,12 @@ class CheckpointFolder:
         """Determine the DiT's configuration from ``config.json`` and the shapes of its weights.
 
         ``config.json`` does not say how many layers of which width the audio projection takes, and
-        its
-        weights only reveal their product.
+        its weights only reveal their product.
 
         Args:
             audio_layers: Layers of the audio encoder that will be used.
             audio_dim: Its width. By default 12 x 768 if that fits the weights, else 12 layers or,
-                if
-                12 does not divide them, one.
+                if 12 does not divide them, one.
 
         Raises:
             UserError: A file is missing or damaged, or the audio encoder does not fit.

@@ -195,8 +195,7 @@ def random_module(
 
     They are drawn on the device, and equal on every one, with or without fused parameters; in bf16
     they are the rounded fp32 ones, in FP8 these, quantised by the plain formula. Their
-    distribution,
-    `random_weight`'s, keeps activations near one.
+    distribution, `random_weight`'s, keeps activations near one.
 
     Args:
         module: Built on the meta device; its parameters are replaced and need no gradient.

@@ -208,8 +208,7 @@ class TensorFiles:
 
         It is a view of the mapped file: pages are read from disk when touched and take no anonymous
         memory. (A ``torch.save`` file in the format before PyTorch 1.6 cannot be mapped, and is
-        held in
-        memory as a whole.) Do not write to it.
+        held in memory as a whole.) Do not write to it.
         """
         return self._owner[key].read(self.prefix + key)
 

@@ -22,8 +22,7 @@ class Deadlines:
     """Maximum seconds per phase; infinity for no limit. Validates itself.
 
     The defaults are for a GPU. Re-entering a phase restarts its clock, so ``denoise`` and
-    ``decode``
-    apply to one step each.
+    ``decode`` apply to one step each.
 
     Attributes:
         start: From the first rank's start until all have arrived and the first phase begins.

@@ -36,11 +36,9 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "", grace: float
     """Run ``python ARGUMENTS`` once per rank, wait for all, and end with the combined result.
 
     The ranks find each other through torchrun's environment variables, see `config.Ranks`. Each
-    gets
-    its share of the cores as ``OMP_NUM_THREADS``, unless the user has set it. The first SIGINT,
-    SIGTERM or SIGHUP is forwarded as SIGINT and gives the ranks a grace period; the second one
-    kills
-    them. No process that a rank started remains in its session.
+    gets its share of the cores as ``OMP_NUM_THREADS``, unless the user has set it. The first
+    SIGINT, SIGTERM or SIGHUP is forwarded as SIGINT and gives the ranks a grace period; the second
+    one kills them. No process that a rank started remains in its session.
 
     Call it at the end of a program: if it returns a nonzero code, the program exits quickly (see
     `signals.leave_quickly`) with this code.

@@ -9,9 +9,8 @@ of the others. A rank is
 
 The first to notice writes a verdict to the store, and whoever reads it exits through `os._exit`,
 since its main thread may be blocked inside gloo or NCCL forever. Torchrun's process hosts the
-store,
-so it survives the loss of any rank; a lost store means a lost launcher, and also ends the rank. All
-clocks advance by at most a second per look, so that a suspended machine accuses nobody.
+store, so it survives the loss of any rank; a lost store means a lost launcher, and also ends the
+rank. All clocks advance by at most a second per look, so that a suspended machine accuses nobody.
 """
 
 import os
@@ -56,11 +55,10 @@ class Watchdog:
     """This rank's monitor of all ranks. Enter it in the main thread, before any group is created.
 
     The end of the ``with`` block depends on its cause. Normal end: this rank has finished, which
-    the
-    others accept. KeyboardInterrupt (only in rank 0, see below): the other ranks leave. An error:
-    if
-    another rank's loss is the cause, that is reported instead and the process ends here; else all
-    ranks end with this one's message and exit code, and the error propagates, to be printed.
+    the others accept. KeyboardInterrupt (only in rank 0, see below): the other ranks leave. An
+    error: if another rank's loss is the cause, that is reported instead and the process ends here;
+    else all ranks end with this one's message and exit code, and the error propagates, to be
+    printed.
 
     SIGINT, SIGTERM and SIGHUP: in rank 0 the first one raises KeyboardInterrupt in the main thread,
     and if that is blocked the process still ends, after 5 s. The second one ends it at once. The
@@ -186,8 +184,7 @@ class Watchdog:
         """Wait because another rank seems to be lost; called in the main thread on a CommError.
 
         Call it before any cleanup (a writer would remove its file): if a rank is lost, this does
-        not
-        return, and ``on_failure`` is called while nothing else runs.
+        not return, and ``on_failure`` is called while nothing else runs.
 
         Raises:
             KeyboardInterrupt: A signal requested a stop, which is why the others have gone.

@@ -1,9 +1,8 @@
 """Retrospective self-correction: the student continues its own chunks, and learns in the last.
 
 A chunk's motion latents are the student's own last frames: decoded, colour-corrected and
-re-encoded,
-as in a stream. They cannot be passed on as latents, since the last two of a chunk hold 4 + 4 frames
-and the motion latents of the next 1 + 4.
+re-encoded, as in a stream. They cannot be passed on as latents, since the last two of a chunk hold
+4 + 4 frames and the motion latents of the next 1 + 4.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), multi-step retrospective self-correction.
 """

@@ -43,8 +43,7 @@ def guided_velocity(
     """Compute ``v_0 + s_a (v_a - v_0) + s_t (v_at - v_a)``.
 
     ``v_0`` sees neither audio nor text, ``v_a`` the audio, ``v_at`` both. Without a text scale the
-    last
-    term is dropped, and ``v_a`` sees whatever text there is.
+    last term is dropped, and ``v_a`` sees whatever text there is.
 
     Args:
         flow: The teacher.

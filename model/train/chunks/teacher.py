@@ -1,9 +1,8 @@
 """Stage 1: flow matching on chunks whose first frames are given.
 
 The whole chunk has one time; the motion latents enter clean, or for some samples with a little
-noise,
-so that the network does not trust them blindly. To permit guidance with the same network, some
-samples have no text, or neither text nor audio.
+noise, so that the network does not trust them blindly. To permit guidance with the same network,
+some samples have no text, or neither text nor audio.
 
 Source: SoulX-FlashTalk (arXiv 2512.23379), latency-aware spatiotemporal adaptation.
 """

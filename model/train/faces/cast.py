@@ -1,8 +1,7 @@
 """Who is shown in training and who is reserved for testing: the fixed list of both splits.
 
 No voice, text or person of one split is in the other. A dataset's seed chooses among these, and
-never
-moves one to the other side.
+never moves one to the other side.
 """
 
 from collections.abc import Mapping, Sequence

@@ -24,8 +24,7 @@ class Records:
         Args:
             path: The file.
             after: The last update that counts: later lines, left by a killed run, are removed, and
-                so
-                is a partial line.
+                so is a partial line.
 
         Raises:
             UserError: The file has another format or cannot be written.

@@ -2,8 +2,8 @@
 
 ``checkpoints/step-00000100/`` holds a file per shard, ``part-0-of-2.safetensors``, with the rank's
 rows of every tensor, and ``done.json``, written last: a folder without it was left by a run that
-was
-killed while saving, and is not a checkpoint. On several machines the folder must be visible to all.
+was killed while saving, and is not a checkpoint. On several machines the folder must be visible to
+all.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Packs trained weights for distribution: half precision, hashed, with documentation.
 
 A folder has ``config.json``, ``diffusion_pytorch_model.safetensors``, ``Wan2.1_VAE.safetensors``
-and
-``audio_encoder/``, which every command accepts; and in addition ``README.md``, the data card,
+and ``audio_encoder/``, which every command accepts; and in addition ``README.md``, the data card,
 ``training.jsonl``, the log of all trainings, ``evaluation.json`` and ``SHA256SUMS``.
 """
 

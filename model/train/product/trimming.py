@@ -1,9 +1,8 @@
 """Trims a model that was only ever given zeros for prompt and picture.
 
 Its response to them is constant, so the two large matrices involved become a bias, and the 512 rows
-of
-text and 257 of image, which are all equal, become one each: attention over equal keys returns their
-value. The flow stays the same up to rounding; a 12 MB file becomes one of 7 MB.
+of text and 257 of image, which are all equal, become one each: attention over equal keys returns
+their value. The flow stays the same up to rounding; a 12 MB file becomes one of 7 MB.
 """
 
 from collections.abc import Mapping

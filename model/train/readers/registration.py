@@ -1,9 +1,8 @@
 """Finds a known head in a picture: its shift and rotation relative to rest.
 
 First whole pixels and few angles by correlation, then Gauss-Newton steps on the difference of the
-two
-pictures, in which large differences (a blink) count little. Source of the second part: B. D. Lucas
-and T. Kanade, "An iterative image registration technique" (IJCAI 1981).
+two pictures, in which large differences (a blink) count little. Source of the second part: B. D.
+Lucas and T. Kanade, "An iterative image registration technique" (IJCAI 1981).
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,7 @@
 A VAE with random weights first learns to reproduce a grey picture, then coarse colours: its norms
 discard how bright a pixel is, and everything in a picture must find its way through narrow layers.
 The encoder's path around the residual blocks can hold the best linear code of 8 x 8 pixels, so it
-is
-computed from pictures and written there, halving by halving; the decoder's path learns its half
+is computed from pictures and written there, halving by halving; the decoder's path learns its half
 within seconds. Residual blocks start as zero.
 
 A norm preserves magnitudes only if something in each pixel has constant magnitude: channels that
