@@ -117,10 +117,12 @@ class Bound:
             inherently include FP8 rounding.
         half_slack: Absolute error allowed on top of the float rule where the inputs are 16-bit.
             For fp32 outputs that are not results in themselves, such as an LSE.
+        factor: How many times the plain formula's error the float rule allows.
     """
 
     calc_diff: float | None = None
     half_slack: float = 0.0
+    factor: float = 2.0
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ struct Video {
 
 constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
+constexpr int64_t conv3d_tile = 4;    // rows and columns of outputs that Winograd's makes together
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {
@@ -37,10 +38,10 @@ struct CausalConv3d {
   int64_t chunks() const { return conv3d_chunks(inputs); }
   int64_t panels() const { return conv3d_panels(outputs); }
   int64_t pixels() const { return batch * frames * rows * columns; }
-  // Winograd's: pairs of output frames (the last may be alone), and tiles of 2 x 2 pixels.
+  // Winograd's: pairs of output frames (the last may be alone), and tiles of pixels.
   int64_t pairs() const { return (frames + 1) / 2; }
-  int64_t tile_rows() const { return (rows + 1) / 2; }
-  int64_t tile_columns() const { return (columns + 1) / 2; }
+  int64_t tile_rows() const { return (rows + conv3d_tile - 1) / conv3d_tile; }
+  int64_t tile_columns() const { return (columns + conv3d_tile - 1) / conv3d_tile; }
   int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }
 };
 
@@ -71,5 +72,5 @@ struct PackConv3d {
 LIVETALK_KERNEL(pack_conv3d, const PackConv3d& args, int64_t begin, int64_t end)
 // Pixels [begin, end) of parts x pixels.
 LIVETALK_KERNEL(conv3d_direct, const DirectConv3d& args, int64_t begin, int64_t end)
-// Tiles [begin, end) of batch x pairs x tile rows x tile columns.
+// Tiles [begin, end) of batch x tile rows x tile columns x pairs.
 LIVETALK_KERNEL(conv3d_winograd, const CausalConv3d& args, int64_t begin, int64_t end)

@@ -46,6 +46,7 @@ def test_ulp() -> None:
 def test_float_rule_is_twice_the_plain_error_and_an_ulp() -> None:
     truth, plain = torch.ones(100, dtype=torch.float64), torch.ones(100) + 1e-4
     assert check_tensor(torch.ones(100) + 2e-4, truth, baseline=plain)[0]
+    assert check_tensor(torch.ones(100) + 3e-4, truth, baseline=plain, bound=Bound(factor=4))[0]
     ok, reason = check_tensor(torch.ones(100) + 3e-4, truth, baseline=plain)
     assert not ok and "relative L2 3.00e-04 (bound 2.00e-04)" in reason
     spike = torch.ones(100)

@@ -26,19 +26,14 @@ struct Frame {
     row -= args.top;
     return pixels && row >= 0 && row < args.height ? pixels + row * video->row : nullptr;
   }
-};
 
-// A pixel's channels, given by its index including borders and zero frames; `zeros` outside.
-template <class T>
-inline const T* find_pixel(
-    const CausalConv3d& args, int64_t batch, int64_t frame, int64_t row, int64_t column,
-    const T* zeros) {
-  const Frame<T> found(args, batch, frame);
-  const T* pixels = found.row(args, row);
-  column -= args.left;
-  if (!pixels || column < 0 || column >= args.width) return zeros;
-  return pixels + column * found.video->column;
-}
+  // A pixel's channels, given by its indices including the border; `zeros` outside.
+  const T* pixel(const CausalConv3d& args, int64_t at_row, int64_t column, const T* zeros) const {
+    const T* found = row(args, at_row);
+    column -= args.left;
+    return found && column >= 0 && column < args.width ? found + column * video->column : zeros;
+  }
+};
 
 // Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the
 // panel on. p is where input k's row would be if rows were not interleaved in pairs.

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...call import resolve_call
-from ...spec import Arguments, Case, Cost, OpSpec, Sizes, random_tensor
+from ...spec import Arguments, Bound, Case, Cost, OpSpec, Sizes, random_tensor
 from .._sizes import format_option
 
 Stride = tuple[int, int, int]
@@ -219,4 +219,5 @@ OP = OpSpec(
     make_inputs=make_inputs,
     cost=cost,
     read=read,
+    bounds=(Bound(factor=4.0),),  # Winograd's algorithm rounds more than the formula
 )

@@ -1,11 +1,14 @@
 """``causal_conv3d`` compiled: Winograd's algorithm where it is faster, else a direct kernel.
 
-Winograd's F(2, 3) along time, rows and columns takes 64 channel products where the formula takes
-216: two outputs of a three-tap filter g over four inputs d need four products instead of six::
+Winograd's F(2, 3) along time takes two outputs of a three-tap filter g from four inputs d with four
+products instead of six::
 
     m0 = g0 * (d0 - d2)               m1 = (g0 + g1 + g2) / 2 * (d1 + d2)
     m2 = (g0 - g1 + g2) / 2 * (d2 - d1)               m3 = g2 * (d3 - d1)
     y0 = m0 + m1 + m2                 y1 = m1 - m2 + m3
+
+F(4, 3) along rows and along columns takes four outputs with six products instead of twelve; together
+they take 144 products of channels where the formula takes 864.
 
 An identity, not an approximation; but sums of inputs and of taps are rounded too, so it is computed
 in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the weight. Both
