@@ -6,6 +6,7 @@ it is needed: a command line reads the CPU quota before it needs torch.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 import os
@@ -143,12 +144,22 @@ def machine() -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return the CPU's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_vendor() -> str:
+    """Return the CPU's maker as the CPU itself gives it, such as AuthenticAMD; empty if unknown."""
+    return _cpuinfo("vendor_id")
+
+
+def _cpuinfo(key: str) -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def gpus() -> tuple[list[dict[str, Any]], str]:

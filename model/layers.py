@@ -458,4 +458,4 @@ class AudioProjection(nn.Module):
 def linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a linear layer with bias in float32, whatever its storage dtype."""
     assert isinstance(layer, nn.Linear)
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+    return linear(x.float(), layer.weight.float(), layer.bias.float())

@@ -1,4 +1,4 @@
-"""Linear layers that a CPU without bf16 instructions computes in fp32 from bf16 weights."""
+"""Linear layers: on a CPU by the faster library, in fp32 from bf16 weights if it lacks bf16."""
 
 from typing import Self
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livetalk_kernels.backends.cpu import product_dtype
+from livetalk_kernels.backends.cpu import prefers_onednn, product_dtype
 
 
 class Linear(nn.Linear):
@@ -38,8 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     If the processor lacks bf16 multiplication, PyTorch emulates it, more slowly than fp32. Then the
     operands are widened, exactly, at the cost of one pass over the weight, and multiplied in fp32.
-    The
-    copy lives only during the call.
+    The copy lives only during the call. fp32 is multiplied by oneDNN where that is faster, unless a
+    gradient is needed.
 
     Args:
         x: [..., K], any floating dtype.
@@ -51,6 +51,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     wide = product_dtype(x.device, x.dtype)
     if wide == x.dtype:
-        return F.linear(x, weight, bias)
+        return _product(x, weight, bias)
     offset = None if bias is None else bias.to(wide)
-    return F.linear(x.to(wide), weight.to(wide), offset).to(x.dtype)
+    return _product(x.to(wide), weight.to(wide), offset).to(x.dtype)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _is_for_onednn(x, weight, bias) and prefers_onednn():
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+    return F.linear(x, weight, bias)
+
+
+def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether oneDNN may multiply: it has no gradients, and takes ages for strided rows."""
+    given = (x, weight) if bias is None else (x, weight, bias)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    dense = x.is_contiguous() and weight.is_contiguous()
+    return x.is_cpu and x.dtype == torch.float32 and dense and not differentiable

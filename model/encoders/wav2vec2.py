@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Activation, AudioEncoderConfig
+from ..linear import Linear
 
 Pointwise = Callable[[Tensor], Tensor]
 
@@ -111,7 +112,7 @@ class FeatureProjection(nn.Module):
         """Build norm and linear layer."""
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.width)
+        self.projection = Linear(config.conv_dim[-1], config.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Map [B, T, C] to [B, T, D]."""
@@ -170,7 +171,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(width, width) for _ in range(4)
+            Linear(width, width) for _ in range(4)
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -190,8 +191,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: AudioEncoderConfig) -> None:
         """Build two linear layers with biases."""
         super().__init__()
-        self.intermediate_dense = nn.Linear(config.width, config.ffn_dim)
-        self.output_dense = nn.Linear(config.ffn_dim, config.width)
+        self.intermediate_dense = Linear(config.width, config.ffn_dim)
+        self.output_dense = Linear(config.ffn_dim, config.width)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

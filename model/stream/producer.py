@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from livetalk_kernels.errors import NumericsError
+from livetalk_kernels.heap import KeptMemory
 from livetalk_kernels.runtime.openmp import release_helpers
 from livetalk_kernels.runtime.ranks.signals import end_now
 
@@ -90,6 +91,7 @@ class Producer:
         self._numbers = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._memory: KeptMemory | None = None
 
     def open(self, source: Source) -> None:
         """Open a session, before the next chunk is begun; return once it is open.
@@ -232,6 +234,9 @@ class Producer:
 
     def _make(self, source: Source) -> None:
         self._attempt(source, source.make)
+        if self._memory is None:
+            self._memory = KeptMemory()  # loading, and the first chunk's buffers, are over
+        self._memory.review()
         if source.error is not None:
             self._release(source)
 

@@ -1,11 +1,13 @@
 """Linear layers in bf16 on every instruction set that this CPU has."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from livetalk_kernels.backends import cpu
-from livetalk_model.linear import Linear, take_over_linears
+from livetalk_model.linear import Linear, linear, take_over_linears
 
 
 def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
@@ -13,7 +15,8 @@ def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
     with torch.device("cpu"), torch.inference_mode():
         layer = Linear(2048, 40)
         x = torch.randn(3, 17, 2048, generator=generator)
-        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+        assert (layer(x) - exact).norm() < 1e-6 * exact.norm()
         half = layer.bfloat16()
         result = half(x.bfloat16())
         exact = F.linear(x.bfloat16().double(), half.weight.double(), half.bias.double())
@@ -22,7 +25,7 @@ def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
     assert (error <= exact.abs() * 2**-8 + 1e-4).all()
     wide = cpu.product_dtype(x.device, torch.bfloat16)
     if wide == torch.float32:
-        again = F.linear(x.bfloat16().float(), half.weight.float(), half.bias.float())
+        again = linear(x.bfloat16().float(), half.weight.float(), half.bias.float())
         assert torch.equal(result, again.bfloat16())
     assert (wide == torch.float32) == (isa not in cpu.BF16_ISAS)
 
@@ -37,3 +40,27 @@ def test_layers_of_others_are_taken_over_with_their_parameters() -> None:
     assert all(after[name] is before[name] for name in before)
     assert type(module["first"]) is Linear and type(inner[0]) is Linear
     assert (inner[0].in_features, inner[0].out_features, inner[0].bias) == (6, 4, None)
+
+
+def test_strided_and_differentiable_products_are_pytorchs_own() -> None:
+    """oneDNN's took a thousand times as long with strided rows, and has no gradients."""
+    x, weight = torch.randn(6, 8), torch.randn(4, 16)[:, :8]
+    bias = torch.randn(4, requires_grad=True)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    dense = weight.contiguous().requires_grad_()
+    linear(x.requires_grad_(), dense, bias).sum().backward()
+    assert x.grad is not None and dense.grad is not None and bias.grad is not None
+
+
+def test_onednn_multiplies_where_mkl_holds_back(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
+    wide = isa in ("avx512", "avx512_bf16", "amx")
+    for vendor, slow in (("AuthenticAMD", True), ("GenuineIntel", False)):
+        cpu._onednn_is_faster.cache_clear()
+        monkeypatch.setattr(cpu, "cpu_vendor", lambda vendor=vendor: vendor)
+        assert cpu.prefers_onednn() == (slow and wide)
+        x, weight = torch.randn(3, 8), torch.randn(4, 8)
+        with profile(activities=[ProfilerActivity.CPU]) as record, torch.inference_mode():
+            linear(x, weight)
+        names = {event.key for event in record.key_averages()}
+        assert ("mkldnn::_linear_pointwise" in names) == (slow and wide)
+    cpu._onednn_is_faster.cache_clear()
