@@ -64,7 +64,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether oneDNN may multiply: it has no gradients, and takes ages for strided rows."""
+    """Return whether oneDNN may multiply: it has no gradients, and takes ages for strided rows.
+
+    torch.compile chooses a library itself.
+    """
+    if torch.compiler.is_compiling():
+        return False
     given = (x, weight) if bias is None else (x, weight, bias)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     dense = x.is_contiguous() and weight.is_contiguous()

@@ -50,6 +50,9 @@ def test_strided_and_differentiable_products_are_pytorchs_own() -> None:
     dense = weight.contiguous().requires_grad_()
     linear(x.requires_grad_(), dense, bias).sum().backward()
     assert x.grad is not None and dense.grad is not None and bias.grad is not None
+    with torch.inference_mode():
+        compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(x, weight), F.linear(x, weight), atol=1e-6)
 
 
 def test_onednn_multiplies_where_mkl_holds_back(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
