@@ -53,7 +53,8 @@ int64_t real_taps(const CausalConv3d& args) {
 
 bool fits_winograd(const CausalConv3d& args) {
   for (int64_t dim = 0; dim < 3; ++dim) {
-    if (args.taps[dim] != 3 || args.stride[dim] != 1) return false;
+    const bool one = dim == 0 && args.taps[dim] == 1;
+    if ((args.taps[dim] != 3 && !one) || args.stride[dim] != 1) return false;
   }
   return true;
 }
@@ -62,14 +63,17 @@ bool fits_winograd(const CausalConv3d& args) {
 // and an output channel; those of transforms were measured in this unit, on a Zen 5.
 bool prefers_winograd(const CausalConv3d& args) {
   if (!fits_winograd(args)) return false;
-  constexpr double weights = 1600;            // transforming a weight, for at most `most` tiles
+  constexpr double weights = 400;             // transforming a weight to the positions of one time
   constexpr double inputs = 15, outputs = 8;  // transforming a tile, per product with it
-  constexpr int64_t most = 70, group = 7;      // tiles of AVX-512's kernel
+  constexpr int64_t most = 70, group = 7;     // tiles of AVX-512's kernel: of a weight, of a product
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = parts_of(args.batch * args.tile_rows() * args.tile_columns(), group);
   const int64_t slabs = std::max(threads, parts_of(groups * args.pairs() * group, most));
   const double tiles = static_cast<double>(groups * group);
-  const double positions = 36.0 * static_cast<double>(args.frames / 2 * 4 + args.frames % 2 * 3);
+  const int64_t times = args.flat() ? args.frames : args.frames / 2 * 4 + args.frames % 2 * 3;
+  const double positions = 36.0 * static_cast<double>(times);
+  const int64_t each = args.flat() ? 1 : args.frames > 1 ? 4 : 3;
+  const double spread = weights * static_cast<double>(slabs * each);
   const double slow = 1 + inputs / static_cast<double>(args.outputs) +
                       outputs / static_cast<double>(args.inputs);
   // bf16 is multiplied twice as fast as fp32 in pairs, 16 to 32 times in tiles (by their
@@ -77,7 +81,7 @@ bool prefers_winograd(const CausalConv3d& args) {
   const bool tiled = args.half && current_isa() == Isa::amx;
   const double rate = tiled ? 8 : args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
   const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
-  return tiles * positions * slow + static_cast<double>(slabs) * weights < direct / rate;
+  return tiles * positions * slow + spread < direct / rate;
 }
 
 void run_direct(const CausalConv3d& conv) {

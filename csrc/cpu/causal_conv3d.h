@@ -38,8 +38,12 @@ struct CausalConv3d {
   int64_t chunks() const { return conv3d_chunks(inputs); }
   int64_t panels() const { return conv3d_panels(outputs); }
   int64_t pixels() const { return batch * frames * rows * columns; }
-  // Winograd's: pairs of output frames (the last may be alone), and tiles of pixels.
-  int64_t pairs() const { return (frames + 1) / 2; }
+  // Whether each output sees one frame: of one tap along time, or of more of which the others are
+  // on zeros.
+  bool flat() const { return taps[0] == 1 || (frames == 1 && zero_frames == taps[0] - 1); }
+  // Winograd's: pairs of output frames (the last may be alone; if flat, all are), and tiles of pixels.
+  int64_t pair() const { return flat() ? 1 : 2; }
+  int64_t pairs() const { return (frames + pair() - 1) / pair(); }
   int64_t tile_rows() const { return (rows + conv3d_tile - 1) / conv3d_tile; }
   int64_t tile_columns() const { return (columns + conv3d_tile - 1) / conv3d_tile; }
   int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }

@@ -1,4 +1,4 @@
-// causal_conv3d with 3x3x3 taps by Winograd's F(2, 3) along time and F(4, 3) along rows and columns.
+// causal_conv3d with 3x3x3 or 1x3x3 taps by Winograd's F(2, 3) along time and F(4, 3) along rows and columns.
 //
 // A tile is 2 x 4 x 4 outputs. The 4 x 6 x 6 inputs that it sees are read where they lie (history,
 // x, or zeros around them), transformed, multiplied by the transformed weight, one matrix product
@@ -12,7 +12,8 @@
 // 0, p, -p, q, -q and infinity (Toom and Cook). Results are rounded half as much with p = 11/16 and
 // q = 3/2 as with the usual 1 and 2; both have squares and products that fp32 holds exactly.
 //
-// A last odd frame needs only the first three positions along time. The weight is transformed where
+// A last odd frame needs only the first three positions along time, and a frame that sees no other
+// one. The weight is transformed where
 // it is used, a row of positions of a panel of some chunks at a time, which then stays in the cache
 // for all tiles of a slab: stored that way it would be 144 / 27 as large. Arithmetic is fp32,
 // whatever is stored.
@@ -87,14 +88,17 @@ struct Tile {
   int64_t batch, frame, row, column;  // its first output
 
   Tile(const CausalConv3d& args, int64_t index) {
-    frame = 2 * (index % args.pairs());
+    frame = args.pair() * (index % args.pairs());
     index /= args.pairs();
     column = M * (index % args.tile_columns());
     index /= args.tile_columns();
     row = M * (index % args.tile_rows());
     batch = index / args.tile_rows();
   }
-  bool is_pair(const CausalConv3d& args) const { return frame + 1 < args.frames; }
+  // Positions along time that its outputs need.
+  int64_t times(const CausalConv3d& args) const {
+    return args.flat() ? 1 : frame + 1 < args.frames ? 4 : 3;
+  }
 };
 
 // A thread's work on some tiles: they are multiplied a few chunks of inputs at a time.
@@ -106,8 +110,8 @@ struct Tile {
 struct Slab {
   const CausalConv3d& args;
   int64_t first, count, groups;  // of tiles
-  bool pair[max_groups];         // groups with two output frames
-  bool any_pair;
+  int64_t times[max_groups];     // positions along time that a group needs: 4, 3 or 1
+  int64_t all_times;             // that any group needs
   Aligned<float> v, u, m;
 
   static int64_t blocks(const CausalConv3d& args) {
@@ -143,10 +147,10 @@ struct Slab {
 template <class T>
 void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* zeros) {
   const CausalConv3d& args = slab.args;
-  const bool pair = tile.is_pair(args);
+  const int64_t times = tile.times(args), first = args.flat() ? args.taps[0] - 1 : 0;
   const T* pixels[4][S];
-  for (int64_t frame = 0; frame < (pair ? 4 : 3); ++frame) {
-    const Frame<T> found(args, tile.batch, tile.frame + frame);
+  for (int64_t frame = 0; frame < times; ++frame) {
+    const Frame<T> found(args, tile.batch, tile.frame + first + frame);
     for (int64_t i = 0; i < S; ++i) {
       pixels[frame][i] = found.pixel(args, tile.row + i / N, tile.column + i % N, zeros);
     }
@@ -171,10 +175,11 @@ void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* ze
       __builtin_prefetch(pixels[frame][i] + channel + L);
       return at(frame, i);
     };
+    if (times == 1) return part(0, [&](int64_t i) { return fetched(0, i); });
     part(0, [&](int64_t i) { return fetched(0, i) - at(2, i); });
     part(1, [&](int64_t i) { return fetched(1, i) + at(2, i); });
     part(2, [&](int64_t i) { return fetched(2, i) - at(1, i); });
-    if (pair) part(3, [&](int64_t i) { return fetched(3, i) - at(1, i); });
+    if (times == 4) part(3, [&](int64_t i) { return fetched(3, i) - at(1, i); });
   };
   float* own = slab.v + n / R * slab.group_step() + n % R * L;
   for (int64_t channel = 0; channel < args.chunks() * L; channel += W) {
@@ -189,9 +194,13 @@ void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* ze
 template <class T>
 void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t row) {
   constexpr int64_t ahead = 4;  // inputs
-  const int64_t chunk_step = 27 * L * P, chunks = slab.chunks_of(block), u_step = slab.u_step();
-  const int64_t first = panel * slab.args.chunks() + block * Slab::block_chunks(slab.args);
-  const T* taps = static_cast<const T*>(slab.args.packed) + first * chunk_step;
+  const CausalConv3d& args = slab.args;
+  const int64_t chunk_step = args.all_taps() * L * P, chunks = slab.chunks_of(block);
+  const int64_t u_step = slab.u_step();
+  const int64_t first = panel * args.chunks() + block * Slab::block_chunks(args);
+  const int64_t frames = args.flat() ? 1 : 3;  // the last ones
+  const T* taps = static_cast<const T*>(args.packed) + first * chunk_step +
+                  9 * (args.taps[0] - frames) * L * P;
   const Vec above = Vec::all(factors[row][0]), middle = Vec::all(factors[row][1]),
             below = Vec::all(factors[row][2]), half = Vec::all(0.5f);
   for (int64_t k = 0; k < chunks * L; k += 2) {
@@ -199,7 +208,7 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t r
     const T* next = taps + (k + ahead) / L * chunk_step + (k + ahead) % L * P;
     for (int64_t column = 0; column < P; column += W) {
       Vec sums[2][9];  // [input][3 times][3 columns]
-      for (int64_t t = 0; t < 3; ++t) {
+      for (int64_t t = 0; t < frames; ++t) {
         for (int64_t w = 0; w < 3; ++w) {
           Vec even[3], odd[3];
           for (int64_t h = 0; h < 3; ++h) {
@@ -218,14 +227,15 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t r
         Vec* own = sums[input];
         Vec part[4][3];
         for (int64_t w = 0; w < 3; ++w) {
-          const Vec outer = own[w] + own[6 + w];
           part[0][w] = own[w];
+          if (frames == 1) continue;
+          const Vec outer = own[w] + own[6 + w];
           part[1][w] = half * (outer + own[3 + w]);
           part[2][w] = half * (outer - own[3 + w]);
           part[3][w] = own[6 + w];
         }
         float* to = slab.u + (k + input) * P + column;
-        for (int64_t time = 0; time < (slab.any_pair ? 4 : 3); ++time) {
+        for (int64_t time = 0; time < slab.all_times; ++time) {
           Vec all[N];
           spread(part[time][0], part[time][1], part[time][2], all);
           for (int64_t w = 0; w < N; ++w) all[w].store(to + (4 * w + time) * u_step);
@@ -264,7 +274,7 @@ inline void accumulate(Sums& sums, const float* v, int64_t ahead, const float* u
 
 // Products of a group of tiles at one position of rows and columns, summed along time into both
 // output frames [R, C], or added to what is there. One frame's sums at a time are in registers.
-template <bool pair>
+template <int64_t times>
 __attribute__((noinline)) void multiply(
     const float* v, int64_t v_step, const float* u, int64_t u_step, int64_t chunks, float* even,
     float* odd, bool add) {
@@ -287,23 +297,26 @@ __attribute__((noinline)) void multiply(
     });
   };
   all([&](int64_t r, int64_t i) { sums[r][i] = Vec::zero(); });
-  accumulate(sums, v + v_step, next, u + u_step, chunks);
-  all([&](int64_t r, int64_t i) {
-    others[r][i] = sums[r][i];
-    sums[r][i] = Vec::zero();
-  });
-  accumulate(sums, v + 2 * v_step, next, u + 2 * u_step, chunks);
-  all([&](int64_t r, int64_t i) {
-    const Vec both = others[r][i], change = sums[r][i];
-    sums[r][i] = both + change;
-    others[r][i] = both - change;
-  });
+  if constexpr (times > 1) {
+    accumulate(sums, v + v_step, next, u + u_step, chunks);
+    all([&](int64_t r, int64_t i) {
+      others[r][i] = sums[r][i];
+      sums[r][i] = Vec::zero();
+    });
+    accumulate(sums, v + 2 * v_step, next, u + 2 * u_step, chunks);
+    all([&](int64_t r, int64_t i) {
+      const Vec both = others[r][i], change = sums[r][i];
+      sums[r][i] = both + change;
+      others[r][i] = both - change;
+    });
+  }
   accumulate(sums, v, next, u, chunks);
   store(even);
-  if (!pair) return;
-  all([&](int64_t r, int64_t i) { sums[r][i] = others[r][i]; });
-  accumulate(sums, v + 3 * v_step, next, u + 3 * u_step, chunks);
-  store(odd);
+  if constexpr (times == 4) {
+    all([&](int64_t r, int64_t i) { sums[r][i] = others[r][i]; });
+    accumulate(sums, v + 3 * v_step, next, u + 3 * u_step, chunks);
+    store(odd);
+  }
 }
 
 // All positions of rows and columns, C outputs each, of one output frame of a tile to its pixels.
@@ -355,7 +368,8 @@ void multiply_panel(const Slab& slab, int64_t panel) {
         const float* u = slab.u + 4 * position * slab.u_step() + column;
         float *even = products + 2 * position * frame_step, *odd = even + frame_step;
         for (int64_t n = 0; n < slab.groups; ++n) {
-          const auto product = slab.pair[n] ? multiply<true> : multiply<false>;
+          const int64_t times = slab.times[n];
+          const auto product = times == 4 ? multiply<4> : times == 3 ? multiply<3> : multiply<1>;
           product(
               v + n * slab.group_step(), v_step, u, slab.u_step(), slab.chunks_of(block),
               even + n * R * C, odd + n * R * C, block > 0);
@@ -374,7 +388,7 @@ void multiply_panel(const Slab& slab, int64_t panel) {
     for (int64_t column = 0; column < columns; column += C) {
       const float* m = slab.m + column / C * 2 * S * frame_step + n * C;
       transform_outputs<T>(args, tile, 0, panel * P + column, m, 2 * frame_step);
-      if (!tile.is_pair(args)) continue;
+      if (tile.times(args) < 4) continue;
       transform_outputs<T>(args, tile, 1, panel * P + column, m + frame_step, 2 * frame_step);
     }
   }
@@ -391,13 +405,13 @@ void convolve(const CausalConv3d& args, int64_t begin, int64_t end) {
     slab.first = begin + index * groups / slabs * R;
     slab.count = std::min(end, begin + (index + 1) * groups / slabs * R) - slab.first;
     slab.groups = (slab.count + R - 1) / R;
-    std::fill_n(slab.pair, slab.groups, false);
+    std::fill_n(slab.times, slab.groups, 0);
     for (int64_t n = 0; n < slab.groups * R; ++n) {  // a last group repeats its last tile
       const Tile tile = slab.tile(n);
-      slab.pair[n / R] |= tile.is_pair(args);
+      slab.times[n / R] = std::max(slab.times[n / R], tile.times(args));
       transform_inputs<T>(slab, tile, n, zeros);
     }
-    slab.any_pair = std::any_of(slab.pair, slab.pair + slab.groups, [](bool some) { return some; });
+    slab.all_times = *std::max_element(slab.times, slab.times + slab.groups);
     for (int64_t panel = 0; panel < args.panels(); ++panel) multiply_panel<T>(slab, panel);
   }
 }

@@ -8,7 +8,8 @@ products instead of six::
     y0 = m0 + m1 + m2                 y1 = m1 - m2 + m3
 
 F(4, 3) along rows and along columns takes four outputs with six products instead of twelve. A tile
-of 2 x 4 x 4 outputs then takes 144 products of channels where the formula takes 864.
+of 2 x 4 x 4 outputs then takes 144 products of channels where the formula takes 864; one of 4 x 4
+that see a single frame 36 instead of 144.
 
 An identity, not an approximation; but sums of inputs and of taps are rounded too, so it is computed
 in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the weight. Both
