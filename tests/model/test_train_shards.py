@@ -7,6 +7,8 @@ from train_ranks import (
     copied,
     distill,
     in_bf16,
+    read_share,
+    share_of,
     taught,
     teach,
     teach_in_two,
@@ -20,9 +22,12 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
-from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.network import Network, load_network
+from livetalk_model.train.loop.place import Place
 from livetalk_model.train.loop.saving import last_checkpoint, load
 from livetalk_model.train.loop.shards import make_mesh
+from livetalk_model.train.product.export import export_network
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 
 def close(one, other) -> bool:
@@ -111,6 +116,25 @@ def test_products_in_bf16_and_sums_in_fp32():
     exact = float(made.square().mean())
     assert found["loss"] == pytest.approx(exact, rel=0.05) and found["loss"] != exact
     assert found["weights"] == 4 and found["fine"] > 0.2
+
+
+def test_each_rank_reads_its_own_share(tmp_path):
+    """Each has a file with NaN in the other's rows, which loading refuses where it sees it."""
+    network = small_network(seed=4)
+    export_network(network, tmp_path / "whole")
+    for rank in range(2):
+        broken = small_network(seed=4)
+        with torch.no_grad():
+            for parameter in broken.parameters():
+                share_of(parameter, 1 - rank).fill_(torch.nan)
+        export_network(broken, tmp_path / str(rank))
+        with pytest.raises(UserError, match="holds nan"):
+            load_network(CheckpointFolder(tmp_path / str(rank)), CONFIG, Place())
+    x = torch.randn(1, 16, 9, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = network(x, torch.tensor([500.0]), random_conditions(1)).detach()
+    for loaded, drawn, made in run_ranks(read_share, 2, str(tmp_path), str(tmp_path / "whole")):
+        assert loaded and drawn
+        assert (made - expected).norm() < 0.02 * expected.norm()  # bf16, where the CPU has it
 
 
 def test_copies_divide_the_ranks():

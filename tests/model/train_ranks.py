@@ -13,7 +13,7 @@ from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
 from livetalk_model.train.chunks.distill import Course
-from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.network import Network, load_network, random_network
 from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
 from livetalk_model.train.config import Distillation, Guidance, Teaching
 from livetalk_model.train.demo import CPU
@@ -26,6 +26,7 @@ from livetalk_model.train.loop.saving import State, last_checkpoint, load
 from livetalk_model.train.loop.shards import make_mesh, share_out
 from livetalk_model.train.loop.update import Average
 from livetalk_model.train.settings import Run
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 SCHEDULE = timesteps(4, 5.0)
 CHUNKS = 3
@@ -70,7 +71,7 @@ def place_of(comm: Communicator, copies: int = 1, **options) -> Place:
 
 def settled(network: Network, place: Place) -> Network:
     """The network, where it learns."""
-    place.settle(network, network.dit.blocks, network.products)
+    place.share_out(network, network.dit.blocks, network.products)
     return network
 
 
@@ -162,6 +163,35 @@ def whole(state: State) -> dict[str, Tensor]:
 def alone(function: Callable, *args) -> object:
     """What a function gives on one rank."""
     return function(LocalCommunicator(), *args)
+
+
+def read_share(comm: Communicator, folder: str, other: str) -> tuple[bool, bool, Tensor]:
+    """Whether a rank has its rows of a file that is sound in these alone, and what all compute.
+
+    Args:
+        comm: The ranks.
+        folder: Holds a folder for each rank.
+        other: A folder with the whole network.
+    """
+    source, place = CheckpointFolder(Path(folder, str(comm.rank))), place_of(comm)
+    config = source.dit_config(CONFIG.audio_layers, CONFIG.audio_dim)
+    mine, drawn = load_network(source, config, place), random_network(3, config, place)
+    equal = []
+    for network, whole in (
+        (mine, load_network(CheckpointFolder(other), config, Place())),
+        (drawn, random_network(3, config, Place())),
+    ):
+        rows = [share_of(p, comm.rank) for p in whole.parameters()]
+        kept = [p.to_local() for p in network.parameters()]
+        equal.append(all(torch.equal(*pair) for pair in zip(kept, rows, strict=True)))
+    x = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(1))
+    return *equal, mine(x, torch.tensor([500.0]), random_conditions(1)).detach()
+
+
+def share_of(value: Tensor, rank: int) -> Tensor:
+    """The rows that one of two ranks has; the second may have none."""
+    parts = value.chunk(2)
+    return parts[rank] if rank < len(parts) else value[:0]
 
 
 def in_bf16(comm: Communicator) -> dict[str, float]:

@@ -15,7 +15,6 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.outputs import new_file
 
 from ...config import DiTConfig
-from ...dit import DiT
 from ...encoders.audio import AudioEncoder
 from ...encoders.conditions import ConditionEncoders
 from ...loading import resolve_dtype
@@ -28,7 +27,7 @@ from ...weights.checkpoint import (
     CheckpointFolder,
     read_vae_config,
 )
-from ...weights.fill import load_module, open_weights, random_module
+from ...weights.fill import load_module, open_weights
 from ..audio.export import AUDIO_CONFIG, AUDIO_PICKLE, AUDIO_WEIGHTS
 from ..cost import SAMPLER_STEPS
 from ..data.clips import Clips
@@ -42,7 +41,7 @@ from ..settings import Run
 from .distill import Course
 from .features import FeatureData
 from .flow import SHIFT, with_motion
-from .network import Conditions, Network
+from .network import Conditions, Network, load_network, random_network
 from .rollout import roll_out, take_step
 from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
 
@@ -74,13 +73,11 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
     own = _own(folder, clips)
     encoders = _encoders(folder, config, own, place)
     data = FeatureData(clips, run, vae, encoder, config, encoders)
-    if folder is not None:
-        network = _load(folder, config, place)
+    if folder is None:
+        network = random_network(run.seed, config, place)
     else:
-        dit = _dit(config, place)
-        random_module(dit, seed=run.seed, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-        network = Network(dit, products=place.products)
-    _settle(network.requires_grad_(), place)
+        network = load_network(folder, config, place)
+    network.requires_grad_()
     state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
     schedule = timesteps(SAMPLER_STEPS, SHIFT)
     task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
@@ -103,14 +100,12 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     encoders = _encoders(folder, config, own, place)
     chunks = run.distillation.chunks
     data = FeatureData(clips, run, vae, encoder, config, encoders, chunks=chunks)
-    real = _load(folder, config, place)
-    if place.device.type != "cpu":
-        real.to(place.products)  # it only looks on, and is read in that
-    _settle(real, place)
-    networks = {}
-    for name in (CRITIC, STUDENT):
-        networks[name] = _load(folder, config, place).requires_grad_()
-        _settle(networks[name], place)
+    # On a GPU in the products' dtype: it only looks on, and is read in that.
+    looks_on = torch.float32 if place.device.type == "cpu" else place.products
+    real = load_network(folder, config, place, looks_on)
+    networks = {
+        name: load_network(folder, config, place).requires_grad_() for name in (CRITIC, STUDENT)
+    }
     state = start_state(run, networks, {CRITIC: run.critic_rate, STUDENT: run.learning_rate})
     course = Course(
         real=real,
@@ -230,22 +225,6 @@ def _load_vae(about: About, ops: Ops, place: Place) -> VAE:
         load_module(vae, files, dtype=torch.float32, device=place.device)
     vae.prepare()
     return vae
-
-
-def _load(folder: CheckpointFolder, config: DiTConfig, place: Place) -> Network:
-    dit = _dit(config, place)
-    with open_weights(folder.dit) as files:
-        load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-    return Network(dit, products=place.products)
-
-
-def _dit(config: DiTConfig, place: Place) -> DiT:
-    with torch.device("meta"):
-        return DiT(config, place.ops, checkpointed=place.recompute)
-
-
-def _settle(network: Network, place: Place) -> None:
-    place.settle(network, network.dit.blocks, network.products)
 
 
 def _source(about: About, name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import Count, build, is_file, read_json
@@ -25,6 +25,7 @@ from livetalk_kernels.outputs import new_file, write_json
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 from ...weights.safetensors_file import SafetensorsFile, write_safetensors
+from .shards import local_rows, shard_axis
 from .update import Average, learning
 
 CHECKPOINTS = "checkpoints"
@@ -80,7 +81,7 @@ def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
     """
     comm = comm or LocalCommunicator()
     path = folder / CHECKPOINTS / f"step-{state.step:08d}"
-    rows = {key: _local(value) for key, value in _tensors(state) if _mine(value, comm.rank)}
+    rows = {key: local_rows(value)[0] for key, value in _tensors(state) if _mine(value, comm.rank)}
     part, parts = _place(state)
     if rows:
         with new_file(path / _part(part, parts)) as file:
@@ -156,7 +157,7 @@ class _Stored:
             if key not in part.shapes:
                 continue
             piece = part.read(key)
-            if rows is None:
+            if rows is None or not piece.ndim:
                 pieces.append(piece)
                 continue
             here = slice(max(rows.start - offset, 0), max(rows.stop - offset, 0))
@@ -182,7 +183,8 @@ def _fill(state: State, stored: _Stored) -> None:
                 f"({list_keys(sorted(keys))}); resume with the settings that it was begun with"
             )
     for key, value in targets.items():
-        _local(value).copy_(stored.read(key, _rows(value)))
+        local, rows = local_rows(value)
+        local.copy_(stored.read(key, rows))
     for name, network in state.networks.items():
         parameters = dict(learning(network))
         entries: dict[int, dict[str, Tensor]] = {}
@@ -204,7 +206,8 @@ def _like(parameter: Tensor, stored: _Stored, key: str) -> Tensor:
     """Create an optimiser's tensor, sharded like its parameter."""
     if not isinstance(parameter, DTensor) or stored.shape(key) != tuple(parameter.shape):
         return stored.read(key)
-    local = stored.read(key, _rows(parameter)).to(parameter.to_local().device)
+    part, rows = local_rows(parameter)
+    local = stored.read(key, rows).to(part.device)
     return DTensor.from_local(
         local,
         parameter.device_mesh,
@@ -248,38 +251,15 @@ def _places(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, i
 # Assignment of rows to ranks ----------------------------------------------------------------
 
 
-def _local(value: Tensor) -> Tensor:
-    return (value.to_local() if isinstance(value, DTensor) else value).detach()
-
-
 def _giver(value: Tensor) -> Callable[[], Tensor]:
     return lambda: value
-
-
-def _rows(value: Tensor) -> range | None:
-    """Return this rank's rows of a sharded tensor; None if it has all of them."""
-    if not isinstance(value, DTensor):
-        return None
-    axis, count = _axis(value), value.shape[0]
-    most = -(-count // value.device_mesh.size(axis))
-    start = min(most * value.device_mesh.get_local_rank(axis), count)
-    rows = range(start, min(start + most, count))
-    assert len(rows) == len(value.to_local())
-    return rows
-
-
-def _axis(value: DTensor) -> int:
-    """Return the mesh axis over which rows are sharded; the other axes hold copies."""
-    (axis,) = [i for i, p in enumerate(value.placements) if isinstance(p, Shard)]
-    assert value.placements[axis] == Shard(0)
-    return axis
 
 
 def _mine(value: Tensor, rank: int) -> bool:
     """Return whether this rank should save its part of a tensor."""
     if not isinstance(value, DTensor):
         return rank == 0
-    mesh, axis = value.device_mesh, _axis(value)
+    mesh, axis = value.device_mesh, shard_axis(value)
     copies = [mesh.get_local_rank(i) for i in range(mesh.ndim) if i != axis]
     return not any(copies) and len(value.to_local()) > 0
 
@@ -288,7 +268,7 @@ def _place(state: State) -> tuple[int, int]:
     """Return the index of this rank's shard, and the number of shards."""
     for _, value in _weights(state):
         if isinstance(value, DTensor):
-            axis = _axis(value)
+            axis = shard_axis(value)
             return value.device_mesh.get_local_rank(axis), value.device_mesh.size(axis)
     return 0, 1
 
