@@ -56,6 +56,22 @@ def test_two_ranks_are_one_process_with_other_chunks_every_time(copies, tmp_path
             assert its_line[key] == pytest.approx(line[key], rel=1e-3, abs=1e-6), key
 
 
+def test_metrics_go_on_as_if_nothing_had_been(tmp_path):
+    """The second look at the critic, at the tenth update, compares with the first, at the fifth."""
+    folders = [str(tmp_path / name) for name in ("straight", "parts", "ranks")]
+    _, straight = alone(distill, folders[0], 1, 10, 1)
+    alone(distill, folders[1], 1, 6, 1)
+    _, resumed = alone(distill, folders[1], 1, 10, 1)
+    run_ranks(distill, 2, folders[2], 1, 6, 1)
+    _, moved = alone(distill, folders[2], 1, 10, 1)
+    assert "student lag" in straight[-1]
+    for line, its, other in zip(straight, resumed, moved, strict=True):
+        assert line | {"seconds": 0} == its | {"seconds": 0}
+        assert line.keys() == other.keys()
+        for key in line.keys() - {"seconds"}:
+            assert other[key] == pytest.approx(line[key], rel=1e-2, abs=1e-5), key
+
+
 def whole_of_nothing():
     network = small_network(seed=6)
     return {f"student {key}": value for key, value in network.state_dict().items()}

@@ -1,6 +1,7 @@
 """Trainings of a small transformer, on one rank or several."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -100,9 +101,16 @@ def teach(comm: Communicator, state: State, folder: Path, steps: int = 4, **opti
 
 
 def distill(
-    comm: Communicator, folder: str, copies: int = 1
+    comm: Communicator,
+    folder: str,
+    copies: int = 1,
+    steps: int = 4,
+    generator_every: int = METHOD.generator_every,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Four updates of stage 2; gradients as they are, since Adam would magnify their last bits."""
+    """Updates of stage 2, from the folder's last checkpoint on.
+
+    Gradients as they are, since Adam would magnify their last bits.
+    """
     place = place_of(comm, copies)
     networks = {name: settled(small_network(seed=6), place) for name in (STUDENT, CRITIC)}
     real = settled(small_network(seed=6).requires_grad_(False), place)
@@ -113,9 +121,14 @@ def distill(
             for name, network in networks.items()
         },
     )
-    course = Course(real=real, schedule=SCHEDULE, method=METHOD, draws=Draws(seed=RUN.seed))
+    method = replace(METHOD, generator_every=generator_every)
+    course = Course(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=RUN.seed))
     task = DistillTask(course=course, hand_over=lambda latents, batch: latents[:, :, -2:])
-    train(RUN, task, state, Streams(), Path(folder), place=place)
+    run = replace(RUN, steps=steps, save_every=100, distillation=method)
+    there = last_checkpoint(Path(folder))
+    if there is not None:
+        load(state, there, comm)
+    train(run, task, state, Streams(), Path(folder), place=place)
     records = read_records(Path(folder, "metrics.jsonl")) if comm.rank == 0 else []
     return whole(state), records
 

@@ -2,15 +2,15 @@
 
 ``checkpoints/step-00000100/`` holds a file per shard, ``part-0-of-2.safetensors``, with the rank's
 rows of every tensor, and ``done.json``, written last: a folder without it was left by a run that
-was killed while saving, and is not a checkpoint. On several machines the folder must be visible to
-all.
+was killed while saving, and is not a checkpoint. What a task keeps of samples is in a file for each
+rank, ``samples-0-of-2.safetensors``. On several machines the folder must be visible to all.
 """
 
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -43,12 +43,14 @@ class State:
         networks: Networks that learn, by name.
         optimizers: Their optimisers.
         averages: Average weights, for those that have them.
+        samples: What the task keeps of this rank's samples, [samples, ...], by name.
         step: Updates done.
     """
 
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     averages: Mapping[str, Average] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class _Done:
     livetalk_checkpoint: Literal[1]
     step: Count
     parts: Count
+    samples: Count = 0
 
 
 def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
@@ -83,18 +86,13 @@ def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
     path = folder / CHECKPOINTS / f"step-{state.step:08d}"
     rows = {key: local_rows(value)[0] for key, value in _tensors(state) if _mine(value, comm.rank)}
     part, parts = _place(state)
-    if rows:
-        with new_file(path / _part(part, parts)) as file:
-            write_safetensors(
-                file,
-                [
-                    (key, (tuple(value.shape), value.dtype), _giver(value))
-                    for key, value in rows.items()
-                ],
-            )
+    _write(path / _part(part, parts), rows)
+    _write(path / _part(comm.rank, comm.size, "samples"), state.samples)
     comm.barrier()
     if comm.rank == 0:
-        write_json(path / DONE, {"livetalk_checkpoint": 1, "step": state.step, "parts": parts})
+        samples = comm.size if state.samples else 0
+        done = _Done(livetalk_checkpoint=1, step=state.step, parts=parts, samples=samples)
+        write_json(path / DONE, asdict(done))
         _forget(folder)
     comm.barrier()
     return path
@@ -105,12 +103,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_saved(folder)) if is_file(path / DONE)), None)
 
 
-def load(state: State, path: Path) -> None:
+def load(state: State, path: Path, comm: Communicator | None = None) -> None:
     """Restore a checkpoint, for this rank's share of all tensors.
 
     Args:
         state: With the same networks and optimisers; values and shards may differ.
         path: The checkpoint's folder.
+        comm: The ranks, which share the samples.
 
     Raises:
         UserError: It is damaged, or belongs to other networks.
@@ -121,19 +120,39 @@ def load(state: State, path: Path) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path / DONE}: {error}; {_CURE}") from None
-    with ExitStack() as stack:
-        parts = [
-            stack.enter_context(
-                closing(
-                    SafetensorsFile(
-                        path / _part(part, done.parts), "checkpoint", cure=_CURE, missing=_CURE
-                    )
-                )
-            )
-            for part in range(done.parts)
-        ]
-        _fill(state, _Stored(path, parts))
+    with _opened(path, done.parts) as stored:
+        _fill(state, stored)
+    comm = comm or LocalCommunicator()
+    with _opened(path, done.samples, "samples") as stored:
+        for key in stored.keys:
+            size = stored.shape(key)[0] // comm.size
+            state.samples[key] = stored.read(key, range(comm.rank * size, (comm.rank + 1) * size))
     state.step = done.step
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file, if there is anything to write."""
+    if tensors:
+        with new_file(path) as file:
+            write_safetensors(
+                file,
+                [
+                    (key, (tuple(value.shape), value.dtype), _giver(value))
+                    for key, value in tensors.items()
+                ],
+            )
+
+
+@contextmanager
+def _opened(path: Path, count: int, kind: str = "part") -> Iterator["_Stored"]:
+    """Open all files of a kind."""
+    with ExitStack() as stack:
+        files = []
+        for number in range(count):
+            name = path / _part(number, count, kind)
+            file = SafetensorsFile(name, "checkpoint", cure=_CURE, missing=_CURE)
+            files.append(stack.enter_context(closing(file)))
+        yield _Stored(path, files)
 
 
 class _Stored:
@@ -276,8 +295,8 @@ def _place(state: State) -> tuple[int, int]:
 # Folders -------------------------------------------------------------------------------------
 
 
-def _part(number: int, count: int) -> str:
-    return f"part-{number}-of-{count}.safetensors"
+def _part(number: int, count: int, kind: str = "part") -> str:
+    return f"{kind}-{number}-of-{count}.safetensors"
 
 
 def _saved(folder: Path) -> list[Path]:
