@@ -18,15 +18,13 @@ from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar, before_grey
 from .config import MAX_SIDE, DiTConfig
-from .encoders.image import ImageEncoder, RandomImageEncoder
-from .encoders.text import RandomTextEncoder, TextEncoder
+from .encoders.conditions import ConditionEncoders
 from .media.image import Crop, Portrait, load_portrait, parse_crop
 from .own import OwnModel
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
 from .vae import VAE
 from .weights.checkpoint import CheckpointFolder
-from .weights.random_weights import RANDOM_SEED
 
 DEFAULT_PROMPT = (
     "A person is talking to the camera. The head moves gently, the background is still."
@@ -73,9 +71,12 @@ class Preparer:
         self.load_seconds = load_seconds
         self.ops = ops
         self.random = checkpoint is None
-        self._checkpoint, self._own = checkpoint, own
+        self._own = own
         weight = vae.get_parameter("conv1.weight").detach()
         self._device, self._dtype = weight.device, weight.dtype
+        self._encoders = ConditionEncoders(
+            config, checkpoint, own, device=self._device, dtype=self._dtype
+        )
         shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _AUDIO_FIELDS}
         shape["vae"] = dataclasses.asdict(vae.config)
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
@@ -125,25 +126,23 @@ class Preparer:
             crop = parse_crop(crop)
         pixels, warnings = portrait.fit((height, width), crop)
         video = from_uint8(pixels.to(self._device), self._dtype)[None, :, None]
-        notes = []
         guard = FiniteGuard()
         with torch.inference_mode():
             condition = self._encode_condition(video)
             guard.check("VAE encoder", condition)
-            context = prompt_embeds
+            context, features = prompt_embeds, image_embeds
+            encoded = context is None or features is None
             if context is None:
-                context, note = self._encode_prompt(prompt)
+                context = self._encoders.load_text()(prompt)
                 guard.check("text encoder", context)
-                notes.append(note)
-            features = image_embeds
             if features is None:
-                features, note = self._encode_image(video[0, :, 0].float())
+                features = self._encoders.load_image()(video[0, :, 0].float())
                 guard.check("image encoder", features)
-                notes.append(note)
         guard.raise_if_bad()
-        self.check_embeddings(context, features)
+        check_embeddings(self.config, context, features)
         warnings += self._strangeness(video, condition)
-        if self._wordless and prompt != DEFAULT_PROMPT:
+        wordless = self._encoders.wordless
+        if wordless and prompt != DEFAULT_PROMPT:
             warnings += ("the model was trained without prompts; this one changes nothing",)
         return Avatar(
             context=context.cpu(),
@@ -151,15 +150,10 @@ class Preparer:
             condition=condition.cpu(),
             portrait=pixels,
             model=self.fingerprint,
-            prompt="" if prompt_embeds is not None or self._wordless else prompt,
-            note=", ".join(sorted({note for note in notes if note})),
+            prompt="" if prompt_embeds is not None or wordless else prompt,
+            note=RANDOM_NOTE if self.random and encoded else "",
             warnings=warnings,
         )
-
-    @property
-    def _wordless(self) -> bool:
-        """Whether zeros replace the prompt."""
-        return self._own is not None and self._own.prompt_zeros > 0
 
     def _strangeness(self, video: Tensor, condition: Tensor) -> tuple[str, ...]:
         """Warn if a portrait is unlike those that the model was trained on."""
@@ -178,69 +172,6 @@ class Preparer:
         """Encode the portrait followed by grey frames, [16, 9, H/8, W/8]."""
         return self.vae.encode(before_grey(video))[0]
 
-    def _encode_prompt(self, prompt: str) -> tuple[Tensor, str]:
-        config = self.config
-        if self._checkpoint is None:
-            encoder = RandomTextEncoder(width=config.text_dim, seed=RANDOM_SEED)
-            return encoder.encode(prompt)[: config.text_len], RANDOM_NOTE
-        if self._own is not None and self._own.prompt_zeros:
-            return torch.zeros(self._own.prompt_zeros, config.text_dim), ""
-        folder = self._checkpoint
-        text_encoder = TextEncoder.from_checkpoint(
-            folder.text_encoder,
-            folder.tokenizer,
-            device=self._device,
-            dtype=self._dtype,
-        )
-        return text_encoder.encode(prompt), ""
-
-    def _encode_image(self, image: Tensor) -> tuple[Tensor, str]:
-        if self._checkpoint is None:
-            random = RandomImageEncoder(width=self.config.image_dim, seed=RANDOM_SEED)
-            return random.encode(image.cpu()), RANDOM_NOTE
-        if self._own is not None and self._own.image_zeros:
-            return torch.zeros(1, self.config.image_len, self.config.image_dim), ""
-        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        encoder = ImageEncoder.from_checkpoint(
-            self._checkpoint.image_encoder, device=self._device, dtype=dtype
-        )
-        return encoder.encode(image), ""
-
-    def check_embeddings(
-        self,
-        context: Tensor | None,
-        features: Tensor | None,
-        *,
-        context_name: str = "prompt embedding",
-        features_name: str = "image embedding",
-    ) -> None:
-        """Check the shapes of embeddings that were computed elsewhere.
-
-        Args:
-            context: Prompt embedding, if given.
-            features: Image embedding, if given.
-            context_name: Name of the first in errors: its file.
-            features_name: Name of the second.
-
-        Raises:
-            UserError: A shape does not fit the transformer.
-        """
-        config = self.config
-        rows, width = config.text_len, config.text_dim
-        if context is not None and (
-            context.dim() != 2 or context.shape[1] != width or not 0 < len(context) <= rows
-        ):
-            raise UserError(
-                f"{context_name}: {list(context.shape)}, but [1 to {rows}, {width}] is needed; "
-                "compute it with the model's own text encoder"
-            )
-        image = (1, config.image_len, config.image_dim)
-        if features is not None and tuple(features.shape) != image:
-            raise UserError(
-                f"{features_name}: {list(features.shape)}, but {list(image)} is needed; "
-                "compute it with the model's own image encoder"
-            )
-
     def check_avatar(self, avatar: Avatar, name: str = "the avatar") -> None:
         """Check that an avatar was made by this model.
 
@@ -256,11 +187,48 @@ class Preparer:
                 f"{name}: was made by model {avatar.model}, this is {self.fingerprint}; "
                 "prepare it again with this checkpoint or preset"
             )
-        self.check_embeddings(
+        check_embeddings(
+            self.config,
             avatar.context,
             avatar.clip_fea,
             context_name=f"{name}: context",
             features_name=f"{name}: clip_fea",
+        )
+
+
+def check_embeddings(
+    config: DiTConfig,
+    context: Tensor | None,
+    features: Tensor | None,
+    *,
+    context_name: str = "prompt embedding",
+    features_name: str = "image embedding",
+) -> None:
+    """Check the shapes of embeddings that were computed elsewhere.
+
+    Args:
+        config: Shape of the transformer.
+        context: Prompt embedding, if given.
+        features: Image embedding, if given.
+        context_name: Name of the first in errors: its file.
+        features_name: Name of the second.
+
+    Raises:
+        UserError: A shape does not fit the transformer.
+    """
+    rows, width = config.text_len, config.text_dim
+    if context is not None and (
+        context.dim() != 2 or context.shape[1] != width or not 0 < len(context) <= rows
+    ):
+        raise UserError(
+            f"{context_name}: {list(context.shape)}, but [1 to {rows}, {width}] is needed; "
+            "compute it with the model's own text encoder"
+        )
+    image = (1, config.image_len, config.image_dim)
+    if features is not None and tuple(features.shape) != image:
+        raise UserError(
+            f"{features_name}: {list(features.shape)}, but {list(image)} is needed; "
+            "compute it with the model's own image encoder"
         )
 
 

@@ -371,7 +371,7 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
     """
     from ..avatar import Avatar, load_embedding
     from ..media.image import load_portrait, parse_crop
-    from ..preparation import check_size
+    from ..preparation import check_embeddings, check_size
 
     if getattr(args, "avatar", None) is not None:
         for option in ("prompt", "prompt_embeds", "image_embeds", "size", "crop"):
@@ -401,7 +401,8 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
     portrait.check_crop(given.get("crop"))
 
     def made(preparer: "Preparer") -> Avatar:
-        preparer.check_embeddings(
+        check_embeddings(
+            preparer.config,
             context,
             features,
             context_name=f"{args.prompt_embeds}: context",

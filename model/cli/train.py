@@ -35,8 +35,8 @@ SOURCES = {
     "vae": "run that has trained it, for teacher, distill",
     "audio_encoder": "run that has trained it, for teacher, distill",
     "teacher": "run that has trained it, for distill",
-    "start": "transformer that a teacher begins as: a run or a published checkpoint "
-    "(default: a new, small one)",
+    "start": "transformer that a teacher begins as: a run, or a published checkpoint with its text "
+    "and image encoders (default: a new, small one without prompts)",
 }
 """What is there before -> what it is."""
 MOST_STEPS = 10_000_000

@@ -4,8 +4,9 @@ Modules are built on the meta device, so that nothing is allocated before everyt
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class Slot:
 
 KeyMap = Mapping[str, Slot]
 
+Share = Callable[[Tensor], tuple[Tensor, range]]
+"""Tensor -> what this rank keeps of it, which is written to, and which rows these are."""
+
 
 def expected_keys(module: nn.Module, key_map: KeyMap | None = None) -> dict[str, tuple[int, ...]]:
     """List the keys that a checkpoint of this module has.
@@ -72,8 +76,7 @@ def expected_keys(module: nn.Module, key_map: KeyMap | None = None) -> dict[str,
     """
     targets = _targets(module)
     return {
-        key: tuple(_part_of(targets[slot.param], slot).shape)
-        for key, slot in _slots(targets, key_map).items()
+        key: _shape(targets[slot.param], slot) for key, slot in _slots(targets, key_map).items()
     }
 
 
@@ -104,7 +107,7 @@ def check_module(
         f"{key}: {problem}"
         for key, slot in slots.items()
         if key in files.shapes
-        and (problem := _mismatch(_part_of(targets[slot.param], slot), files.shapes[key]))
+        and (problem := _mismatch(targets[slot.param], slot, files.shapes[key]))
     ]
     problems = [
         f"{len(keys)} {kind} ({list_keys(keys)})"
@@ -147,6 +150,7 @@ def load_module(
     key_map: KeyMap | None = None,
     ignore: Sequence[str] = (),
     host: Collection[str] = (),
+    share: Share | None = None,
 ) -> None:
     """Give a module the weights of a checkpoint.
 
@@ -162,6 +166,8 @@ def load_module(
         key_map: See ``expected_keys``.
         ignore: Prefixes of checkpoint keys that the module does not need.
         host: Names of parameters that stay on the host, in memory that a GPU reads directly.
+        share: For parameters that are shared out among ranks: gives this rank's rows, which alone
+            are read. None: every parameter is whole.
 
     Raises:
         UserError: Keys are missing, unexpected or of the wrong shape or dtype; the message
@@ -173,12 +179,13 @@ def load_module(
         logger.warning("%s: %s", files.name, ROUNDED)
     targets = _targets(module)
     slots = _slots(targets, key_map)
-    tensors = _allocate(targets, slots, dtype, torch.device(device), host)
+    tensors = _allocate(targets, slots, dtype, torch.device(device), host, share)
     with torch.no_grad():
         for key in sorted(slots, key=lambda key: (files.path_of(key), key)):
-            values = files.read(key)
+            slot = slots[key]
+            target, values = _match(tensors[slot.param], slot, files.read(key), share)
             _check_values(values, key, files)
-            _fill(tensors, slots[key], values)
+            _fill(tensors, slot, target, values)
     _replace(module, targets, tensors)
 
 
@@ -190,6 +197,7 @@ def random_module(
     device: torch.device | str,
     key_map: KeyMap | None = None,
     host: Collection[str] = (),
+    share: Share | None = None,
 ) -> None:
     """Give a module random weights, which depend only on the seed and the checkpoint keys.
 
@@ -204,16 +212,18 @@ def random_module(
         device: Device to create them on.
         key_map: See ``expected_keys``.
         host: See ``load_module``.
+        share: See ``load_module``.
     """
     targets = _targets(module)
     slots = _slots(targets, key_map)
     where = torch.device(device)
-    tensors = _allocate(targets, slots, dtype, where, host)
+    tensors = _allocate(targets, slots, dtype, where, host, share)
     with torch.no_grad():
         for key, slot in slots.items():
-            shape = tuple(_part_of(tensors[slot.param], slot).shape)
+            shape = _shape(tensors[slot.param], slot)
             values = random_weight(key, shape, seed=seed, dtype=dtype, device=where)
-            _fill(tensors, slot, values, quantizer="reference")
+            target, values = _match(tensors[slot.param], slot, values, share)
+            _fill(tensors, slot, target, values, quantizer="reference")
     _replace(module, targets, tensors)
 
 
@@ -235,10 +245,14 @@ def _check_values(values: Tensor, key: str, files: TensorFiles) -> None:
 
 
 def _fill(
-    tensors: Mapping[str, Tensor], slot: Slot, values: Tensor, *, quantizer: str | None = None
+    tensors: Mapping[str, Tensor],
+    slot: Slot,
+    target: Tensor,
+    values: Tensor,
+    *,
+    quantizer: str | None = None,
 ) -> None:
     """Copy a checkpoint's tensor to its place; ``quantizer``: the backend for FP8."""
-    target = _part_of(tensors[slot.param], slot)
     if slot.scale is None:
         target.copy_(values)
         return
@@ -285,14 +299,32 @@ def _rows(target: Tensor) -> int:
     return target.shape[0] if target.ndim else 1
 
 
-def _part_of(target: Tensor, slot: Slot) -> Tensor:
-    return target if slot.rows is None else target[slot.rows]
+def _shape(target: Tensor, slot: Slot) -> tuple[int, ...]:
+    """Return a slot's shape. Slicing the target would gather it where it is shared out."""
+    if slot.rows is None:
+        return tuple(target.shape)
+    return (len(range(target.shape[0])[slot.rows]), *target.shape[1:])
 
 
-def _mismatch(target: Tensor, spec: TensorSpec) -> str | None:
-    shape, dtype = spec
-    if shape != tuple(target.shape):
-        return f"shape {list(shape)} instead of {list(target.shape)}"
+def _match(
+    tensor: Tensor, slot: Slot, values: Tensor, share: Share | None
+) -> tuple[Tensor, Tensor]:
+    """Return a slot's place in its tensor and the values for it: those of this rank's rows."""
+    if share is None or not tensor.ndim:
+        return tensor if slot.rows is None else tensor[slot.rows], values
+    assert slot.scale is None, "no rank has a part of a quantised weight"
+    local, mine = share(tensor)
+    rows = range(tensor.shape[0])[slot.rows or slice(None)]
+    begin = max(mine.start, rows.start)
+    end = max(min(mine.stop, rows.stop), begin)
+    target = local[begin - mine.start : end - mine.start]
+    return target, values[begin - rows.start : end - rows.start]
+
+
+def _mismatch(target: Tensor, slot: Slot, spec: TensorSpec) -> str | None:
+    (shape, dtype), wanted = spec, _shape(target, slot)
+    if shape != wanted:
+        return f"shape {list(shape)} instead of {list(wanted)}"
     if target.is_floating_point() and not dtype.is_floating_point:
         return f"dtype {dtype} instead of a floating-point one"
     if not target.is_floating_point() and dtype != target.dtype:
@@ -306,23 +338,32 @@ def _allocate(
     dtype: torch.dtype,
     device: torch.device,
     host: Collection[str],
+    share: Share | None,
 ) -> dict[str, Tensor]:
-    """Allocate tensors of the targets' shapes; integers, FP8 and its scales keep their dtypes."""
+    """Allocate tensors of the targets' shapes; integers, FP8 and its scales keep their dtypes.
+
+    Those that are shared out are made like the targets, which know their ranks.
+    """
     scales = {slot.scale for slot in slots.values()}
     kept = {
         name
         for name, target in targets.items()
         if name in scales or target.dtype == FP8 or not target.is_floating_point()
     }
-    return {
-        name: torch.empty(
-            target.shape,
-            dtype=target.dtype if name in kept else dtype,
-            device="cpu" if name in host else device,
-            pin_memory=name in host and device.type == "cuda",
+    tensors = {}
+    for name, target in targets.items():
+        options: dict[str, Any] = {
+            "dtype": target.dtype if name in kept else dtype,
+            "device": "cpu" if name in host else device,
+            "pin_memory": name in host and device.type == "cuda",
+        }
+        # Not `empty_like` for all: its first call on the meta device imports 32 MB of code.
+        tensors[name] = (
+            torch.empty(target.shape, **options)
+            if share is None
+            else torch.empty_like(target, **options)
         )
-        for name, target in targets.items()
-    }
+    return tensors
 
 
 def _replace(

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from livetalk_kernels.testing.trace import overlap_seconds, trace_problems
-from livetalk_model import preparation
 from livetalk_model.cli import common
 from livetalk_model.cli.main import main
+from livetalk_model.encoders import conditions
 
 # What comes out --------------------------------------------------------------------------
 
@@ -229,13 +229,13 @@ def test_the_track_that_is_heard_is_said(portrait, out, tmp_path, capsys):
 
 
 def test_making_the_avatar_is_timed(portrait, speech, out, capsys, monkeypatch):
-    encode = preparation.RandomTextEncoder.encode
+    encode = conditions.RandomTextEncoder.encode
 
     def slow(self, prompt):
         time.sleep(0.5)
         return encode(self, prompt)
 
-    monkeypatch.setattr(preparation.RandomTextEncoder, "encode", slow)
+    monkeypatch.setattr(conditions.RandomTextEncoder, "encode", slow)
     command = ["--portrait", portrait, "--audio", speech, "--output", out / "x.npy", *FAST]
     assert generate(*command, "--json") == 0
     load = json.loads(capsys.readouterr().out)["load"]

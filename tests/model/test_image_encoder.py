@@ -4,40 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_samples import clip_weights
 from torch.nn import functional
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.encoders.image import ImageEncoder, RandomImageEncoder, clip_pixels
-
-
-def clip_weights(dim=24, ffn=40, blocks=3, grid=4, patch=14) -> dict[str, torch.Tensor]:
-    """Random weights with the published names, with a text tower to be ignored."""
-    shapes = {
-        "log_scale": (),
-        "textual.token_embedding.weight": (10, 8),
-        "visual.cls_embedding": (1, 1, dim),
-        "visual.pos_embedding": (1, grid * grid + 1, dim),
-        "visual.head": (dim, 8),
-        "visual.patch_embedding.weight": (dim, 3, patch, patch),
-    }
-    norms = ["pre_norm", "post_norm"]
-    for block in range(blocks):
-        key = f"transformer.{block}."
-        norms += [key + "norm1", key + "norm2"]
-        for name, rows, columns in (
-            ("attn.to_qkv", 3 * dim, dim),
-            ("attn.proj", dim, dim),
-            ("mlp.0", ffn, dim),
-            ("mlp.2", dim, ffn),
-        ):
-            shapes |= {
-                f"visual.{key}{name}.weight": (rows, columns),
-                f"visual.{key}{name}.bias": (rows,),
-            }
-    for norm in norms:
-        shapes |= {f"visual.{norm}.weight": (dim,), f"visual.{norm}.bias": (dim,)}
-    generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(shape, generator=generator) * 0.2 for key, shape in shapes.items()}
 
 
 def plain_tower(weights: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int, blocks: int):

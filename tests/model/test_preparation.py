@@ -10,6 +10,7 @@ from PIL import Image
 from livetalk_kernels.errors import NumericsError
 from livetalk_model import load_preparer, preparation
 from livetalk_model.cli.main import main
+from livetalk_model.encoders import conditions
 from livetalk_model.preparation import Preparer
 
 SIZE = (32, 48)
@@ -26,8 +27,8 @@ def poison(stage: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on this stage's output holds the value once."""
     kind, name = {
         "VAE encoder": (preparation.VAE, "encode"),
-        "text encoder": (preparation.RandomTextEncoder, "encode"),
-        "image encoder": (preparation.RandomImageEncoder, "encode"),
+        "text encoder": (conditions.RandomTextEncoder, "encode"),
+        "image encoder": (conditions.RandomImageEncoder, "encode"),
     }[stage]
     sound = getattr(kind, name)
 

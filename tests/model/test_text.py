@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_samples import umt5_weights, write_tokenizer
 
 from livetalk_kernels.errors import UserError
 from livetalk_model.encoders.text import (
@@ -18,26 +19,6 @@ from livetalk_model.encoders.text import (
     load_umt5,
 )
 from livetalk_model.linear import Linear
-
-WORDS = ("a", "person", "is", "talking", "to", "the", "camera")
-
-
-def umt5_weights(dim=32, inner=24, heads=3, ffn=48, layers=2, vocab=40) -> dict[str, torch.Tensor]:
-    """Random weights with the published names."""
-    shapes = {"token_embedding.weight": (vocab, dim), "norm.weight": (dim,)}
-    for layer in range(layers):
-        block = f"blocks.{layer}."
-        shapes |= {block + f"norm{i}.weight": (dim,) for i in (1, 2)}
-        shapes |= {block + f"attn.{name}.weight": (inner, dim) for name in "qkv"}
-        shapes |= {
-            block + "attn.o.weight": (dim, inner),
-            block + "ffn.gate.0.weight": (ffn, dim),
-            block + "ffn.fc1.weight": (ffn, dim),
-            block + "ffn.fc2.weight": (dim, ffn),
-            block + "pos_embedding.embedding.weight": (32, heads),
-        }
-    generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(s, generator=generator) / s[-1] ** 0.5 for key, s in shapes.items()}
 
 
 def plain_umt5(weights: dict[str, torch.Tensor], ids: torch.Tensor, heads: int) -> torch.Tensor:
@@ -79,21 +60,7 @@ def checkpoint(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory) -> Path:
-    """A word tokenizer that ends with </s>, as T5's do."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    return folder
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_golden(small_golden, golden_checkpoint):

@@ -1,15 +1,21 @@
 """The transformer's trainings on what frozen networks say of clips."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from train_clips import make_sources
+from PIL import Image
+from train_clips import make_sources, publish
 
 from livetalk_kernels.errors import UserError
+from livetalk_model import load_preparer
+from livetalk_model.encoders.image import ImageEncoder
+from livetalk_model.encoders.text import TextEncoder
+from livetalk_model.preparation import DEFAULT_PROMPT
 from livetalk_model.train.chunks.trainings import distill_training, teacher_training
 from livetalk_model.train.config import Distillation, Guidance, Teaching
-from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.data.clips import Clips, ClipWriter, Index
 from livetalk_model.train.loop.loop import train
 from livetalk_model.train.loop.training import About, Training
 from livetalk_model.train.settings import Run
@@ -63,6 +69,66 @@ def test_both_stages_learn_one_clip(made, tmp_path):
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
     after = training.state.networks["student"].parameters()
     assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.fixture
+def spoken(made, tmp_path) -> Clips:
+    """The clip twice: the second time with a prompt of its own."""
+    clips, _ = made
+    (entry,) = clips.index.clips
+    folder = tmp_path / "clips"
+    writer = ClipWriter(folder, Index(size=clips.index.size, truth=clips.index.truth))
+    for name, facts in (("a", {}), ("b", {"prompt": "a camera talking"})):
+        file = f"{name}.safetensors"
+        (folder / file).write_bytes((clips.folder / entry.file).read_bytes())
+        writer.enter(replace(entry, file=file, facts=facts))
+    writer.write_index(complete=True)
+    return Clips(folder)
+
+
+def test_prompts_and_portraits_are_encoded_as_the_product_encodes_them(
+    made, spoken, tmp_path, monkeypatch
+):
+    """Once each, by the encoders in the transformer's folder; a run's folder has them too."""
+    encoded = []
+    for kind in (TextEncoder, ImageEncoder):
+        encode = kind.encode
+        monkeypatch.setattr(
+            kind, "encode", lambda self, x, encode=encode: (encoded.append(x), encode(self, x))[1]
+        )
+    published = publish(tmp_path / "published")
+    about = replace(made[1], sources={**made[1].sources, "start": str(published)})
+    run = Run(steps=2, batch=8, learning_rate=1e-3)
+    training = teacher_training(run, spoken, about)
+    batches = [training.data.batch(step, 0) for step in range(2)]
+    assert len(encoded) == 4, "two prompts, two portraits"
+    go(run, training, tmp_path / "run", "teacher")
+    finished = tmp_path / "teacher"
+    files = training.finish(finished)
+    assert sorted(files) == sorted(path for path in finished.rglob("*") if path.is_file())
+
+    preparer = load_preparer(checkpoint=finished, device="cpu")  # needs nothing else
+    picture = Image.fromarray(spoken.frames(0)[-1].numpy())
+    for prompt, place in ((DEFAULT_PROMPT, 0), ("a camera talking", 1)):
+        avatar = preparer.prepare(picture, prompt=prompt)
+        length = len(avatar.context)
+        alike = [
+            torch.allclose(row[:length], avatar.context) and not row[length:].any()
+            for batch in batches
+            for row in batch["text"]
+        ]
+        assert any(alike) and not all(alike), place
+        for batch in batches:
+            assert torch.allclose(batch["image"], avatar.clip_fea.expand(8, -1, -1), atol=1e-5)
+
+    method = Distillation(chunks=1, guidance=Guidance())
+    sources = {**made[1].sources, "teacher": str(finished)}
+    about = About(kind="distill", data=about.data, sources=sources)
+    distilled = distill_training(Run(steps=1, batch=8, distillation=method), spoken, about)
+    assert torch.equal(distilled.data.batch(0, 0)["text"], batches[0]["text"])
+    next(finished.glob("models_clip*")).unlink()
+    with pytest.raises(UserError, match=r"models_clip.*: missing; .*download them into its folder"):
+        distill_training(run, spoken, about)
 
 
 def test_what_is_missing_is_named(made):

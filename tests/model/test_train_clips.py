@@ -116,6 +116,10 @@ def spoil(tmp_path: Path, **changes: object) -> None:
         ({"clips": [{"file": "9.safetensors", "frames": 40, "facts": {}}]}, "no such clip file"),
         ({"clips": [{"file": "0.safetensors", "frames": 41, "facts": {}}]}, "is not the clip"),
         ({"clips": [{"file": "0.safetensors", "frames": 0, "facts": {}}]}, "not from 1 to"),
+        (
+            {"clips": [{"file": "0.safetensors", "frames": 40, "facts": {"prompt": 3}}]},
+            "a prompt that is no text",
+        ),
         ({"truth": []}, "is not the clip"),
     ],
 )

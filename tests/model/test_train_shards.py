@@ -7,6 +7,8 @@ from train_ranks import (
     copied,
     distill,
     in_bf16,
+    read_share,
+    share_of,
     taught,
     teach,
     teach_in_two,
@@ -20,9 +22,12 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_kernels.testing.processes import run_ranks
 from livetalk_model.dit import DiT
-from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.network import Network, load_network
+from livetalk_model.train.loop.place import Place
 from livetalk_model.train.loop.saving import last_checkpoint, load
 from livetalk_model.train.loop.shards import make_mesh
+from livetalk_model.train.product.export import export_network
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 
 def close(one, other) -> bool:
@@ -49,6 +54,22 @@ def test_two_ranks_are_one_process_with_other_chunks_every_time(copies, tmp_path
         assert line.keys() == its_line.keys()
         for key in line.keys() - {"seconds"}:
             assert its_line[key] == pytest.approx(line[key], rel=1e-3, abs=1e-6), key
+
+
+def test_metrics_go_on_as_if_nothing_had_been(tmp_path):
+    """The second look at the critic, at the tenth update, compares with the first, at the fifth."""
+    folders = [str(tmp_path / name) for name in ("straight", "parts", "ranks")]
+    _, straight = alone(distill, folders[0], 1, 10, 1)
+    alone(distill, folders[1], 1, 6, 1)
+    _, resumed = alone(distill, folders[1], 1, 10, 1)
+    run_ranks(distill, 2, folders[2], 1, 6, 1)
+    _, moved = alone(distill, folders[2], 1, 10, 1)
+    assert "student lag" in straight[-1]
+    for line, its, other in zip(straight, resumed, moved, strict=True):
+        assert line | {"seconds": 0} == its | {"seconds": 0}
+        assert line.keys() == other.keys()
+        for key in line.keys() - {"seconds"}:
+            assert other[key] == pytest.approx(line[key], rel=1e-2, abs=1e-5), key
 
 
 def whole_of_nothing():
@@ -111,6 +132,25 @@ def test_products_in_bf16_and_sums_in_fp32():
     exact = float(made.square().mean())
     assert found["loss"] == pytest.approx(exact, rel=0.05) and found["loss"] != exact
     assert found["weights"] == 4 and found["fine"] > 0.2
+
+
+def test_each_rank_reads_its_own_share(tmp_path):
+    """Each has a file with NaN in the other's rows, which loading refuses where it sees it."""
+    network = small_network(seed=4)
+    export_network(network, tmp_path / "whole")
+    for rank in range(2):
+        broken = small_network(seed=4)
+        with torch.no_grad():
+            for parameter in broken.parameters():
+                share_of(parameter, 1 - rank).fill_(torch.nan)
+        export_network(broken, tmp_path / str(rank))
+        with pytest.raises(UserError, match="holds nan"):
+            load_network(CheckpointFolder(tmp_path / str(rank)), CONFIG, Place())
+    x = torch.randn(1, 16, 9, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = network(x, torch.tensor([500.0]), random_conditions(1)).detach()
+    for loaded, drawn, made in run_ranks(read_share, 2, str(tmp_path), str(tmp_path / "whole")):
+        assert loaded and drawn
+        assert (made - expected).norm() < 0.02 * expected.norm()  # bf16, where the CPU has it
 
 
 def test_copies_divide_the_ranks():

@@ -12,7 +12,7 @@ from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_model.sampler import denoise, timesteps
 from livetalk_model.train.chunks.distill import Batch, Course, critic_turn, stand, student_turn
 from livetalk_model.train.chunks.flow import velocity
-from livetalk_model.train.chunks.health import Health, agreement, cosine, lag
+from livetalk_model.train.chunks.health import agreement, cosine, lag, look
 from livetalk_model.train.chunks.network import Network
 from livetalk_model.train.chunks.rollout import take_step
 from livetalk_model.train.chunks.teacher import MOTION_TIME, Lesson, draw_lesson, teacher_loss
@@ -247,11 +247,11 @@ def test_health_is_looked_at_now_and_then() -> None:
     """At every fifth turn of the student; from the second look on it knows what was before."""
     given = replace(course(), method=Distillation(chunks=3, generator_every=2, guidance=Guidance(
         text=None)))  # fmt: skip
-    student, fake, health, found = small_network(seed=6), small_network(seed=7), Health(), {}
+    student, fake, kept, found = small_network(seed=6), small_network(seed=7), {}, {}
     for step in (1, 3, 8, 9, 11, 19):
         with torch.no_grad():
             taught = student_turn(student, fake, given, batch([0, 1]), step=step)
-        numbers = health.look(fake, given, batch([0, 1]), taught, step=step)
+        numbers = look(fake, given, batch([0, 1]), taught, kept, step=step)
         if numbers:
             found[step] = numbers
     assert {step: set(numbers) for step, numbers in found.items()} == {

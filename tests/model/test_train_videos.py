@@ -36,12 +36,14 @@ def write_video(
 
 def test_a_video_becomes_clips(tmp_path):
     write_video(tmp_path / "talk.mp4", 200)
+    (tmp_path / "talk.txt").write_text("A man talks.\n")
     (video,) = find_videos(tmp_path)
     *clips, left = read_clips(video, size=SIZE, frames=80)
     assert [clip.frames.shape for clip in clips] == [(80, *SIZE, 3)] * 2
     assert [len(clip.audio) for clip in clips] == [80 * HOP] * 2
     assert [clip.truth.shape for clip in clips] == [(80, 0)] * 2
     assert [clip.facts["first"] for clip in clips] == [0, 80]
+    assert {clip.facts["prompt"] for clip in clips} == {"A man talks."}
     assert "1.6 s with sound are left" in left
     bright = (clips[0].frames[:, :, 24, 0] > 150).argmax(axis=1)
     assert bright[0] == 0 and abs(bright[39] - 19) <= 1  # at half the size

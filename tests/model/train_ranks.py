@@ -1,6 +1,7 @@
 """Trainings of a small transformer, on one rank or several."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
 from livetalk_model.train.chunks.distill import Course
-from livetalk_model.train.chunks.network import Network
+from livetalk_model.train.chunks.network import Network, load_network, random_network
 from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
 from livetalk_model.train.config import Distillation, Guidance, Teaching
 from livetalk_model.train.demo import CPU
@@ -26,6 +27,7 @@ from livetalk_model.train.loop.saving import State, last_checkpoint, load
 from livetalk_model.train.loop.shards import make_mesh, share_out
 from livetalk_model.train.loop.update import Average
 from livetalk_model.train.settings import Run
+from livetalk_model.weights.checkpoint import CheckpointFolder
 
 SCHEDULE = timesteps(4, 5.0)
 CHUNKS = 3
@@ -70,7 +72,7 @@ def place_of(comm: Communicator, copies: int = 1, **options) -> Place:
 
 def settled(network: Network, place: Place) -> Network:
     """The network, where it learns."""
-    place.settle(network, network.dit.blocks, network.products)
+    place.share_out(network, network.dit.blocks, network.products)
     return network
 
 
@@ -99,9 +101,16 @@ def teach(comm: Communicator, state: State, folder: Path, steps: int = 4, **opti
 
 
 def distill(
-    comm: Communicator, folder: str, copies: int = 1
+    comm: Communicator,
+    folder: str,
+    copies: int = 1,
+    steps: int = 4,
+    generator_every: int = METHOD.generator_every,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Four updates of stage 2; gradients as they are, since Adam would magnify their last bits."""
+    """Updates of stage 2, from the folder's last checkpoint on.
+
+    Gradients as they are, since Adam would magnify their last bits.
+    """
     place = place_of(comm, copies)
     networks = {name: settled(small_network(seed=6), place) for name in (STUDENT, CRITIC)}
     real = settled(small_network(seed=6).requires_grad_(False), place)
@@ -112,9 +121,14 @@ def distill(
             for name, network in networks.items()
         },
     )
-    course = Course(real=real, schedule=SCHEDULE, method=METHOD, draws=Draws(seed=RUN.seed))
+    method = replace(METHOD, generator_every=generator_every)
+    course = Course(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=RUN.seed))
     task = DistillTask(course=course, hand_over=lambda latents, batch: latents[:, :, -2:])
-    train(RUN, task, state, Streams(), Path(folder), place=place)
+    run = replace(RUN, steps=steps, save_every=100, distillation=method)
+    there = last_checkpoint(Path(folder))
+    if there is not None:
+        load(state, there, comm)
+    train(run, task, state, Streams(), Path(folder), place=place)
     records = read_records(Path(folder, "metrics.jsonl")) if comm.rank == 0 else []
     return whole(state), records
 
@@ -162,6 +176,35 @@ def whole(state: State) -> dict[str, Tensor]:
 def alone(function: Callable, *args) -> object:
     """What a function gives on one rank."""
     return function(LocalCommunicator(), *args)
+
+
+def read_share(comm: Communicator, folder: str, other: str) -> tuple[bool, bool, Tensor]:
+    """Whether a rank has its rows of a file that is sound in these alone, and what all compute.
+
+    Args:
+        comm: The ranks.
+        folder: Holds a folder for each rank.
+        other: A folder with the whole network.
+    """
+    source, place = CheckpointFolder(Path(folder, str(comm.rank))), place_of(comm)
+    config = source.dit_config(CONFIG.audio_layers, CONFIG.audio_dim)
+    mine, drawn = load_network(source, config, place), random_network(3, config, place)
+    equal = []
+    for network, whole in (
+        (mine, load_network(CheckpointFolder(other), config, Place())),
+        (drawn, random_network(3, config, Place())),
+    ):
+        rows = [share_of(p, comm.rank) for p in whole.parameters()]
+        kept = [p.to_local() for p in network.parameters()]
+        equal.append(all(torch.equal(*pair) for pair in zip(kept, rows, strict=True)))
+    x = torch.randn(1, 16, *SIZE, generator=torch.Generator().manual_seed(1))
+    return *equal, mine(x, torch.tensor([500.0]), random_conditions(1)).detach()
+
+
+def share_of(value: Tensor, rank: int) -> Tensor:
+    """The rows that one of two ranks has; the second may have none."""
+    parts = value.chunk(2)
+    return parts[rank] if rank < len(parts) else value[:0]
 
 
 def in_bf16(comm: Communicator) -> dict[str, float]:

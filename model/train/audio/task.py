@@ -130,7 +130,7 @@ def audio_training(run: Run, clips: Clips, place: Place | None = None) -> Traini
     """
     place = place or Place()
     reader, data = MouthReader(new_audio_network(run.seed)).requires_grad_(), AudioData(clips, run)
-    place.settle(reader)
+    reader.to(place.device)
     state = start_state(run, {AUDIO_TURN: reader}, {AUDIO_TURN: run.learning_rate})
     heard = data.read(0, [0], "audio sample")
 

@@ -1,8 +1,8 @@
 """Features that the frozen networks compute from clips: once per clip, and kept in memory.
 
 A clip is split into chunks like a stream: each repeats the last five frames of the previous one,
-    and
-hears the last seconds up to its own end. The portrait is the clip's last frame, which no chunk has.
+and hears the last seconds up to its own end. The portrait is the clip's last frame, which no chunk
+has. Prompts are encoded before anything else, so that their encoder, the largest, is freed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from livetalk_kernels.errors import UserError
 
 from ...avatar import before_grey
 from ...config import CHUNK_FRAMES, MOTION_LATENTS, NEW_FRAMES, DiTConfig
 from ...encoders.audio import AudioEncoder, AudioStream
-from ...preparation import portrait_db
+from ...encoders.conditions import ConditionEncoders
+from ...preparation import DEFAULT_PROMPT, check_embeddings, portrait_db
 from ...stream.chunk import from_uint8
 from ...vae import SPATIAL, TEMPORAL, VAE
 from ..data.clips import Clips
@@ -27,9 +29,6 @@ from ..faces.mouth import FPS, HOP
 from ..settings import Run
 from ..vae.picture_losses import face_weight
 from ..vae.whole import encode_whole
-
-PROMPT_ROWS = 1
-"""Rows of zeros that replace a prompt: nothing is learned from text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,8 @@ class Features:
         windows: [K, 33, window, layers, channels] audio features.
         portrait: [16, 9, h, w] latents of the portrait and grey.
         picture: [3, 1, H, W] the portrait, -1 to 1.
+        image: [image_len, image_dim] its image features.
+        text: [rows, text_dim] the prompt's embedding.
     """
 
     latents: Tensor
@@ -49,6 +50,8 @@ class Features:
     windows: Tensor
     portrait: Tensor
     picture: Tensor
+    image: Tensor
+    text: Tensor
 
 
 class FeatureData:
@@ -61,21 +64,23 @@ class FeatureData:
         vae: VAE,
         encoder: AudioEncoder,
         config: DiTConfig,
+        encoders: ConditionEncoders,
         *,
         chunks: int | None = None,
     ) -> None:
-        """Select clips that are long enough.
+        """Select clips that are long enough, and encode their prompts.
 
         Args:
             clips: The clips.
             run: The settings.
             vae: Frozen.
             encoder: Frozen.
-            config: Configuration of the transformer, which determines the sizes of its constants.
+            config: Configuration of the transformer.
+            encoders: Encoders of prompts and portraits that belong to it.
             chunks: How many in a row; None for single ones, from anywhere.
 
         Raises:
-            UserError: There are none.
+            UserError: There are none, or an encoder's weights are missing or do not fit.
         """
         self._clips, self._run, self._draws = clips, run, Draws(seed=run.seed)
         self._vae, self._encoder, self._config, self._chunks = vae, encoder, config, chunks
@@ -86,6 +91,8 @@ class FeatureData:
                 f"{clips.folder}: no clip has {chunks or 1} chunks in a row; make clips of "
                 f"{needed / FPS:.1f} --seconds or more"
             )
+        self._prompts = self._encode_prompts(encoders)
+        self._encode_image = encoders.load_image()
         self._kept: dict[int, Features] = {}
 
     def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
@@ -134,12 +141,24 @@ class FeatureData:
 
     def _batch(self, rows: Sequence[Features]) -> dict[str, Tensor]:
         """Stack what all chunks of a clip share."""
-        return {
-            "portrait": torch.stack([row.portrait for row in rows]),
-            "picture": torch.stack([row.picture for row in rows]),
-            "text": torch.zeros(len(rows), PROMPT_ROWS, self._config.text_dim),
-            "image": torch.zeros(len(rows), self._config.image_len, self._config.image_dim),
+        shared = {
+            name: torch.stack([getattr(row, name) for row in rows])
+            for name in ("portrait", "picture", "image")
         }
+        return shared | {"text": pad_sequence([row.text for row in rows], batch_first=True)}
+
+    def _prompt(self, clip: int) -> str:
+        return self._clips.prompt(clip) or DEFAULT_PROMPT
+
+    @torch.no_grad()
+    def _encode_prompts(self, encoders: ConditionEncoders) -> Mapping[str, Tensor]:
+        """Encode each prompt once, [rows, text_dim] on the CPU."""
+        encode = encoders.load_text()
+        found = {}
+        for prompt in sorted({self._prompt(clip) for clip in self._usable}):
+            found[prompt] = encode(prompt).float().cpu()
+            check_embeddings(self._config, found[prompt], None)
+        return found
 
     def _features(self, clip: int) -> Features:
         if clip not in self._kept:
@@ -161,12 +180,16 @@ class FeatureData:
             windows.append(stream.push(sound[heard * HOP : end * HOP]))
             heard = end
         picture = video[:, :, -1:]
+        image = self._encode_image(picture[0, :, 0]).float().cpu()
+        check_embeddings(self._config, None, image)
         return Features(
             latents=torch.stack(latents).cpu(),
             weight=torch.stack(weights),
             windows=torch.stack(windows).cpu(),
             portrait=encode_whole(self._vae, before_grey(picture))[0].cpu(),
             picture=picture[0].cpu(),
+            image=image[0],
+            text=self._prompts[self._prompt(clip)],
         )
 
 

@@ -4,6 +4,8 @@ The student descends the difference of two answers. If the fake score lags behin
 difference points to where the student was; if it is all noise, it points nowhere.
 """
 
+from collections.abc import Mapping, MutableMapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from ..config import Distillation
 from .distill import Batch, Course, Taught, counted_positions, critic_loss, drawn_noise
 from .flow import Flow, score_times
 from .losses import mean_over
+from .network import Conditions
 from .rollout import Brink
 from .scores import fake_score, noised_for_scores, real_score
 
@@ -20,52 +23,60 @@ EVERY = 5
 """Turns of the student from one look to the next; a look costs about a third of a turn."""
 
 
-class Health:
-    """Looks at the fake score now and then, and remembers what the student made at the last look.
+def look(
+    fake: Flow,
+    course: Course,
+    batch: Batch,
+    taught: Taught,
+    kept: MutableMapping[str, Tensor],
+    *,
+    step: int,
+    micro: int = 0,
+) -> dict[str, float]:
+    """Measure `agreement` now and then, and from the second look on `lag`; changes nothing learnt.
 
-    What it remembers is no part of a checkpoint: a run that is resumed has no `lag` at its first
-    look. It changes nothing that is learnt.
+    Args:
+        fake: The fake score.
+        course: What stays the same.
+        batch: The streams.
+        taught: What has come of the student's turn.
+        kept: Where what the student makes is kept for the next look, `State.samples`.
+        step: Number of the update.
+        micro: Number of the micro-batch in it.
+
+    Returns:
+        Name -> number; no names where it is not the time to look.
     """
+    if (step + 1) // course.method.generator_every % EVERY:
+        return {}
+    fresh = taught.latents, taught.at
+    noises = [drawn_noise(course, batch, f"health {word}", step) for word in ("one", "two")]
+    uniform = course.draws.shared_uniform("health time", step=step, micro=micro)
+    given: dict[str, Any] = {"uniform": uniform, "method": course.method}
+    alike = agreement(course.real, fake, *fresh, noises=(noises[0], noises[1]), **given)
+    found = {"agreement": alike}
+    place = f"health/{micro}/"
+    older = {
+        name.removeprefix(place): value.to(taught.latents.device)
+        for name, value in kept.items()
+        if name.startswith(place)
+    }
+    if older:
+        found["lag"] = lag(fake, fresh, _unpacked(older), noise=noises[0], **given)
+    kept.update({place + name: value for name, value in _packed(*fresh).items()})
+    return found
 
-    def __init__(self) -> None:
-        """Nothing has been seen."""
-        self._older: dict[int, tuple[Tensor, Brink]] = {}  # by micro-batch
 
-    def look(
-        self,
-        fake: Flow,
-        course: Course,
-        batch: Batch,
-        taught: Taught,
-        *,
-        step: int,
-        micro: int = 0,
-    ) -> dict[str, float]:
-        """Measure `agreement`, and from the second look on `lag`.
+def _packed(latents: Tensor, at: Brink) -> dict[str, Tensor]:
+    own = {name: value for name, value in vars(at).items() if name != "given"}
+    return {"latents": latents, **own, **vars(at.given)}
 
-        Args:
-            fake: The fake score.
-            course: What stays the same.
-            batch: The streams.
-            taught: What has come of the student's turn.
-            step: Number of the update.
-            micro: Number of the micro-batch in it.
 
-        Returns:
-            Name -> number; no names where it is not the time to look.
-        """
-        if (step + 1) // course.method.generator_every % EVERY:
-            return {}
-        fresh = taught.latents, taught.at
-        noises = [drawn_noise(course, batch, f"health {word}", step) for word in ("one", "two")]
-        uniform = course.draws.shared_uniform("health time", step=step, micro=micro)
-        given: dict[str, Any] = {"uniform": uniform, "method": course.method}
-        alike = agreement(course.real, fake, *fresh, noises=(noises[0], noises[1]), **given)
-        found = {"agreement": alike}
-        if micro in self._older:
-            found["lag"] = lag(fake, fresh, self._older[micro], noise=noises[0], **given)
-        self._older[micro] = fresh
-        return found
+def _unpacked(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Brink]:
+    rest = dict(tensors)
+    latents = rest.pop("latents")
+    given = Conditions(**{field.name: rest.pop(field.name) for field in fields(Conditions)})
+    return latents, Brink(given=given, **rest)
 
 
 def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:

@@ -10,8 +10,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ...config import DiTConfig
 from ...dit import DiT
 from ...layers import NormRope
+from ...weights.checkpoint import CheckpointFolder
+from ...weights.fill import load_module, open_weights, random_module
+from ..loop.place import Place
+from ..loop.shards import local_rows
 
 MASK_CHANNELS = 4
 
@@ -93,3 +98,46 @@ class Network(nn.Module):
             norm_rope=self._norm_rope[grid],
         )
         return flow_BCTHW.clone()  # FSDP's hooks do not stay on views
+
+
+def load_network(
+    folder: CheckpointFolder, config: DiTConfig, place: Place, dtype: torch.dtype = torch.float32
+) -> Network:
+    """Load a frozen network; each rank reads its own share of the weights.
+
+    Args:
+        folder: A run or a published checkpoint.
+        config: Its shape.
+        place: The device and the ranks.
+        dtype: Dtype of the weights.
+
+    Raises:
+        UserError: Weights are missing, damaged or of another shape.
+    """
+    network = _shared_out(config, place)
+    with open_weights(folder.dit) as files:
+        load_module(
+            network.dit, files, dtype=dtype, device=place.device, key_map=network.dit.key_map(),
+            share=local_rows,
+        )  # fmt: skip
+    return network
+
+
+def random_network(seed: int, config: DiTConfig, place: Place) -> Network:
+    """Make a frozen network of random weights, the same for any number of ranks."""
+    network = _shared_out(config, place)
+    random_module(
+        network.dit, seed=seed, dtype=torch.float32, device=place.device,
+        key_map=network.dit.key_map(), share=local_rows,
+    )  # fmt: skip
+    return network
+
+
+def _shared_out(config: DiTConfig, place: Place) -> Network:
+    """Build a network without weights, its parameters already divided among the ranks."""
+    with torch.device("meta"):
+        network = Network(
+            DiT(config, place.ops, checkpointed=place.recompute), products=place.products
+        )
+    place.share_out(network, network.dit.blocks, network.products)
+    return network

@@ -80,7 +80,7 @@ def roll_out(
         )  # fmt: skip
         if number < last:
             motion = hand_over(latents)
-    timestep_B = schedule[exit_step].to(latents.device).expand(len(latents))
+    timestep_B = schedule[exit_step].to(latents.device).repeat(len(latents))
     return Brink(x=latents.float(), motion=motion, timestep=timestep_B, given=chunks[last])
 
 

@@ -8,7 +8,7 @@ stage 2 windows and, for the oracle, ``latents`` and ``motion`` of K chunks, [B,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ..draws import Draws
 from ..loop.loop import At
 from ..loop.saving import State
 from .distill import Batch, Course, Truth, critic_turn, student_turn
-from .health import Health
+from .health import look
 from .network import Conditions
 from .rollout import through_pixels
 from .teacher import Lesson, draw_lesson, teacher_loss
@@ -74,12 +74,10 @@ class DistillTask:
     Attributes:
         course: What stays the same.
         hand_over: Computes the motion latents that follow a chunk.
-        health: Measures the fake score.
     """
 
     course: Course
     hand_over: HandOver
-    health: Health = field(default_factory=Health)
 
     def turns(self, step: int) -> Sequence[str]:
         """Train the critic, and at intervals the student."""
@@ -95,8 +93,8 @@ class DistillTask:
         given = student, critic, self.course, streams
         if turn == STUDENT:
             taught = student_turn(*given, step=at.step, micro=at.micro)
-            health = self.health.look(
-                critic, self.course, streams, taught, step=at.step, micro=at.micro
+            health = look(
+                critic, self.course, streams, taught, state.samples, step=at.step, micro=at.micro
             )
             where = {"chunk": taught.chunk, "timestep": float(taught.at.timestep[0])}
             return taught.loss, where | health

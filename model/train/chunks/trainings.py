@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,19 +15,19 @@ from livetalk_kernels.ops import Ops
 from livetalk_kernels.outputs import new_file
 
 from ...config import DiTConfig
-from ...dit import DiT
 from ...encoders.audio import AudioEncoder
+from ...encoders.conditions import ConditionEncoders
+from ...loading import resolve_dtype
 from ...own import OwnModel
 from ...sampler import timesteps
 from ...vae import VAE
 from ...weights.checkpoint import (
     AUDIO_FOLDER,
     DIT_CONFIG,
-    VAE_FILE,
     CheckpointFolder,
     read_vae_config,
 )
-from ...weights.fill import load_module, open_weights, random_module
+from ...weights.fill import load_module, open_weights
 from ..audio.export import AUDIO_CONFIG, AUDIO_PICKLE, AUDIO_WEIGHTS
 from ..cost import SAMPLER_STEPS
 from ..data.clips import Clips
@@ -39,13 +39,14 @@ from ..loop.training import About, Training, averaged, start_state, truth_above
 from ..product.export import DIT_FILE, export_network
 from ..settings import Run
 from .distill import Course
-from .features import PROMPT_ROWS, FeatureData
+from .features import FeatureData
 from .flow import SHIFT, with_motion
-from .network import Conditions, Network
+from .network import Conditions, Network, load_network, random_network
 from .rollout import roll_out, take_step
 from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
 
 VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE, START_SOURCE = "vae", "audio_encoder", "teacher", "start"
+_PROMPT_ZEROS = 1  # rows that replace a small model's prompt: it learns nothing from text
 _PORTRAITS = 8  # clips whose portraits show what the model is used to
 
 
@@ -63,21 +64,24 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
     """
     place = place or Place()
     vae, encoder = _frozen(about, place)
-    if START_SOURCE in about.sources:
-        folder = CheckpointFolder(about.sources[START_SOURCE])
-        config = folder.dit_config(encoder.layers, encoder.width)
-        network = _load(folder, config, place)
-    else:
+    start = about.sources.get(START_SOURCE)
+    folder = None if start is None else CheckpointFolder(start)
+    if folder is None:
         config = dataclasses.replace(DEMO.dit, audio_layers=encoder.layers, audio_dim=encoder.width)
-        dit = _dit(config, place)
-        random_module(dit, seed=run.seed, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-        network = Network(dit, products=place.products)
-    _settle(network.requires_grad_(), place)
+    else:
+        config = folder.dit_config(encoder.layers, encoder.width)
+    own = _own(folder, clips)
+    encoders = _encoders(folder, config, own, place)
+    data = FeatureData(clips, run, vae, encoder, config, encoders)
+    if folder is None:
+        network = random_network(run.seed, config, place)
+    else:
+        network = load_network(folder, config, place)
+    network.requires_grad_()
     state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
     schedule = timesteps(SAMPLER_STEPS, SHIFT)
     task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
-    data = FeatureData(clips, run, vae, encoder, config)
-    return _training(run, task, state, TEACHER, data, vae, clips, about, place)
+    return _training(run, task, state, TEACHER, data, vae, own, _beside(about, encoders), place)
 
 
 def distill_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
@@ -92,14 +96,16 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     vae, encoder = _frozen(about, place)
     folder = CheckpointFolder(_source(about, TEACHER_SOURCE))
     config = folder.dit_config(encoder.layers, encoder.width)
-    real = _load(folder, config, place)
-    if place.device.type != "cpu":
-        real.to(place.products)  # it only looks on, and is read in that
-    _settle(real, place)
-    networks = {}
-    for name in (CRITIC, STUDENT):
-        networks[name] = _load(folder, config, place).requires_grad_()
-        _settle(networks[name], place)
+    own = _own(folder, clips)
+    encoders = _encoders(folder, config, own, place)
+    chunks = run.distillation.chunks
+    data = FeatureData(clips, run, vae, encoder, config, encoders, chunks=chunks)
+    # On a GPU in the products' dtype: it only looks on, and is read in that.
+    looks_on = torch.float32 if place.device.type == "cpu" else place.products
+    real = load_network(folder, config, place, looks_on)
+    networks = {
+        name: load_network(folder, config, place).requires_grad_() for name in (CRITIC, STUDENT)
+    }
     state = start_state(run, networks, {CRITIC: run.critic_rate, STUDENT: run.learning_rate})
     course = Course(
         real=real,
@@ -107,13 +113,11 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
         method=run.distillation,
         draws=Draws(seed=run.seed),
     )
-    chunks = run.distillation.chunks
-    data = FeatureData(clips, run, vae, encoder, config, chunks=chunks)
     # A second one without gradients: backends may pack its weights, which `encode_whole` reads.
     ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
     fast = _load_vae(about, ops, place)
     task = DistillTask(course=course, hand_over=through_frames(fast))
-    return _training(run, task, state, STUDENT, data, vae, clips, about, place)
+    return _training(run, task, state, STUDENT, data, vae, own, _beside(about, encoders), place)
 
 
 def _training(
@@ -123,8 +127,8 @@ def _training(
     made: str,
     data: FeatureData,
     vae: VAE,
-    clips: Clips,
-    about: About,
+    own: OwnModel,
+    beside: Mapping[str, Path],
     place: Place,
 ) -> Training:
     """Set up the training of a network whose chunks are sampled along the way."""
@@ -155,34 +159,57 @@ def _training(
         network = state.networks[made]
         assert isinstance(network, Network)
         average = state.averages[made].weights if made in state.averages else None
-        own = OwnModel(
-            size=clips.index.size,
-            prompt_zeros=PROMPT_ROWS,
-            image_zeros=True,
-            portrait_db=data.portrait_db(_PORTRAITS),
-        )
+        said = dataclasses.replace(own, portrait_db=data.portrait_db(_PORTRAITS))
         # First: config.json indicates completeness.
-        beside = _leave_beside(folder, about, writes=place.leads)
-        export_network(network, folder, own=own, weights=average, leads=place.leads)
-        return [folder / DIT_FILE, folder / DIT_CONFIG, *beside]
+        if place.leads:
+            _copy(beside, folder)
+        export_network(network, folder, own=said, weights=average, leads=place.leads)
+        return [folder / DIT_FILE, folder / DIT_CONFIG, *(folder / name for name in beside)]
 
     return Training(task=task, state=state, data=data, sample=sample, finish=finish)
 
 
-def _leave_beside(folder: Path, about: About, *, writes: bool) -> Sequence[Path]:
-    """Copy what 'livetalk generate' also needs, VAE and audio encoder; return the files."""
-    vae, encoder = (Path(_source(about, name)) for name in (VAE_SOURCE, AUDIO_SOURCE))
-    weights = next(
-        (n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(encoder / n)), AUDIO_WEIGHTS
-    )
-    copies = {
-        folder / VAE_FILE: CheckpointFolder(vae).vae,
-        **{folder / AUDIO_FOLDER / name: encoder / name for name in (AUDIO_CONFIG, weights)},
-    }
-    for target, source in copies.items() if writes else ():
-        with new_file(target) as file, source.open("rb") as there:
+def _own(folder: CheckpointFolder | None, clips: Clips) -> OwnModel:
+    """Declare how the model will be used: like the one it begins as; a new one without encoders."""
+    size = clips.index.size
+    if folder is None:
+        return OwnModel(size=size, prompt_zeros=_PROMPT_ZEROS, image_zeros=True)
+    return dataclasses.replace(folder.own or OwnModel(size=size), size=size, portrait_db=None)
+
+
+def _encoders(
+    folder: CheckpointFolder | None, config: DiTConfig, own: OwnModel, place: Place
+) -> ConditionEncoders:
+    """Find the encoders of prompts and portraits.
+
+    Raises:
+        UserError: The transformer uses some that its folder lacks; zeros would replace what it
+            knows.
+    """
+    dtype = resolve_dtype("auto", place.device)
+    encoders = ConditionEncoders(config, folder, own, device=place.device, dtype=dtype)
+    if encoders.missing:
+        raise UserError(
+            f"{encoders.missing[0]}: missing; this transformer is trained on prompts and portraits "
+            "as encoded by the published encoders: download them into its folder"
+        )
+    return encoders
+
+
+def _beside(about: About, encoders: ConditionEncoders) -> Mapping[str, Path]:
+    """List what 'livetalk generate' also needs: name in the run's folder -> file to copy."""
+    vae = CheckpointFolder(_source(about, VAE_SOURCE)).vae
+    audio = Path(_source(about, AUDIO_SOURCE))
+    weights = next((n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(audio / n)), AUDIO_WEIGHTS)
+    found = {vae.name: vae}
+    found |= {f"{AUDIO_FOLDER}/{name}": audio / name for name in (AUDIO_CONFIG, weights)}
+    return found | encoders.files
+
+
+def _copy(beside: Mapping[str, Path], folder: Path) -> None:
+    for name, source in beside.items():
+        with new_file(folder / name) as file, source.open("rb") as there:
             shutil.copyfileobj(there, file)
-    return list(copies)
 
 
 def _frozen(about: About, place: Place) -> tuple[VAE, AudioEncoder]:
@@ -198,22 +225,6 @@ def _load_vae(about: About, ops: Ops, place: Place) -> VAE:
         load_module(vae, files, dtype=torch.float32, device=place.device)
     vae.prepare()
     return vae
-
-
-def _load(folder: CheckpointFolder, config: DiTConfig, place: Place) -> Network:
-    dit = _dit(config, place)
-    with open_weights(folder.dit) as files:
-        load_module(dit, files, dtype=torch.float32, device="cpu", key_map=dit.key_map())
-    return Network(dit, products=place.products)
-
-
-def _dit(config: DiTConfig, place: Place) -> DiT:
-    with torch.device("meta"):
-        return DiT(config, place.ops, checkpointed=place.recompute)
-
-
-def _settle(network: Network, place: Place) -> None:
-    place.settle(network, network.dit.blocks, network.products)
 
 
 def _source(about: About, name: str) -> str:

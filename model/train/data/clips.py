@@ -64,7 +64,7 @@ class Entry:
     Attributes:
         file: Name in the folder.
         frames: Number of frames.
-        facts: See `Clip`.
+        facts: See `Clip`; ``prompt`` describes the scene, if the clip has its own.
     """
 
     file: str
@@ -72,7 +72,9 @@ class Entry:
     facts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Reject files outside the folder."""
+        """Reject files outside the folder, and prompts that are no text."""
+        if not isinstance(self.facts.get("prompt", ""), str):
+            raise ValueError(f"{self.file!r:.60} has a prompt that is no text")
         if os.path.basename(self.file) != self.file or not self.file.endswith(".safetensors"):
             raise ValueError(f"file is {self.file!r:.60}, not the name of a clip")
 
@@ -207,6 +209,10 @@ class Clips:
     def sound(self, clip: int) -> Tensor:
         """Return the sound of a clip, float32 [T * 640] at 16 kHz."""
         return self._files[clip].read("audio").float() / 32768
+
+    def prompt(self, clip: int) -> str | None:
+        """Return a clip's own prompt; None without one."""
+        return self.index.clips[clip].facts.get("prompt")
 
     def truth(self, clip: int) -> Tensor:
         """Return the truth of each frame, float32 [T, K]; do not write to it."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from livetalk_kernels.errors import UserError
-from livetalk_kernels.inputs import check_folder
+from livetalk_kernels.inputs import check_folder, is_file, read_text
 
 from ...config import CHUNK_FRAMES
 from ...media.audio import AudioReader
@@ -68,7 +68,7 @@ def find_videos(folder: Path) -> list[Video]:
 def read_clips(
     video: Video, *, size: tuple[int, int], frames: int, crop: Crop | None = None
 ) -> Iterator[Clip | str]:
-    """Cut a video into clips.
+    """Cut a video into clips. Text in a file beside it, ``talk.txt``, is their prompt.
 
     Args:
         video: The file.
@@ -80,8 +80,12 @@ def read_clips(
         Clips, or the reason why one is left out.
 
     Raises:
-        UserError: The file has no sound, no video, or is damaged.
+        UserError: The file has no sound, no video, or is damaged; or the text is no text.
     """
+    facts: dict[str, str | int] = {"source": video.source}
+    text = video.path.with_suffix(".txt")
+    if is_file(text):
+        facts["prompt"] = read_text(text, "prompt").strip()
     with AudioReader(video.path, block=frames * HOP) as sound:
         blocks = iter(sound)
         for number, seen in enumerate(_pieces(video.path, size, frames, crop)):
@@ -101,7 +105,7 @@ def read_clips(
                 frames=seen[:length],
                 audio=samples.astype(np.int16),
                 truth=np.zeros((length, 0), np.float32),
-                facts={"source": video.source, "first": number * frames},
+                facts={**facts, "first": number * frames},
             )
 
 

@@ -48,24 +48,12 @@ class Place:
         """What matrices are multiplied in: bf16 where the device does that, else float32."""
         return training_dtype(self.device)
 
-    def settle(
-        self,
-        network: nn.Module,
-        blocks: Iterable[nn.Module] | None = None,
-        dtype: torch.dtype = torch.float32,
+    def share_out(
+        self, network: nn.Module, blocks: Iterable[nn.Module], dtype: torch.dtype
     ) -> None:
-        """Bring a network to the device, and share it out among the ranks where it has blocks.
-
-        Its optimiser is made afterwards.
-
-        Args:
-            network: Equal on all ranks, in memory of the host.
-            blocks: Its parts that are gathered one at a time; None: every rank has all of it.
-            dtype: Of parameters that are gathered; they are kept as they are.
-        """
-        if self.mesh is not None and blocks is not None:
+        """Share a network out among the ranks, if there are several; see `share_out`."""
+        if self.mesh is not None:
             share_out(network, blocks, self.mesh, dtype)
-        network.to(self.device)
 
     def take(self, tensor: Tensor) -> Tensor:
         """Bring a tensor to the device."""

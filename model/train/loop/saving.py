@@ -2,21 +2,21 @@
 
 ``checkpoints/step-00000100/`` holds a file per shard, ``part-0-of-2.safetensors``, with the rank's
 rows of every tensor, and ``done.json``, written last: a folder without it was left by a run that
-was killed while saving, and is not a checkpoint. On several machines the folder must be visible to
-all.
+was killed while saving, and is not a checkpoint. What a task keeps of samples is in a file for each
+rank, ``samples-0-of-2.safetensors``. On several machines the folder must be visible to all.
 """
 
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import Count, build, is_file, read_json
@@ -25,6 +25,7 @@ from livetalk_kernels.outputs import new_file, write_json
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 from ...weights.safetensors_file import SafetensorsFile, write_safetensors
+from .shards import local_rows, shard_axis
 from .update import Average, learning
 
 CHECKPOINTS = "checkpoints"
@@ -42,12 +43,14 @@ class State:
         networks: Networks that learn, by name.
         optimizers: Their optimisers.
         averages: Average weights, for those that have them.
+        samples: What the task keeps of this rank's samples, [samples, ...], by name.
         step: Updates done.
     """
 
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     averages: Mapping[str, Average] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +65,7 @@ class _Done:
     livetalk_checkpoint: Literal[1]
     step: Count
     parts: Count
+    samples: Count = 0
 
 
 def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
@@ -80,20 +84,15 @@ def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
     """
     comm = comm or LocalCommunicator()
     path = folder / CHECKPOINTS / f"step-{state.step:08d}"
-    rows = {key: _local(value) for key, value in _tensors(state) if _mine(value, comm.rank)}
+    rows = {key: local_rows(value)[0] for key, value in _tensors(state) if _mine(value, comm.rank)}
     part, parts = _place(state)
-    if rows:
-        with new_file(path / _part(part, parts)) as file:
-            write_safetensors(
-                file,
-                [
-                    (key, (tuple(value.shape), value.dtype), _giver(value))
-                    for key, value in rows.items()
-                ],
-            )
+    _write(path / _part(part, parts), rows)
+    _write(path / _part(comm.rank, comm.size, "samples"), state.samples)
     comm.barrier()
     if comm.rank == 0:
-        write_json(path / DONE, {"livetalk_checkpoint": 1, "step": state.step, "parts": parts})
+        samples = comm.size if state.samples else 0
+        done = _Done(livetalk_checkpoint=1, step=state.step, parts=parts, samples=samples)
+        write_json(path / DONE, asdict(done))
         _forget(folder)
     comm.barrier()
     return path
@@ -104,12 +103,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_saved(folder)) if is_file(path / DONE)), None)
 
 
-def load(state: State, path: Path) -> None:
+def load(state: State, path: Path, comm: Communicator | None = None) -> None:
     """Restore a checkpoint, for this rank's share of all tensors.
 
     Args:
         state: With the same networks and optimisers; values and shards may differ.
         path: The checkpoint's folder.
+        comm: The ranks, which share the samples.
 
     Raises:
         UserError: It is damaged, or belongs to other networks.
@@ -120,19 +120,39 @@ def load(state: State, path: Path) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path / DONE}: {error}; {_CURE}") from None
-    with ExitStack() as stack:
-        parts = [
-            stack.enter_context(
-                closing(
-                    SafetensorsFile(
-                        path / _part(part, done.parts), "checkpoint", cure=_CURE, missing=_CURE
-                    )
-                )
-            )
-            for part in range(done.parts)
-        ]
-        _fill(state, _Stored(path, parts))
+    with _opened(path, done.parts) as stored:
+        _fill(state, stored)
+    comm = comm or LocalCommunicator()
+    with _opened(path, done.samples, "samples") as stored:
+        for key in stored.keys:
+            size = stored.shape(key)[0] // comm.size
+            state.samples[key] = stored.read(key, range(comm.rank * size, (comm.rank + 1) * size))
     state.step = done.step
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file, if there is anything to write."""
+    if tensors:
+        with new_file(path) as file:
+            write_safetensors(
+                file,
+                [
+                    (key, (tuple(value.shape), value.dtype), _giver(value))
+                    for key, value in tensors.items()
+                ],
+            )
+
+
+@contextmanager
+def _opened(path: Path, count: int, kind: str = "part") -> Iterator["_Stored"]:
+    """Open all files of a kind."""
+    with ExitStack() as stack:
+        files = []
+        for number in range(count):
+            name = path / _part(number, count, kind)
+            file = SafetensorsFile(name, "checkpoint", cure=_CURE, missing=_CURE)
+            files.append(stack.enter_context(closing(file)))
+        yield _Stored(path, files)
 
 
 class _Stored:
@@ -156,7 +176,7 @@ class _Stored:
             if key not in part.shapes:
                 continue
             piece = part.read(key)
-            if rows is None:
+            if rows is None or not piece.ndim:
                 pieces.append(piece)
                 continue
             here = slice(max(rows.start - offset, 0), max(rows.stop - offset, 0))
@@ -182,7 +202,8 @@ def _fill(state: State, stored: _Stored) -> None:
                 f"({list_keys(sorted(keys))}); resume with the settings that it was begun with"
             )
     for key, value in targets.items():
-        _local(value).copy_(stored.read(key, _rows(value)))
+        local, rows = local_rows(value)
+        local.copy_(stored.read(key, rows))
     for name, network in state.networks.items():
         parameters = dict(learning(network))
         entries: dict[int, dict[str, Tensor]] = {}
@@ -204,7 +225,8 @@ def _like(parameter: Tensor, stored: _Stored, key: str) -> Tensor:
     """Create an optimiser's tensor, sharded like its parameter."""
     if not isinstance(parameter, DTensor) or stored.shape(key) != tuple(parameter.shape):
         return stored.read(key)
-    local = stored.read(key, _rows(parameter)).to(parameter.to_local().device)
+    part, rows = local_rows(parameter)
+    local = stored.read(key, rows).to(part.device)
     return DTensor.from_local(
         local,
         parameter.device_mesh,
@@ -248,38 +270,15 @@ def _places(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, i
 # Assignment of rows to ranks ----------------------------------------------------------------
 
 
-def _local(value: Tensor) -> Tensor:
-    return (value.to_local() if isinstance(value, DTensor) else value).detach()
-
-
 def _giver(value: Tensor) -> Callable[[], Tensor]:
     return lambda: value
-
-
-def _rows(value: Tensor) -> range | None:
-    """Return this rank's rows of a sharded tensor; None if it has all of them."""
-    if not isinstance(value, DTensor):
-        return None
-    axis, count = _axis(value), value.shape[0]
-    most = -(-count // value.device_mesh.size(axis))
-    start = min(most * value.device_mesh.get_local_rank(axis), count)
-    rows = range(start, min(start + most, count))
-    assert len(rows) == len(value.to_local())
-    return rows
-
-
-def _axis(value: DTensor) -> int:
-    """Return the mesh axis over which rows are sharded; the other axes hold copies."""
-    (axis,) = [i for i, p in enumerate(value.placements) if isinstance(p, Shard)]
-    assert value.placements[axis] == Shard(0)
-    return axis
 
 
 def _mine(value: Tensor, rank: int) -> bool:
     """Return whether this rank should save its part of a tensor."""
     if not isinstance(value, DTensor):
         return rank == 0
-    mesh, axis = value.device_mesh, _axis(value)
+    mesh, axis = value.device_mesh, shard_axis(value)
     copies = [mesh.get_local_rank(i) for i in range(mesh.ndim) if i != axis]
     return not any(copies) and len(value.to_local()) > 0
 
@@ -288,7 +287,7 @@ def _place(state: State) -> tuple[int, int]:
     """Return the index of this rank's shard, and the number of shards."""
     for _, value in _weights(state):
         if isinstance(value, DTensor):
-            axis = _axis(value)
+            axis = shard_axis(value)
             return value.device_mesh.get_local_rank(axis), value.device_mesh.size(axis)
     return 0, 1
 
@@ -296,8 +295,8 @@ def _place(state: State) -> tuple[int, int]:
 # Folders -------------------------------------------------------------------------------------
 
 
-def _part(number: int, count: int) -> str:
-    return f"part-{number}-of-{count}.safetensors"
+def _part(number: int, count: int, kind: str = "part") -> str:
+    return f"{kind}-{number}-of-{count}.safetensors"
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.runtime.comm import Communicator
@@ -44,7 +45,8 @@ def share_out(
     """Shard a network's parameters over a mesh, in place; create optimisers afterwards.
 
     Args:
-        network: Network, equal on all ranks; parameters on the host move to a GPU part by part.
+        network: Network, equal on all ranks. On the meta device: `local_rows` says which rows of
+            its parameters to load.
         blocks: Its parts that are gathered one at a time.
         mesh: From `make_mesh`.
         dtype: Dtype of products and activations.
@@ -58,6 +60,25 @@ def share_out(
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     # The rest too: otherwise runs without gradients would leave it gathered, and stale.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def local_rows(value: Tensor) -> tuple[Tensor, range]:
+    """Return what this rank has of a tensor, detached, and which rows these are."""
+    if not isinstance(value, DTensor):
+        return value.detach(), range(value.shape[0] if value.ndim else 1)
+    axis, count, local = shard_axis(value), value.shape[0], value.to_local().detach()
+    most = -(-count // value.device_mesh.size(axis))
+    start = min(most * value.device_mesh.get_local_rank(axis), count)
+    rows = range(start, min(start + most, count))
+    assert len(rows) == len(local)
+    return local, rows
+
+
+def shard_axis(value: DTensor) -> int:
+    """Return the mesh axis over which rows are sharded; the other axes hold copies."""
+    (axis,) = [i for i, p in enumerate(value.placements) if isinstance(p, Shard)]
+    assert value.placements[axis] == Shard(0)
+    return axis
 
 
 def reduce_gradients(network: nn.Module, wanted: bool) -> None:

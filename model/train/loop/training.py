@@ -159,11 +159,11 @@ def carry_out(
         UserError: A file is damaged or cannot be written.
         NumericsError: See `loop.train`.
     """
+    place = place or Place()
     there = last_checkpoint(folder)
     if there is not None:
         run.check_resumed(folder / RESOLVED)
-        load(training.state, there)
-    place = place or Place()
+        load(training.state, there, place.control)
 
     def told(progress: Progress) -> None:
         last = progress.step == run.steps

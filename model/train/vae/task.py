@@ -69,7 +69,7 @@ def vae_training(run: Run, clips: Clips, place: Place | None = None) -> Training
     start_from_pictures(vae, _pictures(clips, run))
     vae.requires_grad_()
     place = place or Place()
-    place.settle(vae)
+    vae.to(place.device)
     task, state = (
         VaeTask(run.steps),
         start_state(run, {VAE_TURN: vae}, {VAE_TURN: run.learning_rate}),
