@@ -6,7 +6,6 @@ it is needed: a command line reads the CPU quota before it needs torch.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import math
 import os
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .cgroup import cgroup_limits
+from .cpuinfo import cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -140,26 +140,6 @@ def machine() -> dict[str, Any]:
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def cpu_name() -> str:
-    """Return the CPU's model name."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-@functools.cache
-def cpu_vendor() -> str:
-    """Return the CPU's maker as the CPU itself gives it, such as AuthenticAMD; empty if unknown."""
-    return _cpuinfo("vendor_id")
-
-
-def _cpuinfo(key: str) -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(key):
-                return line.partition(":")[2].strip()
-    return ""
 
 
 def gpus() -> tuple[list[dict[str, Any]], str]:

@@ -24,9 +24,10 @@ import torch
 
 from .backends import cpu
 from .backends.libraries import INSTALLED
+from .cpuinfo import cpu_name
 from .errors import UserError
 from .inputs import Count, Range, build, read_json
-from .machine import cpu_name, gpu_entry, version
+from .machine import gpu_entry, version
 from .precision import dtype_name
 from .registry import backend_names, op_names
 from .spec import Case

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from livetalk_kernels.backends import cpu, cuda, cutlass
-from livetalk_kernels.machine import Cpus, Memory, cpu_name, cpus, gpus, memory, physical_cores
+from livetalk_kernels.cpuinfo import cpu_name
+from livetalk_kernels.machine import Cpus, Memory, cpus, gpus, memory, physical_cores
 from livetalk_kernels.neighbours import CpuShares, CpuWatch
 from livetalk_kernels.units import data_size
 

@@ -1,6 +1,6 @@
 """Linear layers: on a CPU by the faster library, in fp32 from bf16 weights if it lacks bf16."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     If the processor lacks bf16 multiplication, PyTorch emulates it, more slowly than fp32. Then the
     operands are widened, exactly, at the cost of one pass over the weight, and multiplied in fp32.
-    The copy lives only during the call. fp32 is multiplied by oneDNN where that is faster, unless a
-    gradient is needed.
+    The copy lives only during the call. fp32 is multiplied by oneDNN where that is faster.
 
     Args:
         x: [..., K], any floating dtype.
@@ -57,20 +56,41 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _is_for_onednn(x, weight, bias) and prefers_onednn():
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if _is_for_onednn(x, weight) and prefers_onednn():
+        y: Tensor = _OneDnn.apply(x, weight, bias)
         return y
     return F.linear(x, weight, bias)
 
 
-def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether oneDNN may multiply: it has no gradients, and takes ages for strided rows.
+def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN may multiply: it takes ages for strided rows.
 
     torch.compile chooses a library itself.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
         return False
-    given = (x, weight) if bias is None else (x, weight, bias)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    dense = x.is_contiguous() and weight.is_contiguous()
-    return x.is_cpu and x.dtype == torch.float32 and dense and not differentiable
+    return x.is_contiguous() and weight.is_contiguous()
+
+
+class _OneDnn(torch.autograd.Function):
+    """oneDNN's product, with the gradients that it lacks."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradients[0].reshape(-1, len(weight))
+        return (
+            (rows @ weight).view_as(x) if of_x else None,
+            rows.T @ x.reshape(-1, x.shape[-1]) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )

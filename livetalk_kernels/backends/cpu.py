@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..machine import cpu_vendor
+from ..cpuinfo import cpu_vendor
 from . import operators
 from .reasons import device_reason, dtype_reason
 

@@ -9,6 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 from livetalk_kernels.backends import cpu
 from livetalk_model.linear import Linear, linear, take_over_linears
 
+DTYPES = (torch.float32, torch.float64)
+
 
 def test_bf16_is_summed_in_fp32_and_rounded_once(isa: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -42,17 +44,25 @@ def test_layers_of_others_are_taken_over_with_their_parameters() -> None:
     assert (inner[0].in_features, inner[0].out_features, inner[0].bias) == (6, 4, None)
 
 
-def test_strided_and_differentiable_products_are_pytorchs_own() -> None:
-    """oneDNN's took a thousand times as long with strided rows, and has no gradients."""
+def test_strided_and_compiled_products_are_pytorchs_own() -> None:
+    """oneDNN's took a thousand times as long with strided rows."""
     x, weight = torch.randn(6, 8), torch.randn(4, 16)[:, :8]
-    bias = torch.randn(4, requires_grad=True)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
-    dense = weight.contiguous().requires_grad_()
-    linear(x.requires_grad_(), dense, bias).sum().backward()
-    assert x.grad is not None and dense.grad is not None and bias.grad is not None
+    dense = weight.contiguous()
     with torch.inference_mode():
         compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
-        assert torch.allclose(compiled(x, weight), F.linear(x, weight), atol=1e-6)
+        assert torch.equal(compiled(x, dense), F.linear(x, dense))
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8), (0, 8), (8,)], ids=str)
+def test_gradients(shape: tuple[int, ...]) -> None:
+    given = [torch.randn(size) for size in (shape, (4, 8), (4,))]
+    own, exact = ([t.to(dtype, copy=True).requires_grad_() for t in given] for dtype in DTYPES)
+    for tensors, product in ((own, linear), (exact, F.linear)):
+        y = product(*tensors)
+        (y * torch.arange(4)).sum().backward()
+    for mine, theirs in zip(own, exact, strict=True):
+        assert torch.allclose(mine.grad.double(), theirs.grad, atol=1e-5)
 
 
 def test_onednn_multiplies_where_mkl_holds_back(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
