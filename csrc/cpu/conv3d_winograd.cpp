@@ -190,15 +190,14 @@ void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* ze
   }
 }
 
-// A panel's taps of one chunk block to their positions in one row.
-template <class T>
+// A panel's taps of one chunk block, of the last `frames` along time, to their positions in one row.
+template <class T, int64_t frames>
 void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t row) {
   constexpr int64_t ahead = 4;  // inputs
   const CausalConv3d& args = slab.args;
   const int64_t chunk_step = args.all_taps() * L * P, chunks = slab.chunks_of(block);
   const int64_t u_step = slab.u_step();
   const int64_t first = panel * args.chunks() + block * Slab::block_chunks(args);
-  const int64_t frames = args.flat() ? 1 : 3;  // the last ones
   const T* taps = static_cast<const T*>(args.packed) + first * chunk_step +
                   9 * (args.taps[0] - frames) * L * P;
   const Vec above = Vec::all(factors[row][0]), middle = Vec::all(factors[row][1]),
@@ -228,11 +227,12 @@ void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t r
         Vec part[4][3];
         for (int64_t w = 0; w < 3; ++w) {
           part[0][w] = own[w];
-          if (frames == 1) continue;
-          const Vec outer = own[w] + own[6 + w];
-          part[1][w] = half * (outer + own[3 + w]);
-          part[2][w] = half * (outer - own[3 + w]);
-          part[3][w] = own[6 + w];
+          if constexpr (frames == 3) {
+            const Vec outer = own[w] + own[6 + w];
+            part[1][w] = half * (outer + own[3 + w]);
+            part[2][w] = half * (outer - own[3 + w]);
+            part[3][w] = own[6 + w];
+          }
         }
         float* to = slab.u + (k + input) * P + column;
         for (int64_t time = 0; time < slab.all_times; ++time) {
@@ -379,7 +379,8 @@ void multiply_panel(const Slab& slab, int64_t panel) {
   };
   for (int64_t block = 0; block < Slab::blocks(args); ++block) {
     for (int64_t row = 0; row < N; ++row) {
-      transform_weights<T>(slab, panel, block, row);
+      args.flat() ? transform_weights<T, 1>(slab, panel, block, row)
+                  : transform_weights<T, 3>(slab, panel, block, row);
       multiply_row(block, row);
     }
   }
