@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ..runtime.comm import GroupCommunicator
 
 # Imported once, in the server that ranks are forked from: ranks then start in milliseconds.
-_PRELOAD = ["torch", "torch.distributed", "livetalk_kernels.ops"]
+_PRELOAD = ["torch", "torch.distributed", "torch.distributed.fsdp", "livetalk_kernels.ops"]
 
 
 def run_ranks(

@@ -34,7 +34,8 @@ class Run:
         steps: Number of updates.
         batch: Samples per update, over all ranks.
         accumulate: Micro-batches per update.
-        optimizer: ``adamw``, or ``muon`` for matrices and AdamW for the rest (see `muon`).
+        optimizer: ``adamw``; ``adamw8bit``, whose states take a quarter of the memory (torchao);
+            or ``muon`` for matrices and AdamW for the rest (see `muon`).
         learning_rate: Peak learning rate of the optimiser.
         critic_rate: The same for the fake score.
         warm_up: Fraction of the updates, at the start, during which rates rise from 0.
@@ -57,7 +58,7 @@ class Run:
     seed: Annotated[int, Range(0, _LARGEST)] = 0
     batch: Positive = 32
     accumulate: Positive = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     learning_rate: Share = 2e-6
     critic_rate: Share = 4e-7
     warm_up: Share = 0.0

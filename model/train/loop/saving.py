@@ -25,6 +25,7 @@ from livetalk_kernels.outputs import new_file, write_json
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 from ...weights.safetensors_file import SafetensorsFile, write_safetensors
+from .adamw8bit import CODES, SCALES, put_together, take_apart
 from .shards import local_rows, shard_axis
 from .update import Average, learning
 
@@ -84,7 +85,12 @@ def save(state: State, folder: Path, comm: Communicator | None = None) -> Path:
     """
     comm = comm or LocalCommunicator()
     path = folder / CHECKPOINTS / f"step-{state.step:08d}"
-    rows = {key: local_rows(value)[0] for key, value in _tensors(state) if _mine(value, comm.rank)}
+    rows = {
+        key + part: tensor
+        for key, value in _tensors(state)
+        if _mine(value, comm.rank)
+        for part, tensor in take_apart(local_rows(value)[0]).items()
+    }
     part, parts = _place(state)
     _write(path / _part(part, parts), rows)
     _write(path / _part(comm.rank, comm.size, "samples"), state.samples)
@@ -184,6 +190,24 @@ class _Stored:
             offset += len(piece)
         return pieces[0].clone() if not pieces[0].ndim else torch.cat(pieces)
 
+    def read_blocks(self, key: str, place: tuple[int, int]) -> Tensor | None:
+        """Read what a rank has of a state of 8 bits, whose blocks go across rows; None: nothing.
+
+        Raises:
+            UserError: The parts are of another number of ranks.
+        """
+        number, count = place
+        if count != len(self._parts):
+            raise UserError(
+                f"{self.path}: has states of 8 bits in {len(self._parts)} parts, which {count} "
+                "ranks cannot share; resume on as many ranks as there are parts"
+            )
+        part = self._parts[number]
+        if key + CODES in part.shapes:
+            name = key.rpartition("/")[2]
+            return put_together(name, part.read(key + CODES), part.read(key + SCALES))
+        return part.read(key).clone() if key in part.shapes else None
+
 
 @torch.no_grad()
 def _fill(state: State, stored: _Stored) -> None:
@@ -208,25 +232,31 @@ def _fill(state: State, stored: _Stored) -> None:
         parameters = dict(learning(network))
         entries: dict[int, dict[str, Tensor]] = {}
         places = _places(network, state.optimizers[name])
-        for key in sorted(inner):
+        for key in sorted({key.removesuffix(CODES).removesuffix(SCALES) for key in inner}):
             owner, _, rest = key.partition("/optimizer/")
             if owner != name:
                 continue
             parameter, _, kind = rest.rpartition("/")
             entries.setdefault(places[parameter], {})[kind] = _like(
-                parameters[parameter], stored, key
+                parameters[parameter], stored, key, _place(state)
             )
         optimizer = state.optimizers[name]
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def _like(parameter: Tensor, stored: _Stored, key: str) -> Tensor:
+def _like(parameter: Tensor, stored: _Stored, key: str, place: tuple[int, int]) -> Tensor:
     """Create an optimiser's tensor, sharded like its parameter."""
-    if not isinstance(parameter, DTensor) or stored.shape(key) != tuple(parameter.shape):
-        return stored.read(key)
     part, rows = local_rows(parameter)
-    local = stored.read(key, rows).to(part.device)
+    if key + CODES in stored.keys:
+        local = stored.read_blocks(key, place)
+        local = torch.zeros_like(part) if local is None else local.to(part.device)
+    elif not isinstance(parameter, DTensor) or stored.shape(key) != tuple(parameter.shape):
+        return stored.read(key)
+    else:
+        local = stored.read(key, rows).to(part.device)
+    if not isinstance(parameter, DTensor):
+        return local
     return DTensor.from_local(
         local,
         parameter.device_mesh,

@@ -18,6 +18,7 @@ from livetalk_kernels.outputs import new_file, write_json
 
 from ..demo import Kind
 from ..settings import RESOLVED, Run
+from .adamw8bit import adamw8bit
 from .curves import write_curves
 from .loop import Data, Progress, Task, train
 from .muon import Muon
@@ -28,7 +29,7 @@ from .update import Average, learning
 ABOUT = "training.json"  # in a run's folder
 SAMPLES = "samples"
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = MappingProxyType(
-    {"adamw": torch.optim.AdamW, "muon": Muon}
+    {"adamw": torch.optim.AdamW, "adamw8bit": adamw8bit, "muon": Muon}
 )
 _SPECKS = 1e-8  # AdamW's epsilon
 _CURE = "give another folder with --output"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from livetalk_kernels.errors import NumericsError
@@ -34,7 +34,11 @@ def take_step(optimizer: torch.optim.Optimizer, *, max_norm: float = 1.0) -> flo
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Scale the learning rates relative to those that the optimiser was created with."""
     for group in optimizer.param_groups:
-        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+        rate = factor * group.setdefault("initial_lr", float(group["lr"]))
+        if isinstance(group["lr"], Tensor):  # a compiled step reads it there
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class Average:
