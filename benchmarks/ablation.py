@@ -201,7 +201,7 @@ def compare(args: argparse.Namespace) -> Path:
     """Distil and stream what is missing; return the page about all.
 
     Raises:
-        UserError: A run was begun with other settings, or a file is no good.
+        UserError: A run was begun with other settings, or a file is invalid.
     """
     args.output.mkdir(parents=True, exist_ok=True)
     runs = {recipe: [distil(args, recipe, seed) for seed in args.seeds] for recipe in args.recipes}

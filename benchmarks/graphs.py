@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     """Check each call, time it both ways, profile, write.
 
     Raises:
-        UserError: There is no GPU, or an option is no good.
+        UserError: There is no GPU, or an option is invalid.
     """
     device, dtype = resolve(args)
     if device.type != "cuda":

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     """Time case after case.
 
     Raises:
-        UserError: An option is no good.
+        UserError: An option is invalid.
     """
     device, dtype = resolve(args)
     ops = known_ops(args.op or [ALL])

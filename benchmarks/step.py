@@ -350,7 +350,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> tuple[Output, Race]:
     """Check and time everything.
 
     Raises:
-        UserError: An option is no good.
+        UserError: An option is invalid.
     """
     device, dtype = resolve(args)
     preset = sized(args.preset, size=args.size)

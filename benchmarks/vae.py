@@ -175,7 +175,7 @@ def measure(args: argparse.Namespace, budget: Budget) -> Output:
     """Check and time everything.
 
     Raises:
-        UserError: An option is no good.
+        UserError: An option is invalid.
     """
     device, dtype = resolve(args)
     preset = sized(args.preset, size=args.size)

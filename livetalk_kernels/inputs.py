@@ -86,8 +86,8 @@ def find(path: Path | str) -> Found:
         return Found(kind="file", bytes=state.st_size)
     if stat.S_ISDIR(state.st_mode):
         return Found(kind="folder")
-    words = next((words for test, words in _SPECIAL if test(state.st_mode)), "is no file")
-    return Found(kind="special", problem=words)
+    words = (words for test, words in _SPECIAL if test(state.st_mode))
+    return Found(kind="special", problem=next(words, "is not a regular file"))
 
 
 def is_file(path: Path | str) -> bool:
@@ -271,13 +271,13 @@ def read_text(
     data = data.removeprefix(_BOM)
     place = data.find(b"\0")
     if place >= 0:
-        raise UserError(f"{name}: is no text in UTF-8 (byte {place} is zero); check the file")
+        raise UserError(f"{name}: is not UTF-8 text (byte {place} is zero); check the file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{name}: is no text in UTF-8 (line {line}, byte {error.start}); save it as UTF-8"
+            f"{name}: is not UTF-8 text (line {line}, byte {error.start}); save it as UTF-8"
         ) from None
 
 
@@ -307,11 +307,11 @@ def read_json(
         value = _parse(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise UserError(f"{name}: is no JSON ({error.msg}: {place}); {cure}") from None
+        raise UserError(f"{name}: is not valid JSON ({error.msg}: {place}); {cure}") from None
     except RecursionError:
-        raise UserError(f"{name}: is no usable JSON (nested too deeply); {cure}") from None
+        raise UserError(f"{name}: is not usable JSON (nested too deeply); {cure}") from None
     except ValueError as error:
-        raise UserError(f"{name}: is no usable JSON ({error}); {cure}") from None
+        raise UserError(f"{name}: is not usable JSON ({error}); {cure}") from None
     if not isinstance(value, dict):
         raise UserError(f"{name}: holds {_kind(value)}, not a JSON object; {cure}")
     return value

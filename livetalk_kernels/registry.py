@@ -129,8 +129,8 @@ def _excluded(value: str) -> frozenset[tuple[str, str]]:
         op, _, name = part.partition("=")
         if op not in op_names() or name not in backend_names(op) or name == "reference":
             raise UserError(
-                f"{EXCLUDE_VARIABLE}={value}: {part!r} is no OP=BACKEND that can be left out; "
-                "see 'livetalk backends'"
+                f"{EXCLUDE_VARIABLE}={value}: {part!r} is not an OP=BACKEND pair that can be "
+                "left out; see 'livetalk backends'"
             )
         pairs.add((op, name))
     return frozenset(pairs)

@@ -89,8 +89,7 @@ def match_color(
         out = (1 - strength) * frame + strength * clamp(rgb(lab'), 0, 1)
 
     (the last line on [0, 1]). Frames are independent, so any split along T gives the same result.
-    All
-    arithmetic is float32, rounded once to the input's dtype.
+    All arithmetic is float32, rounded once to the input's dtype.
 
     Args:
         frames: [1, 3, T, H, W], sRGB in [-1, 1], any float dtype, any strides.

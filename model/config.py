@@ -35,7 +35,6 @@ MOTION_LATENTS = 2  # repeat the end of the chunk before
 CHUNK_FRAMES = 1 + (LATENT_FRAMES - 1) * FRAMES_PER_LATENT
 MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
 NEW_FRAMES = CHUNK_FRAMES - MOTION_FRAMES
-MAX_SIDE = 4096  # pixels; at 4096 x 4096 a chunk is 590,000 tokens, far beyond any training
 
 # Switches of the published model class. Only this combination was ever trained and published; any
 # other would change the arithmetic, so it is rejected rather than ignored.

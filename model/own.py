@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal, Self
 from livetalk_kernels.errors import UserError
 from livetalk_kernels.inputs import Range, build, is_file
 
-from .config import MAX_SIDE, DiTConfig, read_config
+from .config import DiTConfig, read_config
+from .picture_size import MAX_SIDE, STEP
 
 ENTRY = "livetalk"
 RUN_FILE = "training.json"
 """File that identifies a folder as a training run."""
-_STEP = 16  # picture sides are multiples of this
 _MOST_ZEROS = 1 << 24
 _AGAIN = "write it again with 'livetalk train KIND --output DIR --resume'"
 
-Side = Annotated[int, Range(_STEP, MAX_SIDE)]
+Side = Annotated[int, Range(STEP, MAX_SIDE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class OwnModel:
 
     def __post_init__(self) -> None:
         """Reject impossible sizes."""
-        if any(side % _STEP for side in self.size):
-            raise ValueError(f"size is {list(self.size)}, not multiples of {_STEP}")
+        if any(side % STEP for side in self.size):
+            raise ValueError(f"size is {list(self.size)}, not multiples of {STEP}")
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

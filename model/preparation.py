@@ -17,10 +17,11 @@ from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 
 from .avatar import Avatar, before_grey
-from .config import MAX_SIDE, DiTConfig
+from .config import DiTConfig
 from .encoders.conditions import ConditionEncoders
 from .media.image import Crop, Portrait, load_portrait, parse_crop
 from .own import OwnModel
+from .picture_size import check_size
 from .stream.chunk import from_uint8
 from .stream.finite import FiniteGuard
 from .vae import VAE
@@ -244,23 +245,3 @@ def portrait_db(vae: VAE, picture_BCTHW: Tensor, condition_BCTHW: Tensor) -> flo
     back = vae.decode(condition_BCTHW[:, :, :1].to(picture_BCTHW.dtype))
     error = ((back - picture_BCTHW).float() / 2).square().mean()
     return float(-10 * torch.log10(error.clamp_min(1e-20)))
-
-
-def check_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size, if the model can make pictures of it.
-
-    Raises:
-        UserError: Height or width is not a positive multiple of 16, or beyond 4096.
-    """
-    height, width = size
-    for name, pixels in (("height", height), ("width", width)):
-        if pixels <= 0 or pixels % 16:
-            near = max(16, round(pixels / 16) * 16)
-            raise UserError(
-                f"--size {height}x{width}: the {name} must be a multiple of 16; use {near}"
-            )
-        if pixels > MAX_SIDE:
-            raise UserError(
-                f"--size {height}x{width}: the {name} may be {MAX_SIDE} at most; choose less"
-            )
-    return height, width

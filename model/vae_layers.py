@@ -196,11 +196,10 @@ class ResidualBlock(nn.Module):
     """Norm, SiLU and convolution, twice, in parallel with a shortcut.
 
     PyTorch adds cuDNN's convolution bias in a separate pass. With ``fuse_bias`` the convolutions
-    omit
-    theirs: the first one's is added by the following norm, the second one's and the shortcut's, as
-    one vector, by the pass that adds the residual. By arithmetic, not measured: GPU memory traffic
-    of a block without a shortcut for 4 new frames after 2 remembered ones, in units of its 4 frames
-    (14B at 768x448: 264 MB in bf16 at full size):
+    omit theirs: the first one's is added by the following norm, the second one's and the
+    shortcut's, as one vector, by the pass that adds the residual. By arithmetic, not measured: GPU
+    memory traffic of a block without a shortcut for 4 new frames after 2 remembered ones, in units
+    of its 4 frames (14B at 768x448: 264 MB in bf16 at full size):
 
         pass                              cuDNN's way         with ``fuse_bias``
         norm and SiLU, twice              2 x (1 + 1)         2 x (1 + 1)

@@ -11,7 +11,7 @@ SCALE = 4  # bytes, of a token and head in FP8
 
 
 def step_flops(config: DiTConfig, tokens: int, frames: int, text: int) -> dict[str, int]:
-    """FLOPs of a step, a chunk's audio and a session's start with one timestep."""
+    """Count the FLOPs of a step, a chunk's audio and a session's start with one timestep."""
     dim, layers, patch = config.dim, config.num_layers, 4
     keys = tokens + text + config.image_len + config.context_tokens
     block = tokens * (8 * dim**2 + 2 * dim * config.ffn_dim + 2 * keys * dim)
@@ -45,7 +45,7 @@ def step_bytes(
     regions: int = 0,
     fp8: bool = False,
 ) -> dict[str, int]:
-    """Bytes that a rank sends in a step, by kind; ``outputs``: fp32 numbers a token in the end."""
+    """Count the bytes a rank sends in a step, by kind; ``outputs``: final fp32 values per token."""
     sizes, others = shares(tokens, mesh.world), mesh.world - 1
     block, place = divmod(rank, mesh.ulysses)
     blocks = [sum(sizes[at : at + mesh.ulysses]) for at in range(0, mesh.world, mesh.ulysses)]
@@ -66,7 +66,7 @@ def step_bytes(
 
 
 def halo_pixels(rows: int, columns: int, neighbours: tuple[int, int], border: int = 1) -> int:
-    """Pixels that a slice sends for one 3x3 convolution: to neighbours above and below, beside."""
+    """Count the pixels a slice sends for one 3x3 convolution: vertically, and at its sides."""
     vertical, horizontal = neighbours
     corners = vertical * horizontal * border**2
     return border * (vertical * columns + horizontal * rows) + corners

@@ -1,4 +1,4 @@
-"""Runs the parts of ``make gpu-report`` on made-up GPUs; test_gpu_rehearsal.py starts it.
+"""Runs the parts of ``make gpu-report`` on simulated GPUs; test_gpu_rehearsal.py starts it.
 
 python tests/gpu_rehearsal.py benchmarks FOLDER OP=BACKEND,...
 """
@@ -42,20 +42,20 @@ def note(name: str, call: Callable[[], object]) -> None:
 
 
 def script(part: str, words: Sequence[str]) -> int:
-    """One of the benchmarks."""
+    """Load one of the benchmarks."""
     sys.argv = [part, *words]
     code: int = importlib.import_module(part).main()
     return code
 
 
 def run(name: str, *words: str, part: str | None = None) -> None:
-    """The same, as a part with a result."""
+    """Run a script as a part with a result."""
     given = ["--device", "cuda", *words, "--json", str(FOLDER / f"{name}.json")]
     note(name, lambda: script(part or name, given))
 
 
 def started(gpus: FakeCuda, count: int, call: Callable[[], int]) -> int:
-    """Call it on so many ranks as torchrun starts them, but forked: nothing is imported again."""
+    """Call it on several ranks as torchrun would, but forked, so that nothing is imported again."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0,
@@ -116,7 +116,7 @@ def several_ranks() -> None:
 
 
 def one_case(op: str, device: Any, dtype: Any) -> list[Case]:
-    """Stands for the cases of `ops_all`, for which a CPU takes hours."""
+    """Replace the cases of `ops_all`, which take hours on a CPU."""
     spec = load_op(op)
     small = [case for case in spec.cases(device, dtype) if not case.large]
     return [max(small, key=lambda case: spec.cost(case).flops)]

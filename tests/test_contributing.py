@@ -26,12 +26,12 @@ def section(title: str) -> str:
 
 
 def files_of(recipe: str) -> dict[str, str]:
-    """Path -> contents of the files that a recipe says to write."""
+    """Map paths to the contents of the files that a recipe says to write."""
     return dict(re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", section(recipe), re.DOTALL))
 
 
 def proof_of(recipe: str) -> list[str]:
-    """The command that ends a recipe."""
+    """Return the command that ends a recipe."""
     lines = re.findall(r"This proves it:\n\n```bash\n(.*)\n```\n", section(recipe))
     program, *words = shlex.split(lines[-1])
     assert len(lines) == 1 and program == ".venv/bin/python"
@@ -83,7 +83,7 @@ def test_the_proof_of_a_backend_fails_where_it_is_wrong(tmp_path: Path) -> None:
 
 @cache
 def names_in(file: Path) -> set[str]:
-    """Functions and classes of a source file; methods as ``Class.method``."""
+    """List functions and classes of a source file; methods as ``Class.method``."""
     code = file.read_text(encoding="utf-8")
     if file.suffix != ".py":
         return set(re.findall(r"^[\w:<>][\w:<>, &*]* (\w+)\(", code, re.MULTILINE))

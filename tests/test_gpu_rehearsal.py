@@ -1,4 +1,4 @@
-"""The parts of ``make gpu-report`` on a made-up GPU: no branch for one fails on its first day."""
+"""Runs the parts of ``make gpu-report`` on a simulated GPU, so that no GPU branch is untested."""
 
 import inspect
 import json

@@ -46,7 +46,7 @@ NOT_OURS = {"build", "dist", "out", "shared", "__pycache__"}
 
 @cache
 def project_files() -> tuple[Path, ...]:
-    """Every text file of the project; what git ignores is left out."""
+    """List every text file of the project that git does not ignore."""
     files = [REPOSITORY / ".ci/run", REPOSITORY / ".gitignore", REPOSITORY / "Makefile"]
     for folder, folders, names in os.walk(REPOSITORY):
         folders[:] = [
@@ -60,7 +60,7 @@ def project_files() -> tuple[Path, ...]:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, for both packages under their installed names."""
+    """Map dotted names to files, for both packages under their installed names."""
     found = {}
     for package, folder in PACKAGES.items():
         for file in folder.rglob("*.py"):
@@ -75,7 +75,7 @@ def syntax(file: Path) -> ast.Module:
 
 
 def layer(module: str) -> int | None:
-    """The layer of a dotted name; None outside the project."""
+    """Return the layer of a dotted name; None outside the project."""
     parts = module.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((LAYERS[prefix] for prefix in prefixes if prefix in LAYERS), None)
@@ -93,7 +93,7 @@ def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
 
 
 def upward_imports(name: str, tree: ast.Module, is_package: bool) -> list[str]:
-    """The imports of module ``name`` that reach into a higher layer."""
+    """List the imports of module ``name`` that reach into a higher layer."""
     package = name if is_package else name.rpartition(".")[0]
     own = layer(name)
     assert own is not None, name
@@ -105,7 +105,7 @@ def upward_imports(name: str, tree: ast.Module, is_package: bool) -> list[str]:
 
 
 def forbidden(name: str, tree: ast.Module) -> list[str]:
-    """What no product code does: reads of the environment, pickles, GPU waits, shell strings."""
+    """Find what product code must not do: environment reads, pickles, GPU waits, shell strings."""
     used = list(imports(tree, name))
     found = []
     for node in ast.walk(tree):
@@ -155,7 +155,7 @@ def test_the_import_rule_sees(name: str, code: str, wrong: bool) -> None:
 
 
 def import_graph(sources: Mapping[str, tuple[ast.Module, bool]]) -> dict[str, set[str]]:
-    """Module -> modules that it imports when it runs, those within functions counted.
+    """Map modules to those that they import at run time, including inside functions.
 
     Args:
         sources: Module -> its syntax tree, and whether it is a package.
@@ -183,7 +183,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """A circle of modules, the first one again at its end; empty if there is none."""
+    """Find a cycle of modules, the first one again at its end; empty if there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -18,7 +18,7 @@ OPTION = r"--[a-z][a-z-]+"
 
 
 def command_lines() -> list[str]:
-    """The command lines of the README's shell blocks, continuation lines joined."""
+    """Return the command lines of the README's shell blocks, continuation lines joined."""
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [code for line in lines if (code := line.partition("#")[0].strip())]
@@ -26,7 +26,7 @@ def command_lines() -> list[str]:
 
 @cache
 def help_of(command: str) -> str:
-    """What ``livetalk COMMAND --help`` prints; the test fails where the command does not exist."""
+    """Return what ``livetalk COMMAND --help`` prints; fail if the command does not exist."""
     script = Path(sys.executable).with_name("livetalk")
     result = subprocess.run(
         [script, command, "--help"],

@@ -1,4 +1,4 @@
-"""`make train-demo`: stages that are left out when done, go on when begun, and stop in time."""
+"""`make train-demo`: finished stages are skipped, interrupted ones resume, and all stop in time."""
 
 import json
 import os

@@ -77,7 +77,7 @@ class Setup:
         """Resolve the options.
 
         Raises:
-            UserError: One is no good.
+            UserError: One is invalid.
         """
         self.words = {name: config.getoption(name) for name in ("preset", "device", "dtype")}
         self.rounds: int = config.getoption("rounds")

@@ -155,8 +155,7 @@ class CudaTimer:
         current.wait_stream(self._side)
         try:
             # The outer block restores the stream in any case: torch.cuda.graph leaves its own
-            # behind if
-            # ending the capture fails. thread_local: other threads may use CUDA.
+            # behind if ending the capture fails. thread_local: other threads may use CUDA.
             with (
                 torch.cuda.stream(current),
                 torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"),

@@ -43,7 +43,7 @@ def load(path: Path, report: Report) -> Report:
         before = build(Report, value)
     except ValueError as error:
         raise UserError(
-            f"{file}: is no report of `livetalk inspect --save`: {error}; {make}"
+            f"{file}: is not a report of `livetalk inspect --save`: {error}; {make}"
         ) from None
     if before.dtype != report.dtype:
         raise UserError(f"{file}: is of {before.dtype:.40}; compare with --dtype of it")

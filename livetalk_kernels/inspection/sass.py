@@ -72,7 +72,7 @@ class Code:
         """Reject impossible widths."""
         for bits in (*self.loads, *self.stores, *self.copies):
             if bits not in _WIDTHS:
-                raise ValueError(f"{bits!r:.40} is no width of an access")
+                raise ValueError(f"{bits!r:.40} is not an access width")
 
     @property
     def widest_load(self) -> str:

@@ -131,8 +131,7 @@ class HaloExchange(Whole):
             size: Rows and columns of the latent.
             overlap: Convolve the slice while its halo is in flight, and its borders afterwards.
                 Otherwise wait for the halo and convolve once: less work, since every call rereads
-                    all
-                weights, and faster with fast links.
+                all weights, and faster with fast links.
         """
         assert communicator.size == grid.world
         self.slices = Slices(grid=grid, size=size)

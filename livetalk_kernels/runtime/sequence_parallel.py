@@ -33,8 +33,7 @@ class LocalSequence:
     Attributes:
         rows: This rank's rows of all tokens.
         layout: Layout in which `attention` takes q and k (`rms_norm_rope`): ``token``: [1, L, H,
-            d];
-            ``head``: [H, 1, L, d].
+            d]; ``head``: [H, 1, L, d].
     """
 
     layout: Layout = "token"

@@ -5,8 +5,7 @@ heads. Both directions are an all-to-all. A rank's heads may be split into *grou
 is attended to, the next is in flight, and the previous one's results return.
 
 Nothing is padded: rows and heads may be uneven. q, k and v are head-major, so that each rank's
-    piece
-is contiguous; a group of one head is also received in place.
+piece is contiguous; a group of one head is also received in place.
 
 Source: DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509.
 """

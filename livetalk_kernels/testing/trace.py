@@ -25,7 +25,7 @@ def trace_problems(trace: Mapping[str, Any]) -> list[str]:
     """
     events = trace.get("traceEvents")
     if not isinstance(events, list) or not events:
-        return ["traceEvents is no list, or empty"]
+        return ["traceEvents is not a list, or is empty"]
     problems = list(_bad_events(events))
     if problems:
         return problems  # the following checks read their fields

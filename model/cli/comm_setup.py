@@ -15,7 +15,7 @@ from livetalk_kernels.runtime.mesh import Grid, Mesh
 
 from ..config import Preset, get_preset
 from ..loading import resolve_dtype
-from ..preparation import check_size
+from ..picture_size import check_size
 from ..vae import SPATIAL
 from . import common
 

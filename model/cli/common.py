@@ -322,7 +322,7 @@ def check_file(
 
 
 def check_output(args: argparse.Namespace, suffixes: Collection[str]) -> None:
-    """Check, before any work is done, that ``args.output`` can be written and is no input.
+    """Check, before any work is done, that ``args.output`` can be written and is not an input.
 
     Raises:
         UserError: See `outputs.check_output`.
@@ -371,7 +371,8 @@ def avatar_source(args: argparse.Namespace) -> "Callable[[Preparer], Avatar]":
     """
     from ..avatar import Avatar, load_embedding
     from ..media.image import load_portrait, parse_crop
-    from ..preparation import check_embeddings, check_size
+    from ..picture_size import check_size
+    from ..preparation import check_embeddings
 
     if getattr(args, "avatar", None) is not None:
         for option in ("prompt", "prompt_embeds", "image_embeds", "size", "crop"):

@@ -80,7 +80,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, make the clips, report."""
-    from ..preparation import check_size
+    from ..picture_size import check_size
     from ..train.data.clips import Index, check_clip_size
     from ..train.faces.mouth import FPS
     from .dataset_fill import drawn, fill_folder, videos

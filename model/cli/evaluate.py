@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate.report import make_report, without_chunks
     from ..evaluate.scripts import write_scripts
     from ..loading import use_device
-    from ..preparation import check_size
+    from ..picture_size import check_size
     from ..train.data.clips import Clips
     from ..train.faces.mouth import FPS
 

@@ -3,10 +3,9 @@
 import argparse
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from livetalk_kernels.errors import UserError
+from typing import TYPE_CHECKING
 
 from . import common, numbers, ranks, samples
 from .streams import ReaderGoneError
@@ -23,8 +22,6 @@ livetalk generate --portrait me.png --audio speech.wav --output talk.mp4
 livetalk generate --avatar me.avatar --audio speech.mp3 --output talk.mp4 \\
     --checkpoint SoulX-FlashTalk-14B --audio-encoder chinese-wav2vec2-base
 livetalk generate --nproc 8 --avatar me.avatar --audio a.wav --output talk.mp4"""
-
-RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog allows 2
 
 
 def add_parser(subparsers: common.Subparsers) -> None:
@@ -79,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
     """Start ranks where several are asked for; be one of them, or the only one."""
     from livetalk_kernels.outputs import part_pattern
 
+    from .interrupts import left_behind
+
     samples.fill_in(args)
-    code = ranks.run_ranks(args, left=_left(part_pattern(args.output)))
+    code = ranks.run_ranks(args, left=left_behind(part_pattern(args.output)))
     if code is not None:
         return code
     with ranks.joined_team(args) as (team, watchdog):
@@ -95,16 +94,8 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _left(part: Path) -> str:
-    """Describe what a killed process leaves behind, given the file's name or a pattern for it."""
-    playable = ".mp4" in part.suffixes
-    return f"{part} is playable" if playable else f"{part} is incomplete"
-
-
 def _follow(args: argparse.Namespace, team: "Team") -> int:
     """Compute a follower rank's share; rank 0 reports."""
-    from livetalk_kernels.machine import machine
-
     from .recording import open_timeline, write_timeline
 
     with team.phase("load"):
@@ -114,27 +105,21 @@ def _follow(args: argparse.Namespace, team: "Team") -> int:
     pipeline.follow(timeline)
     if args.timeline:
         path = args.timeline.with_stem(f"{args.timeline.stem}.rank{team.world.rank}")
-        facts = {"command": ["livetalk", *args.argv], "machine": machine()}
-        write_timeline(path, timeline, facts)
+        write_timeline(path, timeline, args.argv)
     return 0
 
 
 def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -> int:
     """Check what is cheap to check, load, generate, report; for rank 0."""
-    from livetalk_kernels.machine import machine
     from livetalk_kernels.neighbours import CpuWatch
 
     from ..media.audio import AudioReader
     from ..media.video import SUFFIXES, open_writer
-    from ..media.writer import BackgroundWriter
-    from .interrupts import Interrupts
-    from .recording import open_timeline, record, write_timeline
+    from .recording import nothing_written, open_timeline, record, write_timeline
 
     common.check_output(args, SUFFIXES)
-    facts: dict[str, Any] = {}
     if args.timeline:
         common.check_file(args.timeline, (".json",), inputs=[args.config, args.audio])
-        facts = {"command": ["livetalk", *args.argv], "machine": machine()}
     options = common.stream_options(args)
     with AudioReader(args.audio, track=args.track) as reader:
         told = _tell_notes(reader)
@@ -154,20 +139,12 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         timeline = open_timeline(args.timeline is not None, pipeline, team)
         watch = CpuWatch()
         with pipeline.session(avatar, options=options, timeline=timeline) as session:
-
-            def open_output() -> BackgroundWriter:
-                writer = open_writer(
-                    args.output, *avatar.size, options.fps, sound=args.audio, track=args.track
-                )
-                interrupts.left = _left(writer.part)
-                background = BackgroundWriter(writer, timeline=timeline)
-                if watchdog is not None:
-                    watchdog.on_failure = lambda: background.rescue(RESCUE)
-                return background
-
-            interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
-            lost = None if watchdog is None else watchdog.await_verdict
-            outcome, failure, writer = record(reader, session, open_output, interrupts, team, lost)
+            open_output = partial(
+                open_writer, args.output, *avatar.size, options.fps, args.audio, track=args.track
+            )
+            outcome, failure, writer = record(
+                reader, session, open_output, team, watchdog, timeline
+            )
             cpu = watch.read() if team.size == 1 else None  # other ranks are not other programs
             memory = None
             if args.json:
@@ -181,7 +158,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     warnings = [*reader.warnings, *writer.warnings]
     common.warn(warnings)
     if not writer.frames:
-        return _nothing_written(args, outcome, failure)
+        return nothing_written(args.audio, outcome, failure)
     from .latency import latency_report, print_run
 
     report = latency_report(
@@ -202,7 +179,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         else:
             print_run(report, session)
     if args.timeline:
-        write_timeline(args.timeline, timeline, facts)
+        write_timeline(args.timeline, timeline, args.argv)
     if failure is not None:
         raise failure
     return outcome
@@ -213,18 +190,3 @@ def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
     for note in reader.notes[told:]:
         common.note(f"note: {note}")
     return len(reader.notes)
-
-
-def _nothing_written(args: argparse.Namespace, outcome: int, failure: UserError | None) -> int:
-    """Explain why there are no frames, unless already done; return the exit code.
-
-    Raises:
-        UserError: Something is wrong with an input or the output, or the sound is too short.
-    """
-    if failure is not None:
-        raise failure
-    if outcome == 0:
-        raise UserError(f"{args.audio}: shorter than one frame; record at least 0.04 s")
-    if outcome == common.INTERRUPTED:
-        common.note("stopped before the first frame; nothing was written")
-    return outcome

@@ -2,12 +2,19 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
 from livetalk_kernels.runtime.ranks.signals import Before, SignalThread, catch, give_back, say
 
 from . import common
+
+
+def left_behind(part: Path) -> str:
+    """Describe what a killed process leaves of a video, given the file's name or a pattern."""
+    playable = ".mp4" in part.suffixes
+    return f"{part} is playable" if playable else f"{part} is incomplete"
 
 
 class _Signals:

@@ -149,7 +149,7 @@ def _measure(args: argparse.Namespace) -> "tuple[Model, Measured]":
     from ..dry_run.measure import measure, require_memory
     from ..dry_run.memory import describe, predict
     from ..loading import ModelSource
-    from ..preparation import check_size
+    from ..picture_size import check_size
     from ..stream.chunk import StreamOptions
 
     if any(option not in (None, 1) for option in (args.ranks, args.ulysses, args.ring)):

@@ -36,7 +36,7 @@ def print_plans(title: str, plans: list[Plan]) -> None:
     out.print(table)
     notes = [
         "U x R: ulysses x ring. chunk: 28 new frames, 1.12 s of video at 25 FPS. start: from a "
-        "loaded model and an avatar file to the first frames. memory: of a rank."
+        "loaded model and an avatar file to the first frames. memory: per rank."
     ]
     if any(plan.job.fp8 for plan in plans):
         notes.append("*: an approximation.")
@@ -52,7 +52,7 @@ def print_best(plan: Plan) -> None:
     """Print the stages of a chunk."""
     found, out = plan.forecast, console()
     columns = ("stage", ">time", ">share", "~parts")
-    table = plain_table("A chunk with the first of them, on the busiest rank", columns)
+    table = plain_table("A chunk of the best plan, on the busiest rank", columns)
     for stage, parts in found.stages.items():
         whole = sum(parts.values())
         ordered = sorted(parts.items(), key=lambda entry: -entry[1])
@@ -60,19 +60,19 @@ def print_best(plan: Plan) -> None:
         text = ", ".join(shown) if len(parts) > 1 else ""
         table.add_row(stage, seconds(whole), f"{whole / found.chunk:.1%}", text)
     for name, value in found.beside.items():
-        table.add_row(f"({name})", seconds(value), "", "beside the others")
+        table.add_row(f"({name})", seconds(value), "", "concurrent")
     if found.added:
         share = f"{found.added / found.chunk:.1%}"
-        table.add_row("+ beside", seconds(found.added), share, "what does not fit into waits")
+        table.add_row("+ concurrent", seconds(found.added), share, "not hidden by waits")
     table.add_section()
     table.add_row("chunk", seconds(found.chunk), "100.0%", f"a step: {seconds(found.step)}")
     out.print(table)
 
 
 def print_inputs(gpu: Gpu, machine: GpuMachine, evidence: Evidence) -> None:
-    """Say what a forecast for GPUs rests on."""
+    """Print what a forecast for GPUs is based on."""
     out = console()
-    out.print("What this rests on (--json has every source):")
+    out.print("Based on (--json lists every source):")
     for kind, quantities in kinds(gpu, evidence).items():
         text = ", ".join(
             f"{name} {_amount(name, quantity.value)}" for name, quantity in quantities.items()
@@ -110,10 +110,10 @@ def _amount(name: str, value: float) -> str:
 
 
 def print_rates(machine: CpuMachine, count: int, hardware: str) -> None:
-    """Say what a forecast for a CPU rests on."""
+    """Print what a forecast for a CPU is based on."""
     rates = machine.rates
     console().print(
-        f"What this rests on: 6 rates fitted to {plural(count, 'report')} of "
+        f"Based on 6 rates fitted to {plural(count, 'report')} of "
         f"{escape(hardware)}: linears {rates.linears / 1e9:.0f}, attention "
         f"{rates.attention / 1e9:.0f}, convolution {rates.convolution / 1e9:.0f}, audio encoder "
         f"{rates.audio / 1e9:.0f} GFLOP/s, memory {rates.bandwidth / 1e9:.1f} GB/s, "

@@ -105,7 +105,7 @@ def _checked(args: argparse.Namespace) -> "Length":
     Raises:
         UserError: Options are out of range or conflict.
     """
-    from ..preparation import check_size
+    from ..picture_size import check_size
     from ..profile.files import REPORT, TEXT
     from ..profile.run import Length
 

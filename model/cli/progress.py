@@ -31,7 +31,7 @@ def progress(
     Args:
         seconds: Length of the sound, if known.
         session: The stream.
-        line_seconds: Time between two lines where stderr is no terminal.
+        line_seconds: Time between two lines where stderr is not a terminal.
 
     Yields:
         Function to call with the number of frames just written.
@@ -101,7 +101,7 @@ def counted(
     Args:
         total: Number of items.
         noun: What an item is, in the singular.
-        line_seconds: Time between two lines where stderr is no terminal.
+        line_seconds: Time between two lines where stderr is not a terminal.
 
     Yields:
         Function to call after each.
@@ -167,7 +167,8 @@ def training_progress(
     """Show a training's progress and the time left on stderr.
 
     Args:
-        line_seconds: Time between lines where stderr is no terminal; the last update always prints.
+        line_seconds: Time between lines where stderr is not a terminal; the last update always
+            prints.
 
     Yields:
         Function to call after every update.

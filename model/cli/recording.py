@@ -1,49 +1,57 @@
 """Record a stream: sound through a session into a file, and what ran when."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from livetalk_kernels.errors import CommError, NumericsError, UserError
+from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
+from livetalk_kernels.runtime.ranks.watchdog import Watchdog
 from livetalk_kernels.runtime.timeline import Timeline
 
 from ..media.audio import AudioReader
+from ..media.frames import FrameWriter
 from ..media.writer import BackgroundWriter
 from ..pipeline import Pipeline
 from ..stream.chunk import Frames
 from ..stream.session import Session
 from ..stream.team import Team
 from . import common
-from .interrupts import Interrupts
+from .interrupts import Interrupts, left_behind
 from .progress import progress
 
 _BAD_INPUT = 2  # exit code
+_RESCUE = 1.8  # seconds to finish the video after the loss of a rank; the watchdog allows 2
 _KEPT_RANGES = 1 << 17  # per lane of a timeline: hours of a stream
 
 
 def record(
     reader: AudioReader,
     session: Session,
-    open_output: Callable[[], BackgroundWriter],
-    interrupts: Interrupts,
+    open_output: Callable[[], FrameWriter],
     team: Team,
-    lost: Callable[[], None] | None,
+    watchdog: Watchdog | None,
+    timeline: Timeline,
 ) -> tuple[int, UserError | None, BackgroundWriter]:
     """Push the sound through the session into a file, which is completed whatever happens.
 
-    The progress counts frames that are made; a few of them may still be queued for writing.
-    ``lost`` is called when a message was not delivered, while the file is still open: if another
-    rank is lost it completes the file and ends this process.
+    The progress counts frames that are made; a few of them may still be queued for writing. The
+    file is still open when the watchdog judges a message that was not delivered: if another rank is
+    lost it completes the file and ends this process.
 
     Returns:
         The exit code, any error of an input or the output, and the completed file.
     """
     outcome, failure = 0, None
+    interrupts = Interrupts(stopping=None if watchdog is None else watchdog.stopping)
     with interrupts:
         # An interrupt between these two calls would leave the file open.
         interrupts.hold()
-        writer = open_output()
+        writer = BackgroundWriter(open_output(), timeline=timeline)
+        interrupts.left = left_behind(writer.part)
+        if watchdog is not None:
+            watchdog.on_failure = partial(writer.rescue, _RESCUE)
         try:
             with writer:
                 interrupts.release()
@@ -61,8 +69,8 @@ def record(
                 except UserError as error:
                     outcome, failure = _BAD_INPUT, error
                 except CommError:
-                    if lost is not None:
-                        lost()
+                    if watchdog is not None:
+                        watchdog.await_verdict()
                     raise
                 interrupts.hold()  # complete the file undisturbed
                 with team.phase("finish"):
@@ -77,6 +85,21 @@ def record(
                 common.note(f"wrote {writer.path}: {kept} (stopped early)")
             raise
     return outcome, failure, writer
+
+
+def nothing_written(audio: Path, outcome: int, failure: UserError | None) -> int:
+    """Explain why there are no frames, unless already done; return the exit code.
+
+    Raises:
+        UserError: Something is wrong with an input or the output, or the sound is too short.
+    """
+    if failure is not None:
+        raise failure
+    if outcome == 0:
+        raise UserError(f"{audio}: shorter than one frame; record at least 0.04 s")
+    if outcome == common.INTERRUPTED:
+        common.note("stopped before the first frame; nothing was written")
+    return outcome
 
 
 def frames_of(reader: AudioReader, session: Session, team: Team) -> Iterator[Frames]:
@@ -104,6 +127,7 @@ def open_timeline(wanted: bool, pipeline: Pipeline, team: Team) -> Timeline:
     return timeline
 
 
-def write_timeline(path: Path, timeline: Timeline, facts: dict[str, Any]) -> None:
-    """Write the trace, completely or not at all."""
+def write_timeline(path: Path, timeline: Timeline, argv: Sequence[str]) -> None:
+    """Write the trace of a command line's run, completely or not at all."""
+    facts = {"command": ["livetalk", *argv], "machine": machine()}
     write_json(path, timeline.trace(facts), indent=None)

@@ -184,7 +184,7 @@ def _calls(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype
         ]
     from ..config import get_preset
     from ..dry_run.calls import model_calls
-    from ..preparation import check_size
+    from ..picture_size import check_size
 
     preset = get_preset(args.preset)
     size = check_size(args.size or preset.size)

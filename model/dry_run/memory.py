@@ -22,7 +22,7 @@ from ..config import (
     VAEConfig,
     get_preset,
 )
-from ..preparation import check_size
+from ..picture_size import check_size
 from ..vae import SPATIAL
 from . import record as dry
 from .recorder import Peak

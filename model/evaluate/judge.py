@@ -2,8 +2,7 @@
 
 The sound determines the true mouth. Head position, gaze and blinks are random: the true picture, to
 which a generated one is compared, is drawn with the true mouth and with the rest as it was read.
-The
-smile, which is random too and is not read, is its average there.
+The smile, which is random too and is not read, is its average there.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """Makes a stream like the product does, chunk after chunk, and can diverge from it.
 
 One stream at a time: on a CPU a batch of four takes as long per sample as one alone (measured at
-    the
-demo's size), so there is no second way of making streams.
+the demo's size), so there is no second way of making streams.
 """
 
 from collections.abc import Iterator

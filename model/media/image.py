@@ -226,7 +226,9 @@ def check_picture(path: Path | str, width: int, height: int) -> None:
             "better 512"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(f"{path}: {width}x{height} pixels are no portrait; crop it to the head")
+        raise UserError(
+            f"{path}: {width}x{height} pixels cannot be a portrait; crop it to the head"
+        )
 
 
 def _too_large(path: Path | str, found: str = "") -> UserError:

@@ -38,9 +38,8 @@ def gpu_evidence(recorded: Sequence[Recorded], gpu: Gpu, start: Shares) -> Evide
     """Determine shares and rates from files of this GPU, or of another, whose shares carry over.
 
     Their order does not matter: of several files' measurements the median counts, for large
-        products
-    the maximum; and profiles, all in one fit, take precedence over what ops and links achieve
-    alone.
+    products the maximum; and profiles, all in one fit, take precedence over what ops and links
+    achieve alone.
 
     Raises:
         UserError: A file is from a CPU, or from a GPU that is not in the table.

@@ -47,10 +47,10 @@ _FLASH2 = "FlashAttention 2, which its README installs"
 class Figure:
     """One published time.
 
-    name: Display name.
-        name: For people.
+    Attributes:
+        name: Display name.
         gpu: Type of GPU.
-        what: ``step``, ``chunk``, or a stage.
+        ranks: Number of GPUs.
         what: ``step``, ``chunk``, or a stage.
         seconds: Observed.
         source: Title of the source.

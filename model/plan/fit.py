@@ -1,8 +1,7 @@
 """Fits a few shares to published figures, by least squares on the logarithm of time.
 
 Each share has a prior, which acts as one more figure: what is known about such systems elsewhere.
-    It
-decides if no figure is informative, as for links, and is outweighed by many.
+It decides if no figure is informative, as for links, and is outweighed by many.
 """
 
 import math

@@ -31,7 +31,7 @@ from ..dry_run.record import (
     WARM,
 )
 from ..dry_run.work import attention_messages
-from ..preparation import check_size
+from ..picture_size import check_size
 from ..vae import COLORS, SPATIAL
 from .dit_work import (
     DTYPES,
@@ -44,7 +44,7 @@ from .dit_work import (
 from .layout import Layout, exchanged, head_groups, ring_seconds
 from .machine import Machine
 from .systems import Schedule
-from .vae_work import FIRST, colour_work, vae_stage, vae_work
+from .vae_work import FIRST, colour_work, vae_messages, vae_stage, vae_work
 from .work import ALL, GAPS, Attention, Parts, Work, total
 
 FPS = 25.0
@@ -332,8 +332,7 @@ def vae_seconds(job: Job, layout: Layout, machine: Machine, name: str) -> Second
         return found
     stage = vae_stage(job.vae, name, reuse=True, itemsize=job.itemsize)
     slices = Slices(grid=layout.grid, size=job.latent)
-    everyone = (stage.messages(slices, rank, job.itemsize) for rank in range(layout.world))
-    sent = max(everyone, key=lambda messages: messages["halo"])
+    sent = vae_messages(job.vae, name, slices, itemsize=job.itemsize)
     found[COMMUNICATION] = machine.transfer(
         sent["halo"], stage.convolutions, layout.far_halo(slices)
     ) + machine.transfer(sent["gather"], stage.frames, layout.far_all)

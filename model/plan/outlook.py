@@ -73,7 +73,7 @@ class Request:
         """Describe the work of a chunk, in numbers of ``itemsize`` bytes.
 
         Raises:
-            UserError: Preset or size is no good.
+            UserError: Preset or size is invalid.
         """
         return Job.of(
             get_preset(self.model),
@@ -88,7 +88,7 @@ class Request:
         """Select the splits to consider.
 
         Raises:
-            UserError: The grid is none.
+            UserError: The grid is invalid.
         """
         grid = Grid.parse(self.vae_grid) if self.vae_grid else None
         return Choice(ulysses=self.ulysses, ring=self.ring, grid=grid, fp8=fp8)

@@ -133,7 +133,7 @@ def _read(path: Path) -> Recorded:
     well_formed = all(isinstance(values.get(key), dict) for key in ("machine", "settings"))
     if kind is None or not well_formed or (kind == PROFILE and "summary" not in values):
         raise UserError(
-            f"--fit {path}: is no report of 'livetalk profile', 'livetalk bench --json' or "
+            f"--fit {path}: is not a report of 'livetalk profile', 'livetalk bench --json' or "
             "benchmarks/ops_all.py; name one that is"
         )
     return Recorded(path=path, kind=kind, values=values)
@@ -187,7 +187,7 @@ class Observed:
         settings, machine, summary = values["settings"], values["machine"], values["summary"]
         preset = PRESETS.get(settings["model"])
         if preset is None:
-            raise UserError(f"--fit {path}: model {settings['model']} is no preset; profile one")
+            raise UserError(f"--fit {path}: model {settings['model']} is not a preset; profile one")
         height, width = settings["size"]
         fused = any(word.startswith(FUSE_BIAS[:4]) for word in values["command"])
         schedule = Schedule(fuse_bias=fused)

@@ -179,6 +179,19 @@ def vae_work(
     return stage.work(*size, keys=keys, itemsize=itemsize)
 
 
+@cache
+def vae_messages(
+    config: VAEConfig, name: str, slices: Slices, *, itemsize: int
+) -> Mapping[str, int]:
+    """Count the bytes of a stage of ours, once per slicing, on the rank that sends the most halo.
+
+    A search forecasts every grid with every mesh and precision, none of which matters here.
+    """
+    stage = vae_stage(config, name, reuse=True, itemsize=itemsize)
+    everyone = (stage.messages(slices, rank, itemsize) for rank in range(slices.grid.world))
+    return max(everyone, key=lambda sent: sent["halo"])
+
+
 def colour_work(config: VAEConfig, pixels: int, *, itemsize: int) -> Mapping[str, Parts]:
     """Count the work of ``colour`` and ``to host`` for a chunk's new frames of ``pixels`` each."""
     found = _recorded(config, itemsize, reuse=True, fuse_bias=False)

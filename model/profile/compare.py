@@ -317,7 +317,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         if not facts or not np.isfinite([x for row in series.values() for x in row]).all():
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is no report of 'livetalk profile'; profile again") from None
+        raise UserError(f"{path}: is not a report of 'livetalk profile'; profile again") from None
     if schema != SCHEMA:
         raise UserError(
             f"{path}: its schema is {schema}, this version reads {SCHEMA}; profile again"

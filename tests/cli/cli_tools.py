@@ -14,7 +14,7 @@ FAST = ["--steps", "1", "--size", "32x48"]
 
 
 def write_wav(path: Path, seconds: float, rate: int = RATE) -> Path:
-    """A tone with a rhythm, 16 bit mono."""
+    """Write a tone with a rhythm, 16 bit mono."""
     t = np.arange(round(seconds * rate)) / rate
     samples = (np.sin(t * 1200) * np.sin(t * 8) ** 2 * 9000).astype("<i2")
     with wave.open(str(path), "wb") as file:
@@ -26,7 +26,7 @@ def write_wav(path: Path, seconds: float, rate: int = RATE) -> Path:
 
 
 def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
-    """Frames, seconds of video and of sound, and (height, width)."""
+    """Return frames, seconds of video and of sound, and (height, width)."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         frames = sum(1 for _ in container.decode(video))
@@ -38,23 +38,23 @@ def probe(path: Path) -> tuple[int, float, float, tuple[int, int]]:
 
 
 def being_written(output: Path) -> int:
-    """Bytes in the ``.part`` files of an output."""
+    """Count the bytes in the ``.part`` files of an output."""
     return sum(part.stat().st_size for part in output.parent.glob(f"{output.name}.*.part"))
 
 
 def generate(*extra: object) -> int:
-    """Exit code of ``livetalk generate --preset tiny``, small and quick."""
+    """Run ``livetalk generate --preset tiny``, small and quick; return the exit code."""
     return main(["generate", "--preset", "tiny", "--device", "cpu", *map(str, extra)])
 
 
 def prepare(*extra: object) -> int:
-    """Exit code of ``livetalk prepare --preset tiny --size 32x48``."""
+    """Run ``livetalk prepare --preset tiny --size 32x48``; return the exit code."""
     command = ["prepare", "--preset", "tiny", "--device", "cpu", "--size", "32x48"]
     return main([*command, *map(str, extra)])
 
 
 def refused(capsys: pytest.CaptureFixture, code: int, *names: str) -> str:
-    """Exit code 2 and one line that names the file."""
+    """Assert exit code 2 and one line that names the file."""
     error = capsys.readouterr().err.strip()
     assert code == 2, error
     assert error.startswith("error: ") and "\n" not in error and "Traceback" not in error

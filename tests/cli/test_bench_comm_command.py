@@ -19,7 +19,7 @@ def bench_comm(*arguments: object) -> int:
 
 
 def command(module: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A process of its own: ranks inherit what they print to."""
+    """Run a process of its own, since ranks inherit what they print to."""
     return subprocess.run(
         [sys.executable, "-m", *module, "bench", "comm", *QUICK, *map(str, arguments)],
         capture_output=True,

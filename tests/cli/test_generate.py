@@ -155,7 +155,7 @@ def test_checkpoint_with_precomputed_embeddings(golden, golden_checkpoint, portr
 
 
 def bad_audio(kind: str, folder: Path) -> Path:
-    """A sound file that is no good."""
+    """A sound file that is invalid."""
     path = folder / f"{kind}.wav"
     good = write_wav(folder / "good.wav", 0.5).read_bytes()
     (folder / "good.wav").unlink()
@@ -316,7 +316,7 @@ def test_unreadable_options_exit_with_2(capsys):
 
 
 def break_checkpoint(kind: str, folder: Path) -> str:
-    """Damage a sharded checkpoint; the name that the error must hold."""
+    """Damage a sharded checkpoint; return the name that the error must contain."""
     shards = sorted(folder.glob("*.safetensors"))
     if kind == "truncated shard":
         shards[1].write_bytes(shards[1].read_bytes()[:-1000])

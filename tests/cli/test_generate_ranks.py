@@ -84,7 +84,7 @@ def test_plain_torchrun_works_as_well(inputs: list[str], alone: np.ndarray, tmp_
 
 
 def two_agents(options: Sequence[str], port: int) -> list["subprocess.Popen[str]"]:
-    """Torchrun twice, as on two machines, with two ranks each."""
+    """Run torchrun twice, as on two machines, with two ranks each."""
     return [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node,
@@ -127,7 +127,7 @@ def test_a_rank_lost_on_one_node_ends_both(inputs: list[str], tmp_path: Path) ->
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Find a port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -15,7 +15,7 @@ GENERATE = ("-m", "livetalk_model.cli.main", "generate", "--preset", "tiny", "--
 
 
 def start_long(portrait: Path, audio: Path, video: Path, *before: str, **options):
-    """A run of two minutes of sound, once it has written some of its video."""
+    """Start a run of two minutes of sound; return once it has written some of its video."""
     write_wav(audio, 120.0)
     process = subprocess.Popen(
         [*(before or (sys.executable, *GENERATE)), "--portrait", str(portrait), "--audio",
@@ -30,7 +30,7 @@ def start_long(portrait: Path, audio: Path, video: Path, *before: str, **options
 
 
 def check_stopped_early(video: Path, portrait: Path, speech: Path) -> None:
-    """What was finished is a video, alone in its folder, and another run may follow."""
+    """Check that what was finished is a video, alone in its folder, and that a run may follow."""
     assert [p.name for p in video.parent.iterdir()] == [video.name]
     frames, seconds, sound, _ = probe(video)
     assert 0 < frames < 3000

@@ -12,12 +12,12 @@ from livetalk_model.cli.interrupts import Interrupts, Wish
 
 
 def send(number: signal.Signals = signal.SIGINT) -> None:
-    """Ctrl-C to ourselves; the handler has run when this returns."""
+    """Send Ctrl-C to this process; the handler has run when this returns."""
     os.kill(os.getpid(), number)
 
 
 def in_a_process(function: Callable[[], None]) -> tuple[int, str]:
-    """Exit code of a forked process that runs a function, and what it wrote on stderr."""
+    """Run a function in a forked process; return its exit code and what it wrote to stderr."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:

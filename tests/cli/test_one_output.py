@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 32, 48
 
 
 def write(path: Path, grey: int, count: int, wait: float, failures: list[BaseException]) -> None:
-    """Write so many frames of one grey, with pauses."""
+    """Write frames of one grey, pausing between them."""
     try:
         time.sleep(wait)
         with open_writer(path, HEIGHT, WIDTH) as writer:
@@ -33,7 +33,7 @@ def write(path: Path, grey: int, count: int, wait: float, failures: list[BaseExc
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.npy"])
 def test_writers_of_one_video(name: str, tmp_path: Path) -> None:
-    """Twenty pairs, begun and fed at random times."""
+    """Start and feed twenty pairs at random times."""
     chance = random.Random(0)
     for trial in range(20):
         path, failures = tmp_path / str(trial) / name, []
@@ -57,7 +57,7 @@ def test_writers_of_one_video(name: str, tmp_path: Path) -> None:
 
 
 def test_two_runs_with_one_output(portrait: Path, tmp_path: Path) -> None:
-    """Of 6 and of 2.5 s of sound; the longer one is begun first, and usually ends last."""
+    """Runs of 6 and 2.5 s of sound; the longer one starts first and usually ends last."""
     output = tmp_path / "out/same.mp4"
     runs = [
         subprocess.Popen(

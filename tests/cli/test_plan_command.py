@@ -1,5 +1,6 @@
 """``livetalk plan``: what it prints, draws and refuses."""
 
+import gc
 import json
 
 import pytest
@@ -54,6 +55,15 @@ def test_for_machines(capsys):
     assert set(value["shares"]) == {"matmul", "attention", "convolution", "memory", "link"}
     assert value["parameters"]["text encoder"]["resident"] == 0
     assert value["settings"]["tokens"] == 12096 and value["settings"]["gpus"] == 4
+
+
+def test_the_garbage_collector_is_paused_meanwhile(capsys):
+    searches = []
+    gc.callbacks.append(lambda phase, info: searches.append(phase))
+    shown(capsys, *SMALL)
+    gc.callbacks.pop()
+    assert gc.isenabled()
+    assert len(searches) < 10  # with it, hundreds
 
 
 def test_fused_biases(capsys):
@@ -111,7 +121,7 @@ def test_a_cpu(capsys, cpu_files):
 
 
 def changed(file, target, **settings):
-    """A copy of a report with other settings."""
+    """Copy a report with other settings."""
     report = json.loads(file.read_text())
     report["settings"] |= settings
     target.write_text(json.dumps(report))

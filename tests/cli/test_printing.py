@@ -75,7 +75,7 @@ class Command:
 
 @pytest.fixture
 def act(monkeypatch: pytest.MonkeyPatch):
-    """``livetalk doctor``, but it runs a function; gives the exit code."""
+    """Make ``livetalk doctor`` run a function; return the exit code."""
 
     def run(function) -> int:
         monkeypatch.setitem(sys.modules, "livetalk_model.cli.doctor", Command(function))
@@ -118,7 +118,7 @@ def test_the_voice_of_other_threads_is_one_line(capfd: pytest.CaptureFixture[str
 
 
 def test_a_changing_line_takes_any_name() -> None:
-    """On a terminal, of few letters as well; markup in the name is no markup."""
+    """On a terminal, of few letters as well; markup in the name is printed as text."""
     for encoding in ("utf-8", "ascii"):
         screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         from rich.console import Console
@@ -287,7 +287,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command line of a real shell, in which $L is the command."""
+    """Run a command line in a real shell, in which $L is the command."""
     return subprocess.run(
         ["sh", "-c", line],
         env={**os.environ, "L": " ".join(LIVETALK), **environment},

@@ -1,4 +1,4 @@
-"""A model of one's own, from nothing: data, VAE, audio encoder, teacher, student, video."""
+"""A self-trained model from scratch: data, VAE, audio encoder, teacher, student, video."""
 
 import json
 import shutil

@@ -39,7 +39,7 @@ DOCUMENTS = {
 
 
 def small_tensors(reference: Path) -> dict[str, dict[str, Tensor]]:
-    """Name of a small file -> its tensors, cut out of the whole set; values are untouched."""
+    """Map names of small files to their tensors, cut out of the whole set; values are untouched."""
 
     def load(name: str) -> dict[str, Tensor]:
         return load_file(reference / "io" / f"{name}.safetensors")
@@ -81,7 +81,7 @@ def small_tensors(reference: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def main(reference: Path) -> None:
-    """Write all small files beside this one."""
+    """Write all small files next to this one."""
     (DATA / "spec").mkdir(exist_ok=True)
     for name, source in DOCUMENTS.items():
         shutil.copyfile(reference / source, DATA / name)

@@ -86,7 +86,7 @@ def run(name: str, loader: Loader, job: Job) -> tuple[int, list[str]]:
 
 
 def attempt(loader: Loader, path: Path) -> str | None:
-    """Read one file; what is wrong with how the loader took it."""
+    """Read one file; return what is wrong with how the loader handled it."""
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
     try:

@@ -43,7 +43,7 @@ class Loader:
 
     Attributes:
         read: Reads a file wholly, as the product does; what it cannot use is a UserError.
-        seeds: File name -> contents of a good file; the name tells the format.
+        seeds: File name -> contents of a good file; the name determines the format.
         is_json: Values inside the file are spoiled as well as its bytes.
     """
 
@@ -53,7 +53,7 @@ class Loader:
 
 
 def loaders() -> dict[str, Loader]:
-    """Build all good files."""
+    """Build all valid files."""
     return {
         "portrait": Loader(read=load_portrait, seeds=_pictures()),
         "sound": Loader(read=_read_sound, seeds=_sounds()),

@@ -34,7 +34,7 @@ INTERESTING_VALUES: tuple[Any, ...] = (
 
 
 def mutate(data: bytes, rng: random.Random, *, is_json: bool) -> bytes:
-    """Spoil a file's contents in one to four places."""
+    """Corrupt a file's contents in one to four places."""
     if is_json and rng.random() < 0.6:
         return _mutate_json(data, rng)
     spoiled = bytearray(data)
@@ -44,7 +44,7 @@ def mutate(data: bytes, rng: random.Random, *, is_json: bool) -> bytes:
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """A position, often near the start, where headers are."""
+    """Pick a position, often near the start, where headers are."""
     end = len(data) if rng.random() < 0.5 else min(len(data), 256)
     return rng.randrange(end) if end else 0
 
@@ -108,7 +108,7 @@ def _mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def _holders(tree: Any) -> Any:
-    """Every place in a JSON value, as (container, key or index)."""
+    """List every place in a JSON value, as (container, key or index)."""
     items: Any = ()
     if isinstance(tree, dict):
         items = list(tree.items())

@@ -51,7 +51,7 @@ class Described:
         return self
 
     def holds(self, value: Tensor) -> bool:
-        """Whether a tensor's memory is what was described: dims in another order, these strides."""
+        """Return whether a tensor is laid out as described: order of dims and strides."""
         dim, stride = self.said["dim"], self.said["stride"]
         extent = 1 + sum((n - 1) * s for n, s in zip(dim, stride, strict=True))
         whole = value.is_contiguous() and value.numel() == extent
@@ -191,7 +191,7 @@ def qkv(B: int = 2, L: int = 7, S: int = 11, H: int = 3, d: int = 64) -> tuple[T
 
 
 def test_the_graph(cudnn: ModuleType) -> None:
-    """Dims are [B, H, L, d] whatever lies in memory; a scale of 1 for each of q, k and the rest."""
+    """Dims are [B, H, L, d] whatever the memory layout; q, k and the rest have scales of 1."""
     q, k, v = qkv()
     out, lse = cudnn_fp8.run(q, k, v, scale=0.3)
     (graph,) = Graph.made

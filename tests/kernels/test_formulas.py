@@ -182,7 +182,7 @@ def test_audio_attention_of_every_shard(backend: str, batch: int) -> None:
 
 
 def test_sdpa_does_not_copy_strided_keys() -> None:
-    """Its fused kernel reads a slice of a K/V result where it lies."""
+    """Its fused kernel reads a slice of a K/V result in place."""
     kv = torch.randn(1, 64, 2, 4, 32)
     q, (k, v) = torch.randn(1, 64, 4, 32), kv.unbind(2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -357,7 +357,7 @@ def test_nan_and_inf_stay_in_their_row_and_column(library: str, bad: float) -> N
 
 
 def test_a_feed_forward_of_scaled_mm(hopper: pytest.MonkeyPatch) -> None:
-    """Its hidden activations go on in blocks."""
+    """Its hidden activations stay in blocks."""
     qa, qb, sa, sb = operands(6, 256, 64)
     back = operands(1, 48, 256)
     hidden = run("fp8_gemm_gelu_quant", "scaled_mm", qa, qb, sa, sb, None)

@@ -85,7 +85,7 @@ def test_nothing_but_the_library_s_own_reason_is_asked_twice() -> None:
 def test_a_build_that_cannot_load_here_is_supposed(
     cutlass: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its kernels load beside a GPU alone: what is in the file is what will be there."""
+    """Its kernels only load where there is a GPU: the file says what will be there."""
     monkeypatch.setattr(advice, "FOLDER", tmp_path)
     assert "cuda kernels" not in advice.suppositions(BARE)
     (tmp_path / "_C_cuda.so").write_bytes(b"..fp8_gemm_cutlass.." if cutlass else b"..")

@@ -272,14 +272,14 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "long": (b'{"a": ' + b"9" * 9999 + b"}", "a: 9999"),
     "list": (b"[1]", "holds a list, not a JSON object"),
     "text": (b'{\n "a" 3}', "line 2 column 6"),
-    "blank": (b" \n", "is no JSON"),
+    "blank": (b" \n", "is not valid JSON"),
 }
 ENCODINGS: dict[str, tuple[bytes, str]] = {
     "utf-16": ('{"a": 1}'.encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
     "utf-16 without a mark": ('{"a": 1}'.encode("utf-16-le"), "byte 1 is zero"),
     "utf-32": ('{"a": 1}'.encode("utf-32"), "is text in UTF-32; save it as UTF-8"),
     "latin-1": ('\n{"a": "é"}'.encode("latin-1"), "no text in UTF-8 (line 2, byte 8)"),
-    "random": (bytes(range(256)) * 4, "is no text in UTF-8"),
+    "random": (bytes(range(256)) * 4, "is not UTF-8 text"),
 }
 
 

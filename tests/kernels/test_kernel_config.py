@@ -129,5 +129,5 @@ def test_what_is_excluded_has_a_reason_wherever_it_is_asked(monkeypatch: pytest.
 
 @pytest.mark.parametrize("value", ["triton", "no_op=cpu", "add_norm=no", "add_norm=reference", "="])
 def test_what_cannot_be_excluded(value: str):
-    with pytest.raises(UserError, match="is no OP=BACKEND that can be left out"):
+    with pytest.raises(UserError, match="is not an OP=BACKEND pair that can be left out"):
         excluded({"LIVETALK_EXCLUDE": value})

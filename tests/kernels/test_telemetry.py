@@ -33,7 +33,7 @@ UUID = "00000000-0000-0000-0000-000000000000"
 
 
 def nvml_of(**answers) -> StandIn:
-    """A GPU that tells its temperature and counts what goes through its NVLinks."""
+    """A GPU that reports its temperature and counts NVLink traffic."""
     kib = itertools.count(1 << 20, 1 << 20)
 
     def traffic(handle, fields):

@@ -256,8 +256,8 @@ def first_choice(value: dict) -> dict:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (" ", "is no JSON"),
-        ("{", "is no JSON"),
+        (" ", "is not valid JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "not a JSON object"),
         ('{"format": "avatar"}', "is not a tuning file"),
         (broken(lambda v: v.update(version=7)), "version 7"),

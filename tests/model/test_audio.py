@@ -274,7 +274,7 @@ NORM = "encoder.layer_norm.weight"
 DAMAGES = {
     "no config": (lambda f: (f / "config.json").unlink(), "no such config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights found"),
-    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is no JSON"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "other model": (lambda f: edit_config(f, model_type="bert"), "model_type is 'bert'"),
     "impossible": (
         lambda f: edit_config(f, num_attention_heads=5),

@@ -215,7 +215,7 @@ def test_published_trace(golden, golden_checkpoint):
     (q_in, k_in, *_), (q, k) = ops.of("rms_norm_rope")[0]
     (_, _, v), (attended, _) = ops.of("chunk_attention")[0]
     one = torch.tensor([0, 1, 0, 0, 1, 0])[:, None]
-    # 23 rows of text, then the padding row that stands for all others.
+    # 23 rows of text, then the padding row that represents all others.
     rows = torch.arange(40).clamp(max=23)
     wave = sinusoid(torch.tensor([937.5]), dit.config.freq_dim)
     patches = trace["patch_embedding.out"].flatten(2).transpose(1, 2)

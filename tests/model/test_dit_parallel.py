@@ -174,5 +174,5 @@ def test_ranks_share_the_memory_of_a_step() -> None:
     for ulysses, ring in ((2, 1), (1, 2), (4, 1), (2, 2)):
         most = max(run_ranks(count_bytes, ulysses * ring, ulysses, ring))
         print(f"{ulysses} x {ring}: {most / whole:.3f} of one rank's peak")
-        # Keys of the text are on every rank; what is exchanged lies in two places for a moment.
+        # Keys of the text are on every rank; what is exchanged is briefly held twice.
         assert most < (0.15 + 1.3 / (ulysses * ring)) * whole, (ulysses, ring)

@@ -71,7 +71,7 @@ def make_vae(device: str = "cpu", dtype: torch.dtype = FP32, **schedule: bool) -
 
 
 class Conditions:
-    """What a session's steps take; audio anew for every chunk."""
+    """Make the inputs of a session's steps, with new audio for every chunk."""
 
     def __init__(self, dit: DiT, size: tuple[int, int, int], seed: int = 0, persons: int = 1):
         self.dit, self.size, self.seed, self.persons = dit, size, seed, persons

@@ -179,7 +179,7 @@ def make_bad_file(kind: str, folder: Path) -> Path:
         ("corrupt", "is damaged"),
         ("1x1", "1x1 pixels are too few"),
         ("too narrow", "15x100 pixels are too few"),
-        ("a strip", "1000x20 pixels are no portrait"),
+        ("a strip", "1000x20 pixels cannot be a portrait"),
         ("just too large", r"more than 80 megapixels \(80001x1000\)"),
         ("larger than Pillow warns of", "more than 80 megapixels"),
         ("larger than Pillow opens", "more than 80 megapixels"),

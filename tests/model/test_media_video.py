@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 96, 64
 
 
 def picture(count: int, colour: tuple[int, int, int] = (200, 60, 30)) -> np.ndarray:
-    """[count, HEIGHT, WIDTH, 3]: one colour, with a white bar whose row tells the frame."""
+    """[count, HEIGHT, WIDTH, 3]: one colour, with a white bar whose row encodes the frame."""
     frames = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
     frames[:] = colour
     for number, frame in enumerate(frames):

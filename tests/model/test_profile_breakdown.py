@@ -1,4 +1,4 @@
-"""Exclusive times: they add up, whatever lies within or beside what."""
+"""Exclusive times add up, whatever is nested or concurrent."""
 
 import pytest
 import torch

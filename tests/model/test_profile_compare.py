@@ -181,10 +181,10 @@ def test_two_folders(tmp_path: Path) -> None:
         ({"schema": "livetalk/profile/2"}, "its schema is livetalk/profile/2"),
         ({"chunks": [chunk(0.1, denoise=0.5)] * 7}, "holds 7 chunks, too few"),
         ({"chunks": [chunk(0.0)] * 9}, "a chunk took no time"),
-        ({"chunks": [{"seconds": 1}] * 9}, "is no report"),
-        ({"chunks": "none"}, "is no report"),
+        ({"chunks": [{"seconds": 1}] * 9}, "is not a report"),
+        ({"chunks": "none"}, "is not a report"),
         ({"chunks": [chunk(float("nan"))] * 9}, "seconds: NaN is no"),
-        ({"settings": None}, "is no report"),
+        ({"settings": None}, "is not a report"),
     ],
 )
 def test_a_bad_report_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -198,7 +198,7 @@ def test_a_missing_or_broken_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such report file"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text("[1, 2")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_report(tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_two_processes_take_turns(fake: Path) -> None:
     assert all((fake.parent / name / "socket.ended").exists() for name in "AB")  # by themselves
     assert not children()
     assert (fake.parent / "turns").read_text() == "BA" + 6 * "ABBA"
-    # The chunk before the first pair is not counted: counts go on from 2.
+    # The chunk before the first pair is not counted: counts continue from 2.
     first = [side[0]["seconds"] / side[1]["seconds"] for side in found.chunks]
     assert first == pytest.approx([1.02 / 1.0] * 2)
 

@@ -170,7 +170,7 @@ def test_lengths_that_measure_nothing_are_refused():
 
 
 class Pace:
-    """Wants so many chunks, and notes what it hears."""
+    """Asks for a number of chunks, and records what it is sent."""
 
     def __init__(self, chunks: int) -> None:
         self.left, self.settings, self.heard = chunks, None, []

@@ -152,7 +152,7 @@ def opened(stage: Stage) -> dict[str, Any]:
 
 
 def paused(stage: Stage) -> dict[str, Any]:
-    """A takes one piece and pauses, with sound for more chunks; B goes on; A has lost nothing."""
+    """A takes one piece and pauses, with sound for more chunks; B continues; A loses nothing."""
     with stage.open(0) as a, stage.open(1) as b:
         more = np.concatenate((stage.sounds[0], stage.sounds[0]))
         made = a.push(more)
@@ -166,7 +166,7 @@ def paused(stage: Stage) -> dict[str, Any]:
 
 
 def broken_off(stage: Stage) -> list[bool]:
-    """A ends in the middle of a chunk, in several ways; B goes on."""
+    """A ends in the middle of a chunk, in several ways; B continues."""
     with stage.open(1) as b:
         taken = list(b.push(stage.sounds[1][:CHUNK]))
         for how in ("closed", "forgotten", ValueError, KeyboardInterrupt):
@@ -291,7 +291,7 @@ def play(comm: Communicator) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=WORLDS)
 def played(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """What all scripts gave, on so many ranks."""
+    """Return what all scripts produced on a number of ranks."""
     return run_ranks(play, request.param, timeout=LIMIT)
 
 

@@ -1,4 +1,4 @@
-"""Sound as FFmpeg hears it: layouts, time stamps, changes, tracks, lengths, range, phase, lists."""
+"""Sound as FFmpeg decodes it: layouts, time stamps, tracks, lengths, range, phase, lists."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def encode(
     video: float = 0,
     step: int = 960,
 ) -> Path:
-    """Mono sound, each piece [n] at its time in seconds, beside black frames of that length."""
+    """Write mono sound, each piece [n] at its time in seconds, with black frames of that length."""
     with av.open(str(path), "w") as container:
         picture = container.add_stream("libx264", rate=25) if video else None
         if picture is not None:
@@ -162,7 +162,7 @@ def ragged(folder: Path) -> Path:
 
 
 def change(folder: Path) -> Path:
-    """A transport stream whose sound changes; its stamps begin anew."""
+    """Write a transport stream whose sound changes and whose time stamps restart."""
     first = write_sound(folder / "1.ts", np.stack([voice(1)] * 2), 48000, "aac", "stereo")
     second = write_sound(folder / "2.ts", voice(1.5, 32000)[None], 32000, "aac", "mono")
     path = folder / "a.ts"

@@ -226,7 +226,7 @@ def test_other_schedules_give_the_same_frames(schedule, pipeline, avatar):
     assert psnr(once, again) >= 60
 
 
-# What runs beside ------------------------------------------------------------------------
+# What runs concurrently ------------------------------------------------------------------
 
 
 def beside(pipeline, avatar, options=FAST, timeline=None) -> Session:

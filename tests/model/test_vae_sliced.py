@@ -87,7 +87,7 @@ def chunks(vae: VAE, z: Tensor, halo: Whole = WHOLE) -> Tensor:
 
 
 def compare(comm: Communicator, cases: list[Case], schedule: dict[str, bool]) -> dict[str, float]:
-    """Errors of every case on rank 0."""
+    """Compute the errors of every case on rank 0."""
     found = {}
     vaes = {dim: random_vae(dim, **schedule) for dim in {case[2] for case in cases}}
     for grid, size, dim, overlap in cases:
@@ -152,7 +152,7 @@ def test_crop_and_overlap_is_no_match() -> None:
 
 
 def count_traffic(comm: Communicator, grid: str, size: tuple[int, int]) -> list[bool]:
-    """Bytes that were sent and those of a dry run of the whole picture, phase by phase."""
+    """Count bytes sent, and those of a dry run of the whole picture, phase by phase."""
     vae, latent = random_vae(8), latent_size(size)
     dry = record_vae(vae.config, latent, device="cpu", dtype=torch.float32).phases
     slices, equal = Slices(grid=Grid.parse(grid), size=latent), []
@@ -192,7 +192,7 @@ def test_traffic_is_that_of_the_dry_run(world: int, grid: str) -> None:
 
 
 def count_bytes(comm: Communicator, grid: str) -> list[int]:
-    """The most bytes allocated at a time while decoding and encoding, and the cache's."""
+    """Count the peak of allocated bytes while decoding and encoding, and the cache's."""
     vae, size = random_vae(8), latent_size(SIZE)
     halo = HaloExchange(comm, Grid.parse(grid), size)
     z, cache = halo.take(noise(1, 16, 2, *size)), DecoderCache(halo=halo)
@@ -207,7 +207,7 @@ def count_bytes(comm: Communicator, grid: str) -> list[int]:
 
 
 def test_ranks_share_the_memory() -> None:
-    """Each rank holds its part, and the halo beside it."""
+    """Each rank holds its part and the halo around it."""
     whole = run_ranks(count_bytes, 1, "1x1")[0]
     for world, grid in ((2, "2x1"), (4, "2x2")):
         parts = run_ranks(count_bytes, world, grid)

@@ -66,7 +66,7 @@ def test_messages_of_the_published_model_on_eight_ranks() -> None:
     assert found["gather, middle of the VAE"].bytes == 7 * 24 * 28 * 2 * 384 * 2
     assert found["audio windows to all"].bytes == 33 * 5 * 12 * 768 * 4
     assert found["uint8 frames to rank 0"].bytes == 7 * 4 * 192 * 224 * 3
-    # The busiest slice has one neighbour beside it, one above, one below, and two at corners.
+    # The busiest slice has one neighbour at its side, one above, one below, and two at corners.
     pixel = 96 * 4 * 2
     assert found["halo 768x448x96"].bytes == (2 * 224 + 192 + 2) * pixel
     assert found["halo 768x448x96, rows"].bytes == 2 * 224 * pixel

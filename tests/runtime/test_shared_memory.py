@@ -66,7 +66,7 @@ def test_ranks_of_this_machine_share_memory() -> None:
 
 
 def lose(comm: Communicator) -> str:
-    """Wait for a rank whose process has ended: here a child stands for it."""
+    """Wait for a rank whose process has ended, simulated by a child."""
     assert dist.group.WORLD is not None
     mailboxes = Mailboxes.open(dist.group.WORLD)
     if mailboxes is None:  # another processor

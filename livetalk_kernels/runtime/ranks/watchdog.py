@@ -167,9 +167,8 @@ class Watchdog:
     def stopping(self) -> None:
         """Prepare for the main thread to stop on a signal; called by signal handlers.
 
-        Does not return if a rank is lost: torchrun's agent then sends SIGTERM, which is no request
-            to
-        stop, and the watchdog ends this process.
+        Does not return if a rank is lost: torchrun's agent then sends SIGTERM, which does not ask
+        to stop, and the watchdog ends this process.
         """
         for _ in range(2):  # the first look may have begun before the loss
             rounds, end = self._rounds, time.monotonic() + 1
