@@ -5,8 +5,7 @@ the parameters of pyloudnorm, which the published model uses. Filtered samples a
 input's dtype, as there.
 
 A recursive filter is linear: its output for a block is a matrix times the block's samples and the
-    two
-preceding state variables. Nothing loops over samples, and nothing is truncated.
+two preceding state variables. Nothing loops over samples, and nothing is truncated.
 
 Layout legend: N samples, K blocks, B samples per block.
 """

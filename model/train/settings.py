@@ -117,7 +117,7 @@ class Run:
         try:
             values = tomllib.loads(read_text(path, "settings"))
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise UserError(f"{path}: is no TOML ({error}); fix that line") from None
+            raise UserError(f"{path}: is not valid TOML ({error}); fix that line") from None
         unknown = sorted(_unknown(cls, values))
         if unknown:
             raise UserError(

@@ -107,7 +107,7 @@ def spoil(tmp_path: Path, **changes: object) -> None:
     ("changes", "said"),
     [
         ({"version": 2}, "of version 2, here 1 is read"),
-        ({"format": "x"}, "is no index of clips"),
+        ({"format": "x"}, "is not an index of clips"),
         ({"clips": []}, "holds no clips yet"),
         ({"size": [16]}, r"size has 1 entries"),
         ({"clips": [{"file": "../0.safetensors", "frames": 40, "facts": {}}]}, "not the name"),
@@ -118,7 +118,7 @@ def spoil(tmp_path: Path, **changes: object) -> None:
         ({"clips": [{"file": "0.safetensors", "frames": 0, "facts": {}}]}, "not from 1 to"),
         (
             {"clips": [{"file": "0.safetensors", "frames": 40, "facts": {"prompt": 3}}]},
-            "a prompt that is no text",
+            "a prompt that is not text",
         ),
         ({"truth": []}, "is not the clip"),
     ],

@@ -36,7 +36,7 @@ def test_settings_come_back_as_they_were_written(tmp_path):
     ("text", "words"),
     [
         ("\n", "steps is missing"),
-        ("steps = 3 3", "is no TOML"),
+        ("steps = 3 3", "is not valid TOML"),
         ("steps = 3\nstep = 2", "unknown settings (step)"),
         ("steps = 3\n[distillation.guidance]\nvideo = 2", "distillation.guidance.video"),
         ("steps = 0", "steps is 0"),
@@ -45,7 +45,7 @@ def test_settings_come_back_as_they_were_written(tmp_path):
         ("steps = 3\n[distillation]\nchunks = 0", "distillation: chunks = 0"),
         ("steps = 3\n[distillation]\nhistory = 'mine'", "not one of generated, oracle"),
         ("steps = 3\nbatch = 4\naccumulate = 3", "equal micro-batches"),
-        ("steps = none", "is no TOML"),
+        ("steps = none", "is not valid TOML"),
         ("steps = 'none'", "steps is null"),
     ],
 )
@@ -106,7 +106,7 @@ def test_half_a_line_and_lines_after_the_checkpoint_go(tmp_path):
 @pytest.mark.parametrize("text", ["hello\n", '{"livetalk_metrics": 2}\n', "[]\n", "\n"])
 def test_other_files_are_not_taken_for_metrics(text, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(UserError, match="no file of metrics"):
+    with pytest.raises(UserError, match="not a file of metrics"):
         go(small_run(), small_state(), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == text
 

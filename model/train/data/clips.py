@@ -74,7 +74,7 @@ class Entry:
     def __post_init__(self) -> None:
         """Reject files outside the folder, and prompts that are no text."""
         if not isinstance(self.facts.get("prompt", ""), str):
-            raise ValueError(f"{self.file!r:.60} has a prompt that is no text")
+            raise ValueError(f"{self.file!r:.60} has a prompt that is not text")
         if os.path.basename(self.file) != self.file or not self.file.endswith(".safetensors"):
             raise ValueError(f"file is {self.file!r:.60}, not the name of a clip")
 
@@ -240,7 +240,7 @@ def read_index(path: Path) -> Index:
     """
     value = read_json(path, "index", cure=_AGAIN, limit=_INDEX_BYTES, missing=_FIRST)
     if value.get("format") != FORMAT:
-        raise UserError(f"{path}: is no index of clips; {_FIRST}")
+        raise UserError(f"{path}: is not an index of clips; {_FIRST}")
     if value.get("version") != VERSION:
         raise UserError(
             f"{path}: is of version {value.get('version')!r:.20}, here {VERSION} is read; {_AGAIN}"
@@ -248,7 +248,7 @@ def read_index(path: Path) -> Index:
     try:
         return build(Index, value)
     except ValueError as error:
-        raise UserError(f"{path}: is no usable index ({error}); {_AGAIN}") from None
+        raise UserError(f"{path}: is not a usable index ({error}); {_AGAIN}") from None
 
 
 def check_clip_size(size: tuple[int, int], frames: int) -> None:

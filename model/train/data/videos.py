@@ -80,7 +80,7 @@ def read_clips(
         Clips, or the reason why one is left out.
 
     Raises:
-        UserError: The file has no sound, no video, or is damaged; or the text is no text.
+        UserError: The file has no sound, no video, or is damaged; or the prompt is not text.
     """
     facts: dict[str, str | int] = {"source": video.source}
     text = video.path.with_suffix(".txt")

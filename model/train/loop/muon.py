@@ -1,9 +1,8 @@
 """Muon: orthogonalises each matrix's momentum, so that all its directions are learned.
 
 Sources: Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", for
-    the
-iteration and its factors; the step size is that of Moonshot AI 2025 (arXiv 2502.16982), similar to
-AdamW's, so one learning rate serves both.
+the iteration and its factors; the step size is that of Moonshot AI 2025 (arXiv 2502.16982), similar
+to AdamW's, so one learning rate serves both.
 """
 
 from collections.abc import Callable, Iterable

@@ -74,7 +74,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         known = False
     if not known:
         raise UserError(
-            f"{path}: is no file of metrics of version {VERSION}; move it away, or use another "
+            f"{path}: is not a file of metrics of version {VERSION}; move it away, or use another "
             "folder"
         )
     return lines

@@ -100,7 +100,7 @@ def read_folder(folder: Path) -> tuple[About, Run]:
     try:
         about = build(About, value)
     except ValueError as error:
-        raise UserError(f"{folder / ABOUT}: is of no run ({error}); {_CURE}") from None
+        raise UserError(f"{folder / ABOUT}: does not describe a run ({error}); {_CURE}") from None
     return about, Run.read(folder / RESOLVED)
 
 

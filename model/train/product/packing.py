@@ -84,7 +84,8 @@ def pack(
     source = CheckpointFolder(run)
     if source.own is None or source.audio_encoder is None:
         raise UserError(
-            f"{run}: is no finished run of 'livetalk train teacher' or 'distill'; give its folder"
+            f"{run}: is not a finished run of 'livetalk train teacher' or 'distill'; give the "
+            "folder of one"
         )
     runs = trained_before(run)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def trained_before(run: Path) -> Mapping[Kind, Path]:
     missing = [name for name in needed.values() if name not in about.sources]
     if missing or about.kind not in ("teacher", "distill"):
         raise UserError(
-            f"{run}: is no run of 'livetalk train teacher' or 'distill' with its sources"
+            f"{run}: is not a run of 'livetalk train teacher' or 'distill' with its sources"
         )
     return {kind: Path(about.sources[name]) for kind, name in needed.items()} | {about.kind: run}
 

@@ -1,9 +1,8 @@
 """Measures mouth, eyes and position of a drawn face in its pictures, by colours and positions.
 
 Nothing is learned, and no loss uses it: it judges what a model has drawn of a known person. The
-    head
-is found where the person at rest, rotated and shifted, fits best. What is not skin around the mouth
-has a height and a width; the eyes are compared with drawn ones.
+head is found where the person at rest, rotated and shifted, fits best. What is not skin around the
+mouth has a height and a width; the eyes are compared with drawn ones.
 """
 
 from collections.abc import Sequence

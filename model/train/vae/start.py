@@ -7,8 +7,7 @@ is computed from pictures and written there, halving by halving; the decoder's p
 within seconds. Residual blocks start as zero.
 
 A norm preserves magnitudes only if something in each pixel has constant magnitude: channels that
-    hold
-no picture are constants. SiLU is undone by pairs, ``silu(u) - silu(-u) = u``.
+hold no picture are constants. SiLU is undone by pairs, ``silu(u) - silu(-u) = u``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
