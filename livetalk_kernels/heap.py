@@ -11,7 +11,8 @@ import platform
 
 import psutil
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, M_MXFAST = -1, -4, -8, 1  # from glibc's malloc.h
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, M_MXFAST = -1, -3, -4, -8, 1
 
 # Each aligned block leaves a small remainder in front of it. While glibc keeps such remainders in
 # its bins for small requests, the freed block is not coalesced, and the next one is new memory. The
@@ -20,11 +21,15 @@ CALLS_UNTIL_KEPT = 12
 
 
 # One arena: what a thread has freed serves the others too.
-SETTINGS = ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_MXFAST, 0))
+SETTINGS = ((M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1), (M_MXFAST, 0))
+LARGE = 32 << 20  # bytes; the most that glibc takes from a heap by itself
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, large: bool = True) -> bool:
     """Ask glibc to return no memory to the system, for this process and from now on.
+
+    Args:
+        large: Also blocks of `LARGE` and more, between which gaps of their size remain.
 
     Returns:
         Whether it complies; other C libraries have no such setting.
@@ -32,7 +37,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(*setting) for setting in SETTINGS)
+    of_large = (M_MMAP_MAX, 0) if large else (M_MMAP_THRESHOLD, LARGE)
+    return all(mallopt(*setting) for setting in (*SETTINGS, of_large))
 
 
 def give_back_freed_memory() -> bool:
@@ -58,7 +64,7 @@ class KeptMemory:
 
     def __init__(self) -> None:
         """Keep memory from now on."""
-        keep_freed_memory()
+        keep_freed_memory(large=False)
         self._process = psutil.Process()
         self._limit: float | None = None
 

@@ -54,7 +54,8 @@ chunk()
 memory = KeptMemory()
 faults(20)
 print(faults(20) < 4 * 6144)  # fewer than those of four times that memory, of 80
-pins = torch.ones(int(memory._limit) // 4 + (8 << 20))
+count = int(memory._limit) // (4 << 20) + 8
+pins = [torch.ones(1 << 20) for _ in range(count)]
 del pins  # more idle than the limit allows
 print(memory.review(), memory.review())
 """
