@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from livetalk_kernels.heap import give_back_freed_memory
 from livetalk_kernels.machine import machine
 from livetalk_kernels.outputs import write_json
 from livetalk_kernels.testing.memory import heap_bytes
@@ -65,6 +66,7 @@ def stream(speech: Path, video: Path) -> tuple[list[dict], dict]:
         def write(frames: np.ndarray) -> None:
             writer.write(frames)
             if session.stats.count > (samples[-1]["chunk"] if samples else 0):
+                give_back_freed_memory()  # what is kept for the next chunk may grow for a while
                 samples.append(
                     {
                         "chunk": session.stats.count,

@@ -9,8 +9,6 @@ loading is different: it is as large as the model, and is never reused.
 import ctypes
 import platform
 
-import psutil
-
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, M_MXFAST = -1, -3, -4, -8, 1
 
@@ -64,6 +62,8 @@ class KeptMemory:
 
     def __init__(self) -> None:
         """Keep memory from now on."""
+        import psutil  # optional where only a GPU is measured
+
         keep_freed_memory(large=False)
         self._process = psutil.Process()
         self._limit: float | None = None

@@ -67,7 +67,7 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
     torch.compile chooses a library itself.
     """
-    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     return x.is_contiguous() and weight.is_contiguous()
 

@@ -19,7 +19,7 @@ from livetalk_kernels.ops.causal_conv3d import reference
 from livetalk_kernels.precision import full_fp32
 from livetalk_kernels.registry import backend_names, load_backend, load_op, op_names
 from livetalk_kernels.spec import Arguments, Case
-from livetalk_model import dit
+from livetalk_model import dit, linear
 from livetalk_model.cli.main import main
 from livetalk_model.config import AudioEncoderConfig, get_preset
 from livetalk_model.encoders import audio
@@ -139,6 +139,7 @@ def fp32_on_a_gpu() -> torch.Tensor:
 def test_fp32_is_multiplied_as_fp32_and_the_users_switches_stay(user, monkeypatch):
     """Everything runs on the CPU, and takes what it multiplies for tensors of a GPU."""
     assert user[0] == "tf32"  # PyTorch's default
+    monkeypatch.setattr(linear, "prefers_onednn", lambda: False)
     x = fp32_on_a_gpu()
     for module in (reference, audio, dit):
         monkeypatch.setattr(module, "full_fp32", lambda _: full_fp32(x))

@@ -278,7 +278,7 @@ ENCODINGS: dict[str, tuple[bytes, str]] = {
     "utf-16": ('{"a": 1}'.encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
     "utf-16 without a mark": ('{"a": 1}'.encode("utf-16-le"), "byte 1 is zero"),
     "utf-32": ('{"a": 1}'.encode("utf-32"), "is text in UTF-32; save it as UTF-8"),
-    "latin-1": ('\n{"a": "é"}'.encode("latin-1"), "no text in UTF-8 (line 2, byte 8)"),
+    "latin-1": ('\n{"a": "é"}'.encode("latin-1"), "not UTF-8 text (line 2, byte 8)"),
     "random": (bytes(range(256)) * 4, "is not UTF-8 text"),
 }
 
