@@ -233,9 +233,9 @@ class Producer:
             self._release(source)
 
     def _make(self, source: Source) -> None:
-        self._attempt(source, source.make)
         if self._memory is None:
-            self._memory = KeptMemory()  # loading, and the first chunk's buffers, are over
+            self._memory = KeptMemory()
+        self._attempt(source, source.make)
         self._memory.review()
         if source.error is not None:
             self._release(source)
