@@ -1,4 +1,5 @@
-// causal_conv3d with 3x3x3 or 1x3x3 taps by Winograd's F(2, 3) along time and F(4, 3) along rows and columns.
+// causal_conv3d with 3x3x3 or 1x3x3 taps by Winograd's F(2, 3) along time and F(4, 3) along rows and
+// columns.
 //
 // A tile is 2 x 4 x 4 outputs. The 4 x 6 x 6 inputs that it sees are read where they lie (history,
 // x, or zeros around them), transformed, multiplied by the transformed weight, one matrix product
@@ -13,10 +14,9 @@
 // q = 3/2 as with the usual 1 and 2; both have squares and products that fp32 holds exactly.
 //
 // A last odd frame needs only the first three positions along time, and a frame that sees no other
-// one. The weight is transformed where
-// it is used, a row of positions of a panel of some chunks at a time, which then stays in the cache
-// for all tiles of a slab: stored that way it would be 144 / 27 as large. Arithmetic is fp32,
-// whatever is stored.
+// one. The weight is transformed where it is used, a row of positions of a panel of some chunks at a
+// time, which then stays in the cache for all tiles of a slab: stored that way it would be 144 / 27
+// as large. Arithmetic is fp32, whatever is stored.
 #include "livetalk/conv3d.h"
 
 namespace livetalk::LIVETALK_ISA {
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t W = Vec::width, L = conv3d_lanes, P = conv3d_panel;
 constexpr int64_t M = conv3d_tile, N = M + 2, S = N * N;  // a tile's rows, those it sees, positions
-// Tiles of one inner product: 4 * R accumulators beside 2 weights and an input.
+// Tiles of one inner product: 2 * R sums and 2 * R of a piece, beside 2 weights and an input.
 constexpr int64_t R = W == 16 ? 7 : W == 8 ? 3 : 2;
 constexpr int64_t C = 2 * W;              // outputs of one inner product
 constexpr int64_t max_groups = 70 / R;    // tiles that a weight is transformed once for, at most
@@ -81,7 +81,8 @@ inline void spread(Vec first, Vec second, Vec third, Vec* to) {
 }
 
 // The same for one position: the factors of the three taps.
-constexpr float factors[N][3] = {{1, 0, 0}, {1, p, pp}, {1, -p, pp}, {1, q, qq}, {1, -q, qq}, {0, 0, 1}};
+constexpr float factors[N][3] = {
+    {1, 0, 0}, {1, p, pp}, {1, -p, pp}, {1, q, qq}, {1, -q, qq}, {0, 0, 1}};
 
 // Pairs of frames come first: the second one reads half of the first one's inputs again.
 struct Tile {
