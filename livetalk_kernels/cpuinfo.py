@@ -1,6 +1,5 @@
 """What the CPU says of itself."""
 
-import functools
 import platform
 from pathlib import Path
 
@@ -12,7 +11,6 @@ def cpu_name() -> str:
     return _field("model name") or platform.processor() or platform.machine()
 
 
-@functools.cache
 def cpu_vendor() -> str:
     """Return the CPU's maker by its own identifier, such as AuthenticAMD; empty if unknown."""
     return _field("vendor_id")

@@ -65,15 +65,15 @@ bool prefers_winograd(const CausalConv3d& args) {
   if (!fits_winograd(args)) return false;
   constexpr double weights = 400;             // transforming a weight to the positions of one time
   constexpr double inputs = 15, outputs = 8;  // transforming a tile, per product with it
-  constexpr int64_t most = 70, group = 7;     // tiles of AVX-512's kernel: of a weight, of a product
+  constexpr int64_t group = 7;                // tiles of a product, in AVX-512's kernel
+  constexpr int64_t square = (conv3d_tile + 2) * (conv3d_tile + 2);  // positions of rows and columns
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = parts_of(args.batch * args.tile_rows() * args.tile_columns(), group);
-  const int64_t slabs = std::max(threads, parts_of(groups * args.pairs() * group, most));
+  const int64_t slabs = std::max(threads, parts_of(groups * args.pairs() * group, conv3d_tiles));
   const double tiles = static_cast<double>(groups * group);
   const int64_t times = args.flat() ? args.frames : args.frames / 2 * 4 + args.frames % 2 * 3;
-  const double positions = 36.0 * static_cast<double>(times);
-  const int64_t each = args.flat() ? 1 : args.frames > 1 ? 4 : 3;
-  const double spread = weights * static_cast<double>(slabs * each);
+  const double positions = static_cast<double>(square * times);
+  const double spread = weights * static_cast<double>(slabs * args.times(0));
   const double slow = 1 + inputs / static_cast<double>(args.outputs) +
                       outputs / static_cast<double>(args.inputs);
   // bf16 is multiplied twice as fast as fp32 in pairs, 16 to 32 times in tiles (by their

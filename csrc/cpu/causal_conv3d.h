@@ -15,6 +15,7 @@ struct Video {
 constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
 constexpr int64_t conv3d_tile = 4;    // rows and columns of outputs that Winograd's makes together
+constexpr int64_t conv3d_tiles = 70;  // of Winograd's that a weight is transformed once for, at most
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {
@@ -44,6 +45,8 @@ struct CausalConv3d {
   // Winograd's: pairs of output frames (the last may be alone; if flat, all are), and tiles of pixels.
   int64_t pair() const { return flat() ? 1 : 2; }
   int64_t pairs() const { return (frames + pair() - 1) / pair(); }
+  // Positions along time that the outputs from `frame` on need in a pair.
+  int64_t times(int64_t frame) const { return flat() ? 1 : frame + 1 < frames ? 4 : 3; }
   int64_t tile_rows() const { return (rows + conv3d_tile - 1) / conv3d_tile; }
   int64_t tile_columns() const { return (columns + conv3d_tile - 1) / conv3d_tile; }
   int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }

@@ -27,7 +27,7 @@ constexpr int64_t M = conv3d_tile, N = M + 2, S = N * N;  // a tile's rows, thos
 // Tiles of one inner product: 2 * R sums and 2 * R of a piece, beside 2 weights and an input.
 constexpr int64_t R = W == 16 ? 7 : W == 8 ? 3 : 2;
 constexpr int64_t C = 2 * W;              // outputs of one inner product
-constexpr int64_t max_groups = 70 / R;    // tiles that a weight is transformed once for, at most
+constexpr int64_t max_groups = conv3d_tiles / R;
 constexpr int64_t slab_bytes = 16 << 20;  // of their transformed inputs, at most
 constexpr int64_t max_chunks = 6;         // whose weights stay in the cache
 static_assert(P % C == 0 && L % W == 0);
@@ -96,10 +96,6 @@ struct Tile {
     row = M * (index % args.tile_rows());
     batch = index / args.tile_rows();
   }
-  // Positions along time that its outputs need.
-  int64_t times(const CausalConv3d& args) const {
-    return args.flat() ? 1 : frame + 1 < args.frames ? 4 : 3;
-  }
 };
 
 // A thread's work on some tiles: they are multiplied a few chunks of inputs at a time.
@@ -148,7 +144,7 @@ struct Slab {
 template <class T>
 void transform_inputs(const Slab& slab, const Tile& tile, int64_t n, const T* zeros) {
   const CausalConv3d& args = slab.args;
-  const int64_t times = tile.times(args), first = args.flat() ? args.taps[0] - 1 : 0;
+  const int64_t times = args.times(tile.frame), first = args.flat() ? args.taps[0] - 1 : 0;
   const T* pixels[4][S];
   for (int64_t frame = 0; frame < times; ++frame) {
     const Frame<T> found(args, tile.batch, tile.frame + first + frame);
@@ -390,7 +386,7 @@ void multiply_panel(const Slab& slab, int64_t panel) {
     for (int64_t column = 0; column < columns; column += C) {
       const float* m = slab.m + column / C * 2 * S * frame_step + n * C;
       transform_outputs<T>(args, tile, 0, panel * P + column, m, 2 * frame_step);
-      if (tile.times(args) < 4) continue;
+      if (args.times(tile.frame) < 4) continue;
       transform_outputs<T>(args, tile, 1, panel * P + column, m + frame_step, 2 * frame_step);
     }
   }
@@ -410,7 +406,7 @@ void convolve(const CausalConv3d& args, int64_t begin, int64_t end) {
     std::fill_n(slab.times, slab.groups, 0);
     for (int64_t n = 0; n < slab.groups * R; ++n) {  // a last group repeats its last tile
       const Tile tile = slab.tile(n);
-      slab.times[n / R] = std::max(slab.times[n / R], tile.times(args));
+      slab.times[n / R] = std::max(slab.times[n / R], args.times(tile.frame));
       transform_inputs<T>(slab, tile, n, zeros);
     }
     slab.all_times = *std::max_element(slab.times, slab.times + slab.groups);

@@ -109,8 +109,8 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def prefers_onednn() -> bool:
     """Return whether oneDNN multiplies fp32 matrices faster than MKL, which PyTorch uses.
 
-    On other makers' processors MKL does not use AVX-512: 100 GFLOP/s on a core of a Zen 5, where
-    oneDNN reaches 220. On Intel's the two were not compared.
+    On other makers' processors MKL does not use AVX-512, and has half of oneDNN's rate on a Zen 5
+    (profiles/chunk_epyc2c_202611.md). On Intel's the two were not compared.
     """
     if not _onednn_is_faster() or missing() is not None:
         return False

@@ -42,6 +42,7 @@ def adamw8bit(
     base = _torchao().AdamW8bit
     parameters = list(parameters)
 
+    # Ignored: the library is optional, so its class has no name that mypy could see.
     class Uncompiled(base):  # type: ignore[misc, valid-type]
         def step(self, closure: Any = None) -> Any:
             with torch.compiler.set_stance("force_eager"):
