@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from livetalk_kernels import heap
 from livetalk_kernels.backends import cpu
+from livetalk_kernels.bench import roofline, timer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
@@ -62,6 +64,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(str(error).splitlines()[0])
     yield request.param
     torch.ops.livetalk.use_isa("best")
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes and caches so small that nothing takes long; the test process keeps its heap."""
+    monkeypatch.setitem(roofline.GEMM_SIZE, "cpu", 64)
+    for module in (roofline, timer):
+        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
+    monkeypatch.setattr(heap, "keep_freed_memory", lambda **_: False)
 
 
 @pytest.fixture(scope="session")

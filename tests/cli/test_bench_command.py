@@ -10,8 +10,7 @@ import pytest
 import torch
 from cli_tools import refused
 
-from livetalk_kernels import heap
-from livetalk_kernels.bench import roofline, runner, suite, timer
+from livetalk_kernels.bench import runner, suite
 from livetalk_kernels.errors import UserError
 from livetalk_model.cli.main import main
 
@@ -19,14 +18,7 @@ PLOT = Path(__file__).resolve().parents[2] / "benchmarks/plot.py"
 QUICK = ["--device", "cpu", "--dtype", "fp32", "--threads", "1", "--rounds", "2", "--no-compile"]
 SMALL = ["--shape", "L=8,D=32"]
 
-
-@pytest.fixture(autouse=True)
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes and caches so small that nothing takes long; the test process keeps its heap."""
-    monkeypatch.setitem(roofline.GEMM_SIZE, "cpu", 64)
-    for module in (roofline, timer):
-        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
-    monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
+pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 def bench(*arguments: object) -> int:

@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pytest
 from cli_tools import generate, refused, write_wav
 from PIL import Image
 
-from livetalk_kernels import heap
 from livetalk_kernels import machine as machine_module
-from livetalk_kernels.bench import roofline, timer, tune
+from livetalk_kernels.bench import timer, tune
 from livetalk_kernels.bench.timer import CpuTimer
 from livetalk_kernels.machine import Memory
 from livetalk_kernels.testing.trace import trace_problems
@@ -23,15 +21,7 @@ from livetalk_model.cli.main import main
 
 SLOW_FLUSH = 0.03  # seconds
 
-
-@pytest.fixture(autouse=True)
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Probes and caches so small that nothing takes long; the process keeps its heap."""
-    monkeypatch.setitem(roofline.GEMM_SIZE, "cpu", 64)
-    for module in (roofline, timer):
-        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
-    monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
-    yield
+pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 def run(*words: object) -> int:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from cli_tools import FAST, generate, refused
 
-from livetalk_kernels import heap
-from livetalk_kernels.bench import roofline, timer, tune
+from livetalk_kernels.bench import timer, tune
 from livetalk_kernels.bench.tune import Outcome, Tuner
 from livetalk_kernels.tuning import Tuning, TuningKey
 from livetalk_model.cli.main import main
@@ -17,14 +16,9 @@ SMALL = ["--preset", "tiny", "--size", "16x16", "--device", "cpu", "--budget", "
 
 
 @pytest.fixture(autouse=True)
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes, caches and rounds so small that nothing takes long; the process keeps its heap."""
-    monkeypatch.setitem(roofline.GEMM_SIZE, "cpu", 64)
+def short_rounds(small_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "ROUNDS_SECONDS", (0.01, 0.02))
     monkeypatch.setitem(timer.WARM_SECONDS, "cpu", 0.01)
-    for module in (roofline, timer):
-        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
-    monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
 
 
 def run(*arguments: object) -> int:

@@ -63,12 +63,7 @@ def run(x, y, gate, weight, bias, *, eps=1e-6):
 """
 
 
-@pytest.fixture(autouse=True)
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes and caches so small that nothing takes long."""
-    monkeypatch.setitem(roofline_module.GEMM_SIZE, "cpu", 64)
-    for module in (roofline_module, timer_module):
-        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
+pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 def case_of(op: str, name: str, dtype: torch.dtype = FP32) -> Case:

@@ -37,7 +37,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         monkeypatch.setitem(module.WARM_SECONDS, "cuda", 0.0)
     monkeypatch.setattr(cuda_timer, "MAX_CALLS", 4)  # the interpreter is slow
     monkeypatch.setattr(cuda_timer, "PROFILED_CALLS", 2)
-    monkeypatch.setattr(heap, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(heap, "keep_freed_memory", lambda **_: False)
     monkeypatch.setattr(runner, "check_small_cases", lambda *case: (True, "small cases are right"))
     with FakeCuda(2) as fake:
         yield fake

@@ -14,7 +14,7 @@ import torch
 
 from livetalk_kernels import KernelConfig, UserError, bind_ops
 from livetalk_kernels import tuning as tuning_module
-from livetalk_kernels.bench import roofline, timer, tune
+from livetalk_kernels.bench import tune
 from livetalk_kernels.bench.tune import Call, Outcome, Tuner
 from livetalk_kernels.config import find_tuning
 from livetalk_kernels.dispatch import resolve
@@ -350,12 +350,8 @@ def test_a_tuned_backend_that_cannot_run_falls_through():
 
 
 @pytest.fixture
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes, caches and rounds so small that nothing takes long."""
+def short_rounds(small_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "ROUNDS_SECONDS", (0.01, 0.05))
-    monkeypatch.setitem(roofline.GEMM_SIZE, "cpu", 64)
-    for module in (roofline, timer):
-        monkeypatch.setattr(module, "last_level_cache", lambda: 1 << 16)
 
 
 def measure(*calls: Call, budget: float = 5.0, approximate: bool = False) -> list[Outcome]:
@@ -363,7 +359,7 @@ def measure(*calls: Call, budget: float = 5.0, approximate: bool = False) -> lis
     return list(tuner.run(calls))
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_the_fastest_is_chosen(drop_in: DropIn):
     slow = "import time; time.sleep(0.01)"
     drop_in("add_norm/slow.py", FAST.format(flags="", work=slow))
@@ -378,7 +374,7 @@ def test_the_fastest_is_chosen(drop_in: DropIn):
     assert found.dims == {"B": 1, "L": 64, "D": 256}
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_a_toy_that_is_fastest_is_chosen_and_then_runs(drop_in: DropIn, monkeypatch):
     """Both others sleep, so that the toy wins on any machine."""
     source = FAST.format(flags="", work="pass")
@@ -405,7 +401,7 @@ def sleeping(run: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 @pytest.mark.parametrize("work", ["x = 2 * x", "x = 2 * x if len(x[0]) > 100 else x", "1 / 0"])
 def test_a_red_backend_is_not_timed(work, drop_in: DropIn):
     drop_in("add_norm/wrong.py", FAST.format(flags="", work=work))
@@ -414,7 +410,7 @@ def test_a_red_backend_is_not_timed(work, drop_in: DropIn):
     assert outcome.choice is not None and "wrong" not in outcome.choice.p50
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_approximate_backends_take_part_only_when_asked_for(drop_in: DropIn):
     drop_in("add_norm/rough.py", FAST.format(flags="APPROXIMATE = True", work="pass"))
     call = Call(case=case(B=1, L=4, D=32))
@@ -424,7 +420,7 @@ def test_approximate_backends_take_part_only_when_asked_for(drop_in: DropIn):
         assert ("rough" in outcome.choice.p50) == approximate
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_approximate_backends_are_held_to_their_own_bounds():
     sizes = {"B": 1, "L": 70, "S": 70, "H": 2, "d": 64}
     (outcome,) = measure(Call(case=case("chunk_attention", **sizes)), approximate=True)
@@ -432,7 +428,7 @@ def test_approximate_backends_are_held_to_their_own_bounds():
     assert "reference_fp8" in outcome.choice.p50
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_the_budget_goes_to_frequent_calls_first(monkeypatch):
     rare, often = case(B=1, L=4, D=32), case(B=1, L=8, D=32)
     first, second = measure(Call(case=rare), Call(case=often, count=9))
@@ -449,7 +445,7 @@ def test_the_budget_goes_to_frequent_calls_first(monkeypatch):
             measure(Call(case=rare), budget=budget)
 
 
-@pytest.mark.usefixtures("small_machine")
+@pytest.mark.usefixtures("short_rounds")
 def test_a_weight_is_packed_once_and_not_in_each_call(drop_in: DropIn):
     drop_in("causal_conv3d/toy.py", PACKING)
     one = Case(op="causal_conv3d", device=CPU, dtype=FP32, dims=dict(zip(
