@@ -10,6 +10,7 @@ namespace livetalk {
 namespace {
 
 constexpr int64_t least_pixels = 64;  // minimum per thread of the direct kernel
+constexpr int64_t least_rows = 4;     // minimum per thread of the one in tiles
 
 int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -69,17 +70,15 @@ bool prefers_winograd(const CausalConv3d& args) {
   constexpr int64_t square = (conv3d_tile + 2) * (conv3d_tile + 2);  // positions of rows and columns
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = parts_of(args.batch * args.tile_rows() * args.tile_columns(), group);
-  const int64_t slabs = std::max(threads, parts_of(groups * args.pairs() * group, conv3d_tiles));
+  const int64_t slabs = std::max(threads, parts_of(groups * args.pairs() * group, conv3d_most_tiles));
   const double tiles = static_cast<double>(groups * group);
   const int64_t times = args.flat() ? args.frames : args.frames / 2 * 4 + args.frames % 2 * 3;
   const double positions = static_cast<double>(square * times);
   const double spread = weights * static_cast<double>(slabs * args.times(0));
   const double slow = 1 + inputs / static_cast<double>(args.outputs) +
                       outputs / static_cast<double>(args.inputs);
-  // bf16 is multiplied twice as fast as fp32 in pairs, 16 to 32 times in tiles (by their
-  // specification; half of that is taken for loads and gathering).
-  const bool tiled = args.half && current_isa() == Isa::amx;
-  const double rate = tiled ? 8 : args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
+  // Pairs of bf16 are multiplied twice as fast as fp32.
+  const double rate = args.half && current_isa() == Isa::avx512_bf16 ? 2 : 1;
   const double direct = static_cast<double>(args.batch * real_taps(args) * args.rows * args.columns);
   return tiles * positions * slow + spread < direct / rate;
 }
@@ -93,8 +92,22 @@ void run_direct(const CausalConv3d& conv) {
       conv.all_taps() * conv.inputs * parts_of(conv.panels(), args.parts));
 }
 
-// Returns [B, T', H', W', O] in x's dtype. `method` is winograd, direct, or best for the one that
-// should be faster.
+void run_tiles(const CausalConv3d& conv) {
+  const int64_t threads = torch::stable::get_num_threads(), rows = conv.batch * conv.rows;
+  const int64_t parts = std::min(parts_of(threads * least_rows, rows), conv.panels());
+  const DirectConv3d args{conv, parts};
+  parallel_rows(
+      conv3d_tiles_kernel(), args, parts * rows,
+      conv.frames * conv.columns * conv.all_taps() * conv.inputs * parts_of(conv.panels(), parts));
+}
+
+std::string best_method(const CausalConv3d& args) {
+  if (args.half && current_isa() == Isa::amx) return "tiles";
+  return prefers_winograd(args) ? "winograd" : "direct";
+}
+
+// Returns [B, T', H', W', O] in x's dtype. `method` is winograd, direct, tiles (bf16 only), or
+// best for the one that should be faster.
 Tensor causal_conv3d_packed(
     Tensor x, std::optional<Tensor> history, Tensor packed, std::optional<Tensor> bias,
     int64_t outputs, std::vector<int64_t> taps, int64_t zero_frames, std::vector<int64_t> stride,
@@ -142,11 +155,14 @@ Tensor causal_conv3d_packed(
   if (!out.numel()) return out;
   args.out = out.mutable_data_ptr();
   STD_TORCH_CHECK(
-      method == "best" || method == "direct" || (method == "winograd" && fits_winograd(args)),
+      method == "best" || method == "direct" || (method == "winograd" && fits_winograd(args)) ||
+          (method == "tiles" && args.half),
       "no method ", method, " for this convolution");
-  const bool winograd = method == "best" ? prefers_winograd(args) : method == "winograd";
-  if (winograd) {
+  if (method == "best") method = best_method(args);
+  if (method == "winograd") {
     parallel_rows(conv3d_winograd_kernel(), args, args.tiles(), 64 * args.inputs);
+  } else if (method == "tiles") {
+    run_tiles(args);
   } else {
     run_direct(args);
   }

@@ -15,7 +15,7 @@ struct Video {
 constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
 constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
 constexpr int64_t conv3d_tile = 4;    // rows and columns of outputs that Winograd's makes together
-constexpr int64_t conv3d_tiles = 70;  // of Winograd's that a weight is transformed once for, at most
+constexpr int64_t conv3d_most_tiles = 70;  // of Winograd's that a weight is transformed once for, at most
 
 inline int64_t conv3d_chunks(int64_t inputs) { return (inputs + conv3d_lanes - 1) / conv3d_lanes; }
 inline int64_t conv3d_panels(int64_t outputs) {
@@ -42,7 +42,8 @@ struct CausalConv3d {
   // Whether each output sees one frame: of one tap along time, or of more of which the others are
   // on zeros.
   bool flat() const { return taps[0] == 1 || (frames == 1 && zero_frames == taps[0] - 1); }
-  // Winograd's: pairs of output frames (the last may be alone; if flat, all are), and tiles of pixels.
+  // Winograd's: pairs of output frames (the last may be alone; if flat, all are), and tiles of
+  // pixels.
   int64_t pair() const { return flat() ? 1 : 2; }
   int64_t pairs() const { return (frames + pair() - 1) / pair(); }
   // Positions along time that the outputs from `frame` on need in a pair.
@@ -52,7 +53,8 @@ struct CausalConv3d {
   int64_t tiles() const { return batch * pairs() * tile_rows() * tile_columns(); }
 };
 
-// The direct kernel's work: output pixels, as often as there are parts that the panels are cut into.
+// Work of the kernels that compute the formula directly, as often as there are parts that the
+// panels are cut into.
 struct DirectConv3d : CausalConv3d {
   int64_t parts;
 };
@@ -62,8 +64,9 @@ struct PackConv3d {
   bool half;
   int64_t stride[5], taps[3];
   int64_t inputs, outputs;
-  // fp32 [panels, chunks, taps, lanes, panel], or bf16 [panels, chunks, taps, lanes / 2, panel, 2];
-  // inputs come in chunks of `lanes`, with zeros beyond those of the weight.
+  // fp32 [panels, chunks, taps, lanes, panel], or bf16 [panels, pairs of chunks, taps, 2 chunks,
+  // lanes / 2, panel, 2], where a last pair may have one chunk; inputs come in chunks of `lanes`,
+  // with zeros beyond those of the weight.
   void* packed;
 
   int64_t all_taps() const { return taps[0] * taps[1] * taps[2]; }
@@ -79,5 +82,7 @@ struct PackConv3d {
 LIVETALK_KERNEL(pack_conv3d, const PackConv3d& args, int64_t begin, int64_t end)
 // Pixels [begin, end) of parts x pixels.
 LIVETALK_KERNEL(conv3d_direct, const DirectConv3d& args, int64_t begin, int64_t end)
+// Rows [begin, end) of parts x batch x rows, of all frames; bf16 only.
+LIVETALK_KERNEL(conv3d_tiles, const DirectConv3d& args, int64_t begin, int64_t end)
 // Tiles [begin, end) of batch x tile rows x tile columns x pairs.
 LIVETALK_KERNEL(conv3d_winograd, const CausalConv3d& args, int64_t begin, int64_t end)

@@ -3,13 +3,11 @@
 // What a block of output pixels sees is gathered once, in groups of R pixels that are together in
 // memory, as much as the second-level cache holds; then every panel of outputs is multiplied by all
 // groups. Sums stay in registers, unless a pixel sees so many inputs that they are gathered in
-// several passes: then sums wait in memory in between. bf16 is multiplied in tiles or in pairs
-// where the processor does that, and widened elsewhere. Taps that meet the zero frames only are
-// left out.
+// several passes: then sums wait in memory in between. bf16 is multiplied in pairs where the
+// processor does that, and widened elsewhere. Taps that meet the zero frames only are left out.
 #include <type_traits>
 
 #include "livetalk/conv3d.h"
-#include "livetalk/tiles.h"
 
 namespace livetalk::LIVETALK_ISA {
 namespace {
@@ -19,33 +17,27 @@ constexpr int64_t max_depth = 1728;  // inputs times taps of a pass, about
 constexpr int64_t ahead_taps = 4;    // how early weights are fetched
 constexpr int64_t ahead_groups = 2;  // how early pixels are
 
-// How T is multiplied. R pixels and C outputs of one inner product: 2 * R sums beside 2 weights and
-// an input, or a tile's sums; `Word`, as what; `taps` that lie together, row by row; `max_groups`
-// of pixels in a block, which gathers `block_bytes` in a pass at most, twice as many if a pass
-// begins with widening its weights, and half of what every processor with tiles has as its second
-// cache; `short_depth`, inputs times taps that are summed one by one, about: in tiles, all of a
-// pass, since what is lost is far below bf16's own rounding.
-template <class T>
-struct Shape {
-  static constexpr bool tiled = Tiles<T>::here;
-  using Word = std::conditional_t<tiled, T, packed_t<T>>;
-  static constexpr bool widens = !std::is_same_v<T, Word>;
-  static constexpr int64_t R = tiled ? tile_side : W == 16 ? 14 : W == 8 ? 6 : 4;
-  static constexpr int64_t C = tiled ? tile_side : 2 * W;
-  static constexpr int64_t taps = tiled ? tile_side / L : 1;
-  static constexpr int64_t max_groups = 224 / R;
-  static constexpr int64_t block_bytes = (tiled ? 1024 : widens ? 768 : 384) << 10;
-  static constexpr int64_t short_depth = tiled ? max_depth : 432;
-  static_assert(P % C == 0 && L % W == 0 && tile_side % L == 0);
+constexpr int64_t short_depth = 432;  // inputs times taps that are summed one by one, about
+// Pixels and outputs of one inner product: 2 * R sums beside 2 weights and an input.
+constexpr int64_t R = W == 16 ? 14 : W == 8 ? 6 : 4, C = 2 * W;
+constexpr int64_t max_groups = 224 / R;  // of pixels in a block
+static_assert(P % C == 0 && L % W == 0);
 
-  // Where a pixel's inputs at a tap lie, of those of R pixels at all taps.
-  static constexpr int64_t place(int64_t tap, int64_t r) {
-    return ((tap / taps * R + r) * taps + tap % taps) * L;
-  }
+// As what T is multiplied.
+template <class T>
+using Word = packed_t<T>;
+template <class T>
+constexpr bool widens = !std::is_same_v<T, Word<T>>;
+// What a block gathers in a pass at most: twice as much if a pass begins with widening its weights.
+template <class T>
+constexpr int64_t block_bytes = (widens<T> ? 768 : 384) << 10;
+
+// Some taps of a chunk's weights, [L, C] each, `step` apart.
+template <class Word>
+struct Weights {
+  const Word* first;
+  int64_t step;
 };
-
-template <class T>
-using Word = typename Shape<T>::Word;
 
 // An output pixel: its column, and the first input that it sees, counted with all borders and zero
 // frames.
@@ -84,25 +76,29 @@ inline void copy(const T* pixel, int64_t channels, Word<T>* to) {
   }
 }
 
-// Some taps of some chunks, which are `v_step` and `u_step` apart: v [R, L] u [L, C] of each tap of
-// each chunk, added to `sum` [R, C] and `bias` [C], each null for none, give `to`, with rows `to_step`
-// apart. Products are summed before `sum` is added, so that long sums are made of short ones. Weights of large layers come from the third-level cache, so they are asked for early; those
-// behind the last are the next panel's.
-template <class T, class To>
+// Some taps of some chunks, whose pixels v are `v_step` apart: v [R, L] and `weights(chunk)`
+// multiplied at each tap of each chunk, added to `sum` [R, C] and `bias` [C], each null for none,
+// give `to`, with rows `to_step` apart. Products are summed before `sum` is added, so that long
+// sums are made of short ones. Weights of large layers come from the third-level cache, so they
+// are asked for early.
+template <class T, class Places, class To>
 __attribute__((noinline)) void multiply(
-    const Word<T>* v, int64_t v_step, const Word<T>* u, int64_t u_step, int64_t chunks,
-    int64_t taps, const float* sum, const float* bias, To* to, int64_t to_step) {
-  constexpr int64_t G = Packed<T>::group, R = Shape<T>::R, C = Shape<T>::C;
+    const Word<T>* v, int64_t v_step, const Places& weights, int64_t chunks, int64_t taps,
+    const float* sum, const float* bias, To* to, int64_t to_step) {
+  constexpr int64_t G = Packed<T>::group;
   Vec sums[R][2];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < R; ++r) {
     sums[r][0] = sums[r][1] = Vec::zero();
   }
-  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step, u += u_step) {
+  Weights<Word<T>> own = weights(0);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step) {
+    const Weights<Word<T>> next = weights(chunk + 1);
     for (int64_t tap = 0; tap < taps; ++tap) {
-      const Word<T>*left = v + tap * R * L, *right = u + tap * L * P;
-      const Word<T>* later = right + ahead_taps * L * P;
-      if (tap + ahead_taps >= taps) later += u_step - taps * L * P;
+      const Word<T>*left = v + tap * R * L, *right = own.first + tap * own.step;
+      const int64_t beyond = tap + ahead_taps - taps;
+      const Word<T>* later = beyond < 0 ? right + ahead_taps * own.step
+                                        : next.first + beyond * next.step;
 #pragma GCC unroll 2
       for (int64_t k = 0; k < L; k += G) {
         const float* row = reinterpret_cast<const float*>(right + k * P);
@@ -118,6 +114,7 @@ __attribute__((noinline)) void multiply(
         }
       }
     }
+    own = next;
   }
   const Vec first = bias ? Vec::load(bias) : Vec::zero();
   const Vec second = bias ? Vec::load(bias + W) : Vec::zero();
@@ -132,43 +129,20 @@ __attribute__((noinline)) void multiply(
   }
 }
 
-// The same in tiles of two taps each; `odd` [taps, L, C] of each chunk is a last odd tap's weights,
-// and zeros.
-template <class T, class To>
-__attribute__((noinline)) void multiply(
-    Tiles<T>& tiles, const T* v, int64_t v_step, const T* u, int64_t u_step, const T* odd,
-    int64_t chunks, int64_t taps, const float* sum, const float* bias, To* to, int64_t to_step) {
-  constexpr int64_t pair = Shape<T>::taps, R = Shape<T>::R, C = Shape<T>::C;
-  static_assert(C == P && pair == 2);
-  tiles.clear();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += v_step, u += u_step, odd += pair * L * P) {
-    for (int64_t tap = 0; tap < taps; tap += pair) {
-      tiles.multiply(v + tap * R * L, tap + 1 < taps ? u + tap * L * P : odd, 2 * P);
-    }
-  }
-  alignas(64) float sums[R * C];
-  tiles.store(sums);
-  for (int64_t r = 0; r < R; ++r) {
-    for (int64_t c = 0; c < C; c += W) {
-      Vec value = Vec::load(sums + r * C + c);
-      if (sum) value = value + Vec::load(sum + r * C + c);
-      if (bias) value = value + Vec::load(bias + c);
-      value.store(to + r * to_step + c);
-    }
-  }
-}
-
-// Rows [0, depth) of a packed weight in fp32.
-inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
-  for (int64_t k = 0; k < depth; k += 2) {
-    const bf16* later = packed + (k + ahead_taps * L) * P;
-    __builtin_prefetch(later);
-    __builtin_prefetch(later + P);
-    for (int64_t column = 0; column < P; column += W) {
-      Vec even, odd;
-      load_rows(packed + k * P, column, even, odd);
-      even.store(to + k * P + column);
-      odd.store(to + (k + 1) * P + column);
+// Some taps of a chunk's weights in fp32, [taps, L, P].
+inline void widen_taps(Weights<bf16> packed, int64_t taps, float* to) {
+  for (int64_t tap = 0; tap < taps; ++tap, to += L * P) {
+    const bf16* own = packed.first + tap * packed.step;
+    for (int64_t k = 0; k < L; k += 2) {
+      const bf16* later = own + ahead_taps * packed.step + k * P;
+      __builtin_prefetch(later);
+      __builtin_prefetch(later + P);
+      for (int64_t column = 0; column < P; column += W) {
+        Vec even, odd;
+        load_rows(own + k * P, column, even, odd);
+        even.store(to + k * P + column);
+        odd.store(to + (k + 1) * P + column);
+      }
     }
   }
 }
@@ -176,27 +150,22 @@ inline void widen_rows(const bf16* packed, int64_t depth, float* to) {
 // A thread's work, a block of pixels at a time.
 //
 // Attributes: taps, of the weight; active, those that meet a frame which is not zero, somewhere in
-// the output; chunks, of a pass; short_chunks, of a short sum; most, groups of a block at most; count and groups of the block's
-// pixels; first_tap, the first one that a pixel of the block needs; skipped, taps from there on that
-// a group does not need; pixels [tap from first_tap on][group][R], what the block sees; gathered
-// [group][chunk][tap from first_tap on][R][L], see Shape::place; weights, a panel of some chunks,
-// widened, or its last odd taps; sums [P / C x panel][group][R][C]; tile [R][C], a group's sums
-// meanwhile.
+// the output; chunks, of a pass; short_chunks, of a short sum; most, groups of a block at most;
+// count and groups of the block's pixels; first_tap, the first one that a pixel of the block
+// needs; skipped, taps from there on that a group does not need; pixels [tap from first_tap
+// on][group][R], what the block sees; gathered [group][chunk][tap from first_tap on][R][L];
+// widened [chunk][tap from first_tap on][L][P], a panel's weights, if it widens; sums [P / C x
+// panel][group][R][C]; tile [R][C], a group's sums meanwhile.
 template <class T>
 struct Block {
-  static constexpr bool widens = Shape<T>::widens, tiled = Shape<T>::tiled;
-  static constexpr int64_t R = Shape<T>::R, C = Shape<T>::C, max_groups = Shape<T>::max_groups;
-  static constexpr int64_t odd_step = tiled ? Shape<T>::taps * L * P : 0;
-
   const DirectConv3d& args;
   int64_t image, taps, active, chunks, short_chunks, most;
   int64_t first, count, groups, first_tap, block_taps;
   int64_t skipped[max_groups];
   Aligned<const T*> pixels;
-  Aligned<Word<T>> gathered, weights;
+  Aligned<Word<T>> gathered, widened;
   Aligned<float> sums, tile;
   Aligned<T> zeros;
-  Tiles<T> tiles;
 
   explicit Block(const DirectConv3d& args)
       : args(args),
@@ -204,27 +173,24 @@ struct Block {
         taps(args.all_taps()),
         active(taps - zero_taps((args.frames - 1) * args.stride[0])),
         chunks(chunks_of_pass(args.chunks(), active)),
-        short_chunks(std::max<int64_t>(1, Shape<T>::short_depth / L / active)),
-        most(most_groups(chunks * whole(active) * L)),
+        short_chunks(std::max<int64_t>(1, short_depth / L / active)),
+        most(most_groups(chunks * active * L)),
         pixels(active * most * R),
-        gathered(most * R * chunks * whole(active) * L),
-        weights(chunks * (widens ? active * L * P : odd_step)),
+        gathered(most * R * chunks * active * L),
+        widened(widens<T> ? chunks * active * L * P : 0),
         sums(chunks < args.chunks() ? most * R * args.panels() * P : 1),
         tile(R * C),
         zeros(args.chunks() * L) {
     std::fill_n(static_cast<T*>(zeros), args.chunks() * L, T{});
-    if constexpr (tiled) std::fill_n(static_cast<T*>(weights), chunks * odd_step, T{});
   }
 
-  // Taps that are gathered: some are zeros where taps lie together.
-  static int64_t whole(int64_t taps) { return round_up(taps, Shape<T>::taps); }
   static int64_t chunks_of_pass(int64_t chunks, int64_t taps) {
     const int64_t passes = std::min(chunks, (chunks * taps * L + max_depth - 1) / max_depth);
     return (chunks + passes - 1) / passes;
   }
   static int64_t most_groups(int64_t depth) {
     const int64_t bytes = R * depth * static_cast<int64_t>(sizeof(Word<T>));
-    return std::clamp<int64_t>(Shape<T>::block_bytes / bytes, 1, max_groups);
+    return std::clamp<int64_t>(block_bytes<T> / bytes, 1, max_groups);
   }
 
   // Taps of a pixel that meet zero frames only.
@@ -255,9 +221,7 @@ struct Block {
     });
     first_tap = *std::min_element(skipped, skipped + groups);
     block_taps = taps - first_tap;
-    for (int64_t g = 0; g < groups; ++g) {
-      skipped[g] = (skipped[g] - first_tap) / Shape<T>::taps * Shape<T>::taps;
-    }
+    for (int64_t g = 0; g < groups; ++g) skipped[g] -= first_tap;
     for_runs([&](const Place& place, int64_t n, int64_t run) {
       const T** seen = pixels + n;
       for (int64_t t = first_tap / image; t < args.taps[0]; ++t) {
@@ -288,15 +252,11 @@ struct Block {
       for (int64_t chunk = first_chunk; chunk < first_chunk + own_chunks; ++chunk) {
         for (int64_t tap = 0; tap < block_taps; ++tap) {
           const T** seen = pixels + (tap * groups + group) * R;
-          for (int64_t r = 0; r < R; ++r) {
+          for (int64_t r = 0; r < R; ++r, to += L) {
             __builtin_prefetch(seen[later + r] + chunk * L);
-            copy<T>(seen[r] + chunk * L, args.inputs - chunk * L, to + Shape<T>::place(tap, r));
+            copy<T>(seen[r] + chunk * L, args.inputs - chunk * L, to);
           }
         }
-        for (int64_t tap = block_taps; tap < whole(block_taps); ++tap) {
-          for (int64_t r = 0; r < R; ++r) std::fill_n(to + Shape<T>::place(tap, r), L, Word<T>{});
-        }
-        to += whole(block_taps) * R * L;
       }
     }
   }
@@ -304,25 +264,22 @@ struct Block {
   // Adds the products of gathered chunks and a panel's weights for them to the panel's sums; the
   // last chunks make these the results.
   void multiply_panel(int64_t first_chunk, int64_t own_chunks, int64_t panel, float* panel_sums) {
-    const int64_t chunk_step = taps * L * P, v_step = whole(block_taps) * R * L;
-    const T* packed = static_cast<const T*>(args.packed) +
-                      (panel * args.chunks() + first_chunk) * chunk_step + first_tap * L * P;
-    const Word<T>* u;
-    int64_t u_step;
-    if constexpr (widens) {
-      u = weights;
-      u_step = block_taps * L * P;
-      for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
-        widen_rows(packed + chunk * chunk_step, block_taps * L, weights + chunk * u_step);
+    const int64_t v_step = block_taps * R * L;
+    const T* packed = static_cast<const T*>(args.packed) + panel * args.chunks() * taps * L * P;
+    const auto place = [&](int64_t chunk) {
+      const ChunkPlace<T> place(args.chunks(), taps, first_chunk + chunk);
+      return Weights<T>{packed + place.first + first_tap * place.step, place.step};
+    };
+    const auto weights = [&](int64_t chunk) {
+      if constexpr (widens<T>) {
+        return Weights<float>{widened + chunk * block_taps * L * P, L * P};
+      } else {
+        return place(chunk);
       }
-    } else {
-      u = packed;
-      u_step = chunk_step;
-    }
-    if constexpr (tiled) {
-      for (int64_t chunk = 0; block_taps % 2 && chunk < own_chunks; ++chunk) {
-        const T* odd = packed + chunk * chunk_step + (block_taps - 1) * L * P;
-        std::memcpy(weights + chunk * odd_step, odd, L * P * sizeof(T));
+    };
+    if constexpr (widens<T>) {
+      for (int64_t chunk = 0; chunk < own_chunks; ++chunk) {
+        widen_taps(place(chunk), block_taps, widened + chunk * block_taps * L * P);
       }
     }
     const bool last = first_chunk + own_chunks == args.chunks();
@@ -340,17 +297,14 @@ struct Block {
           const float* before = begins ? nullptr : chunk ? static_cast<float*>(tile) : sum;
           const auto product = [&](const float* offset, auto* to, int64_t to_step) {
             const Word<T>* left = gathered + (n * own_chunks + chunk) * v_step + skipped[n] * R * L;
-            const Word<T>* right = u + chunk * u_step + skipped[n] * L * P;
-            const int64_t some = std::min(short_chunks, own_chunks - chunk);
-            if constexpr (tiled) {
-              multiply(
-                  tiles, left, v_step, right, u_step, weights + chunk * odd_step, some,
-                  block_taps - skipped[n], before, offset, to, to_step);
-            } else {
-              multiply<T>(
-                  left, v_step, right + column * Packed<T>::group, u_step, some,
-                  block_taps - skipped[n], before, offset, to, to_step);
-            }
+            const auto right = [&](int64_t later) {
+              Weights<Word<T>> own = weights(chunk + later);
+              own.first += skipped[n] * own.step + column * Packed<T>::group;
+              return own;
+            };
+            multiply<T>(
+                left, v_step, right, std::min(short_chunks, own_chunks - chunk),
+                block_taps - skipped[n], before, offset, to, to_step);
           };
           if (ends && last && whole) {
             product(bias, result, args.outputs);
@@ -379,7 +333,6 @@ struct Block {
 template <class T>
 void convolve(const DirectConv3d& args, int64_t begin, int64_t end) {
   const int64_t pixels = args.pixels(), panels = args.panels();
-  constexpr int64_t R = Shape<T>::R;
   Block<T> block(args);
   while (begin < end) {
     const int64_t part = begin / pixels, first = begin % pixels;

@@ -27,7 +27,7 @@ constexpr int64_t M = conv3d_tile, N = M + 2, S = N * N;  // a tile's rows, thos
 // Tiles of one inner product: 2 * R sums and 2 * R of a piece, beside 2 weights and an input.
 constexpr int64_t R = W == 16 ? 7 : W == 8 ? 3 : 2;
 constexpr int64_t C = 2 * W;              // outputs of one inner product
-constexpr int64_t max_groups = conv3d_tiles / R;
+constexpr int64_t max_groups = conv3d_most_tiles / R;
 constexpr int64_t slab_bytes = 16 << 20;  // of their transformed inputs, at most
 constexpr int64_t max_chunks = 6;         // whose weights stay in the cache
 static_assert(P % C == 0 && L % W == 0);
@@ -192,25 +192,29 @@ template <class T, int64_t frames>
 void transform_weights(const Slab& slab, int64_t panel, int64_t block, int64_t row) {
   constexpr int64_t ahead = 4;  // inputs
   const CausalConv3d& args = slab.args;
-  const int64_t chunk_step = args.all_taps() * L * P, chunks = slab.chunks_of(block);
-  const int64_t u_step = slab.u_step();
-  const int64_t first = panel * args.chunks() + block * Slab::block_chunks(args);
-  const T* taps = static_cast<const T*>(args.packed) + first * chunk_step +
-                  9 * (args.taps[0] - frames) * L * P;
+  const int64_t u_step = slab.u_step(), first = block * Slab::block_chunks(args);
+  const T* packed = static_cast<const T*>(args.packed) +
+                    panel * args.chunks() * args.all_taps() * L * P;
+  const auto place = [&](int64_t chunk) {
+    ChunkPlace<T> place(args.chunks(), args.all_taps(), first + chunk);
+    place.first += 9 * (args.taps[0] - frames) * place.step;
+    return place;
+  };
   const Vec above = Vec::all(factors[row][0]), middle = Vec::all(factors[row][1]),
             below = Vec::all(factors[row][2]), half = Vec::all(0.5f);
-  for (int64_t k = 0; k < chunks * L; k += 2) {
-    const T* rows = taps + k / L * chunk_step + k % L * P;
-    const T* next = taps + (k + ahead) / L * chunk_step + (k + ahead) % L * P;
+  for (int64_t k = 0; k < slab.chunks_of(block) * L; k += 2) {
+    const ChunkPlace<T> own_place = place(k / L), next_place = place((k + ahead) / L);
+    const T* rows = packed + own_place.first + k % L * P;
+    const T* next = packed + next_place.first + (k + ahead) % L * P;
     for (int64_t column = 0; column < P; column += W) {
       Vec sums[2][9];  // [input][3 times][3 columns]
       for (int64_t t = 0; t < frames; ++t) {
         for (int64_t w = 0; w < 3; ++w) {
           Vec even[3], odd[3];
           for (int64_t h = 0; h < 3; ++h) {
-            const int64_t tap = (9 * t + 3 * h + w) * L * P;
-            __builtin_prefetch(next + tap + 2 * column);
-            load_rows(rows + tap, column, even[h], odd[h]);
+            const int64_t tap = 9 * t + 3 * h + w;
+            __builtin_prefetch(next + tap * next_place.step + 2 * column);
+            load_rows(rows + tap * own_place.step, column, even[h], odd[h]);
           }
           const auto sum = [&](const Vec* taps) {
             return Vec::fma(below, taps[2], Vec::fma(middle, taps[1], above * taps[0]));

@@ -1,6 +1,5 @@
 """What is special about ``causal_conv3d`` and ``rms_norm_silu`` beyond the checks of every op."""
 
-import ctypes
 import platform
 import re
 import subprocess
@@ -18,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.dispatch import pick
 from livetalk_kernels.ops.causal_conv3d import causal_conv3d
-from livetalk_kernels.ops.causal_conv3d import cpu as cpu_conv3d
 from livetalk_kernels.ops.rms_norm_silu import rms_norm_silu
 from livetalk_kernels.registry import backend_names, load_backend, load_op
 from livetalk_kernels.spec import Case
@@ -201,6 +199,7 @@ ODD = [  # inputs, outputs, zero frames, stored, new, taps, stride, padding, row
     (33, 65, 0, 0, 2, (1, 2, 2), (1, 1, 1), (1, 1, 1, 1), 16, 16),
     (17, 18, 0, 0, 1, (1, 1, 1), (1, 1, 1), (0, 0, 0, 0), 5, 5),
     (160, 33, 0, 0, 2, (5, 1, 2), (1, 1, 1), (0, 0, 1, 1), 3, 70),
+    (272, 40, 0, 2, 2, (3, 3, 3), (1, 1, 1), (1, 1, 1, 1), 9, 17),
 ]
 
 
@@ -235,15 +234,19 @@ class Odd:
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("odd", ODD, ids=str)
-def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype) -> None:
+def test_each_algorithm_on_every_instruction_set(odd: tuple, dtype: torch.dtype) -> None:
     """fp32 as exact as `test_conv_formula` asks; bf16 as exact as its result is rounded."""
     bound = 1e-6 if dtype == torch.float32 else 3e-3
     *_, taps, stride, padding, _, _ = odd
     given = Odd.of(odd, dtype)
     packed = torch.ops.livetalk.causal_conv3d_pack.default(given.weight)
     history = given.history if given.history.shape[2] else None
-    wino = ["winograd"] if taps[1:] == (3, 3) and stride == (1, 1, 1) else []
-    for method in ["direct", *wino]:
+    methods = ["direct"]
+    if taps[1:] == (3, 3) and stride == (1, 1, 1):
+        methods.append("winograd")
+    if dtype == torch.bfloat16:
+        methods.append("tiles")
+    for method in methods:
         y = torch.ops.livetalk.causal_conv3d_packed.default(
             given.x, history, packed, given.bias, len(given.bias), taps, given.zeros, stride,
             padding, method,
@@ -252,48 +255,12 @@ def test_both_algorithms_on_every_instruction_set(odd: tuple, dtype: torch.dtype
         assert error <= bound * given.truth.norm(), method
 
 
-@pytest.fixture(scope="module")
-def plain_tiles(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The direct kernel as compiled for AMX, but with tiles in plain C++."""
-    library = tmp_path_factory.mktemp("tiles") / "conv3d_tiles.so"
-    sources = [HERE / "emulation/conv3d_tiles.cpp"]
-    sources += [CSRC / "cpu/conv3d_direct.cpp", CSRC / "cpu/conv3d_pack.cpp"]
-    flags = ["-O2", "-shared", "-DLIVETALK_ISA=scalar", "-DLIVETALK_PLAIN_TILES"]
-    command = [*COMPILER, *flags, "-o", str(library), *map(str, sources)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
-
-
-# Beside those above: several passes, blocks and parts; and an odd tap behind which memory ends.
-@pytest.mark.parametrize("odd", [*ODD, (272, 40, 0, 2, 2, (3, 3, 3), (1,) * 3, (1,) * 4, 9, 17)])
-@pytest.mark.parametrize("parts", [1, 2])
-def test_convolution_in_tiles(plain_tiles: ctypes.CDLL, odd: tuple, parts: int) -> None:
-    inputs, outputs, _, stored, new, taps, stride, (top, _, left, _), rows, columns = odd
-    given = Odd.of(odd, torch.bfloat16)
-    last = (0, 2, 3, 4, 1)
-    x, history = (frames.permute(*last).contiguous() for frames in (given.x, given.history))
-    shape = [given.truth.shape[dim] for dim in last]
-    out = torch.full(shape, torch.nan, dtype=torch.bfloat16)
-    parts = min(parts, -(-outputs // 32))
-    sizes = [2, inputs, outputs, new, stored, given.zeros, rows, columns, top, left, *taps, *stride]
-    sizes += [*shape[1:4], parts]
-    packed = cpu_conv3d.pack(given.weight.to("meta"))
-    assert packed is not None
-    packed = torch.empty_like(packed, device="cpu")
-    bias = given.bias.float()
-    tensors = (x, history, given.weight.contiguous(), bias, packed, out)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    plain_tiles.convolve_in_tiles(*pointers, (ctypes.c_int64 * len(sizes))(*sizes))
-    error = (out.permute(0, 4, 1, 2, 3).double() - given.truth).norm()
-    assert error <= 3e-3 * given.truth.norm()
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is an extension of x86-64")
 def test_what_is_compiled_for_amx(tmp_path: Path) -> None:
     """No AMX may be at hand: sums stay in four tiles, and registers that are claimed are freed."""
     flags = ["-mavx2", "-mfma", *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))]
     flags += ["-mamx-tile", "-mamx-bf16", "-DLIVETALK_ISA=amx"]
-    target, source = tmp_path / "conv3d_direct.o", CSRC / "cpu/conv3d_direct.cpp"
+    target, source = tmp_path / "conv3d_tiles.o", CSRC / "cpu/conv3d_tiles.cpp"
     subprocess.run([*COMPILER, "-O3", *flags, "-c", "-o", str(target), str(source)], check=True)
     command = ["objdump", "-d", "--no-show-raw-insn", str(target)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -305,10 +272,13 @@ def test_what_is_compiled_for_amx(tmp_path: Path) -> None:
     assert count["tilerelease"] >= count["ldtilecfg"] >= 1, count
 
 
-def test_direct_convolution_is_the_same_on_any_number_of_threads() -> None:
+@pytest.mark.parametrize("method", ["direct", "tiles"])
+def test_direct_convolution_is_the_same_on_any_number_of_threads(method: str) -> None:
     """Pixels too few for all threads are shared by panels of outputs."""
+    dtype = torch.bfloat16 if method == "tiles" else torch.float32
     x, weight = random(1, 80, 1, 5, 6, layout=LAYOUTS[1]), random(70, 80, 3, 3, 3, seed=1)
     history = random(1, 80, 2, 5, 6, seed=2, layout=LAYOUTS[1])
+    x, weight, history = (tensor.to(dtype) for tensor in (x, weight, history))
     packed = torch.ops.livetalk.causal_conv3d_pack.default(weight)
     threads, results = torch.get_num_threads(), []
     try:
@@ -316,7 +286,7 @@ def test_direct_convolution_is_the_same_on_any_number_of_threads() -> None:
             torch.set_num_threads(count)
             results.append(
                 torch.ops.livetalk.causal_conv3d_packed.default(
-                    x, history, packed, None, 70, (3, 3, 3), 0, (1, 1, 1), (1, 1, 1, 1), "direct",
+                    x, history, packed, None, 70, (3, 3, 3), 0, (1, 1, 1), (1, 1, 1, 1), method,
                 )
             )  # fmt: skip
     finally:
@@ -341,6 +311,7 @@ def test_wrong_arguments_of_the_compiled_convolution_are_refused() -> None:
         (x, packed, (3, 3, 3), 0, "direct"),
         (x, packed, (3, 3, 3), 3, "direct"),
         (x, packed[: 3 * 16 * 32], (3, 1, 1), 2, "winograd"),
+        (x, packed, (3, 3, 3), 2, "tiles"),
         (x, packed, (3, 3, 3), 2, "other"),
     ):
         with pytest.raises(RuntimeError):

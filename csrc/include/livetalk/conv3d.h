@@ -35,8 +35,26 @@ struct Frame {
   }
 };
 
-// Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of the
-// panel on. p is where input k's row would be if rows were not interleaved in pairs.
+// Chunks of inputs whose rows lie together at a tap of a packed weight of T: 64 bytes of inputs.
+template <class T>
+constexpr int64_t conv3d_joined = 64 / (conv3d_lanes * static_cast<int64_t>(sizeof(T)));
+
+// Where a chunk's weights of the first tap are in a panel, and how far those of the next tap are
+// from there.
+template <class T>
+struct ChunkPlace {
+  int64_t first, step;
+
+  ChunkPlace(int64_t chunks, int64_t taps, int64_t chunk) {
+    constexpr int64_t size = conv3d_lanes * conv3d_panel;
+    const int64_t together = chunk % conv3d_joined<T>, before = chunk - together;
+    step = conv3d_joined<T> == 1 ? size : std::min(conv3d_joined<T>, chunks - before) * size;
+    first = (before * taps + together) * size;
+  }
+};
+
+// Two rows of a packed weight, of inputs k and k + 1, k even: W outputs of each, from `column` of
+// the panel on. p is where input k's row would be if rows were not interleaved in pairs.
 inline void load_rows(const float* p, int64_t column, Vec& even, Vec& odd) {
   even = Vec::load(p + column);
   odd = Vec::load(p + conv3d_panel + column);

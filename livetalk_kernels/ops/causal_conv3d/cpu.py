@@ -12,12 +12,13 @@ of 2 x 4 x 4 outputs then takes 144 products of channels where the formula takes
 that see a single frame 36 instead of 144.
 
 An identity, not an approximation; but sums of inputs and of taps are rounded too, so it is computed
-in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the weight. Both
-read the same packed weight, and read history, new frames and zeros in place; nothing is joined or
-padded. Few channels are left to ``library``.
+in fp32 for bf16 as well. The direct kernel gathers pixels and multiplies them by the weight. On a
+processor with AMX every bf16 convolution is multiplied in tiles instead, from a copy of the few
+rows that fit its cache. All read the same packed weight, and read history, new frames and zeros in
+place; nothing else is joined or padded. Few channels are left to ``library``.
 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308);
-``csrc/cpu/conv3d_winograd.cpp``, ``csrc/cpu/conv3d_direct.cpp``.
+``csrc/cpu/conv3d_winograd.cpp``, ``csrc/cpu/conv3d_direct.cpp``, ``csrc/cpu/conv3d_tiles.cpp``.
 """
 
 from collections.abc import Callable, Sequence
