@@ -50,6 +50,7 @@ Tensor run(const Tensor& q, Attention args) {
   args.heads = q.size(2);
   args.channels = q.size(3);
   args.half = is_half(q);
+  args.tiles = args.half && uses_tiles();
   args.first_frame = args.offset / args.frame_tokens;
   args.frames = (args.offset + args.tokens - 1) / args.frame_tokens + 1 - args.first_frame;
   const int64_t units = batch * args.heads * args.frames;

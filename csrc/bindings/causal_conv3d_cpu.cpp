@@ -102,7 +102,7 @@ void run_tiles(const CausalConv3d& conv) {
 }
 
 std::string best_method(const CausalConv3d& args) {
-  if (args.half && current_isa() == Isa::amx) return "tiles";
+  if (args.half && uses_tiles()) return "tiles";
   return prefers_winograd(args) ? "winograd" : "direct";
 }
 

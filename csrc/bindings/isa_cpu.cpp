@@ -78,20 +78,31 @@ std::string isa() { return names[static_cast<int>(chosen().load())]; }
 
 std::string isa_lacks(std::string name) { return lacks(named(name)); }
 
-void use_isa(std::string name) {
+std::atomic<bool>& plain_tiles() {
+  static std::atomic<bool> plain{false};
+  return plain;
+}
+
+// `tiles`: multiply bf16 in tiles also where they are plain C++, for tests.
+void use_isa(std::string name, bool tiles) {
   const Isa isa = name == "best" ? best() : named(name);
   STD_TORCH_CHECK(lacks(isa).empty(), "this processor has no ", name, ": it lacks ", lacks(isa));
   chosen() = isa;
+  plain_tiles() = tiles;
 }
 
 }  // namespace
 
 Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
 
+bool uses_tiles() {
+  return current_isa() == Isa::amx || plain_tiles().load(std::memory_order_relaxed);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(livetalk, m) {
   m.def("isa() -> str");
   m.def("isa_lacks(str name) -> str");
-  m.def("use_isa(str name) -> ()");
+  m.def("use_isa(str name, bool tiles=False) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(livetalk, CompositeExplicitAutograd, m) {

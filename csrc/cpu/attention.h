@@ -36,16 +36,20 @@ struct Attention {
   void* packed;        // of each unit its packed blocks, context by context; aligned to 64 bytes
   int64_t block_bytes, unit_bytes;
   float scale;
-  bool half;  // q, k, v and out are bf16, not fp32
+  bool half;   // q, k, v and out are bf16, not fp32
+  bool tiles;  // bf16 in tiles, where the instruction set has pairs of bf16
 };
 
 constexpr int64_t attention_queries = 32;     // queries of one task
 constexpr int64_t attention_block = 192;      // keys of a block at most
 constexpr int64_t attention_block_round = 8;  // a block holds a multiple of these
 
+// Keys or channels in whole vectors and tiles.
+constexpr int64_t attention_round(int64_t count) { return (count + 31) / 32 * 32; }
+
 // Room for a block of packed keys and values, whatever the instruction set.
 constexpr int64_t attention_block_bytes(int64_t block, int64_t channels) {
-  return 4 * 2 * block * ((channels + 15) / 16 * 16);
+  return 4 * 2 * attention_round(block) * attention_round(channels);
 }
 
 }  // namespace livetalk

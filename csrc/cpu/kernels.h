@@ -9,6 +9,8 @@ enum class Isa { scalar, avx2, avx512, avx512_bf16, amx };
 
 // The best that this processor runs, unless use_isa has chosen another one.
 Isa current_isa();
+// Whether bf16 is multiplied in tiles: with AMX, or elsewhere if use_isa asked for it.
+bool uses_tiles();
 
 }  // namespace livetalk
 

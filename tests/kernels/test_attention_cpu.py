@@ -16,10 +16,12 @@ pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missin
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=cpu.ISAS)
+@pytest.fixture(params=[*cpu.ISAS, "avx512_bf16 in tiles"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU has; tiles also in plain C++."""
+    name, *tiles = request.param.split(" in ")
     try:
-        torch.ops.livetalk.use_isa(request.param)
+        torch.ops.livetalk.use_isa(name, tiles=bool(tiles))
     except RuntimeError as error:
         pytest.skip(str(error).splitlines()[0])
     yield request.param
