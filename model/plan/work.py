@@ -151,8 +151,3 @@ def join(*stages: Parts) -> dict[str, Work]:
         for name, work in stage.items():
             found[name] = found.get(name, Work()) + work
     return found
-
-
-def repeated(parts: Parts, count: int) -> dict[str, Work]:
-    """Repeat a stage ``count`` times."""
-    return {name: work.times(count) for name, work in parts.items()}
