@@ -7,19 +7,27 @@ import pytest
 import torch
 from PIL import Image
 from train_clips import make_sources, publish
+from train_samples import training_ops
 
 from livetalk_kernels.errors import UserError
 from livetalk_model import load_preparer
+from livetalk_model.config import CHUNK_FRAMES, NEW_FRAMES
+from livetalk_model.encoders.audio import AudioEncoder, AudioStream
 from livetalk_model.encoders.image import ImageEncoder
 from livetalk_model.encoders.text import TextEncoder
 from livetalk_model.preparation import DEFAULT_PROMPT
+from livetalk_model.train.chunks.tasks import DistillTask, through_frames
 from livetalk_model.train.chunks.trainings import distill_training, teacher_training
 from livetalk_model.train.config import Distillation, Guidance, Teaching
 from livetalk_model.train.data.clips import Clips, ClipWriter, Index
+from livetalk_model.train.faces.mouth import FPS, HOP
 from livetalk_model.train.loop.loop import train
 from livetalk_model.train.loop.training import About, Training
 from livetalk_model.train.settings import Run
-from livetalk_model.weights.checkpoint import CheckpointFolder
+from livetalk_model.train.vae.whole import encode_whole
+from livetalk_model.vae import VAE
+from livetalk_model.weights.checkpoint import CheckpointFolder, read_vae_config
+from livetalk_model.weights.fill import load_module, open_weights
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +72,50 @@ def test_both_stages_learn_one_clip(made, tmp_path):
     run = Run(steps=8, batch=1, learning_rate=1e-4, critic_rate=2e-3, distillation=method)
     about = About(kind="distill", data=about.data, sources={**about.sources, "teacher": folder})
     training = distill_training(run, clips, about)
+    for name in ("student", "critic"):  # both begin as the teacher
+        its = training.state.networks[name].state_dict()
+        assert all(torch.equal(its[key], value) for key, value in average.items()), name
+    assert isinstance(training.task, DistillTask)
+    batch, vae = training.data.batch(0, 0), load_vae(CheckpointFolder(about.sources["vae"]))
+    handed = training.task.hand_over(batch["portrait"], batch)
+    assert torch.allclose(handed, through_frames(vae)(batch["portrait"], batch), atol=1e-4)
+    assert not torch.allclose(handed, batch["portrait"][:, :, -2:], atol=0.1)
     before = [value.clone() for value in training.state.networks["student"].parameters()]
     losses = go(run, training, tmp_path / "distill", "critic")
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
     after = training.state.networks["student"].parameters()
     assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def load_vae(folder: CheckpointFolder) -> VAE:
+    with open_weights(folder.vae) as files:
+        with torch.device("meta"):
+            vae = VAE(read_vae_config(files), training_ops())
+        load_module(vae, files, dtype=torch.float32, device="cpu")
+    vae.prepare()
+    return vae
+
+
+def test_a_chunk_is_heard_and_seen_where_it_is_in_its_clip(made):
+    """Each of the clip's two chunks comes up, with its own frames and the sound up to its end."""
+    clips, about = made
+    data = teacher_training(Run(steps=1, batch=16), clips, about).data
+    encoder = AudioEncoder.from_folder(about.sources["audio_encoder"], device="cpu")
+    stream = AudioStream(encoder, fps=FPS, frames=CHUNK_FRAMES)
+    sound, vae = clips.sound(0), load_vae(CheckpointFolder(about.sources["vae"]))
+    chunks, heard = [], 0
+    for start in (0, NEW_FRAMES):
+        frames = clips.frames(0)[start : start + CHUNK_FRAMES].permute(3, 0, 1, 2)[None]
+        end = (start + CHUNK_FRAMES) * HOP
+        chunks.append((encode_whole(vae, frames / 127.5 - 1)[0], stream.push(sound[heard:end])))
+        heard = end
+    batch, found = data.batch(0, 0), set()
+    for latents, windows in zip(batch["latents"], batch["windows"], strict=True):
+        match = [torch.allclose(latents, its, atol=1e-3) for its, _ in chunks]
+        found.add(match.index(True))
+        assert torch.allclose(windows, chunks[match.index(True)][1], atol=1e-4)
+    assert found == {0, 1}
+    assert not torch.allclose(chunks[0][1], chunks[1][1], atol=1e-2)
 
 
 @pytest.fixture

@@ -52,6 +52,14 @@ def test_shares_of_a_lesson() -> None:
         assert torch.equal(value, getattr(drawn, name)[[5, 7]]), name
 
 
+def test_times_that_are_not_the_sampler_s_follow_its_shift() -> None:
+    """t = 5 u / (1 + 4 u): half of them are above 5/6."""
+    times = lesson(list(range(2000)), anchored=0.0).time
+    for share in (0.1, 0.25, 0.5, 0.75):
+        expected = 5 * share / (1 + 4 * share)
+        assert float(times.quantile(share)) == pytest.approx(expected, abs=0.03)
+
+
 def test_the_teacher_sees_clean_motion_and_dropped_conditions() -> None:
     clean, given, seen = draw(2, *SHAPE), random_conditions(2), []
     drawn = Lesson(
@@ -206,6 +214,35 @@ def test_steps_repeat_bit_for_bit_and_move_their_own_network() -> None:
     assert states[0][0] == states[1][0]
     for mine, its in zip(states[0][1:], states[1][1:], strict=True):
         assert all(torch.equal(value, its[name]) for name, value in mine.items())
+
+
+def nothing(x: Tensor, timestep: Tensor, given: object) -> Tensor:
+    """A flow that stands still."""
+    return torch.zeros_like(x)
+
+
+def test_every_step_of_every_chunk_gets_its_turn() -> None:
+    seen = set()
+    for step in range(100):
+        at, chunk = stand(nothing, course(), batch([0]), "student", step=step)
+        seen.add((chunk, float(at.timestep[0])))
+    assert seen == {(chunk, time) for chunk in range(3) for time in SCHEDULE[:-1].tolist()}
+
+
+def test_the_critic_sees_other_rollouts_than_the_student() -> None:
+    """In the same update: else it would know just the sample that the student is judged by."""
+    starts: list[list[Tensor]] = []
+
+    def recorded(x: Tensor, timestep: Tensor, given: object) -> Tensor:
+        starts[-1].append(x)
+        return nothing(x, timestep, given)
+
+    given = replace(course(), real=nothing)
+    for turn in (critic_turn, student_turn):
+        starts.append([])
+        turn(recorded, nothing, given, batch([0]), step=0)
+    free = [own[0][:, :, 2:] for own in starts]
+    assert not torch.equal(*free)
 
 
 def test_a_batch_in_parts_is_the_batch() -> None:
