@@ -188,11 +188,11 @@ def _train(
         begin_folder(options.output, about)
     begin = time.perf_counter()
     with ExitStack() as stack:
-        asked, tell = (lambda: False), (lambda progress: None)
+        asked, report = (lambda: False), (lambda progress: None)
         if place.leads:
             wish = Wish("stopping after this update", _left(options))
             asked = stack.enter_context(wish)
-            tell = stack.enter_context(training_progress())
+            report = stack.enter_context(training_progress())
         files = carry_out(
             settings,
             training,
@@ -201,7 +201,7 @@ def _train(
             place=place,
             phase=phase,
             asked=asked,
-            tell=tell,
+            report=report,
         )
     if not place.leads:
         return 0

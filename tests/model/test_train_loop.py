@@ -69,19 +69,19 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path):
 
 
 def test_metrics_are_whole_lines_of_each_update(tmp_path):
-    told = []
-    assert go(small_run(), small_state(), tmp_path, tell=told.append)
+    reported = []
+    assert go(small_run(), small_state(), tmp_path, report=reported.append)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0] == {"livetalk_metrics": 1}
     assert [line["step"] for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
     assert "student loss" not in lines[1] and lines[2]["student norm"] > 0
-    assert [entry.step for entry in told] == [1, 2, 3, 4, 5, 6]
-    assert told[-1].left == 0 and told[0].left > 0
-    assert told[1].numbers["student loss"] == lines[2]["student loss"]
-    assert told[2].numbers["student loss"] == lines[2]["student loss"]  # it was not its turn
+    assert [entry.step for entry in reported] == [1, 2, 3, 4, 5, 6]
+    assert reported[-1].left == 0 and reported[0].left > 0
+    assert reported[1].numbers["student loss"] == lines[2]["student loss"]
+    assert reported[2].numbers["student loss"] == lines[2]["student loss"]  # it was not its turn
     assert (
         "student loss" not in lines[3]
-        and told[2].numbers["critic loss"] != told[1].numbers["critic loss"]
+        and reported[2].numbers["critic loss"] != reported[1].numbers["critic loss"]
     )
     assert Run.read(tmp_path / "run.toml") == small_run()
 
@@ -172,7 +172,7 @@ def test_stopping_saves_and_goes_on(tmp_path):
     updates = []
     state = small_state()
     run = small_run(save_every=100)
-    asked = {"asked": lambda: len(updates) == 2, "tell": updates.append}
+    asked = {"asked": lambda: len(updates) == 2, "report": updates.append}
     assert not go(run, state, tmp_path, **asked)
     assert last_checkpoint(tmp_path).name == "step-00000002"
     state = small_state(seed=8)

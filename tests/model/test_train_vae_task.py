@@ -132,7 +132,7 @@ def go(run: Run, clips: Clips, folder: Path, until: int) -> tuple[State, list[fl
     train(
         run, training.task, training.state, training.data, folder,
         asked=lambda: training.state.step == until,
-        tell=lambda progress: losses.append(progress.numbers["vae levels"]),
+        report=lambda progress: losses.append(progress.numbers["vae levels"]),
     )  # fmt: skip
     return training.state, losses
 
