@@ -153,7 +153,7 @@ class SoundDecoder:
             yield resampler.push(self._mixed(piece))
             self._yielded = piece.end
         yield resampler.finish()
-        self._tell()
+        self._report_problems()
 
     def close(self) -> None:
         """Close the file."""
@@ -357,7 +357,7 @@ class SoundDecoder:
             if len(self.notes) < _KEPT_CHANGES:
                 self.notes.append(note)
 
-    def _tell(self) -> None:
+    def _report_problems(self) -> None:
         """Report decisions and problems, once everything has been decoded."""
         stamps = self.stamps
         if stamps.count:

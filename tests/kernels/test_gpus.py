@@ -67,8 +67,8 @@ def test_nothing_but_the_library_s_own_reason_is_asked_twice() -> None:
     """What installing more would change, and only that."""
     options = {"device": GPU, "dtype": BF16, "gpu": GPUS["h100"], "libraries": TRITON}
     found = changes(choose(KernelConfig(), **options), KernelConfig(), **options)
-    told = {(change.library, change.op): (change.now, change.then) for change in found}
-    assert told == {
+    reported = {(change.library, change.op): (change.now, change.then) for change in found}
+    assert reported == {
         ("flash-attn 3", OP): ("sdpa_cudnn", "flash_attn3"),
         ("cutlass kernels", "fp8_gemm"): ("triton", "cutlass"),
         ("cutlass kernels", "fp8_gemm_gelu_quant"): ("triton", "cutlass"),
