@@ -261,7 +261,7 @@ def test_a_command_ends_when_nobody_reads(act) -> None:
     def work() -> None:
         for _ in range(100):
             print("x" * 20_000)
-        pytest.fail("went on")
+        pytest.fail("continued")
 
     with stdout_is("pipe"):
         assert act(work) == 1

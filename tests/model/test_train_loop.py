@@ -57,7 +57,7 @@ def test_settings_that_are_no_good(text, words, tmp_path):
     assert str(path) in str(error.value) and words in str(error.value)
 
 
-def test_a_run_goes_on_with_its_own_settings(tmp_path):
+def test_a_run_continues_with_its_own_settings(tmp_path):
     run = small_run()
     run.write(tmp_path / "run.toml")
     replace(run, steps=60, save_every=1, record_every=2).check_resumed(tmp_path / "run.toml")
@@ -151,7 +151,7 @@ def test_ranks_that_cannot_share_a_micro_batch(tmp_path):
         go(small_run(), small_state(), tmp_path, place=Place(control=comm))
 
 
-# Going on ------------------------------------------------------------------------------------
+# Continuing ----------------------------------------------------------------------------------
 
 
 def straight(folder):
@@ -168,7 +168,7 @@ def test_three_and_three_are_six(tmp_path):
     assert same(everything(state), straight(tmp_path / "straight"))
 
 
-def test_stopping_saves_and_goes_on(tmp_path):
+def test_stopping_saves_and_continues(tmp_path):
     updates = []
     state = small_state()
     run = small_run(save_every=100)

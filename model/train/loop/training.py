@@ -81,7 +81,7 @@ def begin_folder(folder: Path, about: About) -> None:
     """
     kind = find(folder).kind
     if is_file(folder / ABOUT):
-        raise UserError(f"{folder}: has a run; go on with it by --resume, or {_CURE}")
+        raise UserError(f"{folder}: has a run; continue it with --resume, or {_CURE}")
     if kind == "file" or (kind == "folder" and any(folder.iterdir())):
         raise UserError(f"{folder}: is there, and holds no run; {_CURE}")
     write_json(folder / ABOUT, asdict(about))
@@ -95,7 +95,7 @@ def read_folder(folder: Path) -> tuple[About, Run]:
     """
     begin = "begin it without --resume"
     if not is_folder(folder):
-        raise UserError(f"{folder}: there is no run to go on with; {begin}")
+        raise UserError(f"{folder}: there is no run to continue; {begin}")
     value = read_json(folder / ABOUT, "run", cure=_CURE, missing=f"it holds no run; {begin}")
     try:
         about = build(About, value)
