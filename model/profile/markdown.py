@@ -58,7 +58,7 @@ def _headline(report: Json) -> str:
         f"**{summary['fps']:.2f} frames/s**, {summary['realtime_factor']:.2f} x real time. "
         f"A chunk takes {ms(chunk['p50'])} (p50), {ms(chunk['p95'])} (p95), {ms(chunk['p99'])} "
         f"(p99) over {_count(chunk['count'], 'chunk')}; the first frame comes after {ms(first)}. "
-        f"{percent(summary['unattributed'])} of the wall time lies in no stage.",
+        f"{percent(summary['unattributed'])} of the wall time is in no stage.",
     ]
     if summary["underrun"] > 0:
         lines.append(
