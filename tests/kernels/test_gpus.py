@@ -138,7 +138,7 @@ def test_kernels_need_no_more_shared_memory_than_is_said(version: str) -> None:
 
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch for CPUs is told from a machine without a GPU: only one of them can be mended."""
+    """A torch for CPUs is told apart from having no GPU: only one of them can be mended."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for built, reason in {
         None: "this torch is not built for CUDA; install a torch for CUDA",
