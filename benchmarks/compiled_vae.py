@@ -58,7 +58,7 @@ def _whole(frames: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
 
 
 def compile_vae(vae: VAE, *, compiler: Compiler = "inductor") -> None:
-    """Compile a VAE; its weights lie channels-last, as the compiler lays out all else."""
+    """Compile a VAE; its weights are channels-last, as the compiler lays out all else."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in vae.parameters():
         if weight.dim() in formats:

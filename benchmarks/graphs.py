@@ -235,7 +235,7 @@ def take(
         gaps = [profile(run) for run in (eager, graph)]
         row = compare(times["eager"], times["graph"], gaps)
         return {"state": TIMED, "note": "", **row}
-    except Exception as error:  # the other calls go on, unless the GPU's context is lost
+    except Exception as error:  # the other calls continue, unless the GPU's context is lost
         return {"state": FAILED, "note": brief(error)}
 
 

@@ -281,7 +281,7 @@ def call_seconds(device: torch.device, run: Callable[[], object]) -> float:
 
 
 def say(text: str) -> None:
-    """Tell whoever waits."""
+    """Print progress for whoever waits."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -59,10 +59,10 @@ def small_case(op: str, backend: str, device: torch.device) -> tuple[Case | None
     supports, reason = load_backend(op, backend).supports, "has no small case"
     cases = [case for case in spec.cases(device, dtype) if not case.large]
     for case in sorted(cases, key=lambda case: -spec.cost(case).bytes):
-        told = supports(case)
-        if told is None:
+        refusal = supports(case)
+        if refusal is None:
             return case, ""
-        reason = told
+        reason = refusal
     return None, reason
 
 
@@ -178,7 +178,7 @@ class Smoke:
                     left.append(worker.task)
                 worker.end()
             self.workers.clear()
-        self.rows += [told(task, LEFT_OUT, NO_TIME) for task in left]
+        self.rows += [unmeasured(task, LEFT_OUT, NO_TIME) for task in left]
 
     def start(self, context: Context) -> None:
         """Start another worker."""
@@ -196,11 +196,11 @@ class Smoke:
         news = set(wait([worker.pipe for worker in waited], limit))
         for worker in waited:
             if worker.pipe in news:
-                self.hear(worker)
+                self.receive(worker)
             elif time.monotonic() >= worker.until:
                 self.lose(worker, HANGS, f"not done after {self.seconds:.0f} s")
 
-    def hear(self, worker: Worker) -> None:
+    def receive(self, worker: Worker) -> None:
         """Handle a worker's message, or its death."""
         try:
             message = worker.pipe.recv()
@@ -230,7 +230,7 @@ class Smoke:
         self.drop(worker)
         if task is None:
             raise NoWorkerError(f"a worker did not begin: {note}")
-        self.note(told(task, state, note))
+        self.note(unmeasured(task, state, note))
 
     def drop(self, worker: Worker) -> None:
         """End a worker; the next round starts another."""
@@ -244,7 +244,7 @@ class Smoke:
         self.write(self.rows)
 
 
-def told(task: Task, state: str, note: str) -> Row:
+def unmeasured(task: Task, state: str, note: str) -> Row:
     """Build a row without measurements."""
     op, backend = task
     nothing = {"case": "", "seconds": None, "error": None}

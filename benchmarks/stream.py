@@ -139,7 +139,7 @@ def measure(
                 frames.append(piece)
                 _note(output, run)
     _note(output, run, complete=not late)
-    team.tell({"what": "end"})
+    team.send({"what": "end"})
     if device.type == "cuda":
         output.value["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     output.write()

@@ -5,7 +5,7 @@
 
 Each set has a process of its own, whose oneDNN, MKL and PyTorch are held to that set too. Backends
 take turns on one thread, with the caches flushed before each call. CPU time is compared, since on a
-busy machine the clock tells nothing. The ratio is the median of the rounds': the fastest other
+busy machine the clock says nothing. The ratio is the median of the rounds': the fastest other
 backend's time over that of ``auto``. Results are not checked: the tests do that on every set.
 """
 

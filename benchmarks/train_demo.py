@@ -182,7 +182,7 @@ def main() -> int:
             recipe = Recipe(datasets=datasets, size=DEMO.size, program=program, runs=runs)
             with tempfile.TemporaryDirectory() as folder:
                 print("timing some updates of each stage for an estimate", flush=True)
-                found = dict(estimate(recipe, Path(folder), tell=say))
+                found = dict(estimate(recipe, Path(folder), report=say))
             record(args.output / RECORD, {"estimate": found, "machine": machine()})
         print(
             f"{'together':10} {duration(sum(found.values())):>8}, estimated from updates timed here"

@@ -68,7 +68,7 @@ class OwnModel:
         run = is_file(path.parent / RUN_FILE)
         if run and not is_file(path):
             raise UserError(
-                f"{path}: missing; the run has no model yet: go on with it by --resume, or give "
+                f"{path}: missing; the run has no model yet: continue it with --resume, or give "
                 "the folder of a finished 'livetalk train teacher' or 'livetalk train distill'"
             )
         values = read_config(path)

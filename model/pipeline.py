@@ -180,4 +180,4 @@ class Pipeline:
             CommError: A rank was lost.
         """
         self._producer.end()
-        self.team.tell({"what": "end"})
+        self.team.send({"what": "end"})

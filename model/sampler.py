@@ -36,7 +36,7 @@ def timesteps(steps: int, shift: float) -> Tensor:
             f"--steps {steps}: must be a whole number from 1 to {MAX_STEPS}; 4 is what was trained"
         )
     if not 1e-3 <= shift <= 1e3:
-        raise UserError(f"--shift {shift}: must lie between 0.001 and 1000; 5 is what was trained")
+        raise UserError(f"--shift {shift}: must be between 0.001 and 1000; 5 is what was trained")
     if steps in _TRAINED:
         plain = torch.tensor(_TRAINED[steps])
     else:

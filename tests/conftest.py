@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: golden data of the published model.
 
-A small part of it lies in ``tests/data`` and is always there. The whole set is looked for in
+A small part of it is in ``tests/data`` and is always there. The whole set is looked for in
 ``../shared/reference``, or where LIVETALK_REFERENCE points; tests that need it carry the mark
 ``golden``.
 """

@@ -87,7 +87,7 @@ def started(gpus: FakeCuda, count: int, call: Callable[[], int]) -> int:
 
 
 class Stream:
-    """Stands for the process that `scaling` starts: stream.py with ``--ranks``."""
+    """Stands in for the process that `scaling` starts: stream.py with ``--ranks``."""
 
     def __init__(self, gpus: FakeCuda, command: Sequence[str]) -> None:
         count = int(command[command.index("--ranks") + 1])

@@ -218,7 +218,7 @@ def test_chunks_without_time_are_not_begun(tmp_path: Path) -> None:
 def test_chunks_of_a_stream_are_whole(tmp_path: Path) -> None:
     result = script(tmp_path, "stream.py", "--layers", "1", "--chunks", "3")
     assert len(result["chunks"]) == 3 and result["frames"] == 3 * 28
-    assert "encode" in result["chunks"][-1]["stages"]  # the last one goes on, too
+    assert "encode" in result["chunks"][-1]["stages"]  # the last one continues, too
     assert result["steady"]["count"] == 2
     assert "p50 of 2, all but the first: " in page(tmp_path, "chunk", result)
 
@@ -271,7 +271,7 @@ def test_frames_that_differ_are_red() -> None:
     assert scaling.compare(coarse, value, noisy, frames)["state"] == "done"
 
 
-def test_ops_go_on_from_their_file(tmp_path: Path) -> None:
+def test_ops_continue_from_their_file(tmp_path: Path) -> None:
     cases = load_op("merge_lse").cases(torch.device("cpu"), torch.float32)
     small = next(case for case in cases if all(case.dims.values()))
     settings = Settings(compile=False, rounds=1, hot=True)

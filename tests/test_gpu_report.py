@@ -406,7 +406,7 @@ def test_what_breaks_is_left_out_of_all_that_follows(
     assert counted(tmp_path, "after") == 2
 
 
-def test_the_archive_is_small_and_a_run_goes_on_from_it(tmp_path: Path) -> None:
+def test_the_archive_is_small_and_a_run_continues_from_it(tmp_path: Path) -> None:
     noise = (
         "import os; open(os.path.dirname(result) + '/big.bin', 'wb').write(os.urandom(17<<20))\n"
     )

@@ -96,8 +96,8 @@ def test_an_estimate_of_all_stages(tmp_path: Path) -> None:
     lengths = {DATASET: 2.5, LONG: 3.7}
     datasets = {name: Drawn(clips=50, seconds=seconds) for name, seconds in lengths.items()}
     recipe = Recipe(datasets=datasets, size=(32, 32), program=None, runs=runs)
-    told: dict[str, float] = {}
-    found = estimate(recipe, tmp_path, places=2, tell=told.__setitem__)
-    assert found == told and list(found) == [DATASET, LONG, *SETTINGS]
+    reported: dict[str, float] = {}
+    found = estimate(recipe, tmp_path, places=2, report=reported.__setitem__)
+    assert found == reported and list(found) == [DATASET, LONG, *SETTINGS]
     assert all(seconds > 0 for seconds in found.values())
     assert (tmp_path / "distill/config.json").is_file()

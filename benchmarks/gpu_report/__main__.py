@@ -351,7 +351,7 @@ def environment(links: Path) -> dict[str, str]:
 
 
 def say(text: str) -> None:
-    """Tell whoever waits."""
+    """Print progress for whoever waits."""
     print(text, flush=True)
 
 

@@ -1,5 +1,5 @@
 // Attention in blocks of keys (FlashAttention, arXiv 2205.14135): the scores of a few queries and
-// one block stay in the cache. Queries lie along the vectors' lanes in every step: scores are
+// one block stay in the cache. Queries run along the vectors' lanes in every step: scores are
 // k q^T [key, query], sums are v^T p [channel, query], and a softmax needs no sums across lanes.
 //
 // The weights p are rounded to bf16 where v is bf16 and the processor multiplies pairs of them;

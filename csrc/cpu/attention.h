@@ -17,7 +17,7 @@ struct Keys {
   HeadStrides k_strides, v_strides;
   int64_t count;
   float last_bias;        // added to the last key's score, as a binary logarithm
-  int64_t blocks, block;  // keys are packed in so many blocks, each but the last of `block` keys
+  int64_t blocks, block;  // keys are packed in that many blocks, each but the last of `block` keys
 };
 
 // out = the sum over the contexts of softmax(scale * q k^T + bias) v. The queries are the tokens

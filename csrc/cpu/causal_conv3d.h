@@ -12,8 +12,8 @@ struct Video {
   int64_t batch, frame, row, column;
 };
 
-constexpr int64_t conv3d_lanes = 16;  // inputs that lie together in a packed weight
-constexpr int64_t conv3d_panel = 32;  // outputs that lie together in a packed weight
+constexpr int64_t conv3d_lanes = 16;  // inputs that are adjacent in a packed weight
+constexpr int64_t conv3d_panel = 32;  // outputs that are adjacent in a packed weight
 constexpr int64_t conv3d_tile = 4;    // rows and columns of outputs that Winograd's makes together
 constexpr int64_t conv3d_most_tiles = 70;  // of Winograd's that a weight is transformed once for, at most
 

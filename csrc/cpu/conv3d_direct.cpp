@@ -18,7 +18,7 @@ constexpr int64_t ahead_taps = 4;    // how early weights are fetched
 constexpr int64_t ahead_groups = 2;  // how early pixels are
 
 constexpr int64_t short_depth = 432;  // inputs times taps that are summed one by one, about
-// Pixels and outputs of one inner product: 2 * R sums beside 2 weights and an input.
+// Pixels and outputs of one inner product: 2 * R sums, in addition to 2 weights and an input.
 constexpr int64_t R = W == 16 ? 14 : W == 8 ? 6 : 4, C = 2 * W;
 constexpr int64_t max_groups = 224 / R;  // of pixels in a block
 static_assert(P % C == 0 && L % W == 0);

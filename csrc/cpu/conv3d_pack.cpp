@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t L = conv3d_lanes, P = conv3d_panel;
 
-// Where element (k, output) of a tap of a chunk lies.
+// Where element (k, output) of a tap of a chunk is stored.
 int64_t place(float, int64_t k, int64_t output) { return k * P + output; }
 int64_t place(bf16, int64_t k, int64_t output) { return k / 2 * 2 * P + 2 * output + k % 2; }
 

@@ -4,7 +4,7 @@
 // A slab holds what some rows of outputs see, copied once: frames with their border, channels in
 // chunks of 32. With a border of their own, rows are laid end to end, so that 32 outputs in a row
 // see 32 consecutive pixels at every tap; those between two rows are multiplied too and left out
-// at the end. With a stride, pixels that are multiplied by the same tap lie together, in phases. A
+// at the end. With a stride, pixels that are multiplied by the same tap are together, in phases. A
 // product reads its pixels as often as there are taps, a chunk at a time, from the first-level
 // cache; weights come from the second-level one and are asked for early. Taps on zero frames are
 // left out.
@@ -25,7 +25,7 @@ static_assert(P == tile_side && K == conv3d_lanes * conv3d_joined<bf16>);
 //
 // Attributes: pixels [chunk][frame][row phase][column phase][row][pitch][K], a phase's rows and
 // columns of those that are seen, from the first frame on that is not zero; plane, pixels of a
-// frame's phase; taps, how far from an output's first pixel a tap's lies; odd [tap][K][P], weights
+// frame's phase; taps, how far a tap's pixel is from an output's first; odd [tap][K][P], weights
 // of a last chunk whose inputs are fewer than K, and zeros.
 struct Slab {
   const DirectConv3d& args;

@@ -1,7 +1,7 @@
 // causal_conv3d with 3x3x3 or 1x3x3 taps by Winograd's F(2, 3) along time and F(4, 3) along rows and
 // columns.
 //
-// A tile is 2 x 4 x 4 outputs. The 4 x 6 x 6 inputs that it sees are read where they lie (history,
+// A tile is 2 x 4 x 4 outputs. The 4 x 6 x 6 inputs that it sees are read where they are (history,
 // x, or zeros around them), transformed, multiplied by the transformed weight, one matrix product
 // for each of 144 positions, and transformed back: 144 products of channels instead of 864. Along
 // time, with d the inputs and g the taps:
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t W = Vec::width, L = conv3d_lanes, P = conv3d_panel;
 constexpr int64_t M = conv3d_tile, N = M + 2, S = N * N;  // a tile's rows, those it sees, positions
-// Tiles of one inner product: 2 * R sums and 2 * R of a piece, beside 2 weights and an input.
+// Tiles of one inner product: 2 * R sums and 2 * R of a piece, plus 2 weights and an input.
 constexpr int64_t R = W == 16 ? 7 : W == 8 ? 3 : 2;
 constexpr int64_t C = 2 * W;              // outputs of one inner product
 constexpr int64_t max_groups = conv3d_most_tiles / R;

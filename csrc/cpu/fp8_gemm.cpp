@@ -2,7 +2,7 @@
 // the processor can (AVX-512), as fp32 elsewhere; sums are fp32.
 //
 // A group of columns is calculated for all rows before the next: its weights are widened once, and
-// its sums lie in the level-2 cache, beside a piece of the weights that `depth_step` bounds.
+// its sums are in the level-2 cache, together with a piece of the weights that `depth_step` bounds.
 #include "cpu/fp8_gemm.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ void widen_panels(
   pack_rows<width>(scratch, depth, count, depth, to);
 }
 
-// Where rows of a from a multiple of tile_rows on lie: steps of depth are outermost.
+// Where rows of a are stored, from a multiple of tile_rows on: steps of depth are outermost.
 packed_t<bf16>* widened(const Fp8Gemm& args, int64_t row, int64_t start, int64_t depth) {
   const int64_t rows = round_up(args.count, fp8_rows);
   return static_cast<packed_t<bf16>*>(args.widened) + rows * start + row * round_up(depth, G);

@@ -1,4 +1,4 @@
-// merge_lse: blocks [begin, end) of queries. An LSE lies [heads, tokens], a result [tokens, heads]:
+// merge_lse: blocks [begin, end) of queries. An LSE is [heads, tokens], a result [tokens, heads]:
 // the weights of a block of tokens are calculated along the tokens and kept for the results.
 #include "cpu/merge_lse.h"
 

@@ -1,4 +1,4 @@
-// What quantises values that lie in a row: their largest magnitude, then FP8 e4m3 with one scale.
+// What quantises values in a row: their largest magnitude, then FP8 e4m3 with one scale.
 #pragma once
 
 #include "livetalk/simd.h"

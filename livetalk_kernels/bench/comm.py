@@ -197,7 +197,7 @@ def bench_patterns(
     *,
     rounds: int | None = None,
     seconds: float = 3.0,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Check all patterns, then time them interleaved. Every rank must pass the same arguments.
 
@@ -207,12 +207,12 @@ def bench_patterns(
         device: Device of this rank's tensors.
         rounds: Number of rounds; None to decide by time.
         seconds: Time for the rounds.
-        tell: Called with progress messages.
+        report: Called with progress messages.
 
     Returns:
         One row per pattern, the same on every rank.
     """
-    tell("checking")
+    report("checking")
     send, receive = (
         torch.zeros(
             max(_room(pattern, side, comm.rank) for pattern in patterns),
@@ -233,7 +233,7 @@ def bench_patterns(
     if samplers:
         if rounds is None:
             rounds = _rounds(comm, samplers, seconds, device)
-        tell(f"timing, {rounds} rounds")
+        report(f"timing, {rounds} rounds")
         own = interleave(samplers, rounds=rounds)
         slowest = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
         comm.all_reduce(slowest, "max")

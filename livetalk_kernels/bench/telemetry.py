@@ -175,13 +175,13 @@ class GpuReader:
 
     def read(self) -> Sequence[Value]:
         """See the base class."""
-        return [self._told(read) for read in self._reads]
+        return [self._reported(read) for read in self._reads]
 
     def close(self) -> None:
         """See the base class."""
         self._nvml.nvmlShutdown()
 
-    def _told(self, read: Callable[[], Value]) -> Value:
+    def _reported(self, read: Callable[[], Value]) -> Value:
         """Return a value, or None if this GPU, its driver or the user's rights withhold it."""
         try:
             return read()

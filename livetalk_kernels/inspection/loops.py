@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
         return int(last, 16) if self.name == BRANCH and last.startswith("0x") else None
 
     @property
-    def goes_on(self) -> bool:
+    def falls_through(self) -> bool:
         """Whether execution may fall through to the next instruction in memory."""
         conditional = bool(self.predicate) or "," in self.operands or " " in self.operands
         return conditional or self.name not in (BRANCH, *EXITS)
@@ -119,7 +119,7 @@ class _Graph:
         for number, block in enumerate(self.blocks):
             last = block[-1]
             found = {index[last.target]} if last.target in index else set()
-            if last.goes_on and number + 1 < len(self.blocks):
+            if last.falls_through and number + 1 < len(self.blocks):
                 found.add(number + 1)
             self.after.append(found)
             for follower in found:

@@ -130,7 +130,7 @@ def _bench(
     with contextlib.ExitStack() as stack:
         if comm.rank == 0:  # it alone speaks
             say = stack.enter_context(progress_line())
-            given["tell"] = functools.partial(say, head)
+            given["report"] = functools.partial(say, head)
         rows = bench_patterns(
             comm,
             links + patterns,

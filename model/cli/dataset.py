@@ -39,7 +39,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         metavar="DIR",
         help="cut the videos in a folder; skips those without sound, and pieces with a moving "
-        "background; NAME.txt beside a video is its prompt",
+        "background; NAME.txt next to a video is its prompt",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the clips"

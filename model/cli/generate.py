@@ -122,7 +122,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
         common.check_file(args.timeline, (".json",), inputs=[args.config, args.audio])
     options = common.stream_options(args)
     with AudioReader(args.audio, track=args.track) as reader:
-        told = _tell_notes(reader)
+        printed = _print_notes(reader)
         make_avatar = common.avatar_source(args)
         samples.note_foreign(args)
         source = common.model_source(args)
@@ -154,7 +154,7 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
             session.close(finish_chunk=outcome != common.INTERRUPTED)
         if outcome != common.INTERRUPTED:  # else the others may be in the middle of a chunk
             pipeline.end()
-    _tell_notes(reader, told)
+    _print_notes(reader, printed)
     warnings = [*reader.warnings, *writer.warnings]
     common.warn(warnings)
     if not writer.frames:
@@ -185,8 +185,8 @@ def _lead(args: argparse.Namespace, team: "Team", watchdog: "Watchdog | None") -
     return outcome
 
 
-def _tell_notes(reader: "AudioReader", told: int = 0) -> int:
-    """Print decisions about the sound, except the first ``told`` notes; return their number."""
-    for note in reader.notes[told:]:
+def _print_notes(reader: "AudioReader", printed: int = 0) -> int:
+    """Print decisions about the sound, except the first ``printed`` notes; return their number."""
+    for note in reader.notes[printed:]:
         common.note(f"note: {note}")
     return len(reader.notes)

@@ -27,9 +27,9 @@ class _Signals:
         left: Printed at the second signal: which file is left, in which state.
     """
 
-    def __init__(self, left: str = "", *, told: str = "") -> None:
-        """Catch nothing until entered; ``told`` is printed at the first signal."""
-        self.left, self._told = left, told
+    def __init__(self, left: str = "", *, notice: str = "") -> None:
+        """Catch nothing until entered; ``notice`` is printed at the first signal."""
+        self.left, self._notice = left, notice
         self._count_seen = 0
         self._before: Before = {}
 
@@ -59,8 +59,8 @@ class _Signals:
         if self._count_seen > 1:
             say(f"killed{self.left and '; '}{self.left}")
             os._exit(common.INTERRUPTED)
-        if self._told:
-            say(self._told)
+        if self._notice:
+            say(self._notice)
 
 
 class Interrupts(_Signals):
@@ -110,11 +110,11 @@ class Wish(_Signals):
             stopping: Printed at the first signal.
             left: Printed at the second: what is left, in which state.
         """
-        super().__init__(left, told=stopping)
+        super().__init__(left, notice=stopping)
         self._asked = False
 
     def __call__(self) -> bool:
-        """Tell whether the run should stop."""
+        """Return whether the run should stop."""
         return self._asked
 
     def _caught(self, number: int, frame: FrameType | None) -> None:

@@ -133,11 +133,11 @@ def _print_figures(checks: "list[Check]") -> None:
             reason = common.escape(check.figure.doubt)
             out.print(f"[red]{check.error:+.0%}[/] {common.escape(check.figure.name)}: {reason}.")
     out.print("\nWhat each system is taken to do, and where its figure stands:")
-    told: set[tuple[str, str]] = set()
+    printed: set[tuple[str, str]] = set()
     for check in checks:
         key = check.figure.source, check.figure.settings
-        if key not in told:
-            told.add(key)
+        if key not in printed:
+            printed.add(key)
             out.print(common.escape(f"- {check.figure.source}. {check.figure.settings}."))
 
 

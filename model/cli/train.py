@@ -95,7 +95,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "ones train on a CPU; a GPU and several ranks take larger ones, untested on a GPU. The "
         "run's folder has its settings (run.toml), metrics (with curves), checkpoints, pictures "
         "(truth above, made below) and at the end the weights, as 'livetalk generate' reads them. "
-        "Ctrl-C saves; --resume goes on bit for bit, or within rounding on another number of "
+        "Ctrl-C saves; --resume continues bit for bit, or within rounding on another number of "
         "ranks.",
         EXAMPLE,
     )
@@ -173,7 +173,7 @@ def _train(
     what: "tuple[About, Run]",
     joined: ranks.Joined | None,
 ) -> int:
-    """Begin or go on, train, say what there is; all ranks do it, and the first one says it."""
+    """Begin or continue, train, say what there is; all ranks do it, and the first one says it."""
     from ..train.data.clips import Clips
     from ..train.loop.training import begin_folder, carry_out
     from ..train.trainings import make_training
@@ -188,11 +188,11 @@ def _train(
         begin_folder(options.output, about)
     begin = time.perf_counter()
     with ExitStack() as stack:
-        asked, tell = (lambda: False), (lambda progress: None)
+        asked, report = (lambda: False), (lambda progress: None)
         if place.leads:
             wish = Wish("stopping after this update", _left(options))
             asked = stack.enter_context(wish)
-            tell = stack.enter_context(training_progress())
+            report = stack.enter_context(training_progress())
         files = carry_out(
             settings,
             training,
@@ -201,7 +201,7 @@ def _train(
             place=place,
             phase=phase,
             asked=asked,
-            tell=tell,
+            report=report,
         )
     if not place.leads:
         return 0

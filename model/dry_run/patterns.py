@@ -191,8 +191,8 @@ def _halo_patterns(sizes: Sizes, grid: Grid) -> list[Pattern]:
 
 def _border(grid: Grid, source: int, target: int) -> str:
     """Say what neighbours send each other: rows, columns or corners."""
-    (row, column), (below, beside) = grid.position(source), grid.position(target)
-    return "columns" if row == below else "rows" if column == beside else "corners"
+    (row, column), (to_row, to_column) = grid.position(source), grid.position(target)
+    return "columns" if row == to_row else "rows" if column == to_column else "corners"
 
 
 def _slice(

@@ -106,21 +106,21 @@ def recover(
     """
     options = replace(options, seed=options.seed + 1)
 
-    def go_on(motion: Tensor) -> Iterator[Made]:
+    def continued(motion: Tensor) -> Iterator[Made]:
         return make_stream(pipeline, avatar, script.wave, options, first=first, motion=motion)
 
-    def told(chunks: Iterator[Made]) -> list[Made]:
+    def advancing(chunks: Iterator[Made]) -> list[Made]:
         made = []
         for chunk in chunks:
             made.append(chunk)
             advance()
         return made
 
-    undisturbed = told(go_on(last.motion))
+    undisturbed = advancing(continued(last.motion))
     found = []
     for kind, disturb in KINDS.items():
         motion = _disturbed(pipeline, last.frames, script.person, disturb)
-        pairs = list(zip(told(go_on(motion)), undisturbed, strict=True))
+        pairs = list(zip(advancing(continued(motion)), undisturbed, strict=True))
         found.append(
             Recovery(
                 kind=kind,

@@ -68,7 +68,7 @@ def make_stream(
         calls=pipeline.calls,
     )
     if motion is not None:
-        generator.go_on_from(motion)
+        generator.continue_from(motion)
     audio, samples = AudioStream(pipeline.audio_encoder), NEW_FRAMES * HOP
     if first:  # feed what was heard until then
         audio.push(wave_N[: first * samples])

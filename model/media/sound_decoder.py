@@ -153,7 +153,7 @@ class SoundDecoder:
             yield resampler.push(self._mixed(piece))
             self._yielded = piece.end
         yield resampler.finish()
-        self._tell()
+        self._report_problems()
 
     def close(self) -> None:
         """Close the file."""
@@ -351,13 +351,13 @@ class SoundDecoder:
             self.notes.append(note)
         if self._position:
             note = (
-                f"{self.path}: goes on as {format_.layout} with {format_.rate} samples per second "
-                f"after {self._place()}"
+                f"{self.path}: continues as {format_.layout} with {format_.rate} samples per "
+                f"second after {self._place()}"
             )
             if len(self.notes) < _KEPT_CHANGES:
                 self.notes.append(note)
 
-    def _tell(self) -> None:
+    def _report_problems(self) -> None:
         """Report decisions and problems, once everything has been decoded."""
         stamps = self.stamps
         if stamps.count:
@@ -371,7 +371,7 @@ class SoundDecoder:
             self.warnings.append(
                 f"{self.path}: its time stamps jump at {stamps.first_jump:.2f} s"
                 f"{f' and {stamps.jumps - 1} times more' if stamps.jumps > 1 else ''}; the sound "
-                "goes on there without a break; if that is wrong, export it again"
+                "continues there without a break; if that is wrong, export it again"
             )
         if self._damaged:
             self.warnings.append(

@@ -163,7 +163,7 @@ class BackgroundWriter:
         return room or self._ended or self._ending
 
     def _end_soon(self) -> None:
-        """Tell the thread to complete the file."""
+        """Signal the thread to complete the file."""
         self._ending = True
         self._changed.notify_all()
 

@@ -62,8 +62,8 @@ def gpu_evidence(recorded: Sequence[Recorded], gpu: Gpu, start: Shares) -> Evide
                 found = _linked(entry.values, other)
         for name, share in found.items():
             reached.setdefault(name, []).append((share, _where(entry, other)))
-    values = {name: median(share for share, _ in told) for name, told in reached.items()}
-    measured = {name: _joined(where for _, where in told) for name, told in reached.items()}
+    values = {name: median(share for share, _ in entries) for name, entries in reached.items()}
+    measured = {name: _joined(where for _, where in entries) for name, entries in reached.items()}
     shares = replace(start, **values)
     profiles = [(entry, other) for entry, other in files if entry.kind == PROFILE]
     if profiles:

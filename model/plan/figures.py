@@ -69,7 +69,7 @@ class Figure:
     job: Job
     doubt: str
 
-    def tells_of(self, other: "Figure") -> bool:
+    def overlaps(self, other: "Figure") -> bool:
         """Return whether either figure includes the other, as a chunk of the same run does."""
         same = (self.source, self.job, self.ranks) == (other.source, other.job, other.ranks)
         return self is other or (same and CHUNK in (self.what, other.what))
@@ -141,8 +141,8 @@ def figures() -> tuple[Figure, ...]:
         job=_talk(PUBLISHED),
         doubts={
             STEP: _UNKNOWN_CLOCKS,
-            DECODE: "cuDNN's algorithms for planar bf16 differ by shape; one share stands for all",
-            ENCODE: "20 ms of small kernels: one share of the matrix rate stands for all of them",
+            DECODE: "cuDNN's algorithms for planar bf16 differ by shape; one share represents all",
+            ENCODE: "20 ms of small kernels: one share of the matrix rate represents all of them",
             COLOUR: "the published colour code runs other elementwise passes than ours, which are "
             "what is counted, and 11 ms of them follow launches as much as bytes",
         },

@@ -143,7 +143,7 @@ def leave_one_out(rows: Sequence[Figure]) -> list[Check]:
     """Predict each row from a fit to the others, excluding those that include it or vice versa."""
     checks = []
     for row in rows:
-        shares = fit_shares([other for other in rows if not other.tells_of(row)])
+        shares = fit_shares([other for other in rows if not other.overlaps(row)])
         predicted = row.predict(GpuMachine(gpu=GPUS[row.gpu], shares=shares))
         checks.append(Check(figure=row, predicted=predicted, shares=shares))
     return checks

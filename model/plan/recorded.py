@@ -312,8 +312,8 @@ def check_one_setting(reports: Sequence[Observed]) -> None:
         for report in reports:
             values.setdefault(str(report.setting.get(key)), report.path)
         if len(values) > 1:
-            told = ", ".join(f"{value} ({short_name(path)})" for value, path in values.items())
-            differing.append(f"{key}: {told}")
+            listed = ", ".join(f"{value} ({short_name(path)})" for value, path in values.items())
+            differing.append(f"{key}: {listed}")
     if differing:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         raise UserError(

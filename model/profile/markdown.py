@@ -58,7 +58,7 @@ def _headline(report: Json) -> str:
         f"**{summary['fps']:.2f} frames/s**, {summary['realtime_factor']:.2f} x real time. "
         f"A chunk takes {ms(chunk['p50'])} (p50), {ms(chunk['p95'])} (p95), {ms(chunk['p99'])} "
         f"(p99) over {_count(chunk['count'], 'chunk')}; the first frame comes after {ms(first)}. "
-        f"{percent(summary['unattributed'])} of the wall time lies in no stage.",
+        f"{percent(summary['unattributed'])} of the wall time is in no stage.",
     ]
     if summary["underrun"] > 0:
         lines.append(
@@ -223,28 +223,28 @@ def _telemetry(telemetry: Json | None) -> str:
         return ""
     rows = []
     for column, unit in telemetry["units"].items():
-        told = [value for value in telemetry["samples"][column] if value is not None]
+        reported = [value for value in telemetry["samples"][column] if value is not None]
         if unit == "bits":
-            rows.append((column, _reasons(told), "", ""))
-        elif told:
-            values = min(told), sum(told) / len(told), max(told)
+            rows.append((column, _reasons(reported), "", ""))
+        elif reported:
+            values = min(reported), sum(reported) / len(reported), max(reported)
             rows.append((column, *(_quantity(value, unit) for value in values)))
         else:
-            rows.append((column, "not told", "", ""))
+            rows.append((column, "not reported", "", ""))
     count = len(telemetry["samples"]["t"])
     text = f"{_count(count, 'sample')}, one every {telemetry['period']:g} s, warm-up included."
     return f"## Telemetry\n\n{text}\n\n" + _table(("", "least", "mean", "most"), rows)
 
 
-def _reasons(told: Sequence[float]) -> str:
+def _reasons(reported: Sequence[float]) -> str:
     """Say why a GPU was throttled, and for what fraction of the time."""
-    if not told:
-        return "not told"
+    if not reported:
+        return "not reported"
     counts: dict[str, int] = {}
-    for bits in told:
+    for bits in reported:
         for reason in throttle_reasons(int(bits)):
             counts[reason] = counts.get(reason, 0) + 1
-    shares = [f"{reason} {percent(count / len(told))}" for reason, count in counts.items()]
+    shares = [f"{reason} {percent(count / len(reported))}" for reason, count in counts.items()]
     return ", ".join(shares) or "nothing"
 
 
@@ -268,7 +268,7 @@ def _open_ends(report: Json) -> str:
     elif settings["device"].startswith("cuda") and not any(
         column.endswith(THROTTLED) for column in telemetry["units"]
     ):
-        lacking.append("clocks, power and temperature of the GPU: NVML does not tell")
+        lacking.append("clocks, power and temperature of the GPU: NVML does not report them")
     if report["summary"]["chunk"]["count"] < 20:
         lacking.append("tails: p95 and p99 of so few chunks are close to the slowest of them")
     if settings["random_weights"]:

@@ -67,10 +67,10 @@ class Pacer:
             self._socket.connect(self._path)
             self._lines = self._socket.makefile("rb")
             with self._phase("wait"):
-                told = self._lines.readline()
+                answer = self._lines.readline()
         except OSError:
-            told = b""
-        if told != _LOAD:
+            answer = b""
+        if answer != _LOAD:
             self._socket.close()
             raise UserError(
                 f"--paced {self._path}: nobody listens there; it is for 'livetalk profile "
@@ -90,7 +90,7 @@ class Pacer:
 
     def ready(self, settings: Mapping[str, Any]) -> None:
         """Report that the model is warmed up, and the settings (as in the report)."""
-        self._tell({"ready": settings})
+        self._send({"ready": settings})
 
     def wait(self) -> bool:
         """Wait until a chunk is requested; return False if no more are."""
@@ -102,9 +102,9 @@ class Pacer:
 
     def report(self, chunk: Mapping[str, Any]) -> None:
         """Send the times of the chunk: ``seconds``, ``stages`` and ``unattributed``."""
-        self._tell({name: chunk[name] for name in ("seconds", "stages", "unattributed")})
+        self._send({name: chunk[name] for name in ("seconds", "stages", "unattributed")})
 
-    def _tell(self, value: Mapping[str, Any]) -> None:
+    def _send(self, value: Mapping[str, Any]) -> None:
         line = json.dumps(value, allow_nan=False) + "\n"
         with suppress(ConnectionError):  # `wait` will notice
             self._socket.sendall(line.encode())

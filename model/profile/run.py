@@ -89,7 +89,7 @@ def run_stream(
     total = length.warmup + length.chunks
     with pipeline.session(avatar, options=options, timeline=timeline) as session:
         observer.opened(session)
-        told = 0
+        reported = 0
         try:
             for index in range(total):
                 if pace is not None and index >= length.warmup and not pace.wait():
@@ -99,9 +99,9 @@ def run_stream(
                 made = session.push(speech(index, fps=options.fps))
                 while not (more and session.wants_audio):
                     frames = next(made, None)
-                    while told < session.stats.count:
-                        observer.chunk(told)
-                        told += 1
+                    while reported < session.stats.count:
+                        observer.chunk(reported)
+                        reported += 1
                     if frames is None:
                         break
                     write(frames)

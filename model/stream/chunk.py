@@ -65,7 +65,7 @@ class StreamOptions:
         timesteps(self.steps, self.shift)
         if not 0 <= self.color_correction <= 1:
             raise UserError(
-                f"--color-correction {self.color_correction}: must lie between 0 (off) and 1"
+                f"--color-correction {self.color_correction}: must be between 0 (off) and 1"
             )
         try:
             object.__setattr__(self, "fps", frame_rate(self.fps))
@@ -73,7 +73,7 @@ class StreamOptions:
             raise UserError(f"--fps: {error}") from None
         if not MIN_FPS <= self.fps <= MAX_FPS:
             raise UserError(
-                f"--fps {float(self.fps):g}: must lie between {MIN_FPS} and {MAX_FPS}; "
+                f"--fps {float(self.fps):g}: must be between {MIN_FPS} and {MAX_FPS}; "
                 "25 is what was trained"
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -137,10 +137,10 @@ class ChunkGenerator:
                 self.work = PublishedWork(*parts)
             # The first frame of a causal encoding does not depend on the grey frames after it.
             motion = self.work.portrait_latents[:, :1]
-        self.go_on_from(motion, "prepare")
+        self.continue_from(motion, "prepare")
 
     @torch.inference_mode()
-    def go_on_from(self, motion: Tensor, stage: str = "warm decoder") -> None:
+    def continue_from(self, motion: Tensor, stage: str = "warm decoder") -> None:
         """Let the next chunk continue frames other than those made last.
 
         Args:
@@ -231,7 +231,7 @@ class ChunkGenerator:
             with self.clock.stage("encode"):
                 motion = self.halo.gather(self.calls.encode(tail, halo=self.halo))[0]
             self.guard.check("VAE encoder", motion)
-            self.go_on_from(motion)
+            self.continue_from(motion)
         yield from _arrived(under_way)
         self.guard.raise_if_bad()
 

@@ -47,7 +47,7 @@ def follow(
     done = 0
     while True:
         with team.phase("wait"):
-            message, data = team.hear()
+            message, data = team.receive()
         what = message["what"]
         if what == "end":
             return

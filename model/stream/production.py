@@ -193,7 +193,7 @@ class Production(Source):
             torch.cuda.set_device(self._device)  # each thread has its own
         self.shared = self._team.size > 1
         message = {"what": "session", "session": self.number, "options": self.options.to_json()}
-        self._team.tell(message, lambda: self._avatar)
+        self._team.send(message, lambda: self._avatar)
         self._chunks = self._prepare()
         self._prepare, self._avatar = None, b""
         self.shared = False
@@ -218,7 +218,7 @@ class Production(Source):
 
     def close(self) -> None:
         """Tell the other ranks to close."""
-        self._team.tell({"what": "close", "session": self.number})
+        self._team.send({"what": "close", "session": self.number})
 
     def free(self) -> None:
         """Drop the generator and queued audio."""
@@ -232,7 +232,7 @@ class Production(Source):
         with self._clock.timeline.range(CHUNK, MAIN):
             windows = plan.encode()
             self.shared = self._team.size > 1
-            self._team.tell(
+            self._team.send(
                 {
                     "what": "chunk",
                     "session": self.number,
@@ -287,8 +287,8 @@ class Production(Source):
 
     def _coming(self) -> bool:
         """Return whether more will come without more audio."""
-        going_on = not self.left and self.error is None
-        return going_on and (self._making or self._wanted() > 0)
+        active = not self.left and self.error is None
+        return active and (self._making or self._wanted() > 0)
 
     def _wanted(self) -> int:
         """Return the frames of the next chunk if its audio is there or has ended; else 0."""

@@ -163,16 +163,16 @@ class Team:
         grid, overlap = self.grid(size), self.split.halo_overlap
         return HaloExchange(self.world, grid, (height, width), overlap=overlap)
 
-    def tell(self, message: Mapping[str, Any], data: Callable[[], bytes] = bytes) -> None:
-        """Send the others a message, which each gets from `hear`; for rank 0. A no-op alone."""
+    def send(self, message: Mapping[str, Any], data: Callable[[], bytes] = bytes) -> None:
+        """Send the others a message, which each gets from `receive`; for rank 0. A no-op alone."""
         if self.size > 1:
-            self._tell(json.dumps(message).encode(), data())
+            self._send(json.dumps(message).encode(), data())
 
-    def _tell(self, text: bytes, data: bytes) -> None:
+    def _send(self, text: bytes, data: bytes) -> None:
         self._control.broadcast(torch.tensor([len(text), len(data)]), 0, kind="control")
         self._control.broadcast(_bytes(text + data), 0, kind="control")
 
-    def hear(self) -> tuple[dict[str, Any], bytes]:
+    def receive(self) -> tuple[dict[str, Any], bytes]:
         """Receive what rank 0 sends; for the other ranks."""
         lengths = torch.empty(2, dtype=torch.int64)
         text, data = self._control.broadcast(lengths, 0).tolist()

@@ -66,7 +66,7 @@ def estimate(
     folder: Path,
     *,
     places: int = PLACES,
-    tell: Callable[[str, float], None] = lambda stage, seconds: None,
+    report: Callable[[str, float], None] = lambda stage, seconds: None,
 ) -> Mapping[str, float]:
     """Time samples of all stages.
 
@@ -74,7 +74,7 @@ def estimate(
         recipe: The stages.
         folder: An empty folder for clips and untrained weights.
         places: Number of updates per training to time.
-        tell: Called with each stage and its seconds, once known.
+        report: Called with each stage and its seconds, once known.
 
     Returns:
         Stage -> seconds, in the order of the recipe.
@@ -87,7 +87,7 @@ def estimate(
         begin = time.perf_counter()
         clips[name] = _make_clips(recipe, drawn, folder / name)
         found[name] = (time.perf_counter() - begin) / _CLIPS * drawn.clips
-        tell(name, found[name])
+        report(name, found[name])
     paths: dict[Kind, Path] = {kind: folder / kind for kind in get_args(Kind)}
     sources = {"vae": paths["vae"], "audio_encoder": paths["audio"], "teacher": paths["teacher"]}
     for kind, path in paths.items():
@@ -98,7 +98,7 @@ def estimate(
         training = make_training(about, recipe.runs[kind], clips[own])
         features = _features(training) * recipe.datasets[own].clips  # updates cache what they see
         found[kind] = features + _updates(training, recipe.runs[kind], places)
-        tell(kind, found[kind])
+        report(kind, found[kind])
         training.finish(path)
     return found
 

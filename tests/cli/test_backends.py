@@ -24,7 +24,7 @@ def test_every_op_is_compiled():
     for op in op_names():
         assert "reference" in backend_names(op)
         assert "cpu" in backend_names(op)
-        # Library convolutions lie under causal_conv3d, hence no Triton there.
+        # Library convolutions are under causal_conv3d, hence no Triton there.
         assert ("triton" in backend_names(op)) == (op != "causal_conv3d")
 
 

@@ -106,7 +106,7 @@ def test_a_seed_gives_the_same_frames_again(portrait, speech, out):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_timeline_shows_what_ran_beside(portrait, speech, out, capsys):
+def test_timeline_shows_what_ran_concurrently(portrait, speech, out, capsys):
     timeline = out / "talk.json"
     code = generate("--portrait", portrait, "--audio", speech, "--output", out / "talk.mp4",
                     "--timeline", timeline, *FAST)  # fmt: skip

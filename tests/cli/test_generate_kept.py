@@ -1,4 +1,4 @@
-"""``livetalk generate`` that ends early: what is finished is kept, and the user is told."""
+"""``livetalk generate`` that ends early: what is finished is kept, and reported to the user."""
 
 import errno
 import json
@@ -55,8 +55,8 @@ def test_sound_that_fails_late(name, as_json, portrait, out, tmp_path, capsys):
     last = printed.err.splitlines()[-1]  # on a busy machine a line of progress comes before
     assert re.fullmatch(r"error: \S+late\.wav: holds NaN.*", last)
     if as_json:
-        told = json.loads(printed.out)["output"]
-        assert (told["frames"], told["complete"]) == (frames, False)
+        output = json.loads(printed.out)["output"]
+        assert (output["frames"], output["complete"]) == (frames, False)
     else:
         assert f"{frames} frames of 32x48, {frames / 25:.2f} s (stopped early)" in printed.out
 

@@ -178,7 +178,7 @@ def test_ctrl_c_stops_all_ranks_and_keeps_the_video(inputs: list[str], tmp_path:
         (["--vae-grid", "2"], "--vae-grid 2: write rows x columns"),
     ],
 )
-def test_bad_splits_are_told_once(
+def test_bad_splits_are_reported_once(
     options: list[str], says: str, inputs: list[str], tmp_path: Path
 ) -> None:
     done = generate([*inputs, *options, "--output", str(tmp_path / "out.mp4")])

@@ -104,9 +104,9 @@ def test_an_echo_of_the_first_signal_is_no_second_one():
     assert in_a_process(run) == (7, "")
 
 
-def test_a_watchdog_outside_hears_the_signals_too():
-    heard = []
-    with SignalThread(lambda: heard.append("outer")):
+def test_a_watchdog_outside_receives_the_signals_too():
+    received = []
+    with SignalThread(lambda: received.append("outer")):
         stopped: list[str] = []
         with (
             Interrupts(stopping=lambda: stopped.append("asked")) as interrupts,
@@ -116,13 +116,13 @@ def test_a_watchdog_outside_hears_the_signals_too():
             send()
             interrupts.release()
         end = time.monotonic() + 5
-        while not heard and time.monotonic() < end:
+        while not received and time.monotonic() < end:
             time.sleep(0.01)
-    assert heard == ["outer"] and stopped == ["asked"]
+    assert received == ["outer"] and stopped == ["asked"]
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_wish_is_heard_and_the_second_kills():
+def test_a_wish_is_noticed_and_the_second_kills():
     def wait() -> None:
         with Wish("stopping after this update", "the last checkpoint stands") as asked:
             assert not asked()

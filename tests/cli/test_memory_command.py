@@ -28,7 +28,7 @@ def test_the_published_model_in_fp8(capsys):
     assert value["settings"]["device"] == "cuda" and value["settings"]["dtype"] == "bf16"
 
 
-def test_measured_beside_predicted(capsys):
+def test_measured_next_to_predicted(capsys):
     options = ["--preset", "tiny", "--size", "32x48", "--measure", "--device", "cpu", "--fuse-bias"]
     printed = shown(capsys, *options)
     assert max(map(len, printed.splitlines())) <= 80

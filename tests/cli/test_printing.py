@@ -124,8 +124,8 @@ def test_a_changing_line_takes_any_name() -> None:
         from rich.console import Console
 
         out = Console(file=screen, force_terminal=True, width=120)
-        with progress.status_line(out) as tell:
-            tell(NASTY)
+        with progress.status_line(out) as show:
+            show(NASTY)
             out.print("x")
         screen.flush()
         assert SHOWN.encode() in screen.buffer.getvalue()
@@ -261,7 +261,7 @@ def test_a_command_ends_when_nobody_reads(act) -> None:
     def work() -> None:
         for _ in range(100):
             print("x" * 20_000)
-        pytest.fail("went on")
+        pytest.fail("continued")
 
     with stdout_is("pipe"):
         assert act(work) == 1

@@ -69,7 +69,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, says, out, capsys, mo
     assert "livetalk-profile" not in error and not list(out.iterdir())
 
 
-def test_a_split_that_does_not_fit_is_told_once(out):
+def test_a_split_that_does_not_fit_is_reported_once(out):
     done = subprocess.run(
         [sys.executable, "-m", "livetalk_model.cli.main", "profile", *SHORT, "--nproc", "2",
          "--ulysses", "3", "--output", str(out / "new")],
@@ -141,7 +141,7 @@ def test_the_tools_run_the_same_command_without_themselves(out):
     ]  # fmt: skip
 
 
-def test_a_missing_tool_is_told(out, capsys, monkeypatch):
+def test_a_missing_tool_is_reported(out, capsys, monkeypatch):
     monkeypatch.setattr("livetalk_model.loading.resolve_device", lambda name: torch.device("cuda"))
     monkeypatch.setenv("PATH", str(out))
     code = profile("--nsys", "--output", out / "new")

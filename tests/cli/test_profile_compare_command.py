@@ -33,14 +33,14 @@ if preset == "broken":
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(path)
 lines = connection.makefile("rb")
-def tell(value):
+def send(value):
     connection.sendall(json.dumps(value).encode() + b"\\n")
 lines.readline()
-tell({"ready": {"model": preset, "backends": {"dit": dict.fromkeys("abcdef", preset)}}})
+send({"ready": {"model": preset, "backends": {"dit": dict.fromkeys("abcdef", preset)}}})
 while lines.readline() == b"go\\n":
     seconds = 0.003 if preset == "slow" else 0.002
     time.sleep(0.05 if preset == "long" else 0)
-    tell({"seconds": seconds, "stages": {"denoise": {"all": 0.9 * seconds}},
+    send({"seconds": seconds, "stages": {"denoise": {"all": 0.9 * seconds}},
           "unattributed": 0.1 * seconds})
 """
 

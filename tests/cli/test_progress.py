@@ -65,10 +65,10 @@ def test_bar_on_a_terminal(session, monkeypatch):
 
 
 def test_lines_of_a_training(capsys):
-    with training_progress() as tell:
+    with training_progress() as report:
         for step, left in ((1, 12345.0), (2, 900.0), (3, 0.0)):
             numbers = {"critic loss": 0.25, "critic norm": 3.0}
-            tell(Progress(step=step, steps=3, seconds=1.5, left=left, numbers=numbers))
+            report(Progress(step=step, steps=3, seconds=1.5, left=left, numbers=numbers))
     assert capsys.readouterr().err.splitlines() == [
         "update 1 of 3, 1.50 s, 3 h 26 min left; critic loss 0.25",
         "update 3 of 3, 1.50 s, 0 s left; critic loss 0.25",

@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capfd):
         ([], ["--data", "livetalk dataset"]),
         (["--data", "{out}/none"], ["none"]),
         (["--data", "{clips}", "--config", "{out}/none.toml"], ["none.toml"]),
-        (["--resume"], ["no run to go on with"]),
+        (["--resume"], ["no run to continue"]),
         (["--resume", "--config", "x.toml"], ["--config x.toml"]),
     ],
 )

@@ -100,7 +100,7 @@ def test_generate_needs_the_run_alone(chain, portrait, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("usual", "warned"), [(90.0, True), (0.0, False)])
-def test_a_strange_portrait_is_told(usual, warned, chain, portrait, tmp_path):
+def test_a_strange_portrait_is_reported(usual, warned, chain, portrait, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(chain.folder / "distill", folder, ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((folder / "config.json").read_text())
@@ -121,7 +121,7 @@ def test_doctor_misses_nothing(chain, capsys):
     )
 
 
-def test_a_killed_distillation_goes_on_bit_for_bit(chain):
+def test_a_killed_distillation_continues_bit_for_bit(chain):
     chain.kill_in("distill", "killed", 2)
     assert not (chain.folder / "killed" / DIT_FILE).exists()
     resume = ["train", "distill", "--output", str(chain.folder / "killed"), "--resume"]

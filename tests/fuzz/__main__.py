@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
     parser.add_argument("--mutations", type=int, help=f"in all (default: {MUTATIONS})")
-    parser.add_argument("--seconds", type=float, help="wall time in all, beside the mutations")
+    parser.add_argument("--seconds", type=float, help="wall time in all, in addition to mutations")
     args = parser.parse_args()
     torch.set_num_threads(1)
     chosen = {

@@ -41,7 +41,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def test_the_kernels_round_as_the_plain_formula_does(device, dtype):
     """Far nearer to each other than either is to the exact result."""
     spec = load_op("chunk_attention")
-    # 16-bit values often lie in the middle of two of FP8, and fall to either side of it; so do
+    # 16-bit values are often in the middle of two of FP8, and fall to either side of it; so do
     # the scores that a GPU sums in 14 bits.
     out_bound = 1e-6 if dtype == torch.float32 and device == CPU else 1e-4
     for case in spec.cases(device, dtype):

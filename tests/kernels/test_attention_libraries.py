@@ -343,7 +343,7 @@ def test_reasons_of_single_libraries(found: pytest.MonkeyPatch) -> None:
     assert "there is no nvcc; pip install flashinfer-jit-cache" in text
 
 
-def test_cudnn_and_cuda_tell_their_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_and_cuda_report_their_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     for number, text in {91501: "9.15.1", 8907: "8.9.7", 91900: "9.19.0"}.items():
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda n=number: n)
@@ -353,7 +353,7 @@ def test_cudnn_and_cuda_tell_their_versions(monkeypatch: pytest.MonkeyPatch) -> 
     assert INSTALLED.too_old("cuda", "12.8") is None
 
 
-def test_another_flash_attention_in_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_flash_attention_in_torch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """`activate_flash_attention_impl` changes what torch's operators are."""
     choice = pick(case(gpu=GPUS["a100"]), "auto", named=False)
     assert (choice.name, choice.caution) == ("sdpa", "")

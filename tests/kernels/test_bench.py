@@ -322,7 +322,7 @@ def test_times_what_is_right() -> None:
 @pytest.mark.parametrize(
     ("limit", "fault", "note"),
     [
-        (100, "x = x * 1.001", "by bad: output 0: relative L2"),  # the small cases tell
+        (100, "x = x * 1.001", "by bad: output 0: relative L2"),  # the small cases show it
         (2**17, "x = x * 1.001", "against fp64: output 0: relative L2"),  # just the timed one does
         (100, "raise KeyError('toy')", "KeyError: 'toy'"),
     ],

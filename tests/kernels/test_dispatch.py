@@ -231,7 +231,7 @@ def test_a_named_backend_is_refused_only_where_it_matters(drop_in: DropIn) -> No
             bind_ops(config, **both, main=wide, **wide)
 
 
-def test_the_vae_takes_what_it_can_beside_a_named_attention(drop_in: DropIn) -> None:
+def test_the_vae_takes_what_it_can_with_a_named_attention(drop_in: DropIn) -> None:
     """The transformer of ``tiny`` has four heads of 64 channels, its VAE one of 32."""
     drop_in(
         "chunk_attention/toy.py",

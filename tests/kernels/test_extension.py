@@ -197,11 +197,11 @@ def test_instruction_set_is_chosen_by_name() -> None:
     assert cpu.isa() == "scalar"
     torch.ops.livetalk.use_isa("best")
     assert cpu.isa() == best
-    # Each set has all before it, so what is idle is what lies above the best.
+    # Each set has all before it, so what is idle is what is above the best.
     assert tuple(cpu.idle_isas()) == cpu.ISAS[cpu.ISAS.index(best) + 1 :]
 
 
-def test_doctor_says_why_a_higher_instruction_set_lies_idle() -> None:
+def test_doctor_says_why_a_higher_instruction_set_is_idle() -> None:
     assert kernels_line("amx", {}) == "compiled, using avx512 for fp32 and amx for bf16"
     line = "compiled, using avx512 for fp32 and avx512_bf16 for bf16; amx needs tile-permission,"
     idle = {"amx": "tile-permission"}

@@ -83,7 +83,7 @@ def test_add_norm_is_a_sum_and_a_layer_norm(gated: bool) -> None:
 
 def test_add_norm_normalises_the_rounded_sum() -> None:
     x = torch.tensor([[256.0, 1.0, -3.0, 7.0]], dtype=torch.bfloat16)
-    y = torch.full((1, 4), 0.75, dtype=torch.bfloat16)  # lost beside 256: bf16 has 8 bits
+    y = torch.full((1, 4), 0.75, dtype=torch.bfloat16)  # lost next to 256: bf16 has 8 bits
     one, zero = torch.ones(4), torch.zeros(4)
     x_new, h = add_norm(x, y, one, one, zero)
     assert x_new.tolist() == [[256.0, 1.75, -2.25, 7.75]]

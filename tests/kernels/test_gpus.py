@@ -67,8 +67,8 @@ def test_nothing_but_the_library_s_own_reason_is_asked_twice() -> None:
     """What installing more would change, and only that."""
     options = {"device": GPU, "dtype": BF16, "gpu": GPUS["h100"], "libraries": TRITON}
     found = changes(choose(KernelConfig(), **options), KernelConfig(), **options)
-    told = {(change.library, change.op): (change.now, change.then) for change in found}
-    assert told == {
+    reported = {(change.library, change.op): (change.now, change.then) for change in found}
+    assert reported == {
         ("flash-attn 3", OP): ("sdpa_cudnn", "flash_attn3"),
         ("cutlass kernels", "fp8_gemm"): ("triton", "cutlass"),
         ("cutlass kernels", "fp8_gemm_gelu_quant"): ("triton", "cutlass"),
@@ -138,7 +138,7 @@ def test_kernels_need_no_more_shared_memory_than_is_said(version: str) -> None:
 
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch for CPUs is told from a machine without a GPU: only one of them can be mended."""
+    """A torch for CPUs is told apart from having no GPU: only one of them can be mended."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for built, reason in {
         None: "this torch is not built for CUDA; install a torch for CUDA",

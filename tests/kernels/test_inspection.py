@@ -134,7 +134,7 @@ def recoded(**changes) -> Kernel:
 def test_code_is_read():
     codes = sass.parse(RESOURCES, SASS, ELF)
     assert codes["first"] == FIRST
-    assert codes["first"].widest_load == "TMA"  # beside which the widths do not matter
+    assert codes["first"].widest_load == "TMA"  # compared with which widths do not matter
     assert codes["first"].widest_store == "16"
     assert codes["first"].wide_share == (128 + 128) / (128 + 64 + 128 + 16)
     second = codes["second"]
@@ -220,7 +220,7 @@ def test_every_fault_is_named():
     for capability, wanted in {(8, 9): "HMMA", (10, 0): "UTCHMMA", (12, 0): "HMMA"}.items():
         other = dataclasses.replace(GOOD, capability=capability)
         assert list(faults(other)) == [f"multiplies bf16 without {wanted}"]
-    large = dataclasses.replace(GOOD, dynamic_shared=227 * 1024)  # beside 4 KB of static memory
+    large = dataclasses.replace(GOOD, dynamic_shared=227 * 1024)  # on top of 4 KB of static memory
     assert [fault.split(":")[0] for fault in faults(large)] == ["fits no SM"]
 
 

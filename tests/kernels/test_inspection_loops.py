@@ -121,10 +121,10 @@ def test_main_loops(text: str, count: int, barriers: int, exposed: int) -> None:
 def test_instructions_are_read() -> None:
     branch, always, load = assemble("@!UP1 BRA 0x10\nBRA 0x0\n@P0 LDG.E.128 R4, [R2+0x10]")
     assert branch == Instruction(0, "@!UP1", "BRA", "", "0x10")
-    assert (branch.target, branch.goes_on) == (16, True)
-    assert (always.target, always.goes_on) == (0, False)
+    assert (branch.target, branch.falls_through) == (16, True)
+    assert (always.target, always.falls_through) == (0, False)
     assert (load.name, load.suffixes, load.operands) == ("LDG", ".E.128", "R4, [R2+0x10]")
-    assert load.target is None and load.goes_on and not load.is_barrier
+    assert load.target is None and load.falls_through and not load.is_barrier
 
 
 def test_the_code_has_what_its_loops_have() -> None:

@@ -103,9 +103,9 @@ def test_empty_sizes_are_refused(op, shape):
 
 def gather_of(rank_0: Timeline) -> Callable[[bytes], list[bytes]]:
     """What the others get from rank 0."""
-    told: list[bytes] = []
-    rank_0.align(lambda own: told.append(own) or [own])
-    return lambda own: [told[0], own]
+    sent: list[bytes] = []
+    rank_0.align(lambda own: sent.append(own) or [own])
+    return lambda own: [sent[0], own]
 
 
 def traces(monkeypatch: pytest.MonkeyPatch, boots: tuple[str, str]) -> list[dict]:

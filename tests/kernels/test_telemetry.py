@@ -40,8 +40,8 @@ def nvml_of(**answers) -> StandIn:
         assert all(scope == ctypes.c_uint(-1).value for _, scope in fields)
         return [field(next(kib)) for _ in fields]
 
-    told = {"nvmlDeviceGetTemperature": lambda handle, sensor: {0: 63}[sensor]}
-    return StandIn(**{**told, "nvmlDeviceGetFieldValues": traffic, **answers})
+    reported = {"nvmlDeviceGetTemperature": lambda handle, sensor: {0: 63}[sensor]}
+    return StandIn(**{**reported, "nvmlDeviceGetFieldValues": traffic, **answers})
 
 
 class Broken:
@@ -65,7 +65,7 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "telemetry"]
 
 
-def test_samples_of_the_host_lie_on_the_clock_of_the_timeline():
+def test_samples_of_the_host_are_on_the_clock_of_the_timeline():
     origin = time.perf_counter_ns()
     with Telemetry([CPU], period=0.01) as telemetry:
         began = time.perf_counter_ns()
@@ -122,7 +122,7 @@ def test_a_gpu_by_a_stand_in_for_nvml():
         assert median(ratios) == pytest.approx(1, rel=0.3)
 
 
-def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_there():
+def test_what_a_gpu_does_not_report_is_none_and_the_rest_is_there():
     nvml = nvml_of(
         nvmlDeviceGetPowerUsage=None,
         nvmlDeviceGetCurrentClocksThrottleReasons=None,

@@ -188,7 +188,7 @@ def test_what_does_not_exist_here_makes_it_stale(strange):
     assert name is None and "stale" in why and "here" in why
 
 
-def test_the_key_tells_threads_apart():
+def test_the_key_distinguishes_threads():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -74,7 +74,7 @@ def test_the_demo_is_what_was_packed():
         ("mine.png", None, "runs/student", False),
     ],
 )
-def test_a_portrait_from_elsewhere_is_told_what_the_demo_can_do(
+def test_a_portrait_from_elsewhere_gets_a_note_on_what_the_demo_can_do(
     named, preset, checkpoint, said, capsys
 ):
     given = Namespace(portrait=portrait(named), preset=preset, checkpoint=checkpoint)

@@ -92,7 +92,7 @@ def test_the_calls_are_those_of_a_running_model(precision, schedule):
 
 
 @pytest.mark.parametrize("m_major", [False, True])
-def test_block_scales_lie_as_they_are_asked_for(m_major):
+def test_block_scales_are_stored_as_asked_for(m_major):
     preset = get_preset("tiny")
     preset = dataclasses.replace(preset, dit=dataclasses.replace(preset.dit, ffn_dim=768))
     calls = model_calls(

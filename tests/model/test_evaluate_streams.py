@@ -101,7 +101,7 @@ def test_a_stream_is_that_of_a_session(model, clips, correction):
     assert made[0].motion.shape == (16, 2, 4, 4)
 
 
-def test_a_stream_goes_on_with_the_sound_that_it_has_heard(model, clips):
+def test_a_stream_continues_with_the_sound_that_it_has_heard(model, clips):
     """Of the same motion latents and noise, chunk 1 is the same, whatever was made before."""
     script = write_scripts(clips, streams=1, chunks=2)[0]
     avatar, options = model.avatar(portrait_of(script.person, SIZE)), StreamOptions(seed=7)

@@ -14,7 +14,7 @@ from livetalk_model.stream.chunk import StreamOptions
 from livetalk_model.vae import VAE
 from livetalk_model.weights.fill import random_module
 
-LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # beside the caches too
+LARGE = ("audio encoder", "denoise", "decode", "encode", "warm decoder")  # next to the caches too
 KINDS = [
     *((dtype, precision, False) for dtype in DTYPES for precision in ("exact", "fp8")),
     *((dtype, "exact", True) for dtype in DTYPES),
@@ -118,7 +118,7 @@ def test_ranks_share_tokens_and_rows_but_no_weights():
     assert share["K/V of text, image"] == 1
     assert 1 / 9 < share["K/V of audio"] < 1 / 2
     held = [found.phases["denoise"].total for found in (one, eight)]
-    assert 1 / 8 < held[1] / held[0] < 1 / 3  # what is exchanged lies in two places
+    assert 1 / 8 < held[1] / held[0] < 1 / 3  # what is exchanged is in two places
     assert eight.assumed.communication > 0
 
 

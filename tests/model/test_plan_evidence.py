@@ -171,7 +171,7 @@ def test_several_profiles_are_fitted_together(tmp_path):
         assert 1.02 * low < value < high / 1.02, name
 
 
-def test_a_profile_beside_measured_ops(tmp_path):
+def test_a_profile_together_with_measured_ops(tmp_path):
     """What ops reach replaces the table, also where the profile's shares are fitted."""
     file, _ = profiles(tmp_path)
     bench = bench_file(tmp_path / "ops.json")

@@ -167,7 +167,7 @@ def test_one_group_hides_nothing():
     assert exchanged([3.0], [10.0], [1.0]) == 14
 
 
-def test_two_groups_hide_what_lies_between():
+def test_two_groups_hide_what_is_between():
     # 3 arrives; while the first is attended to (5), the second arrives and the first returns
     assert exchanged([3.0, 3.0], [5.0, 5.0], [1.0, 1.0]) == 3 + 5 + 5 + 1
     # a slow link: everything but the last attention is exposed
@@ -178,7 +178,7 @@ def test_two_groups_hide_what_lies_between():
         assert max(2 * (send + back), 2 * attend) <= time <= 2 * (send + attend + back)
 
 
-def test_the_ring_sends_beside_attention():
+def test_the_ring_sends_during_attention():
     assert ring_seconds(5.0, 3.0, 4) == 20  # hidden
     assert ring_seconds(3.0, 5.0, 4) == 3 + 3 * 5
     assert ring_seconds(3.0, 5.0, 1) == 3
@@ -198,7 +198,7 @@ def test_a_fast_link_hides_the_ring():
     assert slow[COMMUNICATION] > 2 * fast[COMMUNICATION]
 
 
-def test_what_runs_beside_is_free_only_in_waits():
+def test_what_runs_concurrently_is_free_only_in_waits():
     one = forecast(JOB, layout(), machine())
     assert set(one.beside) == {AUDIO, WARM}
     busy = sum(one.beside.values()) - Costs().loudness

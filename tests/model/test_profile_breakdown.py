@@ -71,7 +71,7 @@ def test_parts_stages_and_the_rest_add_up_to_the_chunk():
     ]
 
 
-def test_other_lanes_count_what_lies_within_the_chunk_once():
+def test_other_lanes_count_what_is_within_the_chunk_once():
     (chunk,) = chunk_times(ranges(*ONE))
     assert {name: round(s * 1e3) for name, s in chunk.beside.items()} == {"video: write frames": 30}
     assert chunk.events == 1 + 7 + 2

@@ -46,9 +46,9 @@ if fault == "stuck":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print("stuck", file=sys.stderr, flush=True)
     time.sleep(600)
-def tell(text):
+def send(text):
     connection.sendall(text.encode() + b"\\n")
-tell("[1, 2" if fault == "no json" else "{}" if fault == "not ready" else
+send("[1, 2" if fault == "no json" else "{}" if fault == "not ready" else
      json.dumps({"ready": {"model": "fake", "backends": {"dit": {"add_norm": fault}}}}))
 count = 0
 while lines.readline() == b"go\\n":
@@ -64,7 +64,7 @@ while lines.readline() == b"go\\n":
         stages["own"] = {"all": 0.1 * seconds}
     chunk = {"seconds": seconds * (1 + 0.01 * (count % 3)), "stages": stages,
              "unattributed": 0.2 * seconds}
-    tell("{}" if fault == "nonsense" else json.dumps(chunk))
+    send("{}" if fault == "nonsense" else json.dumps(chunk))
 open(path + ".ended", "w").close()
 """
 

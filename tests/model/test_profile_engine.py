@@ -118,7 +118,7 @@ def test_ops_are_counted_and_held_to_the_floor(made):
     assert total <= whole["mean"] * 1.001
 
 
-def test_memory_is_told_by_kind(made):
+def test_memory_is_reported_by_kind(made):
     memory = made[0]["memory"]
     kept = memory["weights"]["total"] + memory["caches"]
     assert memory["peak"] == kept + memory["activations"] and memory["activations"] > 0
@@ -173,7 +173,7 @@ class Pace:
     """Asks for a number of chunks, and records what it is sent."""
 
     def __init__(self, chunks: int) -> None:
-        self.left, self.settings, self.heard = chunks, None, []
+        self.left, self.settings, self.received = chunks, None, []
 
     def ready(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
@@ -183,14 +183,14 @@ class Pace:
         return self.left >= 0
 
     def report(self, chunk: Mapping[str, Any]) -> None:
-        self.heard.append(chunk)
+        self.received.append(chunk)
 
 
 def test_chunks_are_made_one_by_one_when_asked_for():
     pace = Pace(2)
     Profiler(source(), Team(), plan(video=False), say).pace(None, SIZE, pace)
-    assert pace.settings["model"] == "tiny" and len(pace.heard) == 2
-    for chunk in pace.heard:
+    assert pace.settings["model"] == "tiny" and len(pace.received) == 2
+    for chunk in pace.received:
         assert chunk["seconds"] > 0 and chunk["stages"]["denoise"]
 
 
@@ -206,7 +206,7 @@ def on_ranks(world: Communicator) -> str:
     return ""
 
 
-def test_every_rank_tells_its_part_and_communication_is_seen():
+def test_every_rank_reports_its_part_and_communication_is_seen():
     report = json.loads(run_ranks(on_ranks, 2, timeout=200)[0])
     assert report["settings"]["ranks"]["world"] == 2
     assert (

@@ -97,7 +97,7 @@ def test_telemetry_in_brief_with_reasons_in_words():
     assert re.search(r"GPU 7 power \| \d{3} W \| \d{3} W \| \d{3} W", text)
     report = sample_report("mid")
     report["telemetry"]["samples"]["CPU clock"] = [None] * len(report["telemetry"]["samples"]["t"])
-    assert "| CPU clock | not told |" in report_markdown(report)
+    assert "| CPU clock | not reported |" in report_markdown(report)
 
 
 def test_what_was_not_measured_is_listed():
@@ -109,7 +109,7 @@ def test_what_was_not_measured_is_listed():
     report = sample_report("14b")
     for name in [n for n in report["telemetry"]["units"] if n.startswith("GPU")]:
         del report["telemetry"]["units"][name], report["telemetry"]["samples"][name]
-    assert "NVML does not tell" in report_markdown(report)
+    assert "NVML does not report them" in report_markdown(report)
     report = sample_report("mid", chunks=20)
     report["settings"]["random_weights"] = False
     assert "Not measured" not in report_markdown(report)

@@ -211,7 +211,7 @@ def test_ranks_are_brought_together_by_the_time_of_day():
     assert name == "audio K/V"  # its first stage
 
 
-def test_telemetry_lies_on_the_axis_of_the_lanes():
+def test_telemetry_is_on_the_axis_of_the_lanes():
     report = sample_report("14b")
     figure = plots._timeline(report, sample_traces(report))
     gantt, *panels = figure.axes
@@ -229,7 +229,7 @@ def test_telemetry_lies_on_the_axis_of_the_lanes():
     assert "ms since chunk" in panels[-1].get_xlabel()
 
 
-def test_what_was_not_told_has_no_panel():
+def test_what_was_not_reported_has_no_panel():
     telemetry = {
         "period": 0.1,
         "units": {"CPU": "%", "CPU clock": "MHz", "GPU 0 slowed by": "bits"},

@@ -429,7 +429,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_is_heard_at_once_and_a_busy_thread_does_not_hold_up_the_end() -> None:
+def test_ctrl_c_is_noticed_at_once_and_a_busy_thread_does_not_hold_up_the_end() -> None:
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=90, check=False
@@ -450,7 +450,7 @@ class FailingTeam(Team):
     def halo(self, size: tuple[int, int]) -> Any:
         return WHOLE
 
-    def _tell(self, text: bytes, data: bytes) -> None:
+    def _send(self, text: bytes, data: bytes) -> None:
         if self.lost:
             raise CommError("connection closed by peer")
 

@@ -245,7 +245,7 @@ def test_a_step_back_and_jitter_leave_nothing_out() -> None:
 def test_format_changes_on_the_way(tmp_path: Path) -> None:
     path = change(tmp_path)
     heard_N, reader = hear(path)
-    assert any("goes on as mono with 32000" in note for note in reader.notes)
+    assert any("continues as mono with 32000" in note for note in reader.notes)
     assert rms(heard_N[:16000]) == pytest.approx(rms(heard_N[18000:]), rel=0.15)
     with VideoWriter(tmp_path / "out.mp4", 64, 64, 25, path) as writer:
         writer.write(np.zeros((62, 64, 64, 3), np.uint8))

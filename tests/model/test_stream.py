@@ -229,7 +229,7 @@ def test_other_schedules_give_the_same_frames(schedule, pipeline, avatar):
 # What runs concurrently ------------------------------------------------------------------
 
 
-def beside(pipeline, avatar, options=FAST, timeline=None) -> Session:
+def overlapped(pipeline, avatar, options=FAST, timeline=None) -> Session:
     """A session that encodes audio and warms the decoder in a thread."""
     parts = (pipeline.dit, pipeline.vae, pipeline.audio_encoder)
     return Session(*parts, avatar, options, lane=ThreadLane(), timeline=timeline)
@@ -245,11 +245,11 @@ def ranges(timeline: Timeline, name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("blocks", [[10**6], [1000, 0, 333, 17920]])
-def test_what_runs_beside_gives_the_same_frames(pipeline, avatar, blocks):
+def test_what_runs_concurrently_gives_the_same_frames(pipeline, avatar, blocks):
     samples, timeline = speech(3.0), Timeline(torch.device("cpu"), capacity=1000)
     expected = collect(pipeline, avatar, samples, [len(samples)])
     before, out, start, index = threading.active_count(), [], 0, 0
-    with beside(pipeline, avatar, timeline=timeline) as session:
+    with overlapped(pipeline, avatar, timeline=timeline) as session:
         while start < len(samples):
             step = blocks[index % len(blocks)]
             out += session.push(samples[start : start + step])
@@ -265,10 +265,10 @@ def test_what_runs_beside_gives_the_same_frames(pipeline, avatar, blocks):
     assert ranges(timeline, "audio encoder").get("beside", 0) == (1 if whole else 0)
 
 
-def test_all_audio_is_encoded_beside_where_it_is_pushed_ahead(pipeline, avatar):
+def test_all_audio_is_encoded_concurrently_where_it_is_pushed_ahead(pipeline, avatar):
     samples, timeline = speech(4.0), Timeline(torch.device("cpu"), capacity=1000)
     expected, out = collect(pipeline, avatar, samples, [RATE]), []
-    with beside(pipeline, avatar, timeline=timeline) as session:
+    with overlapped(pipeline, avatar, timeline=timeline) as session:
         for start in range(0, len(samples), 4000):
             made = session.push(samples[start : start + 4000])
             while not session.wants_audio and (frames := next(made, None)) is not None:
@@ -282,17 +282,17 @@ def test_all_audio_is_encoded_beside_where_it_is_pushed_ahead(pipeline, avatar):
 
 def test_leaving_midway_leaves_no_thread(pipeline, avatar):
     before = threading.active_count()
-    with beside(pipeline, avatar) as session:
+    with overlapped(pipeline, avatar) as session:
         next(session.push(speech(2.3)))
         session.close()
     assert threading.active_count() == before
-    with pytest.raises(ValueError, match="stop"), beside(pipeline, avatar) as session:
+    with pytest.raises(ValueError, match="stop"), overlapped(pipeline, avatar) as session:
         for _ in session.push(speech(2.3)):
             raise ValueError("stop")
     assert threading.active_count() == before
 
 
-def test_what_fails_beside_is_raised_where_it_is_needed(pipeline, avatar, monkeypatch):
+def test_what_fails_concurrently_is_raised_where_it_is_needed(pipeline, avatar, monkeypatch):
     calls, push = [], AudioStream.push
 
     def fail(self, samples):
@@ -303,7 +303,7 @@ def test_what_fails_beside_is_raised_where_it_is_needed(pipeline, avatar, monkey
 
     monkeypatch.setattr(AudioStream, "push", fail)
     got = 0
-    with pytest.raises(UserError, match="broken"), beside(pipeline, avatar) as session:
+    with pytest.raises(UserError, match="broken"), overlapped(pipeline, avatar) as session:
         for frames in session.push(speech(3.0)):
             got += len(frames)
     assert got == NEW_FRAMES and calls[0] is not calls[1]

@@ -23,7 +23,7 @@ def test_a_few_steps_lower_the_loss_and_the_product_hears_the_same(clips, tmp_pa
     run, losses = Run(steps=20, batch=1, learning_rate=3e-3), []
     training = audio_training(run, clips)
     assert train(run, training.task, training.state, training.data, tmp_path,
-                 tell=lambda p: losses.append(p.numbers["audio loss"]))  # fmt: skip
+                 report=lambda p: losses.append(p.numbers["audio loss"]))  # fmt: skip
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5]), losses
     (file,) = training.finish(tmp_path)
     assert file == tmp_path / "model.safetensors"

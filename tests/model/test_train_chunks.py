@@ -43,7 +43,7 @@ def go(run: Run, training: Training, folder: Path, turn: str) -> list[float]:
     """Train; the losses of a turn."""
     losses = []
     assert train(run, training.task, training.state, training.data, folder,
-                 tell=lambda p: losses.append(p.numbers[f"{turn} loss"]))  # fmt: skip
+                 report=lambda p: losses.append(p.numbers[f"{turn} loss"]))  # fmt: skip
     return losses
 
 

@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_second_run_goes_on(tmp_path):
+def test_a_second_run_continues(tmp_path):
     write(tmp_path, 40)
     writer = ClipWriter(tmp_path, INDEX_OF)
     assert list(writer.entries) == ["0.safetensors"]

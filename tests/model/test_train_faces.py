@@ -107,7 +107,7 @@ def test_the_mouth_is_not_loudness_alone():
         assert rest.std() > 0.1
 
 
-def test_chance_moves_what_the_sound_does_not_tell():
+def test_chance_moves_what_the_sound_does_not_determine():
     wave = 0.2 * babble(np.random.default_rng(1), 200 * HOP)
     one, other = (make_truth(np.random.default_rng(seed), wave) for seed in (1, 2))
     assert one.shape == (200, len(TRUTH))

@@ -57,7 +57,7 @@ def test_settings_that_are_no_good(text, words, tmp_path):
     assert str(path) in str(error.value) and words in str(error.value)
 
 
-def test_a_run_goes_on_with_its_own_settings(tmp_path):
+def test_a_run_continues_with_its_own_settings(tmp_path):
     run = small_run()
     run.write(tmp_path / "run.toml")
     replace(run, steps=60, save_every=1, record_every=2).check_resumed(tmp_path / "run.toml")
@@ -69,19 +69,19 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path):
 
 
 def test_metrics_are_whole_lines_of_each_update(tmp_path):
-    told = []
-    assert go(small_run(), small_state(), tmp_path, tell=told.append)
+    reported = []
+    assert go(small_run(), small_state(), tmp_path, report=reported.append)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0] == {"livetalk_metrics": 1}
     assert [line["step"] for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
     assert "student loss" not in lines[1] and lines[2]["student norm"] > 0
-    assert [entry.step for entry in told] == [1, 2, 3, 4, 5, 6]
-    assert told[-1].left == 0 and told[0].left > 0
-    assert told[1].numbers["student loss"] == lines[2]["student loss"]
-    assert told[2].numbers["student loss"] == lines[2]["student loss"]  # it was not its turn
+    assert [entry.step for entry in reported] == [1, 2, 3, 4, 5, 6]
+    assert reported[-1].left == 0 and reported[0].left > 0
+    assert reported[1].numbers["student loss"] == lines[2]["student loss"]
+    assert reported[2].numbers["student loss"] == lines[2]["student loss"]  # it was not its turn
     assert (
         "student loss" not in lines[3]
-        and told[2].numbers["critic loss"] != told[1].numbers["critic loss"]
+        and reported[2].numbers["critic loss"] != reported[1].numbers["critic loss"]
     )
     assert Run.read(tmp_path / "run.toml") == small_run()
 
@@ -151,7 +151,7 @@ def test_ranks_that_cannot_share_a_micro_batch(tmp_path):
         go(small_run(), small_state(), tmp_path, place=Place(control=comm))
 
 
-# Going on ------------------------------------------------------------------------------------
+# Continuing ----------------------------------------------------------------------------------
 
 
 def straight(folder):
@@ -168,11 +168,11 @@ def test_three_and_three_are_six(tmp_path):
     assert same(everything(state), straight(tmp_path / "straight"))
 
 
-def test_stopping_saves_and_goes_on(tmp_path):
+def test_stopping_saves_and_continues(tmp_path):
     updates = []
     state = small_state()
     run = small_run(save_every=100)
-    asked = {"asked": lambda: len(updates) == 2, "tell": updates.append}
+    asked = {"asked": lambda: len(updates) == 2, "report": updates.append}
     assert not go(run, state, tmp_path, **asked)
     assert last_checkpoint(tmp_path).name == "step-00000002"
     state = small_state(seed=8)

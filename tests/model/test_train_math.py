@@ -149,7 +149,7 @@ def test_motion_in_the_scores() -> None:
 
 
 def test_the_gradient_of_the_matching_loss() -> None:
-    student = (100 * draw(2, 3, 4, 2, 2)).requires_grad_()  # large beside g
+    student = (100 * draw(2, 3, 4, 2, 2)).requires_grad_()  # large compared to g
     fake, real = student.detach() + draw(2, 3, 4, 2, 2, seed=1), draw(2, 3, 4, 2, 2, seed=2)
     free = free_positions(torch.tensor([2, 1]), 4)
     g = matching_gradient(student, fake, real, free)
@@ -207,7 +207,7 @@ def test_draws_are_even() -> None:
     assert abs(float(noise.mean())) < 0.05 and abs(float(noise.std()) - 1) < 0.05
 
 
-# The whole: a stream that goes on from its own last value --------------------------------
+# The whole: a stream that continues from its own last value ------------------------------
 
 
 def test_self_correction_needs_a_second_chunk() -> None:

@@ -51,7 +51,7 @@ def run(begun: Path, tmp_path: Path) -> Path:
 
 
 def resume(folder: Path, steps: object, *options: str) -> list[str]:
-    """Words of the command that goes on with it."""
+    """Words of the command that continues it."""
     words = ["train", "teacher", "--output", str(folder), "--resume", "--steps", str(steps)]
     return [*words, "--device", "cpu", *options]
 
@@ -62,7 +62,7 @@ def on_two(folder: Path, steps: object, *options: str) -> list[str]:
             *options]  # fmt: skip
 
 
-def test_two_ranks_go_on_to_what_one_comes_to(run, tmp_path):
+def test_two_ranks_continue_to_what_one_comes_to(run, tmp_path):
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     assert main(resume(alone, 4, "--sample-every", "0")) == 0
     more = "--recompute", "--sample-every", "2", "--json"
@@ -84,7 +84,7 @@ def test_two_ranks_go_on_to_what_one_comes_to(run, tmp_path):
         assert its["teacher loss"] == pytest.approx(line["teacher loss"], rel=1e-2)
 
 
-def test_ctrl_c_saves_on_two_ranks_and_one_goes_on(run):
+def test_ctrl_c_saves_on_two_ranks_and_one_continues(run):
     with Run(on_two(run, FOREVER, "--sample-every", "0")) as started:
         end = time.monotonic() + 300
         while len(read_records(run / METRICS)) < 4 and time.monotonic() < end:

@@ -56,7 +56,7 @@ def test_two_ranks_are_one_process_with_other_chunks_every_time(copies, tmp_path
             assert its_line[key] == pytest.approx(line[key], rel=1e-3, abs=1e-6), key
 
 
-def test_metrics_go_on_as_if_nothing_had_been(tmp_path):
+def test_metrics_continue_as_if_nothing_had_been(tmp_path):
     """The second look at the critic, at the tenth update, compares with the first, at the fifth."""
     folders = [str(tmp_path / name) for name in ("straight", "parts", "ranks")]
     _, straight = alone(distill, folders[0], 1, 10, 1)
@@ -77,7 +77,7 @@ def whole_of_nothing():
     return {f"student {key}": value for key, value in network.state_dict().items()}
 
 
-def test_two_ranks_go_on_and_so_does_one(tmp_path):
+def test_two_ranks_continue_and_so_does_one(tmp_path):
     (half, again, straight), _ = run_ranks(teach_in_two, 2, str(tmp_path))
     assert same(again, straight)
     state = teacher_state(LocalCommunicator(), seed=8)

@@ -117,7 +117,7 @@ def test_two_clips_are_learnt() -> None:
            for name in ("portrait", "text", "image")},
     )  # fmt: skip
     clean = draw(2, 16, SIZE[0], 1, 1, seed=5)
-    clean[1, :, 0] = clean[0, :, 0]  # the first frame, all that is given, does not tell which
+    clean[1, :, 0] = clean[0, :, 0]  # the first frame, all that is given, does not show which
     clean = clean.expand(2, *SHAPE)
     average = Average(network, 0.97)
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)

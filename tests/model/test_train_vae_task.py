@@ -87,7 +87,7 @@ def test_batches_depend_on_their_number_alone_and_hold_grey_frames(clips):
 
 
 def test_the_mouth_counts_more(clips):
-    """Where it is: the pixels that change most lie where the weight is high."""
+    """Where it is: the pixels that change most are where the weight is high."""
     index = clips.index
     weight = face_weight(clips.truth(0)[None], index.truth, index.size)[0]
     motion = clips.frames(0).float().diff(dim=0).abs().mean(dim=(0, 3))
@@ -125,14 +125,14 @@ def test_an_encoder_that_rests_is_its_average(clips):
 
 
 def go(run: Run, clips: Clips, folder: Path, until: int) -> tuple[State, list[float]]:
-    """Begin a run, or go on with it, up to an update; the losses that it had."""
+    """Begin a run, or continue it, up to an update; the losses that it had."""
     training, losses = vae_training(run, clips), []
     if (there := last_checkpoint(folder)) is not None:
         load(training.state, there)
     train(
         run, training.task, training.state, training.data, folder,
         asked=lambda: training.state.step == until,
-        tell=lambda progress: losses.append(progress.numbers["vae levels"]),
+        report=lambda progress: losses.append(progress.numbers["vae levels"]),
     )  # fmt: skip
     return training.state, losses
 

@@ -84,7 +84,7 @@ def test_sound_alone_and_folders_without_videos(tmp_path):
         list(read_clips(find_videos(tmp_path)[0], size=SIZE, frames=80))
 
 
-def test_the_crop_must_lie_in_the_video(tmp_path):
+def test_the_crop_must_be_in_the_video(tmp_path):
     write_video(tmp_path / "talk.mp4", 80)
     (video,) = find_videos(tmp_path)
     (clip,) = read_clips(video, size=SIZE, frames=80, crop=(36, 0, 24, 64))

@@ -76,7 +76,7 @@ def test_an_encoder_that_rests_gets_no_gradient():
 
 
 def test_the_start_is_a_code_by_principal_components():
-    """What 16 components of 8 x 8 pixels tell of pictures, the latents tell of an unseen face."""
+    """What 16 components of 8 x 8 pixels say of pictures, the latents say of an unseen face."""
     faces = [Painter(Identity.of(n), (48, 48)).draw(Pose(opening=n % 3 / 2)) for n in range(60)]
     pictures = torch.stack([torch.from_numpy(f.copy()) for f in faces]).permute(0, 3, 1, 2) / 127.5
     seen, unseen = (pictures - 1).split((50, 10))
@@ -85,10 +85,10 @@ def test_the_start_is_a_code_by_principal_components():
     latents = vae.encode(unseen[:, :, None]).movedim(1, -1).flatten(0, 3)
     wanted = squares(unseen)
     known = torch.cat((latents, torch.ones(len(latents), 1)), dim=1)
-    told = known @ torch.linalg.lstsq(known, wanted).solution
+    predicted = known @ torch.linalg.lstsq(known, wanted).solution
     mean, axes, _ = components(squares(seen), 16)
     best = (wanted - mean) @ axes @ axes.T + mean
-    error, least = ((a - wanted).square().mean() for a in (told, best))
+    error, least = ((a - wanted).square().mean() for a in (predicted, best))
     assert error < 1.3 * least and least < 0.1 * wanted.var()
     one = unseen[:1, :, None]
     assert torch.equal(round_trip(vae, one, blocks=NO_BLOCKS), round_trip(vae, one))

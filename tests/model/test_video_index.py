@@ -52,7 +52,7 @@ def number(content: bytes, start: int, size: int = 4) -> int:
 
 
 @pytest.mark.parametrize("fps", FPS)
-def test_the_index_is_whole_and_tells_the_length(tmp_path: Path, fps: Fraction) -> None:
+def test_the_index_is_whole_and_has_the_length(tmp_path: Path, fps: Fraction) -> None:
     frames = 333
     boxes = list(read_boxes(film(tmp_path / "a.mp4", frames, fps).read_bytes()))
     assert [name for name, _ in boxes if "/" not in name] == ["ftyp", "free", "mdat", "moov"]

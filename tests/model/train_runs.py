@@ -98,7 +98,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def be_killed(folder: Path, name: str) -> None:
-    """Go on with a run whose process is killed where its next checkpoint calls a function."""
+    """Continue a run whose process is killed where its next checkpoint calls a function."""
     setattr(saving, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     torch.set_num_threads(1)
     state = small_state()

@@ -132,7 +132,7 @@ def test_other_constants_are_captured_anew():
     for constant in ((a, 1.0), (a, 1.0), (b, 1.0), (b, 2.0)):
         assert torch.equal(graph(x, constant), x * constant[0] + constant[1])
     assert engine.captures == 3
-    a.zero_()  # constants are read where they lie
+    a.zero_()  # constants are read where they are
     graph, engine = graphed(affine)
     graph(x, a)
     a.fill_(5)

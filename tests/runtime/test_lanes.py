@@ -46,7 +46,7 @@ def test_the_numbers_are_the_same(lane):
     x = torch.randn(257, 129, generator=torch.Generator().manual_seed(0)).to(where)
     expected = layers(x)
     handles = [lane.submit(lambda: layers(x), x) for _ in range(5)]
-    busy = layers(x)  # beside it
+    busy = layers(x)  # at the same time
     assert torch.equal(busy, expected)
     for handle in handles:
         assert torch.equal(handle.result(), expected)
@@ -63,7 +63,7 @@ def test_work_is_done_in_order_and_without_gradients(lane):
     assert done == list(range(20))
 
 
-def test_an_error_comes_back_and_the_lane_goes_on(lane):
+def test_an_error_comes_back_and_the_lane_continues(lane):
     def fail() -> None:
         raise ValueError("broken")
 
@@ -72,7 +72,7 @@ def test_an_error_comes_back_and_the_lane_goes_on(lane):
     assert lane.submit(lambda: 7).result() == 7
 
 
-def test_a_thread_works_beside_with_as_many_threads_and_ends():
+def test_a_thread_works_concurrently_with_as_many_threads_and_ends():
     before = threading.active_count()
     lane, go = ThreadLane(), threading.Event()
     first = lane.submit(lambda: (go.wait(10), torch.get_num_threads()))

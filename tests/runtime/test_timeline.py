@@ -203,7 +203,7 @@ def test_a_range_may_end_in_another_thread_than_it_began_in():
     assert [entry.name for entry in timeline.ranges()[MAIN]] == ["after"]
 
 
-def test_ranges_know_what_they_lie_within_and_are_put_there():
+def test_ranges_know_what_they_are_within_and_are_put_there():
     timeline = Timeline(CPU, capacity=100)
     with (
         timeline.range("outer") as outer,

@@ -100,7 +100,7 @@ def test_an_error_in_one_rank_ends_all(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fault", ["user:0", "user:-1", "late:0", "late:-1"])
-def test_bad_input_is_told_once(fault: str, tmp_path: Path):
+def test_bad_input_is_reported_once(fault: str, tmp_path: Path):
     with Run(toy(tmp_path, f"{fault}:load")) as run:
         assert run.process.wait(120) == 2
         assert run.seconds_to_end(1) < 1

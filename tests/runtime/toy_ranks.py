@@ -1,8 +1,8 @@
 """Ranks with the phases of a real run: ``toy_ranks.py FOLDER FAULT SECONDS WORLD``.
 
 Started alone it launches the ranks of itself; under torchrun it is one of them. FAULT is empty or
-KIND:RANK:PHASE with KIND error, user, late (a user's error in a rank that is slow to go on once it
-has told the others), hang or child, and RANK -1 for all; each phase lasts SECONDS.
+KIND:RANK:PHASE with KIND error, user, late (a user's error in a rank that is slow to continue once
+it has told the others), hang or child, and RANK -1 for all; each phase lasts SECONDS.
 """
 
 import subprocess

@@ -35,7 +35,7 @@ struct Frame {
   }
 };
 
-// Chunks of inputs whose rows lie together at a tap of a packed weight of T: 64 bytes of inputs.
+// Chunks of inputs whose rows are together at a tap of a packed weight of T: 64 bytes of inputs.
 template <class T>
 constexpr int64_t conv3d_joined = 64 / (conv3d_lanes * static_cast<int64_t>(sizeof(T)));
 

@@ -72,14 +72,14 @@ def workspace(case: Case) -> int:
     weight = d["O"] * d["I"] * taps * d["k"] ** 2
     windows = -(-zeros // stride[0])  # outputs that see zeros, each convolved separately
     # oneDNN reorders a weight, and packs a slice first.
-    beside = [(on_cpu + (zeros > 0)) * weight * item]
+    extra = [(on_cpu + (zeros > 0)) * weight * item]
     if 0 < windows < count or windows > 1:
-        beside.append(made * item)  # the parts, while they are joined
+        extra.append(made * item)  # the parts, while they are joined
     wide = product_dtype(case.device, case.dtype)
     if wide != case.dtype:  # operands and result widened, then the result in both
         numbers = d["I"] * frames * d["B"] * d["H"] * d["W"] + weight + made
-        beside += [wide.itemsize * numbers - made * item, wide.itemsize * made]
-    return joined + max(beside)
+        extra += [wide.itemsize * numbers - made * item, wide.itemsize * made]
+    return joined + max(extra)
 
 
 def run(

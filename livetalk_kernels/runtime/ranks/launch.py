@@ -80,20 +80,20 @@ def launch(arguments: Sequence[str], *, nproc: int, left: str = "", grace: float
         say(f"killed{left and '; '}{left}")
         code = INTERRUPTED
     else:
-        told = ranks.ready and not late
-        code = _exit_code(agent.codes, asked=asked.times > 0, told=told)
+        reported = ranks.ready and not late
+        code = _exit_code(agent.codes, asked=asked.times > 0, reported=reported)
     if code:
         leave_quickly(code)
     return code
 
 
-def _exit_code(codes: dict[int, int], *, asked: bool, told: bool) -> int:
+def _exit_code(codes: dict[int, int], *, asked: bool, reported: bool) -> int:
     """Combine the failed ranks' codes into one exit code; print what no rank could have printed."""
     first = codes.get(0, 0)
     if not codes:
         return 0
     if asked:
-        if not told:  # killed before a rank could report it
+        if not reported:  # killed before a rank could report it
             say("interrupted")
         return first if first in (1, _BAD_INPUT) else INTERRUPTED
     if first in (_BAD_INPUT, INTERRUPTED):

@@ -92,9 +92,9 @@ class SignalThread:
     innermost first. Enter it in the main thread.
     """
 
-    def __init__(self, heard: Callable[[], None]) -> None:
-        """Call ``heard`` in the thread, once for each signal that is not an echo."""
-        self._heard = heard
+    def __init__(self, received: Callable[[], None]) -> None:
+        """Call ``received`` in the thread, once for each signal that is not an echo."""
+        self._received = received
         self._before = -1
 
     def __enter__(self) -> Self:
@@ -123,7 +123,7 @@ class SignalThread:
         while numbers := self._reader.recv(64):
             for number in numbers:
                 if number in ENDING and not echo():
-                    self._heard()
+                    self._received()
                 if self._before >= 0:
                     with suppress(OSError):  # full: enough notifications are pending
                         os.write(self._before, bytes([number]))

@@ -118,7 +118,7 @@ class Watchdog:
         self._board = Board(self._ranks)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._listener = SignalThread(self._heard)
+        self._listener = SignalThread(self._count_signal)
         # The launcher sends SIGINT, torchrun's agent SIGTERM, whatever the inherited handlers.
         self._handlers = catch(self._caught, also_ignored=(signal.SIGINT, signal.SIGTERM))
         self._listener.__enter__()
@@ -133,7 +133,7 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish, or tell the others why not."""
+        """Finish, or report to the others why not."""
         if self._stopping and not isinstance(error, KeyboardInterrupt):
             self._leave_stopped()
             raise KeyboardInterrupt  # whatever was raised on the way out does not matter
@@ -423,7 +423,7 @@ class Watchdog:
 
     # In threads of their own.
 
-    def _heard(self) -> None:
+    def _count_signal(self) -> None:
         """Handle a signal."""
         self._signals += 1
         self._signalled = self._clock

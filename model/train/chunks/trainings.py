@@ -81,7 +81,7 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
     state = start_state(run, {TEACHER: network}, {TEACHER: run.learning_rate})
     schedule = timesteps(SAMPLER_STEPS, SHIFT)
     task = TeacherTask(teaching=run.teaching, schedule=schedule, draws=Draws(seed=run.seed))
-    return _training(run, task, state, TEACHER, data, vae, own, _beside(about, encoders), place)
+    return _training(run, task, state, TEACHER, data, vae, own, _extras(about, encoders), place)
 
 
 def distill_training(run: Run, clips: Clips, about: About, place: Place | None = None) -> Training:
@@ -117,7 +117,7 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
     fast = _load_vae(about, ops, place)
     task = DistillTask(course=course, hand_over=through_frames(fast))
-    return _training(run, task, state, STUDENT, data, vae, own, _beside(about, encoders), place)
+    return _training(run, task, state, STUDENT, data, vae, own, _extras(about, encoders), place)
 
 
 def _training(
@@ -128,7 +128,7 @@ def _training(
     data: FeatureData,
     vae: VAE,
     own: OwnModel,
-    beside: Mapping[str, Path],
+    extras: Mapping[str, Path],
     place: Place,
 ) -> Training:
     """Set up the training of a network whose chunks are sampled along the way."""
@@ -162,9 +162,9 @@ def _training(
         said = dataclasses.replace(own, portrait_db=data.portrait_db(_PORTRAITS))
         # First: config.json indicates completeness.
         if place.leads:
-            _copy(beside, folder)
+            _copy(extras, folder)
         export_network(network, folder, own=said, weights=average, leads=place.leads)
-        return [folder / DIT_FILE, folder / DIT_CONFIG, *(folder / name for name in beside)]
+        return [folder / DIT_FILE, folder / DIT_CONFIG, *(folder / name for name in extras)]
 
     return Training(task=task, state=state, data=data, sample=sample, finish=finish)
 
@@ -196,7 +196,7 @@ def _encoders(
     return encoders
 
 
-def _beside(about: About, encoders: ConditionEncoders) -> Mapping[str, Path]:
+def _extras(about: About, encoders: ConditionEncoders) -> Mapping[str, Path]:
     """List what 'livetalk generate' also needs: name in the run's folder -> file to copy."""
     vae = CheckpointFolder(_source(about, VAE_SOURCE)).vae
     audio = Path(_source(about, AUDIO_SOURCE))
@@ -206,8 +206,8 @@ def _beside(about: About, encoders: ConditionEncoders) -> Mapping[str, Path]:
     return found | encoders.files
 
 
-def _copy(beside: Mapping[str, Path], folder: Path) -> None:
-    for name, source in beside.items():
+def _copy(extras: Mapping[str, Path], folder: Path) -> None:
+    for name, source in extras.items():
         with new_file(folder / name) as file, source.open("rb") as there:
             shutil.copyfileobj(there, file)
 

@@ -68,7 +68,7 @@ def find_videos(folder: Path) -> list[Video]:
 def read_clips(
     video: Video, *, size: tuple[int, int], frames: int, crop: Crop | None = None
 ) -> Iterator[Clip | str]:
-    """Cut a video into clips. Text in a file beside it, ``talk.txt``, is their prompt.
+    """Cut a video into clips. Text in a file next to it, ``talk.txt``, is their prompt.
 
     Args:
         video: The file.

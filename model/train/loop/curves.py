@@ -12,13 +12,13 @@ from .records import METRICS, read_records
 
 CURVES = "metrics.png"
 _COLUMNS = 3
-_SMOOTH = 20  # the part of a curve's points that are averaged: one of so many
+_SMOOTH = 20  # the part of a curve's points that are averaged: one in this many
 _LOGARITHMIC = "loss", "norm"
 _LEVELS: Mapping[str, float] = {"lag": 1.0, "agreement": 0.0}  # where a number says something
 
 
 def write_curves(folder: Path) -> None:
-    """Draw the metrics of a run's folder, and write them beside; of an empty run, nothing.
+    """Draw the metrics of a run's folder, and write them there; of an empty run, nothing.
 
     Raises:
         UserError: The metrics are damaged, or the picture cannot be written.
@@ -64,7 +64,7 @@ def draw_curves(entries: Sequence[Mapping[str, Any]]) -> bytes:
 def means(
     steps: Sequence[float], values: Sequence[float]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Average neighbours: a twentieth of the points, at each place that so many have.
+    """Average neighbours: a twentieth of the points, at each place that has that many.
 
     Args:
         steps: Where the values stand.

@@ -95,7 +95,7 @@ def train(
     place: Place | None = None,
     phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     asked: Callable[[], bool] = lambda: False,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> bool:
     """Make the remaining updates, with checkpoints at intervals and at the end.
 
@@ -108,7 +108,7 @@ def train(
         place: The device and the ranks; by default one rank on the CPU.
         phase: Entered for each ``update`` and ``save``, as in `Watchdog.phase`.
         asked: Returns whether to stop the run; on any rank, after any update.
-        tell: Called after every update, on every rank.
+        report: Called after every update, on every rank.
 
     Returns:
         Whether the run has reached its end; if not, it has stopped after a checkpoint.
@@ -131,7 +131,7 @@ def train(
             begin = time.monotonic()
             with phase("update"):
                 numbers = update(run, task, state, data, place)
-            latest = latest | numbers  # another one: who was told of the last keeps it
+            latest = latest | numbers  # a new one: whoever was sent the last keeps it
             state.step += 1
             durations.append(time.monotonic() - begin)
             if records and (state.step % run.record_every == 0 or state.step == run.steps):
@@ -141,7 +141,7 @@ def train(
                     save(state, folder, comm)
                 saved = state.step
             left = sum(durations) / len(durations) * (run.steps - state.step)
-            tell(
+            report(
                 Progress(
                     step=state.step, steps=run.steps, seconds=durations[-1], left=left,
                     numbers=latest,

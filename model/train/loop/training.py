@@ -81,7 +81,7 @@ def begin_folder(folder: Path, about: About) -> None:
     """
     kind = find(folder).kind
     if is_file(folder / ABOUT):
-        raise UserError(f"{folder}: has a run; go on with it by --resume, or {_CURE}")
+        raise UserError(f"{folder}: has a run; continue it with --resume, or {_CURE}")
     if kind == "file" or (kind == "folder" and any(folder.iterdir())):
         raise UserError(f"{folder}: is there, and holds no run; {_CURE}")
     write_json(folder / ABOUT, asdict(about))
@@ -95,7 +95,7 @@ def read_folder(folder: Path) -> tuple[About, Run]:
     """
     begin = "begin it without --resume"
     if not is_folder(folder):
-        raise UserError(f"{folder}: there is no run to go on with; {begin}")
+        raise UserError(f"{folder}: there is no run to continue; {begin}")
     value = read_json(folder / ABOUT, "run", cure=_CURE, missing=f"it holds no run; {begin}")
     try:
         about = build(About, value)
@@ -139,7 +139,7 @@ def carry_out(
     place: Place | None = None,
     phase: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     asked: Callable[[], bool] = lambda: False,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> Sequence[Path]:
     """Resume from the last checkpoint and run to the end, with pictures along the way.
 
@@ -151,7 +151,7 @@ def carry_out(
         place: See `loop.train`.
         phase: See `loop.train`.
         asked: See `loop.train`.
-        tell: Called after every update, on the first rank.
+        report: Called after every update, on the first rank.
 
     Returns:
         The files that the product reads; none if the run was asked to stop.
@@ -166,7 +166,7 @@ def carry_out(
         run.check_resumed(folder / RESOLVED)
         load(training.state, there, place.control)
 
-    def told(progress: Progress) -> None:
+    def after_update(progress: Progress) -> None:
         last = progress.step == run.steps
         if sample_every and (last or progress.step % sample_every == 0):
             with phase("update"):
@@ -175,11 +175,11 @@ def carry_out(
                 write_picture(folder / SAMPLES / f"step-{progress.step:08d}.png", picture)
                 write_curves(folder)
         if place.leads:
-            tell(progress)
+            report(progress)
 
     done = train(
         run, training.task, training.state, training.data, folder,
-        place=place, phase=phase, asked=asked, tell=told,
+        place=place, phase=phase, asked=asked, report=after_update,
     )  # fmt: skip
     if not done:
         return ()
