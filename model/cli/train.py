@@ -14,6 +14,7 @@ from . import common, numbers, ranks
 from .progress import training_progress
 
 if TYPE_CHECKING:
+    from ..train.config import History
     from ..train.demo import Kind
     from ..train.loop.place import Place
     from ..train.loop.training import About
@@ -39,7 +40,8 @@ SOURCES = {
     "and image encoders (default: a new, small one without prompts)",
 }
 """What is there before -> what it is."""
-MOST_STEPS = 10_000_000
+HISTORIES = "generated", "oracle"
+MOST_STEPS, MOST_CHUNKS = 10_000_000, 1000
 SAMPLE_EVERY = 100
 PATIENCE = 600.0
 """Seconds that several ranks have to finish an update and save, after Ctrl-C."""
@@ -56,6 +58,8 @@ class Options:
         resume: Whether to resume the run.
         steps: Total updates; None: as in the settings.
         config: Settings file.
+        chunks: K of a distillation; None: as in the settings.
+        history: What precedes its chunk for the teacher; None: as in the settings.
         sample_every: Updates between two pictures.
         vae: Folder of an earlier run.
         audio_encoder: Folder of an earlier run.
@@ -71,6 +75,8 @@ class Options:
     resume: bool
     steps: int | None
     config: Path | None
+    chunks: int | None
+    history: "History | None"
     sample_every: int
     vae: Path | None
     audio_encoder: Path | None
@@ -120,6 +126,19 @@ def add_parser(subparsers: common.Subparsers) -> None:
         type=Path,
         metavar="FILE",
         help="settings in the form of a run's run.toml; omitted ones default to the large model's",
+    )
+    parser.add_argument(
+        "--chunks",
+        type=numbers.whole(1, MOST_CHUNKS),
+        metavar="K",
+        help="for distill: the chunk that learns is drawn from 1 to K, after chunks of the "
+        "student's own (default: the settings')",
+    )
+    parser.add_argument(
+        "--history",
+        choices=HISTORIES,
+        help="for distill: what precedes that chunk for the teacher, the generated chunk that the "
+        "student saw, or the oracle, the true one (default: the settings')",
     )
     parser.add_argument(
         "--sample-every",
@@ -283,4 +302,12 @@ def _what(options: Options) -> tuple["About", "Run"]:
         )
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
+    for name in ("chunks", "history"):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if options.kind != "distill" or options.resume:
+            raise UserError(f"--{name} {value}: is for a new run of 'train distill'")
+        method = dataclasses.replace(settings.distillation, **{name: value})
+        settings = dataclasses.replace(settings, distillation=method)
     return about, settings

@@ -97,6 +97,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capfd):
         (["--data", "{clips}", "--config", "{out}/none.toml"], ["none.toml"]),
         (["--resume"], ["no run to continue"]),
         (["--resume", "--config", "x.toml"], ["--config x.toml"]),
+        (["--data", "{clips}", "--history", "oracle"], ["--history oracle", "'train distill'"]),
+        (["--data", "{clips}", "--chunks", "1"], ["--chunks 1", "'train distill'"]),
     ],
 )
 def test_errors(options, words, clips, out, capsys):

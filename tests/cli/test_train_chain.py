@@ -18,6 +18,7 @@ from livetalk_model import bundled, load_pipeline, load_preparer
 from livetalk_model.cli.main import main
 from livetalk_model.train.product.export import DIT_FILE
 from livetalk_model.train.product.packing import SUMS, pack
+from livetalk_model.train.settings import Run
 from livetalk_model.weights.manifest import verify_manifest
 
 SIZE = (64, 80)
@@ -30,7 +31,6 @@ average = 0.5
 save_every = 1
 steps = {steps}
 [distillation]
-chunks = 2
 generator_every = 2
 guidance = {{ text = "none" }}
 """
@@ -54,7 +54,8 @@ class Chain:
         folders = sources | {"output": output or kind, "config": f"{kind}.toml"}
         options = [word for name, path in folders.items()
                    for word in (f"--{name}", str(self.folder / path))]  # fmt: skip
-        return ["train", kind, *options, "--sample-every", "0"]
+        chunks = ["--chunks", "2"] if kind == "distill" else []
+        return ["train", kind, *options, *chunks, "--sample-every", "0"]
 
     def kill_in(self, kind: str, output: str, step: int) -> None:
         """Begin a training, and kill it once it has that checkpoint."""
@@ -97,6 +98,13 @@ def test_generate_needs_the_run_alone(chain, portrait, tmp_path, capsys):
     avatar = pipeline.prepare(portrait)
     assert not avatar.context.any() and avatar.context.shape == (1, 16)
     assert not avatar.clip_fea.any() and avatar.prompt == ""
+
+
+def test_the_past_is_chosen_by_options(chain):
+    assert main([*chain.words("distill", "oracle"), "--history", "oracle", "--steps", "1"]) == 0
+    for name, history in (("distill", "generated"), ("oracle", "oracle")):
+        method = Run.read(chain.folder / name / "run.toml").distillation
+        assert (method.chunks, method.history) == (2, history)
 
 
 @pytest.mark.parametrize(("usual", "warned"), [(90.0, True), (0.0, False)])
