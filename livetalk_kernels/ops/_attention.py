@@ -10,7 +10,7 @@ from ..precision import HALF_DTYPES, math_dtype
 from ..spec import Case
 
 _PACKED = 32 << 20  # bytes; csrc/bindings/attention_cpu.cpp: units are packed together up to that
-_KEYS, _ROUND, _LANES = 192, 8, 16  # csrc/cpu/attention.h
+_KEYS, _ROUND = 192, 32  # csrc/cpu/attention.h
 SCORES = 2**26  # scores held at a time by the plain formula, so that long sequences fit
 
 
@@ -125,5 +125,5 @@ def packed_keys(units: int, channels: int, *contexts: int) -> int:
         count = math.ceil(keys / _KEYS)
         blocks += count
         longest = max(longest, math.ceil(math.ceil(keys / max(1, count)) / _ROUND) * _ROUND)
-    unit = blocks * 8 * longest * math.ceil(channels / _LANES) * _LANES
+    unit = blocks * 8 * longest * math.ceil(channels / _ROUND) * _ROUND
     return unit * min(units, max(1, _PACKED // max(1, unit)))
