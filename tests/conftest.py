@@ -56,10 +56,14 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(params=cpu.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU has, in turn the one in use."""
+    """Each instruction set that this CPU has, in turn the one in use.
+
+    A test may parametrise it indirectly: with "NAME in tiles", tiles are also used in plain C++.
+    """
     assert cpu.missing() is None
+    name, *tiles = request.param.split(" in ")
     try:
-        torch.ops.livetalk.use_isa(request.param)
+        torch.ops.livetalk.use_isa(name, tiles=bool(tiles))
     except RuntimeError as error:
         pytest.skip(str(error).splitlines()[0])
     yield request.param

@@ -162,7 +162,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Return whether an error means so; torch has no class for it on a CPU or in parts of CUDA."""
+    """Return whether memory ran out: torch has no error for that on a CPU and in parts of CUDA."""
     from torch import OutOfMemoryError
 
     signs = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")

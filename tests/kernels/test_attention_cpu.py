@@ -1,7 +1,5 @@
 """What the contracts' cases leave out of the compiled attention: odd widths, memory, threads."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -14,18 +12,6 @@ from livetalk_kernels.testing.numerics import check_backend
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(params=[*cpu.ISAS, "avx512_bf16 in tiles"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU has; tiles also in plain C++."""
-    name, *tiles = request.param.split(" in ")
-    try:
-        torch.ops.livetalk.use_isa(name, tiles=bool(tiles))
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield request.param
-    torch.ops.livetalk.use_isa("best")
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 3) -> Tensor:
@@ -59,6 +45,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 3) -> Tensor:
         ),
     ],
 )
+@pytest.mark.parametrize("isa", [*cpu.ISAS, "avx512_bf16 in tiles"], indirect=True)
 def test_sizes_that_fit_no_tile(
     op: str, dims: dict[str, int], options: dict[str, float], dtype: torch.dtype, isa: str
 ) -> None:
