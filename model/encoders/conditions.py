@@ -71,12 +71,18 @@ class ConditionEncoders:
             found |= {name: path} if is_file(path) else {}
         return found
 
+    @property
+    def image_files(self) -> dict[str, Path]:
+        """The files of the image encoder, likewise."""
+        if self._checkpoint is None or self._image_zeros:
+            return {}
+        return {IMAGE_ENCODER_FILE: self._checkpoint.path / IMAGE_ENCODER_FILE}
+
     def _sources(self) -> dict[str, Path]:
         if self._checkpoint is None:
             return {}
         text = [] if self._prompt_zeros else [TEXT_ENCODER_FILE, TOKENIZER_FOLDER]
-        image = [] if self._image_zeros else [IMAGE_ENCODER_FILE]
-        return {name: self._checkpoint.path / name for name in (*text, *image)}
+        return {name: self._checkpoint.path / name for name in text} | self.image_files
 
     def load_text(self) -> Callable[[str], Tensor]:
         """Load the text encoder: prompt -> [rows, text_dim].

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from .chunks.features import FeatureData
+from .chunks.feature_data import FeatureData
 from .data.clips import Clips, ClipWriter, Index
 from .data.synthetic import TRUTH, make_clip
 from .demo import Kind

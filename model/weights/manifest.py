@@ -8,6 +8,7 @@ folders in different places.
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from livetalk_kernels.errors import UserError
@@ -49,7 +50,7 @@ def write_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) ->
         raise UserError(f"{folders}: no files to hash; check the folder")
     with new_file(path) as manifest:
         for name, file in files.items():
-            manifest.write(f"{_sha256(file, name, progress)}  {name}\n".encode())
+            manifest.write(f"{sha256_of(file, partial(progress, name))}  {name}\n".encode())
     return len(files)
 
 
@@ -76,7 +77,8 @@ def verify_manifest(path: Path, roots: Mapping[str, Path], progress: Progress) -
         if not is_file(file):
             results[name] = "missing"
         else:
-            results[name] = "ok" if _sha256(file, name, progress) == digest else "changed"
+            found = sha256_of(file, partial(progress, name))
+            results[name] = "ok" if found == digest else "changed"
     return results
 
 
@@ -126,13 +128,22 @@ def _is_manifest(file: Path) -> bool:
     return _LINE.fullmatch(line.rstrip("\n")) is not None
 
 
-def _sha256(file: Path, name: str, progress: Progress) -> str:
+def sha256_of(file: Path, progress: Callable[[int], None] = lambda count: None) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        file: The file.
+        progress: Called with the bytes read since the previous call.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
-                progress(name, len(block))
+                progress(len(block))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check the disk") from None
     return digest.hexdigest()

@@ -121,7 +121,7 @@ def test_accumulated_micro_batches_are_the_mean_of_their_gradients(tmp_path):
     task, data, network = Copying(run), Numbers(run), copy.networks["critic"]
     for micro in range(2):
         at = At(step=0, micro=micro, samples=range(2 * micro, 2 * micro + 2))
-        (task.loss(copy, "critic", data.batch(0, micro), at)[0] / 2).backward()
+        (task.loss(copy, "critic", data.batch(at), at)[0] / 2).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), run.max_norm)
     copy.optimizers["critic"].step()
     assert same(everything(state), everything(copy))

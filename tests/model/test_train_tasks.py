@@ -52,7 +52,7 @@ def distillation(**switches) -> tuple[DistillTask, State]:
 
 
 def test_the_teachers_loss_is_that_of_its_lesson():
-    state, batch = teacher_state(LocalCommunicator()), Clips().batch(1, 0)
+    state, batch = teacher_state(LocalCommunicator()), Clips().whole(1, 0)
     loss, _ = teacher().loss(state, TEACHER, batch, At(step=1, micro=0, samples=[0, 1]))
     from livetalk_model.train.chunks.network import Conditions
 
@@ -67,9 +67,9 @@ def test_the_teachers_loss_is_that_of_its_lesson():
 @pytest.mark.parametrize("stage", ["teacher", STUDENT, CRITIC])
 def test_a_batch_is_the_mean_of_its_samples(stage):
     if stage == "teacher":
-        task, state, batch = teacher(), teacher_state(LocalCommunicator()), Clips().batch(3, 1)
+        task, state, batch = teacher(), teacher_state(LocalCommunicator()), Clips().whole(3, 1)
     else:
-        (task, state), batch = distillation(), Streams().batch(3, 1)
+        (task, state), batch = distillation(), Streams().whole(3, 1)
     together, _ = task.loss(state, stage, batch, At(step=3, micro=1, samples=[2, 3]))
     alone = [
         task.loss(
@@ -92,7 +92,7 @@ def test_a_turn_reaches_its_own_network_alone():
     task, state = distillation()
     for turn, other in ((STUDENT, CRITIC), (CRITIC, STUDENT)):
         at = At(step=1, micro=0, samples=[0, 1])
-        task.loss(state, turn, Streams().batch(1, 0), at)[0].backward()
+        task.loss(state, turn, Streams().whole(1, 0), at)[0].backward()
         assert all(p.grad is not None for p in state.networks[turn].parameters())
         assert all(p.grad is None for p in state.networks[other].parameters())
         state.optimizers[turn].zero_grad()
@@ -101,7 +101,7 @@ def test_a_turn_reaches_its_own_network_alone():
 
 def test_the_oracle_takes_the_truth_of_the_chunk_that_learns():
     task, state = distillation(history="oracle", regression=1.0)
-    batch = dict(Streams().batch(1, 0))
+    batch = dict(Streams().whole(1, 0))
     random = torch.Generator().manual_seed(1)
     batch["latents"] = torch.randn(2, CHUNKS, 16, *SIZE, generator=random)
     batch["motion"] = batch["latents"][:, :, :, :2]

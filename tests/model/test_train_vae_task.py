@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from train_clips import make_clips
-from train_runs import everything, same
+from train_runs import everything, same, whole
 from train_samples import small_vae
 
 from livetalk_model.train.data.clips import Clips
@@ -41,7 +41,7 @@ def test_pieces_come_first_and_long_windows_are_many_later_on(tmp_path):
     clips = make_clips(tmp_path / "clips", size=(64, 80))
     run = small_run(300)
     data, late = VaeData(clips, run), round(vae_task.LATE * run.steps)
-    shapes = [tuple(data.batch(step, 0)["video"].shape[2:]) for step in range(run.steps)]
+    shapes = [tuple(data.batch(whole(run, step))["video"].shape[2:]) for step in range(run.steps)]
     assert set(shapes[:late]) == {(SHORT, 64, 80), (MIDDLE, 32, 48), (LONG, 32, 32)}
     assert set(shapes[late:]) == {(SHORT, 64, 80), (MIDDLE, 64, 80), (LONG, 64, 80)}
     assert sum(shape[0] == LONG for shape in shapes[late:]) > 0.4 * (run.steps - late)
@@ -65,7 +65,7 @@ def test_small_pictures_are_learnt_first_and_the_encoder_rests_later_on(clips):
     assert blocks[0] == NO_BLOCKS and blocks[-1] == 1
     run = small_run(100)
     training = vae_training(run, clips)
-    batch, network = training.data.batch(0, 0), training.state.networks["vae"]
+    batch, network = training.data.batch(whole(run)), training.state.networks["vae"]
     for step, learns in ((0, True), (99, False)):
         network.zero_grad(set_to_none=True)
         at = At(step=step, micro=0, samples=range(1))
@@ -75,10 +75,11 @@ def test_small_pictures_are_learnt_first_and_the_encoder_rests_later_on(clips):
 
 
 def test_batches_depend_on_their_number_alone_and_hold_grey_frames(clips):
-    one, other = (VaeData(clips, small_run(300)) for _ in range(2))
-    batches = [one.batch(step, 0) for step in range(60)]
+    run = small_run(300)
+    one, other = VaeData(clips, run), VaeData(clips, run)
+    batches = [one.batch(whole(run, step)) for step in range(60)]
     assert all(
-        torch.equal(batches[step][name], other.batch(step, 0)[name])
+        torch.equal(batches[step][name], other.batch(whole(run, step))[name])
         for step in (40, 7)
         for name in ("video", "weight")
     )
@@ -112,7 +113,7 @@ def test_every_part_of_the_loss_counts():
 def test_an_encoder_that_rests_is_its_average(clips):
     run = small_run(100)
     training = vae_training(run, clips)
-    state, batch = training.state, training.data.batch(43, 0)
+    state, batch = training.state, training.data.batch(whole(run, 43))
     average, network = state.averages["vae"].weights, state.networks["vae"]
     for value in average.values():
         value.add_(0.1)

@@ -19,7 +19,7 @@ from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillT
 from livetalk_model.train.config import Distillation, Guidance, Teaching
 from livetalk_model.train.demo import CPU
 from livetalk_model.train.draws import Draws
-from livetalk_model.train.loop.loop import train
+from livetalk_model.train.loop.loop import At, train
 from livetalk_model.train.loop.muon import Muon
 from livetalk_model.train.loop.place import Place
 from livetalk_model.train.loop.records import read_records
@@ -38,7 +38,12 @@ RUN = Run(steps=4, batch=4, accumulate=2, seed=3, save_every=2, distillation=MET
 class Clips:
     """What a data set would give: another batch of noise for every micro-batch."""
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+    def batch(self, at: At) -> Mapping[str, Tensor]:
+        first = at.micro * RUN.micro_batch
+        rows = [sample - first for sample in at.samples]
+        return {key: value[rows] for key, value in self.whole(at.step, at.micro).items()}
+
+    def whole(self, step: int, micro: int) -> Mapping[str, Tensor]:
         count, seed = RUN.micro_batch, 10 * step + micro
         random = torch.Generator().manual_seed(seed)
 
@@ -57,8 +62,8 @@ class Clips:
 class Streams(Clips):
     """The same for stage 2."""
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        found = dict(super().batch(step, micro))
+    def whole(self, step: int, micro: int) -> Mapping[str, Tensor]:
+        found = dict(super().whole(step, micro))
         return {key: value for key, value in found.items() if key != "latents"} | {
             "windows": found["chunk windows"]
         }

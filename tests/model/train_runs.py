@@ -24,11 +24,9 @@ class Numbers:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        first = micro * self.run.micro_batch
-        samples = range(first, first + self.run.micro_batch)
+    def batch(self, at: At) -> Mapping[str, Tensor]:
         draws = Draws(seed=self.run.seed)
-        return {"x": draws.noise("x", (WIDTH,), step=step, samples=samples)}
+        return {"x": draws.noise("x", (WIDTH,), step=at.step, samples=at.samples)}
 
 
 class Copying:
@@ -48,6 +46,12 @@ class Copying:
         made = state.networks[turn](batch["x"] + 0.1 * noise + shift)
         loss = (made - batch["x"]).square().mean()
         return loss * float("nan" if at.step == self.wrong else 1), {"shift": float(shift)}
+
+
+def whole(run: Run, step: int = 0, micro: int = 0) -> At:
+    """A micro-batch of one rank."""
+    first = micro * run.micro_batch
+    return At(step=step, micro=micro, samples=range(first, first + run.micro_batch))
 
 
 def small_run(**settings) -> Run:

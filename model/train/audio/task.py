@@ -85,10 +85,9 @@ class AudioData:
             clips, Draws(seed=run.seed), frames=FRAMES, lead=SECONDS * FPS - FRAMES
         )
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+    def batch(self, at: At) -> Mapping[str, Tensor]:
         """Return normalised ``values`` [B, 128000], and ``mouth`` [B, 33, 2] of the last frames."""
-        first = micro * self._run.micro_batch
-        return self.read(step, range(first, first + self._run.micro_batch), "audio")
+        return self.read(at.step, at.samples, "audio")
 
     def read(self, step: int, samples: Sequence[int], purpose: str) -> Mapping[str, Tensor]:
         """Return the same for any samples."""

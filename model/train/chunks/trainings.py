@@ -31,7 +31,7 @@ from ...weights.fill import load_module, open_weights
 from ..audio.export import AUDIO_CONFIG, AUDIO_PICKLE, AUDIO_WEIGHTS
 from ..cost import SAMPLER_STEPS
 from ..data.clips import Clips
-from ..demo import DEMO
+from ..demo import DEMO, training_dtype
 from ..draws import Draws
 from ..loop.place import Place
 from ..loop.saving import State
@@ -39,7 +39,8 @@ from ..loop.training import About, Training, averaged, start_state, truth_above
 from ..product.export import DIT_FILE, export_network
 from ..settings import Run
 from .distill import Course
-from .features import FeatureData
+from .feature_data import FeatureData, Frozen
+from .feature_files import features_key
 from .flow import SHIFT, with_motion
 from .network import Conditions, Network, load_network, random_network
 from .rollout import roll_out, take_step
@@ -63,7 +64,7 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
         UserError: What it builds on is unusable.
     """
     place = place or Place()
-    vae, encoder = _frozen(about, place)
+    vae, encoder = _load_vae(about, place.ops, place), _load_encoder(about, place)
     start = about.sources.get(START_SOURCE)
     folder = None if start is None else CheckpointFolder(start)
     if folder is None:
@@ -72,7 +73,8 @@ def teacher_training(run: Run, clips: Clips, about: About, place: Place | None =
         config = folder.dit_config(encoder.layers, encoder.width)
     own = _own(folder, clips)
     encoders = _encoders(folder, config, own, place)
-    data = FeatureData(clips, run, vae, encoder, config, encoders)
+    frozen = _frozen(about, config, vae, encoder, encoders, place)
+    data = FeatureData(clips, run, frozen, config)
     if folder is None:
         network = random_network(run.seed, config, place)
     else:
@@ -93,13 +95,13 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
         UserError: What it builds on is unusable.
     """
     place = place or Place()
-    vae, encoder = _frozen(about, place)
+    vae, encoder = _load_vae(about, place.ops, place), _load_encoder(about, place)
     folder = CheckpointFolder(_source(about, TEACHER_SOURCE))
     config = folder.dit_config(encoder.layers, encoder.width)
     own = _own(folder, clips)
     encoders = _encoders(folder, config, own, place)
-    chunks = run.distillation.chunks
-    data = FeatureData(clips, run, vae, encoder, config, encoders, chunks=chunks)
+    frozen = _frozen(about, config, vae, encoder, encoders, place)
+    data = FeatureData(clips, run, frozen, config, chunks=run.distillation.chunks)
     # On a GPU in the products' dtype: it only looks on, and is read in that.
     looks_on = torch.float32 if place.device.type == "cpu" else place.products
     real = load_network(folder, config, place, looks_on)
@@ -198,12 +200,16 @@ def _encoders(
 
 def _extras(about: About, encoders: ConditionEncoders) -> Mapping[str, Path]:
     """List what 'livetalk generate' also needs: name in the run's folder -> file to copy."""
+    return _coders(about) | encoders.files
+
+
+def _coders(about: About) -> dict[str, Path]:
+    """List the files of VAE and audio encoder: name in the run's folder -> file."""
     vae = CheckpointFolder(_source(about, VAE_SOURCE)).vae
     audio = Path(_source(about, AUDIO_SOURCE))
     weights = next((n for n in (AUDIO_WEIGHTS, AUDIO_PICKLE) if is_file(audio / n)), AUDIO_WEIGHTS)
-    found = {vae.name: vae}
-    found |= {f"{AUDIO_FOLDER}/{name}": audio / name for name in (AUDIO_CONFIG, weights)}
-    return found | encoders.files
+    names = (AUDIO_CONFIG, weights)
+    return {vae.name: vae} | {f"{AUDIO_FOLDER}/{name}": audio / name for name in names}
 
 
 def _copy(extras: Mapping[str, Path], folder: Path) -> None:
@@ -212,10 +218,23 @@ def _copy(extras: Mapping[str, Path], folder: Path) -> None:
             shutil.copyfileobj(there, file)
 
 
-def _frozen(about: About, place: Place) -> tuple[VAE, AudioEncoder]:
-    """Load the VAE and the audio encoder that a transformer is trained with."""
-    vae = _load_vae(about, place.ops, place)
-    return vae, AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
+def _frozen(
+    about: About,
+    config: DiTConfig,
+    vae: VAE,
+    encoder: AudioEncoder,
+    encoders: ConditionEncoders,
+    place: Place,
+) -> Frozen:
+    """Bundle the networks that compute features for a transformer."""
+    files = _coders(about) | encoders.image_files
+    image = config.image_len, config.image_dim
+    key = features_key(list(files.values()), training_dtype(place.device), image)
+    return Frozen(vae=vae, encoder=encoder, encoders=encoders, key=key)
+
+
+def _load_encoder(about: About, place: Place) -> AudioEncoder:
+    return AudioEncoder.from_folder(_source(about, AUDIO_SOURCE), device=place.device)
 
 
 def _load_vae(about: About, ops: Ops, place: Place) -> VAE:

@@ -32,14 +32,14 @@ _REMEMBERED = 20  # updates whose mean time is extrapolated
 class Data(Protocol):
     """Source of batches."""
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        """Return a whole micro-batch: tensors [samples, ...] that depend only on the arguments."""
+    def batch(self, at: "At") -> Mapping[str, Tensor]:
+        """Return the samples at hand: tensors [samples, ...] that depend only on where it is."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """The position of a micro-batch in a run.
+    """The position of a rank's part of a micro-batch in a run.
 
     Attributes:
         step: Index of the update.
@@ -171,15 +171,9 @@ def update(run: Run, task: Task, state: State, data: Data, place: Place) -> dict
         optimizer.zero_grad()
         sums: dict[str, float] = {}
         for micro in range(run.accumulate):
-            rows = slice(comm.rank * size, (comm.rank + 1) * size)
-            first = micro * run.micro_batch
-            at = At(
-                step=state.step,
-                micro=micro,
-                samples=range(first + rows.start, first + rows.stop),
-            )
-            whole = data.batch(state.step, micro)
-            batch = {key: place.take(value[rows]) for key, value in whole.items()}
+            first = micro * run.micro_batch + comm.rank * size
+            at = At(step=state.step, micro=micro, samples=range(first, first + size))
+            batch = {key: place.take(value) for key, value in data.batch(at).items()}
             reduce_gradients(network, micro == run.accumulate - 1)
             loss, numbers = task.loss(state, turn, batch, at)
             (loss / run.accumulate).backward()

@@ -152,17 +152,15 @@ class VaeData:
             for frames in (SHORT, MIDDLE, LONG)
         }
 
-    def batch(self, step: int, micro: int) -> Mapping[str, Tensor]:
+    def batch(self, at: At) -> Mapping[str, Tensor]:
         """Return ``video`` [B, 3, F, h, w], -1 to 1, and ``weight`` [B, F, h, w]."""
-        first = micro * self._run.micro_batch
-        samples = range(first, first + self._run.micro_batch)
-        frames, size = self._shape(step, micro)
-        windows = self._readers[frames].read(step=step, samples=samples, purpose="vae")
-        video, weight = self._whole(windows, step, samples)
+        frames, size = self._shape(at)
+        windows = self._readers[frames].read(step=at.step, samples=at.samples, purpose="vae")
+        video, weight = self._whole(windows, at)
         if size == self._clips.index.size:
             return {"video": video, "weight": weight}
         places = [
-            self._draws.uniform(f"vae crop {axis}", step=step, samples=samples)
+            self._draws.uniform(f"vae crop {axis}", step=at.step, samples=at.samples)
             for axis in ("row", "column")
         ]
         return {
@@ -170,18 +168,19 @@ class VaeData:
             "weight": _cropped(weight, places, size),
         }
 
-    def _shape(self, step: int, micro: int) -> tuple[int, tuple[int, int]]:
+    def _shape(self, at: At) -> tuple[int, tuple[int, int]]:
         """Choose frames and size of an update's pictures; later, half of the windows are long."""
-        early = step < LATE * self._run.steps
+        early = at.step < LATE * self._run.steps
         lengths = (SHORT, MIDDLE, LONG) if early else (SHORT, MIDDLE, LONG, LONG)
-        frames = lengths[self._draws.below(len(lengths), "vae frames", step=step, micro=micro)]
+        choice = self._draws.below(len(lengths), "vae frames", step=at.step, micro=at.micro)
+        frames = lengths[choice]
         whole = self._clips.index.size
         return frames, piece_size(whole, frames) if early else whole
 
-    def _whole(self, windows: Windows, step: int, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _whole(self, windows: Windows, at: At) -> tuple[Tensor, Tensor]:
         video, index = windows.pictures(), self._clips.index
         weight = face_weight(windows.truth, index.truth, index.size)
-        grey = self._draws.uniform("vae grey", step=step, samples=samples) < GREY
+        grey = self._draws.uniform("vae grey", step=at.step, samples=at.samples) < GREY
         there = windows.condition()[:, :, : video.shape[2]]
         return (
             torch.where(grey.view(-1, 1, 1, 1, 1), there, video),
