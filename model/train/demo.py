@@ -1,6 +1,7 @@
 """The model that two CPU cores can train, and the default settings of its trainings."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -14,8 +15,10 @@ from livetalk_kernels.ops import Ops
 from ..config import AudioEncoderConfig, VAEConfig, get_preset
 from ..encoders.wav2vec2 import Wav2Vec2
 from ..vae import VAE
+from ..weights.checkpoint import CheckpointFolder
 from ..weights.fill import random_module
 from .config import Distillation, Guidance, Teaching
+from .settings import Run
 
 Kind: TypeAlias = Literal["vae", "audio", "teacher", "distill"]
 
@@ -40,7 +43,27 @@ SETTINGS: Mapping[Kind, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""Defaults for `settings.Run`, unless a file gives others."""
+"""Defaults of small models' trainings."""
+PAPER_STEPS: Mapping[Kind, int] = MappingProxyType({"teacher": 1000, "distill": 200})
+"""The paper's updates. `Run` has its other settings."""
+
+
+def default_run(kind: Kind, begins_as: Path | None = None) -> Run:
+    """Return the default settings of a training.
+
+    Args:
+        kind: What is trained.
+        begins_as: Folder of the transformer that it begins as, if there is one. With a text encoder
+            it is a large model, published or trained from one, and the paper's settings apply.
+
+    Raises:
+        UserError: The folder is unusable.
+    """
+    if begins_as is not None and kind in PAPER_STEPS:
+        own = CheckpointFolder(begins_as).own
+        if own is None or not own.prompt_zeros:
+            return Run(steps=PAPER_STEPS[kind])
+    return Run(**SETTINGS[kind])
 
 
 def training_ops(device: torch.device = CPU) -> Ops:

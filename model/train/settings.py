@@ -6,7 +6,7 @@ import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,8 +108,12 @@ class Run:
         return min(1.0, rising) * (1 - math.cos(math.pi * min(1.0, falling))) / 2
 
     @classmethod
-    def read(cls, path: Path | str) -> "Run":
-        """Read settings; omitted ones keep their defaults.
+    def read(cls, path: Path | str, base: "Run | None" = None) -> "Run":
+        """Read settings.
+
+        Args:
+            path: The file.
+            base: Has the settings that the file omits; None for the defaults of this class.
 
         Raises:
             UserError: The file is missing or not TOML, or a setting is unknown or invalid.
@@ -123,8 +127,9 @@ class Run:
             raise UserError(
                 f"{path}: unknown settings ({list_keys(unknown)}); a run's own {RESOLVED} lists all"
             )
+        given = {} if base is None else asdict(base)
         try:
-            return build(cls, _with_nothing(values))
+            return build(cls, _over(given, _with_nothing(values)))
         except ValueError as error:
             raise UserError(f"{path}: {error}; fix it") from None
 
@@ -167,6 +172,16 @@ def _unknown(kind: type, values: Mapping[str, Any], where: str = "") -> Iterator
             yield where + name
         elif dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
             yield from _unknown(typing.cast(type, hints[name]), value, f"{where}{name}.")
+
+
+def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values, also those in nested tables, one by one."""
+    nested = {
+        name: _over(base[name], value)
+        for name, value in values.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return {**base, **values, **nested}
 
 
 def _with_nothing(value: Any) -> Any:

@@ -16,6 +16,7 @@ from train_samples import training_ops
 from livetalk_kernels.errors import UserError
 from livetalk_model import load_preparer
 from livetalk_model.avatar import before_grey
+from livetalk_model.bundled import bundled_weights
 from livetalk_model.config import CHUNK_FRAMES, NEW_FRAMES
 from livetalk_model.encoders.audio import AudioEncoder, AudioStream
 from livetalk_model.encoders.image import ImageEncoder
@@ -27,6 +28,7 @@ from livetalk_model.train.chunks.tasks import DistillTask, through_frames
 from livetalk_model.train.chunks.trainings import distill_training, teacher_training
 from livetalk_model.train.config import Distillation, Guidance, Teaching
 from livetalk_model.train.data.clips import Clips, ClipWriter, Index
+from livetalk_model.train.demo import SETTINGS, default_run
 from livetalk_model.train.faces.mouth import FPS, HOP
 from livetalk_model.train.loop.loop import At, train
 from livetalk_model.train.loop.training import About, Training
@@ -228,6 +230,17 @@ def test_prompts_and_portraits_are_encoded_as_the_product_encodes_them(
     next(finished.glob("models_clip*")).unlink()
     with pytest.raises(UserError, match=r"models_clip.*: missing; .*download them into its folder"):
         distill_training(run, spoken, about)
+
+
+def test_defaults_are_the_papers_for_what_begins_as_a_large_model(tmp_path):
+    """One that reads prompts; the VAE is small in any case."""
+    large = publish(tmp_path / "published")
+    for kind, steps in (("teacher", 1000), ("distill", 200)):
+        assert default_run(kind, large) == Run(steps=steps)
+        assert (
+            default_run(kind, bundled_weights("demo")) == default_run(kind) == Run(**SETTINGS[kind])
+        )
+    assert default_run("vae", large) == Run(**SETTINGS["vae"])
 
 
 def test_what_is_missing_is_named(made):

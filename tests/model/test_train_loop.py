@@ -12,6 +12,7 @@ from train_runs import At, Copying, Numbers, be_killed, everything, go, same, sm
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_model.train.config import Distillation, Guidance, Teaching
+from livetalk_model.train.demo import SETTINGS
 from livetalk_model.train.loop.place import Place
 from livetalk_model.train.loop.records import read_records
 from livetalk_model.train.loop.saving import last_checkpoint, load
@@ -30,6 +31,18 @@ def test_settings_come_back_as_they_were_written(tmp_path):
         assert Run.read(tmp_path / "run.toml") == settings
     text = (tmp_path / "run.toml").read_text()
     assert 'history = "generated"' in text and "[distillation.guidance]" in text
+
+
+def test_settings_that_a_file_omits_are_the_given_ones(tmp_path):
+    """In nested tables too."""
+    path, base = tmp_path / "mine.toml", Run(**SETTINGS["distill"])
+    path.write_text("batch = 2\n[distillation]\nchunks = 1\n")
+    method = replace(base.distillation, chunks=1)
+    assert Run.read(path, base) == replace(base, batch=2, distillation=method)
+    assert base.distillation.guidance.audio == 2 and base.learning_rate == 5e-5
+    path.write_text("[distillation.guidance]\naudio = 3.0")
+    method = replace(base.distillation, guidance=Guidance(audio=3.0, text=None))
+    assert Run.read(path, base) == replace(base, distillation=method)
 
 
 @pytest.mark.parametrize(
