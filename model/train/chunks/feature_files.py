@@ -68,7 +68,6 @@ class FeatureFiles:
             if kept.metadata.get(_CLIP) == stamp:
                 return Features(**{name: kept.read(name) for name in kept.shapes})
         features = self._compute(clip)
-        self._folder.mkdir(parents=True, exist_ok=True)
         tensors = [
             (name, (tuple(value.shape), value.dtype), lambda value=value: value)
             for name, value in vars(features).items()
