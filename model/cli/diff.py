@@ -36,11 +36,14 @@ def add_parser(subparsers: common.Subparsers) -> None:
             f"--{side}",
             default="",
             metavar="CONFIG",
-            help=f"{meaning} (default: the defaults; the two must differ)",
+            help=f"{meaning}, such as precision=fp8,backend=triton (default: the model's own "
+            "dtype and backends, exact); the two must differ",
         )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--preset", metavar="NAME", help="see 'livetalk generate --help' (default: tiny)"
+        "--preset",
+        metavar="NAME",
+        help="14b, small, mid, tiny: random weights of that size; demo: trained (default: tiny)",
     )
     which.add_argument("--checkpoint", metavar="DIR", help="folder of the published DiT and VAE")
     parser.add_argument("--audio-encoder", metavar="DIR", help="folder of wav2vec2")

@@ -55,7 +55,7 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--size",
         type=common.parse_size,
         metavar="HxW",
-        help="picture size, height first (default: the preset's)",
+        help="picture size, height first (default: the preset's; with --train 720x416)",
     )
     parser.add_argument(
         "--precision",
@@ -93,7 +93,9 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--train",
         action="store_true",
-        help="forecast memory and time of training the transformer instead, in both stages",
+        help="forecast memory and time of training the transformer instead, in both stages, with "
+        "the paper's settings, one copy of the parameters and --recompute; takes only --gpu, --gpus, "
+        "--size, --preset and --json",
     )
     parser.add_argument(
         "--validate",
