@@ -94,8 +94,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         "--train",
         action="store_true",
         help="forecast memory and time of training the transformer instead, in both stages, with "
-        "the paper's settings, one copy of the parameters and --recompute; takes only --gpu, --gpus, "
-        "--size, --preset and --json",
+        "the paper's settings, one copy of the parameters and --recompute; takes only --gpu, "
+        "--gpus, --size, --preset and --json",
     )
     parser.add_argument(
         "--validate",

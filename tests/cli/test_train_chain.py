@@ -180,9 +180,9 @@ def test_packed_weights_are_the_demo(chain, tmp_path, monkeypatch):
     whole, half = (load_file(folder / DIT_FILE) for folder in (chain.folder / "distill", target))
     assert all(torch.equal(value.half(), half[key]) for key, value in whole.items())
 
-    pack(chain.folder / "teacher", tmp_path / "taught", note="Taught alone.")
+    pack(chain.folder / "teacher", tmp_path / "taught", note="StudentTurn alone.")
     card = (tmp_path / "taught/README.md").read_text()
-    assert "| teacher | 2 |" in card and "distill" not in card and "Taught alone." in card
+    assert "| teacher | 2 |" in card and "distill" not in card and "StudentTurn alone." in card
     with pytest.raises(UserError, match="no model yet"):
         pack(chain.folder / "vae", tmp_path / "taught")
 

@@ -13,7 +13,7 @@ from livetalk_model.stream.chunk import ChunkGenerator, StreamOptions, from_uint
 from livetalk_model.train.chunks.distill import Truth, counted_positions, critic_loss, match
 from livetalk_model.train.chunks.flow import with_motion
 from livetalk_model.train.chunks.network import Conditions, Network
-from livetalk_model.train.chunks.rollout import Brink, roll_out, take_step, through_pixels
+from livetalk_model.train.chunks.rollout import ExitPoint, roll_out, take_step, through_pixels
 from livetalk_model.train.config import Distillation
 from livetalk_model.vae import VAE
 
@@ -65,7 +65,7 @@ def sequential_noise(batch: int = 1):
     )
 
 
-def stand(student, vae, portrait, chunks, exit_step, batch: int = 1) -> Brink:
+def stand(student, vae, portrait, chunks, exit_step, batch: int = 1) -> ExitPoint:
     """Roll out as a stream does."""
     given = row(chunks, batch)
     return roll_out(
@@ -115,7 +115,7 @@ def test_a_batch_rolls_out_as_its_samples(student, vae, portrait) -> None:
     given = row(2, batch=2)
     noise = torch.randn(2, 5, 2, 16, *SIZE, generator=torch.Generator().manual_seed(1))
 
-    def run(samples: slice) -> Brink:
+    def run(samples: slice) -> ExitPoint:
         chunks = [Conditions(**{k: v[samples] for k, v in vars(c).items()}) for c in given]
         return roll_out(
             student, chunks, chunks[0].portrait[:, :, :1], schedule=SCHEDULE, exit_step=2,

@@ -10,7 +10,7 @@ from train_samples import SIZE, descend, random_conditions, small_network
 
 from livetalk_kernels.errors import NumericsError, UserError
 from livetalk_model.sampler import denoise, timesteps
-from livetalk_model.train.chunks.distill import Batch, Course, critic_turn, stand, student_turn
+from livetalk_model.train.chunks.distill import Batch, Setup, critic_turn, stand, student_turn
 from livetalk_model.train.chunks.flow import velocity
 from livetalk_model.train.chunks.health import agreement, cosine, lag, look
 from livetalk_model.train.chunks.network import Network
@@ -175,10 +175,10 @@ def test_the_average() -> None:
 # Stage 2 -----------------------------------------------------------------------------------
 
 
-def course(**switches) -> Course:
+def setup(**switches) -> Setup:
     real = small_network(seed=6).requires_grad_(False)
     method = Distillation(chunks=3, guidance=Guidance(audio=2.0, text=None), **switches)
-    return Course(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=2))
+    return Setup(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=2))
 
 
 def batch(samples: list[int]) -> Batch:
@@ -192,7 +192,7 @@ def batch(samples: list[int]) -> Batch:
 
 
 def test_steps_repeat_bit_for_bit_and_move_their_own_network() -> None:
-    given, states = course(), []
+    given, states = setup(), []
     for _ in range(2):
         student, fake = small_network(seed=6), small_network(seed=6)
         before = copy.deepcopy(student.state_dict()), copy.deepcopy(fake.state_dict())
@@ -224,7 +224,7 @@ def nothing(x: Tensor, timestep: Tensor, given: object) -> Tensor:
 def test_every_step_of_every_chunk_gets_its_turn() -> None:
     seen = set()
     for step in range(100):
-        at, chunk = stand(nothing, course(), batch([0]), "student", step=step)
+        at, chunk = stand(nothing, setup(), batch([0]), "student", step=step)
         seen.add((chunk, float(at.timestep[0])))
     assert seen == {(chunk, time) for chunk in range(3) for time in SCHEDULE[:-1].tolist()}
 
@@ -237,7 +237,7 @@ def test_the_critic_sees_other_rollouts_than_the_student() -> None:
         starts[-1].append(x)
         return nothing(x, timestep, given)
 
-    given = replace(course(), real=nothing)
+    given = replace(setup(), real=nothing)
     for turn in (critic_turn, student_turn):
         starts.append([])
         turn(recorded, nothing, given, batch([0]), step=0)
@@ -247,7 +247,7 @@ def test_the_critic_sees_other_rollouts_than_the_student() -> None:
 
 def test_a_batch_in_parts_is_the_batch() -> None:
     """As two ranks would: the same chunk, step and noise for each sample."""
-    student, given = small_network(seed=6), course()
+    student, given = small_network(seed=6), setup()
     whole, chunk = stand(student, given, batch([0, 1, 2, 3]), "student", step=4)
     for samples in ([0, 1], [2, 3]):
         part, its_chunk = stand(student, given, batch(samples), "student", step=4)
@@ -255,14 +255,14 @@ def test_a_batch_in_parts_is_the_batch() -> None:
         assert torch.allclose(part.x, whole.x[samples], rtol=1e-3, atol=1e-4)
 
 
-def standing(student: Network, given: Course, step: int):
+def standing(student: Network, given: Setup, step: int):
     at, _ = stand(student, given, batch([0, 1]), "critic", step=step)
     with torch.no_grad():
         return take_step(student, at), at
 
 
 def test_health_sees_a_critic_that_lags() -> None:
-    given = course()
+    given = setup()
     before, after = small_network(seed=6), small_network(seed=6)
     with torch.no_grad():
         for parameter in after.parameters():
@@ -282,7 +282,7 @@ def test_health_sees_a_critic_that_lags() -> None:
 
 def test_health_is_looked_at_now_and_then() -> None:
     """At every fifth turn of the student; from the second look on it knows what was before."""
-    given = replace(course(), method=Distillation(chunks=3, generator_every=2, guidance=Guidance(
+    given = replace(setup(), method=Distillation(chunks=3, generator_every=2, guidance=Guidance(
         text=None)))  # fmt: skip
     student, fake, kept, found = small_network(seed=6), small_network(seed=7), {}, {}
     for step in (1, 3, 8, 9, 11, 19):
@@ -299,7 +299,7 @@ def test_health_is_looked_at_now_and_then() -> None:
 
 
 def test_health_sees_whether_there_is_a_direction() -> None:
-    given = replace(course(), method=Distillation(chunks=3, guidance=Guidance(audio=1, text=None)))
+    given = replace(setup(), method=Distillation(chunks=3, guidance=Guidance(audio=1, text=None)))
     latents, at = standing(small_network(seed=7), given, 0)
     noises = draw(2, *SHAPE, seed=3), draw(2, *SHAPE, seed=4)
     settings = {"noises": noises, "uniform": torch.tensor([0.3]), "method": given.method}

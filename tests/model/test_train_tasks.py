@@ -10,7 +10,7 @@ from train_samples import SIZE, small_network, small_vae
 
 from livetalk_kernels.runtime.comm import LocalCommunicator
 from livetalk_model.color import reference_stats
-from livetalk_model.train.chunks.distill import Course
+from livetalk_model.train.chunks.distill import Setup
 from livetalk_model.train.chunks.rollout import through_pixels
 from livetalk_model.train.chunks.tasks import (
     CRITIC,
@@ -44,11 +44,11 @@ def distillation(**switches) -> tuple[DistillTask, State]:
             for name, network in networks.items()
         },
     )
-    course = Course(
+    setup = Setup(
         real=small_network(seed=6).requires_grad_(False), schedule=SCHEDULE,
         method=replace(METHOD, **switches), draws=Draws(seed=RUN.seed),
     )  # fmt: skip
-    return DistillTask(course=course, hand_over=lambda latents, _: latents[:, :, -2:]), state
+    return DistillTask(setup=setup, hand_over=lambda latents, _: latents[:, :, -2:]), state
 
 
 def test_the_teachers_loss_is_that_of_its_lesson():
@@ -96,7 +96,7 @@ def test_a_turn_reaches_its_own_network_alone():
         assert all(p.grad is not None for p in state.networks[turn].parameters())
         assert all(p.grad is None for p in state.networks[other].parameters())
         state.optimizers[turn].zero_grad()
-    assert all(p.grad is None for p in task.course.real.parameters())
+    assert all(p.grad is None for p in task.setup.real.parameters())
 
 
 def test_the_oracle_takes_the_truth_of_the_chunk_that_learns():

@@ -13,7 +13,7 @@ from livetalk_kernels import KernelConfig, bind_ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 from livetalk_model.config import CHUNK_FRAMES
 from livetalk_model.sampler import timesteps
-from livetalk_model.train.chunks.distill import Course
+from livetalk_model.train.chunks.distill import Setup
 from livetalk_model.train.chunks.network import Network, load_network, random_network
 from livetalk_model.train.chunks.tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask
 from livetalk_model.train.config import Distillation, Guidance, Teaching
@@ -127,8 +127,8 @@ def distill(
         },
     )
     method = replace(METHOD, generator_every=generator_every)
-    course = Course(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=RUN.seed))
-    task = DistillTask(course=course, hand_over=lambda latents, batch: latents[:, :, -2:])
+    setup = Setup(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=RUN.seed))
+    task = DistillTask(setup=setup, hand_over=lambda latents, batch: latents[:, :, -2:])
     run = replace(RUN, steps=steps, save_every=100, distillation=method)
     there = last_checkpoint(Path(folder))
     if there is not None:

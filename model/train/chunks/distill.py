@@ -14,7 +14,7 @@ from ..draws import Draws
 from .flow import Flow, free_positions, score_times, with_motion
 from .losses import flow_loss, matching_gradient, matching_loss, regression_loss
 from .network import Conditions
-from .rollout import Brink, HandOver, roll_out, take_step
+from .rollout import ExitPoint, HandOver, roll_out, take_step
 from .scores import fake_score, noised_for_scores, real_score
 
 
@@ -57,7 +57,7 @@ def match(
     student: Flow,
     real: Flow,
     fake: Flow,
-    at: Brink,
+    at: ExitPoint,
     *,
     noise: Tensor,
     uniform: Tensor,
@@ -97,7 +97,7 @@ def match(
 def critic_loss(
     fake: Flow,
     latents_BCTHW: Tensor,
-    at: Brink,
+    at: ExitPoint,
     *,
     noise: Tensor,
     uniform: Tensor,
@@ -143,8 +143,8 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """What stays the same throughout a distillation.
+class Setup:
+    """What a distillation starts from: networks and choices that stay the same.
 
     Attributes:
         real: The frozen teacher.
@@ -160,30 +160,30 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taught:
-    """What comes of a student's turn.
+class StudentTurn:
+    """Result of a student's turn.
 
     Attributes:
-        loss: What it descends, a scalar with its graph.
+        loss: Its loss, a scalar with its graph.
         latents: Its clean latents, detached.
-        at: Where it stood.
+        at: Its position before the step.
         chunk: Number of the chunk, from 1.
     """
 
     loss: Tensor
     latents: Tensor
-    at: Brink
+    at: ExitPoint
     chunk: int
 
 
 def stand(
-    student: Flow, course: Course, batch: Batch, purpose: str, *, step: int, micro: int = 0
-) -> tuple[Brink, int]:
+    student: Flow, setup: Setup, batch: Batch, purpose: str, *, step: int, micro: int = 0
+) -> tuple[ExitPoint, int]:
     """Roll out to a randomly drawn step of a drawn chunk.
 
     Args:
         student: The generator.
-        course: What stays the same.
+        setup: What the distillation starts from.
         batch: The streams.
         purpose: Purpose; another word gives other draws.
         step: Index of the update.
@@ -192,58 +192,58 @@ def stand(
     Returns:
         The student's position, and the index of the chunk.
     """
-    below, steps = course.draws.below, len(course.schedule) - 1
-    chunk = below(course.method.chunks, f"{purpose} chunk", step=step, micro=micro)
+    below, steps = setup.draws.below, len(setup.schedule) - 1
+    chunk = below(setup.method.chunks, f"{purpose} chunk", step=step, micro=micro)
     at = roll_out(
         student,
         batch.chunks[: chunk + 1],
         batch.start,
-        schedule=course.schedule,
+        schedule=setup.schedule,
         exit_step=below(steps, f"{purpose} exit", step=step, micro=micro),
         hand_over=batch.hand_over,
         draw_noise=lambda number, draw, first: drawn_noise(
-            course, batch, f"{purpose} rollout {number} {draw}", step
+            setup, batch, f"{purpose} rollout {number} {draw}", step
         ),
     )
     return at, chunk
 
 
 def student_turn(
-    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
-) -> Taught:
+    student: Flow, fake: Flow, setup: Setup, batch: Batch, *, step: int, micro: int = 0
+) -> StudentTurn:
     """Compute the student's loss, which depends only on the arguments."""
-    at, chunk = stand(student, course, batch, "student", step=step, micro=micro)
+    at, chunk = stand(student, setup, batch, "student", step=step, micro=micro)
     matched = match(
         student,
-        course.real,
+        setup.real,
         fake,
         at,
-        noise=drawn_noise(course, batch, "student score", step),
-        uniform=course.draws.shared_uniform("student time", step=step, micro=micro),
-        method=course.method,
+        noise=drawn_noise(setup, batch, "student score", step),
+        uniform=setup.draws.shared_uniform("student time", step=step, micro=micro),
+        method=setup.method,
         truth=batch.truth[chunk] if batch.truth else None,
     )
-    return Taught(loss=matched.loss, latents=matched.latents, at=at, chunk=chunk + 1)
+    return StudentTurn(loss=matched.loss, latents=matched.latents, at=at, chunk=chunk + 1)
 
 
 def critic_turn(
-    student: Flow, fake: Flow, course: Course, batch: Batch, *, step: int, micro: int = 0
+    student: Flow, fake: Flow, setup: Setup, batch: Batch, *, step: int, micro: int = 0
 ) -> Tensor:
     """Compute the fake score's loss on a fresh rollout; a scalar with its graph."""
-    at, _ = stand(student, course, batch, "critic", step=step, micro=micro)
+    at, _ = stand(student, setup, batch, "critic", step=step, micro=micro)
     with torch.no_grad():
         latents = take_step(student, at)
     return critic_loss(
         fake,
         latents,
         at,
-        noise=drawn_noise(course, batch, "critic score", step),
-        uniform=course.draws.shared_uniform("critic time", step=step, micro=micro),
-        method=course.method,
+        noise=drawn_noise(setup, batch, "critic score", step),
+        uniform=setup.draws.shared_uniform("critic time", step=step, micro=micro),
+        method=setup.method,
     )
 
 
-def drawn_noise(course: Course, batch: Batch, purpose: str, step: int) -> Tensor:
+def drawn_noise(setup: Setup, batch: Batch, purpose: str, step: int) -> Tensor:
     """Draw noise for the batch's samples on its device."""
-    noise = course.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
+    noise = setup.draws.noise(purpose, batch.shape, step=step, samples=batch.samples)
     return noise.to(batch.start.device)

@@ -1,4 +1,4 @@
-"""What the frozen networks compute from a clip.
+"""Features: what the frozen networks compute from a clip.
 
 A clip is split into chunks like a stream: each repeats the last five frames of the previous one,
 and hears the last seconds up to its own end. Its portraits are frames that a chunk does not have:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..config import Distillation
-from .distill import Batch, Course, Taught, counted_positions, critic_loss, drawn_noise
+from .distill import Batch, Setup, StudentTurn, counted_positions, critic_loss, drawn_noise
 from .flow import Flow, score_times
 from .losses import mean_over
 from .network import Conditions
-from .rollout import Brink
+from .rollout import ExitPoint
 from .scores import fake_score, noised_for_scores, real_score
 
 EVERY = 5
@@ -25,39 +25,39 @@ EVERY = 5
 
 def look(
     fake: Flow,
-    course: Course,
+    setup: Setup,
     batch: Batch,
-    taught: Taught,
+    turn: StudentTurn,
     kept: MutableMapping[str, Tensor],
     *,
     step: int,
     micro: int = 0,
 ) -> dict[str, float]:
-    """Measure `agreement` now and then, and from the second look on `lag`; changes nothing learnt.
+    """Measure `agreement` at intervals, and `lag` from the second time; no weight changes.
 
     Args:
         fake: The fake score.
-        course: What stays the same.
+        setup: What the distillation starts from.
         batch: The streams.
-        taught: What has come of the student's turn.
-        kept: Where what the student makes is kept for the next look, `State.samples`.
-        step: Number of the update.
-        micro: Number of the micro-batch in it.
+        turn: Result of the student's turn.
+        kept: Keeps the student's latents until the next measurement, `State.samples`.
+        step: Index of the update.
+        micro: Index of the micro-batch in it.
 
     Returns:
-        Name -> number; no names where it is not the time to look.
+        Name -> number; empty between measurements.
     """
-    if (step + 1) // course.method.generator_every % EVERY:
+    if (step + 1) // setup.method.generator_every % EVERY:
         return {}
-    fresh = taught.latents, taught.at
-    noises = [drawn_noise(course, batch, f"health {word}", step) for word in ("one", "two")]
-    uniform = course.draws.shared_uniform("health time", step=step, micro=micro)
-    given: dict[str, Any] = {"uniform": uniform, "method": course.method}
-    alike = agreement(course.real, fake, *fresh, noises=(noises[0], noises[1]), **given)
+    fresh = turn.latents, turn.at
+    noises = [drawn_noise(setup, batch, f"health {word}", step) for word in ("one", "two")]
+    uniform = setup.draws.shared_uniform("health time", step=step, micro=micro)
+    given: dict[str, Any] = {"uniform": uniform, "method": setup.method}
+    alike = agreement(setup.real, fake, *fresh, noises=(noises[0], noises[1]), **given)
     found = {"agreement": alike}
     place = f"health/{micro}/"
     older = {
-        name.removeprefix(place): value.to(taught.latents.device)
+        name.removeprefix(place): value.to(turn.latents.device)
         for name, value in kept.items()
         if name.startswith(place)
     }
@@ -67,16 +67,16 @@ def look(
     return found
 
 
-def _packed(latents: Tensor, at: Brink) -> dict[str, Tensor]:
+def _packed(latents: Tensor, at: ExitPoint) -> dict[str, Tensor]:
     own = {name: value for name, value in vars(at).items() if name != "given"}
     return {"latents": latents, **own, **vars(at.given)}
 
 
-def _unpacked(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Brink]:
+def _unpacked(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ExitPoint]:
     rest = dict(tensors)
     latents = rest.pop("latents")
     given = Conditions(**{field.name: rest.pop(field.name) for field in fields(Conditions)})
-    return latents, Brink(given=given, **rest)
+    return latents, ExitPoint(given=given, **rest)
 
 
 def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def cosine(a_BCTHW: Tensor, b_BCTHW: Tensor, counted: Tensor) -> Tensor:
 @torch.no_grad()
 def lag(
     fake: Flow,
-    fresh: tuple[Tensor, Brink],
-    older: tuple[Tensor, Brink],
+    fresh: tuple[Tensor, ExitPoint],
+    older: tuple[Tensor, ExitPoint],
     *,
     noise: Tensor,
     uniform: Tensor,
@@ -122,7 +122,7 @@ def agreement(
     real: Flow,
     fake: Flow,
     latents_BCTHW: Tensor,
-    at: Brink,
+    at: ExitPoint,
     *,
     noises: tuple[Tensor, Tensor],
     uniform: Tensor,

@@ -30,7 +30,7 @@ DrawNoise = Callable[[int, int, bool], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brink:
+class ExitPoint:
     """The student's position before the one step that learns.
 
     Attributes:
@@ -56,7 +56,7 @@ def roll_out(
     exit_step: int,
     hand_over: HandOver,
     draw_noise: DrawNoise,
-) -> Brink:
+) -> ExitPoint:
     """Make consecutive chunks, the last one up to a step; a stream makes the same.
 
     Args:
@@ -81,7 +81,7 @@ def roll_out(
         if number < last:
             motion = hand_over(latents)
     timestep_B = schedule[exit_step].to(latents.device).repeat(len(latents))
-    return Brink(x=latents.float(), motion=motion, timestep=timestep_B, given=chunks[last])
+    return ExitPoint(x=latents.float(), motion=motion, timestep=timestep_B, given=chunks[last])
 
 
 def _chunk(
@@ -109,7 +109,7 @@ def _chunk(
     return denoise(model, schedule, motion_BCTHW, noise, until=until)
 
 
-def take_step(student: Flow, at: Brink) -> Tensor:
+def take_step(student: Flow, at: ExitPoint) -> Tensor:
     """Compute ``x - t v``: the student's clean latents, the only source of its gradient."""
     return clean_of(at.x, student(at.x, at.timestep, at.given), at.timestep / 1000)
 

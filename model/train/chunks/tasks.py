@@ -18,7 +18,7 @@ from ..config import Teaching
 from ..draws import Draws
 from ..loop.loop import At
 from ..loop.saving import State
-from .distill import Batch, Course, Truth, critic_turn, student_turn
+from .distill import Batch, Setup, Truth, critic_turn, student_turn
 from .health import look
 from .network import Conditions
 from .rollout import through_pixels
@@ -72,16 +72,16 @@ class DistillTask:
     """Stage 2: the fake score in every update, the student in every n-th, after it.
 
     Attributes:
-        course: What stays the same.
+        setup: What the distillation starts from.
         hand_over: Computes the motion latents that follow a chunk.
     """
 
-    course: Course
+    setup: Setup
     hand_over: HandOver
 
     def turns(self, step: int) -> Sequence[str]:
         """Train the critic, and at intervals the student."""
-        last = (step + 1) % self.course.method.generator_every == 0
+        last = (step + 1) % self.setup.method.generator_every == 0
         return (CRITIC, STUDENT) if last else (CRITIC,)
 
     def loss(
@@ -90,18 +90,18 @@ class DistillTask:
         """Compute `critic_turn`, or `student_turn`; with the latter, the critic's health."""
         streams = self._streams(batch, at)
         student, critic = state.networks[STUDENT], state.networks[CRITIC]
-        given = student, critic, self.course, streams
+        given = student, critic, self.setup, streams
         if turn == STUDENT:
             taught = student_turn(*given, step=at.step, micro=at.micro)
             health = look(
-                critic, self.course, streams, taught, state.samples, step=at.step, micro=at.micro
+                critic, self.setup, streams, taught, state.samples, step=at.step, micro=at.micro
             )
             where = {"chunk": taught.chunk, "timestep": float(taught.at.timestep[0])}
             return taught.loss, where | health
         return critic_turn(*given, step=at.step, micro=at.micro), {}
 
     def _streams(self, batch: Mapping[str, Tensor], at: At) -> Batch:
-        count = self.course.method.chunks
+        count = self.setup.method.chunks
         truth = None
         if "latents" in batch:
             truth = [

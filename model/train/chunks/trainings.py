@@ -38,7 +38,7 @@ from ..loop.saving import State
 from ..loop.training import About, Training, averaged, start_state, truth_above
 from ..product.export import DIT_FILE, export_network
 from ..settings import Run
-from .distill import Course
+from .distill import Setup
 from .feature_data import FeatureData, Frozen
 from .feature_files import features_key
 from .flow import SHIFT, with_motion
@@ -109,7 +109,7 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
         name: load_network(folder, config, place).requires_grad_() for name in (CRITIC, STUDENT)
     }
     state = start_state(run, networks, {CRITIC: run.critic_rate, STUDENT: run.learning_rate})
-    course = Course(
+    setup = Setup(
         real=real,
         schedule=timesteps(SAMPLER_STEPS, SHIFT),
         method=run.distillation,
@@ -118,7 +118,7 @@ def distill_training(run: Run, clips: Clips, about: About, place: Place | None =
     # A second one without gradients: backends may pack its weights, which `encode_whole` reads.
     ops = bind_ops(KernelConfig(), device=place.device, dtype=torch.float32)
     fast = _load_vae(about, ops, place)
-    task = DistillTask(course=course, hand_over=through_frames(fast))
+    task = DistillTask(setup=setup, hand_over=through_frames(fast))
     return _training(run, task, state, STUDENT, data, vae, own, _extras(about, encoders), place)
 
 

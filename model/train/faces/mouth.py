@@ -1,9 +1,8 @@
 """The rule by which a drawn mouth follows the sound.
 
-It needs no letters: loudness opens the mouth, the first formant determines how far (high in *a*,
-    low
-in *i* and *u*), the second how wide it is (high in *i*, low in *u*), and a hiss brings the teeth
-together. So mouths differ at equal loudness.
+It needs no phonemes: loudness opens the mouth, the first formant determines how far (high in *a*,
+low in *i* and *u*), the second how wide it is (high in *i*, low in *u*), and sibilants bring the
+teeth together. So mouths differ at equal loudness.
 """
 
 from typing import TypeAlias

@@ -1,6 +1,6 @@
-"""AdamW with states of 8 bits, torchao's: a quarter of the memory; an optional library.
+"""AdamW with 8-bit states in a quarter of the memory, from the optional library torchao.
 
-It compiles its step; on a CPU the same step runs uncompiled. On a GPU it is untested.
+torchao compiles its step; on a CPU the same step runs uncompiled. On a GPU it is untested.
 
 Source: Dettmers et al. 2021 (arXiv 2110.02861): numbers in blocks of 256, each with its own scale,
 on a grid that is finest around zero.
@@ -15,8 +15,8 @@ from torch import Tensor
 from livetalk_kernels.errors import UserError
 
 CODES, SCALES = "/codes", "/scales"
-"""What a checkpoint adds to the name of a state for each of the two tensors that hold it."""
-_SIGNED = "exp_avg"  # the other state, of squares, has no sign
+"""Suffixes of the two tensors that hold an 8-bit state in a checkpoint."""
+_SIGNED = "exp_avg"  # the other state is of squares
 
 
 def adamw8bit(
@@ -27,7 +27,7 @@ def adamw8bit(
     eps: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Make the optimiser. States of fewer than 4096 numbers, or of parts of blocks, keep 32 bits.
+    """Create the optimiser; states of fewer than 4096 numbers, or of partial blocks, stay 32-bit.
 
     Args:
         parameters: Parameters that learn.

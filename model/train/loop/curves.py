@@ -1,4 +1,4 @@
-"""``metrics.png``: what a run has recorded, a pane for each number."""
+"""``metrics.png``: the metrics of a run, one pane each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from .records import METRICS, read_records
 
 CURVES = "metrics.png"
 _COLUMNS = 3
-_SMOOTH = 20  # the part of a curve's points that are averaged: one in this many
+_SMOOTH = 20  # a curve averages 1/20 of its points at a time
 _LOGARITHMIC = "loss", "norm"
-_LEVELS: Mapping[str, float] = {"lag": 1.0, "agreement": 0.0}  # where a number says something
+_LEVELS: Mapping[str, float] = {"lag": 1.0, "agreement": 0.0}  # reference lines
 
 
 def write_curves(folder: Path) -> None:
-    """Draw the metrics of a run's folder, and write them there; of an empty run, nothing.
+    """Plot a run's metrics into its folder, if there are any yet.
 
     Raises:
         UserError: The metrics are damaged, or the picture cannot be written.
@@ -30,7 +30,7 @@ def write_curves(folder: Path) -> None:
 
 
 def draw_curves(entries: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw every number over the updates: each value, and means of neighbours. A PNG.
+    """Plot every metric over the updates, with a moving average, and return a PNG.
 
     Args:
         entries: Of ``metrics.jsonl``; at least one.

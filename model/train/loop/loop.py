@@ -53,7 +53,7 @@ class At:
 
 
 class Task(Protocol):
-    """What is learned: one or several networks, each in its turn."""
+    """What trains one or several networks, each in its turn."""
 
     def turns(self, step: int) -> Sequence[str]:
         """List the networks that take a step in an update, in order."""
@@ -131,7 +131,7 @@ def train(
             begin = time.monotonic()
             with phase("update"):
                 numbers = update(run, task, state, data, place)
-            latest = latest | numbers  # a new one: whoever was sent the last keeps it
+            latest = latest | numbers  # a new dict, since `report` may keep the previous one
             state.step += 1
             durations.append(time.monotonic() - begin)
             if records and (state.step % run.record_every == 0 or state.step == run.steps):

@@ -22,9 +22,9 @@ class Place:
         device: This rank's.
         world: The ranks, for tensors on the device.
         control: The same ranks, for tensors on the CPU.
-        mesh: Over which a transformer's parameters are shared out (`make_mesh`); None: they are
-            not.
-        recompute: Blocks keep their inputs alone, and run again for gradients.
+        mesh: The mesh over which a transformer's parameters are sharded (`make_mesh`); None:
+            they are not.
+        recompute: Blocks keep only their inputs, and run again in the backward pass.
     """
 
     device: torch.device = CPU
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank writes what all have made."""
+        """Whether this rank writes the results."""
         return self.control.rank == 0
 
     @property

@@ -191,7 +191,7 @@ class _Stored:
         return pieces[0].clone() if not pieces[0].ndim else torch.cat(pieces)
 
     def read_blocks(self, key: str, place: tuple[int, int]) -> Tensor | None:
-        """Read what a rank has of a state of 8 bits, whose blocks go across rows; None: nothing.
+        """Read a rank's part of an 8-bit state, whose blocks span rows; None if it has none.
 
         Raises:
             UserError: The parts are of another number of ranks.
