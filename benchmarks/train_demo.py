@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,13 @@ from livetalk_kernels.units import duration
 from livetalk_model.train.data.clips import INDEX, read_index
 from livetalk_model.train.data.voices import INSTALL, PROGRAM, find_program
 from livetalk_model.train.demo import DEMO, SETTINGS, Kind
-from livetalk_model.train.estimate import DATASET, LONG, Drawn, Recipe, dataset_of, estimate
+from livetalk_model.train.estimate import DATASET, Recipe, estimate
 from livetalk_model.train.product.packing import SUMS
 from livetalk_model.train.settings import Run
 
 LIVETALK = (sys.executable, "-m", "livetalk_model")
 PACK = Path(__file__).with_name("pack_demo.py")
-CLIPS, SECONDS = 512, 4.0
-LONG_CLIPS, LONG_SECONDS = 128, 6.0  # five chunks in a row
+CLIPS, SECONDS = 1024, 6.0  # five chunks in a row; with a third of them the teacher overfits
 MINUTES = 40.0
 RECORD = "stages.jsonl"
 PACKED = "demo"
@@ -45,14 +44,16 @@ LEFT = 130  # exit code of a stage that was stopped and can be resumed
 class Stages:
     """The stages in order, in one folder."""
 
-    def __init__(self, folder: Path, datasets: Mapping[str, Drawn], runs: dict[Kind, Run]) -> None:
+    def __init__(
+        self, folder: Path, runs: dict[Kind, Run], *, clips: int = CLIPS, seconds: float = SECONDS
+    ) -> None:
         """Set up all stages."""
-        self.folder, self.datasets, self.runs = folder, datasets, runs
+        self.folder, self.runs, self.clips, self.seconds = folder, runs, clips, seconds
 
     @property
     def names(self) -> Sequence[str]:
         """Names of all stages."""
-        return (*self.datasets, *MADE, PACKED)
+        return (DATASET, *MADE, PACKED)
 
     def done(self, name: str) -> bool:
         """Return whether a stage has reached its end.
@@ -60,7 +61,7 @@ class Stages:
         Raises:
             UserError: It was begun with other settings.
         """
-        if name in self.datasets:
+        if name == DATASET:
             index = self.folder / name / INDEX
             return is_file(index) and read_index(index).complete
         if name == PACKED:
@@ -71,14 +72,14 @@ class Stages:
     def command(self, name: str) -> Sequence[str]:
         """Build the command that begins or resumes a stage."""
         target = str(self.folder / name)
-        if name in self.datasets:
-            size, drawn = "x".join(map(str, DEMO.size)), self.datasets[name]
-            options = ("--synthetic", str(drawn.clips), "--seconds", str(drawn.seconds))
+        if name == DATASET:
+            size = "x".join(map(str, DEMO.size))
+            options = ("--synthetic", str(self.clips), "--seconds", str(self.seconds))
             return (*LIVETALK, "dataset", *options, "--size", size, "--output", target)
         if name == PACKED:
             return (sys.executable, str(PACK), str(self.folder / "distill"), "--output", target)
         kind = self._kind(name)
-        sources = {"data": dataset_of(kind)}
+        sources = {"data": DATASET}
         if kind in ("teacher", "distill"):
             sources |= {"vae": "vae", "audio-encoder": "audio"}
         if kind == "distill":
@@ -156,10 +157,8 @@ def main() -> int:
     )
     parser.add_argument("--once", action="store_true", help="run one stage, or part of one")
     parser.add_argument("--estimate", action="store_true", help="estimate how long it will take")
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="length of a clip (distillation: 6)"
-    )
+    parser.add_argument("--clips", type=int, default=CLIPS, help="number of clips to draw")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a clip")
     parser.add_argument("--steps", type=int, help="updates of every training, for a trial")
     args = parser.parse_args()
     program = find_program()
@@ -168,18 +167,16 @@ def main() -> int:
         return 2
     given = {} if args.steps is None else {"steps": args.steps}
     runs = {kind: Run(**{**SETTINGS[kind], **given}) for kind in MADE}
-    datasets = {
-        DATASET: Drawn(clips=args.clips, seconds=args.seconds),
-        LONG: Drawn(clips=min(LONG_CLIPS, args.clips), seconds=LONG_SECONDS),
-    }
-    stages = Stages(args.output, datasets, runs)
+    stages = Stages(args.output, runs, clips=args.clips, seconds=args.seconds)
     args.output.mkdir(parents=True, exist_ok=True)
     try:
         known = [entry for entry in recorded(args.output / RECORD) if "estimate" in entry]
         if known and not args.estimate:
             found = known[-1]["estimate"]
         else:
-            recipe = Recipe(datasets=datasets, size=DEMO.size, program=program, runs=runs)
+            recipe = Recipe(
+                clips=args.clips, seconds=args.seconds, size=DEMO.size, program=program, runs=runs
+            )
             with tempfile.TemporaryDirectory() as folder:
                 print("timing some updates of each stage for an estimate", flush=True)
                 found = dict(estimate(recipe, Path(folder), report=say))

@@ -12,7 +12,7 @@ import pytest
 from livetalk_kernels.errors import UserError
 from livetalk_model.train.config import Distillation, Guidance
 from livetalk_model.train.demo import SETTINGS
-from livetalk_model.train.estimate import DATASET, LONG, Drawn, Recipe, estimate
+from livetalk_model.train.estimate import DATASET, Recipe, estimate
 from livetalk_model.train.settings import Run
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -63,20 +63,19 @@ def test_stages(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtur
     runs = {kind: Run(**{**SETTINGS[kind], "steps": 3}) for kind in script.MADE}
     folder = tmp_path / "out"
     folder.mkdir()
-    datasets = {name: Drawn(clips=2, seconds=6.0) for name in (DATASET, LONG)}
-    stages = script.Stages(folder, datasets, runs)
+    stages = script.Stages(folder, runs, clips=2)
     assert script.run_all(stages, 0.1, once=False, estimated={"teacher": 7.0}) == 0
     calls = [line.split() for line in (folder / "calls").read_text().splitlines()]
     kinds = [words[1] if words[0] == "train" else Path(words[0]).name for words in calls]
     trainings = ["vae", "audio", "teacher", "teacher", "distill", "distill"]
-    assert kinds == ["dataset", "dataset", *trainings]
-    assert "--resume" not in calls[4] and "--resume" in calls[5]  # it was stopped after 6 s
-    assert {"--vae", "--audio-encoder", "--teacher"} <= set(calls[6])
+    assert kinds == ["dataset", *trainings]
+    assert "--resume" not in calls[3] and "--resume" in calls[4]  # it was stopped after 6 s
+    assert {"--vae", "--audio-encoder", "--teacher"} <= set(calls[5])
     learned = [words[words.index("--data") + 1] for words in calls if "--data" in words]
-    assert learned == [str(folder / name) for name in (DATASET, DATASET, DATASET, LONG)]
+    assert learned == [str(folder / DATASET)] * 4
     entries = [json.loads(line) for line in (folder / script.RECORD).read_text().splitlines()]
-    assert [entry["done"] for entry in entries] == [True] * 4 + [False] + [True] * 3
-    assert entries[4]["estimated"] == 7.0 and entries[4]["seconds"] >= 6
+    assert [entry["done"] for entry in entries] == [True] * 3 + [False] + [True] * 3
+    assert entries[3]["estimated"] == 7.0 and entries[3]["seconds"] >= 6
     assert ", to be resumed" in capsys.readouterr().out
 
     assert script.run_all(stages, 1.0, once=False, estimated={}) == 0  # nothing is left
@@ -84,7 +83,7 @@ def test_stages(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtur
     os.remove(folder / "audio/model.safetensors")
     assert script.run_all(stages, 1.0, once=True, estimated={}) == 0  # and one that was begun
     assert "--resume" in (folder / "calls").read_text().splitlines()[-1]
-    other = script.Stages(folder, datasets, runs | {"vae": Run(steps=4)})
+    other = script.Stages(folder, runs | {"vae": Run(steps=4)})
     with pytest.raises(UserError, match="begun with other settings"):
         other.done("vae")
 
@@ -93,11 +92,9 @@ def test_an_estimate_of_all_stages(tmp_path: Path) -> None:
     small = {"steps": 9, "batch": 1, "average": 0.5}
     method = Distillation(chunks=3, generator_every=3, guidance=Guidance(text=None))
     runs = {kind: Run(**small, distillation=method) for kind in SETTINGS}
-    lengths = {DATASET: 2.5, LONG: 3.7}
-    datasets = {name: Drawn(clips=50, seconds=seconds) for name, seconds in lengths.items()}
-    recipe = Recipe(datasets=datasets, size=(32, 32), program=None, runs=runs)
+    recipe = Recipe(clips=50, seconds=3.7, size=(32, 32), program=None, runs=runs)
     reported: dict[str, float] = {}
     found = estimate(recipe, tmp_path, places=2, report=reported.__setitem__)
-    assert found == reported and list(found) == [DATASET, LONG, *SETTINGS]
+    assert found == reported and list(found) == [DATASET, *SETTINGS]
     assert all(seconds > 0 for seconds in found.values())
     assert (tmp_path / "distill/config.json").is_file()

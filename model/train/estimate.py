@@ -20,23 +20,10 @@ from .loop.training import About, Training
 from .settings import Run
 from .trainings import make_training
 
-DATASET, LONG = "dataset", "dataset-long"
+DATASET = "dataset"
 _CLIPS = 2
 PLACES = 9
 """Updates timed per run: three in each third of the VAE's curriculum."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Clips of drawn faces.
-
-    Attributes:
-        clips: Their number.
-        seconds: Length of each.
-    """
-
-    clips: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +31,18 @@ class Recipe:
     """The stages of a training, in order.
 
     Attributes:
-        datasets: Name -> the clips; see `dataset_of`.
+        clips: Number of clips.
+        seconds: Length of each.
         size: Their (H, W).
         program: espeak-ng's path; None for synthetic vowels.
         runs: Settings of each training.
     """
 
-    datasets: Mapping[str, Drawn]
+    clips: int
+    seconds: float
     size: tuple[int, int]
     program: str | None
     runs: Mapping[Kind, Run]
-
-
-def dataset_of(kind: Kind) -> str:
-    """Name the clips of a training: many people, or for the distillation many chunks in a row."""
-    return LONG if kind == "distill" else DATASET
 
 
 def estimate(
@@ -82,32 +66,30 @@ def estimate(
     Raises:
         UserError: The clips are unsuitable for a training.
     """
-    found, clips = dict[str, float](), dict[str, Clips]()
-    for name, drawn in recipe.datasets.items():
-        begin = time.perf_counter()
-        clips[name] = _make_clips(recipe, drawn, folder / name)
-        found[name] = (time.perf_counter() - begin) / _CLIPS * drawn.clips
-        report(name, found[name])
+    begin = time.perf_counter()
+    clips = _make_clips(recipe, folder / DATASET)
+    found = {DATASET: (time.perf_counter() - begin) / _CLIPS * recipe.clips}
+    report(DATASET, found[DATASET])
     paths: dict[Kind, Path] = {kind: folder / kind for kind in get_args(Kind)}
     sources = {"vae": paths["vae"], "audio_encoder": paths["audio"], "teacher": paths["teacher"]}
     for kind, path in paths.items():
-        own = dataset_of(kind)
         about = About(
-            kind=kind, data=str(clips[own].folder), sources={k: str(v) for k, v in sources.items()}
+            kind=kind, data=str(clips.folder), sources={k: str(v) for k, v in sources.items()}
         )
-        training = make_training(about, recipe.runs[kind], clips[own])
-        features = _features(training) * recipe.datasets[own].clips  # updates cache what they see
-        found[kind] = features + _updates(training, recipe.runs[kind], places)
+        training = make_training(about, recipe.runs[kind], clips)
+        found[kind] = _features(training) * recipe.clips + _updates(
+            training, recipe.runs[kind], places
+        )
         report(kind, found[kind])
         training.finish(path)
     return found
 
 
-def _make_clips(recipe: Recipe, drawn: Drawn, folder: Path) -> Clips:
+def _make_clips(recipe: Recipe, folder: Path) -> Clips:
     writer = ClipWriter(folder, Index(size=recipe.size, truth=TRUTH))
     for number in range(_CLIPS):
         clip = make_clip(
-            seed=0, split="train", index=number, seconds=drawn.seconds, size=recipe.size,
+            seed=0, split="train", index=number, seconds=recipe.seconds, size=recipe.size,
             program=recipe.program,
         )  # fmt: skip
         writer.enter(writer.store(f"{number:06d}.safetensors", clip))
