@@ -204,6 +204,54 @@ def test_the_rule_of_circles_sees_functions_and_not_types() -> None:
         assert bool(circle(import_graph(trees))) == found
 
 
+JUDGES = ("livetalk_model.evaluate", "livetalk_model.train.readers")
+
+
+def trained_by_judges(graph: Mapping[str, set[str]]) -> list[str]:
+    """Find what trains and imports, itself or through others, what judges a trained model.
+
+    A model that is trained by what measures it learns to please the measure.
+    """
+    found = []
+    for name in graph:
+        if not name.startswith("livetalk_model.train") or name.startswith(JUDGES):
+            continue
+        seen, left = {name}, [name]
+        while left:
+            new = graph[left.pop()] - seen
+            seen |= new
+            left += new
+        found += [f"{name} imports {judge}" for judge in sorted(seen) if judge.startswith(JUDGES)]
+    return found
+
+
+def test_no_training_sees_what_judges_it() -> None:
+    sources = {name: (syntax(file), file.name == "__init__.py") for name, file in modules().items()}
+    assert not trained_by_judges(import_graph(sources))
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("from ..readers.reading import FaceReader", True),
+        ("from ..readers import reading", True),
+        ("def loss():\n    from ...evaluate.judge import Judge", True),
+        ("from ...pipeline import step", True),  # which imports a judge
+        ("from ..faces.painter import Painter", False),
+    ],
+)
+def test_the_rule_of_judges_sees(code: str, wrong: bool) -> None:
+    codes = {
+        "livetalk_model.train.vae.task": code,
+        "livetalk_model.train.readers.reading": "from ..vae.task import VaeTask",
+        "livetalk_model.train.faces.painter": "",
+        "livetalk_model.evaluate.judge": "from ..train.vae.task import VaeTask",
+        "livetalk_model.pipeline": "from .evaluate import judge",
+    }
+    trees = {name: (ast.parse(text), False) for name, text in codes.items()}
+    assert bool(trained_by_judges(import_graph(trees))) == wrong
+
+
 def test_model_imports_itself_relatively() -> None:
     wrong = [
         f"{file.name}:{line} imports {target}"

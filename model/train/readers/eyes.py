@@ -1,4 +1,8 @@
-"""Compares the eyes of a face with drawn ones: how far the lids are closed, and where they look."""
+"""Compares the eyes of a face with drawn ones: how far the lids are closed, and where they look.
+
+A look to the side moves the iris by up to two pixels of 96, and a head that is found by eyes at
+rest follows it by a part of that. So place and eyes are refined together.
+"""
 
 from itertools import product
 from typing import TypeAlias
@@ -6,74 +10,79 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..faces.identity import Identity
-from ..faces.painter import EYE_HEIGHT, EYE_WIDTH, EYE_X, EYE_Y, Painter, Pose
-from .registration import Place, sample
+from ..faces.painter import Pose
+from .registration import Features, Pixels, Place, damped_step
 
 Floats: TypeAlias = NDArray[np.float64]
 
 _LIDS = np.linspace(0, 1, 6)
 _ACROSS = np.linspace(-1, 1, 7)
-_DOWN = np.linspace(-1, 1, 5)
+_DOWN = np.linspace(-1, 1, 9)
 _GRIDS = (_LIDS, _ACROSS, _DOWN)
+_SHAPE = (len(_LIDS), len(_ACROSS), len(_DOWN))
+_LAST = np.array(_SHAPE) - 1
 _HALF_CLOSED = 0.25  # blink above which the gaze cannot be determined
-_STEP = 0.75  # maximum distance from the best drawn ones, in grid steps
+_EACH = 2  # pixel of which drawn eyes are first compared
+_STEPS = 6
 
 
 class EyeReader:
     """Knows one person's eyes in many positions."""
 
-    def __init__(self, person: Identity, size: tuple[int, int]) -> None:
+    def __init__(self, features: Features) -> None:
         """Draw the eyes.
 
         Args:
-            person: The person.
-            size: Pictures' (H, W).
+            features: The person's eyes, brows and nose.
         """
-        self._scale = float(min(size))
-        width, height = 1.1 * EYE_WIDTH * person.eye_size, EYE_HEIGHT * person.eye_size
-        x = np.arange(-width, width, 1 / self._scale)
-        y = np.arange(EYE_Y - 1.15 * height, EYE_Y + 0.8 * height, 1 / self._scale)
-        eyes = [np.stack(np.meshgrid(side * EYE_X + x, y), -1) for side in (-1, 1)]
-        self._places = np.concatenate(eyes).reshape(-1, 2)
-        painter, rest = Painter(person, size), Place()
+        self._features = features
         poses = (Pose(blink=b, gaze_x=x, gaze_y=y) for b, x, y in product(*_GRIDS))
-        self._drawn = np.array(
-            [self._patch(painter.draw(pose).astype(np.float64), rest) for pose in poses]
-        )
-        self._squares = (self._drawn**2).sum(axis=1)
+        drawn = np.stack([features.draw(pose) for pose in poses])
+        self._drawn = drawn.reshape(*_SHAPE, *drawn.shape[1:])
+        few = (drawn * features.known)[:, ::_EACH, ::_EACH]
+        self._flat = few.reshape(len(drawn), -1)
+        self._squares = (self._flat**2).sum(axis=1)
 
-    def read(self, frame_HWC: Floats, place: Place) -> tuple[float, float, float]:
+    def read(self, frame_HWC: Pixels, place: Place) -> tuple[Place, tuple[float, float, float]]:
         """Measure blink and gaze; gaze is NaN if the eyes are too far closed.
 
         Args:
-            frame_HWC: float64 [H, W, 3], 0..255.
-            place: Position of the face.
+            frame_HWC: float32 [H, W, 3], 0..255.
+            place: Approximate position of the face.
+
+        Returns:
+            The position, refined; blink, gaze_x and gaze_y.
         """
-        seen = self._patch(frame_HWC, place)
-        misfits = self._squares - 2 * self._drawn @ seen
-        sizes = [len(grid) for grid in _GRIDS]
-        best = np.array(np.unravel_index(int(misfits.argmin()), sizes))
-        drawn = self._drawn.reshape(*sizes, -1)
-        slopes = np.array([_slope(drawn, best, axis) for axis in range(len(sizes))])
-        normal = slopes @ slopes.T
-        normal += (1e-3 * np.trace(normal) + 1e-9) * np.eye(len(sizes))
-        step = np.linalg.solve(normal, slopes @ (seen - drawn[tuple(best)]))
-        places = best + np.clip(step, -_STEP, _STEP)
+        seen = self._features.sample(frame_HWC, place)
+        misfits = self._squares - 2 * (self._flat @ seen[::_EACH, ::_EACH].ravel())
+        best = np.unravel_index(int(misfits.argmin()), _SHAPE)
+        state = np.array([place.x, place.y, place.roll, *best])
+        for step in range(_STEPS):
+            if step:
+                seen = self._features.sample(frame_HWC, Place.of(state[:3]))
+            drawn, slopes = self._between(state[3:])
+            both = np.concatenate([self._features.slopes(drawn), slopes])
+            state += damped_step(both, seen - drawn, self._features.known)
+            state[3:] = np.clip(state[3:], 0, _LAST)
         blink, across, down = (
-            float(np.interp(place, np.arange(len(grid)), grid))
-            for place, grid in zip(places, _GRIDS, strict=True)
+            float(np.interp(at, np.arange(len(grid)), grid))
+            for at, grid in zip(state[3:], _GRIDS, strict=True)
         )
-        return (blink, across, down) if blink < _HALF_CLOSED else (blink, np.nan, np.nan)
+        gaze = (across, down) if blink < _HALF_CLOSED else (np.nan, np.nan)
+        return Place.of(state[:3]), (blink, *gaze)
 
-    def _patch(self, frame: Floats, place: Place) -> Floats:
-        return sample(frame, place.to_picture(self._places) * self._scale).ravel()
-
-
-def _slope(drawn: Floats, at: NDArray[np.intp], axis: int) -> Floats:
-    """Compute how the patch changes along a grid axis, per step."""
-    last = drawn.shape[axis] - 1
-    before, after = at.copy(), at.copy()
-    before[axis], after[axis] = max(at[axis] - 1, 0), min(at[axis] + 1, last)
-    change = drawn[tuple(after)] - drawn[tuple(before)]
-    return np.asarray(change / (after[axis] - before[axis]))
+    def _between(self, at: Floats) -> tuple[Pixels, Pixels]:
+        """Interpolate eyes between the drawn ones, [h, w, 3], and their slopes, [3, h, w, 3]."""
+        first = np.minimum(at.astype(int), _LAST - 1)
+        shares = (at - first).astype(np.float32)
+        b, x, y = first
+        corners = self._drawn[b : b + 2, x : x + 2, y : y + 2]
+        slopes = []
+        for axis in range(3):
+            rise = np.moveaxis(np.diff(corners, axis=axis), axis, 0)[0]
+            for share in np.delete(shares, axis):
+                rise = rise[0] + share * (rise[1] - rise[0])
+            slopes.append(rise)
+        for share in shares:
+            corners = corners[0] + share * (corners[1] - corners[0])
+        return corners, np.stack(slopes)

@@ -1,8 +1,9 @@
 """Measures mouth, eyes and position of a drawn face in its pictures, by colours and positions.
 
 Nothing is learned, and no loss uses it: it judges what a model has drawn of a known person. The
-head is found where the person at rest, rotated and shifted, fits best. What is not skin around the
-mouth has a height and a width; the eyes are compared with drawn ones.
+head is found where the person at rest, rotated and shifted, fits best, and refined together with
+the eyes, which are compared with drawn ones. What is not skin around the mouth, in the light in
+which the rest of the face is, has a height and a width.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from ..faces.hair import half_face
 from ..faces.identity import Identity, Rgb, mix
-from ..faces.painter import MOUTH_Y, NEARER, Painter, Pose, picture_points
+from ..faces.painter import MOUTH_Y, Painter, Pose, picture_points
 from .eyes import EyeReader
-from .registration import HeadFinder, Place
+from .registration import Features, HeadFinder, Place, smoothed
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -47,13 +48,14 @@ class FaceReader:
         self._skin = (skin, shade, mix(skin, (226, 84, 84), 0.16), mix(skin, shade, 0.6))
         self._scale = float(min(size))
         self._points = picture_points(size)
-        self._finder = HeadFinder(person, size)
+        self._features = Features(person, size)
+        self._finder = HeadFinder(person, self._features)
+        self._eyes = EyeReader(self._features)
         painter = Painter(person, size)
         drawn = product(_GRID, repeat=2)
         mouths = [painter.draw(Pose(opening=opening, width=width)) for opening, width in drawn]
-        sizes = np.array([self._mouth(mouth.astype(np.float64), Place()) for mouth in mouths])
+        sizes = np.array([self._mouth(mouth.astype(np.float32), Place()) for mouth in mouths])
         self._mouths = _Mouths(*sizes.T.reshape(2, len(_GRID), len(_GRID)))
-        self._eyes = EyeReader(person, size)
 
     def read(self, frames_THWC: NDArray[np.uint8]) -> Floats:
         """Measure pictures.
@@ -68,15 +70,15 @@ class FaceReader:
 
     def read_places(self, frames_THWC: NDArray[np.uint8]) -> tuple[Floats, list[Place]]:
         """Measure pictures; return what `read` does, and the position of each face."""
-        frames = [frame.astype(np.float64) for frame in frames_THWC]
-        places = [self._finder.find(frame) for frame in frames]
-        values = [self._values(*pair) for pair in zip(frames, places, strict=True)]
+        values, places = [], []
+        for frame in frames_THWC.astype(np.float32):
+            soft = smoothed(frame)
+            place, eyes = self._eyes.read(soft, self._finder.find(soft))
+            tint = self._features.tint(soft, place)
+            opening, width = self._mouths.solve(*self._mouth(frame / tint, place))
+            values.append([opening, width, *eyes, *place.sway(), place.roll])
+            places.append(place)
         return np.array(values), places
-
-    def _values(self, frame: Floats, place: Place) -> list[float]:
-        opening, width = self._mouths.solve(*self._mouth(frame, place))
-        sway = place.x / (1 + NEARER[0]), place.y / (1 + NEARER[1])
-        return [opening, width, *self._eyes.read(frame, place), *sway, place.roll]
 
     def _mouth(self, frame: Floats, place: Place) -> tuple[float, float]:
         """Measure the height of the mouth including lips, and its width."""
@@ -100,8 +102,9 @@ class FaceReader:
 
     def _like(self, frame: Floats, colours: Sequence[Rgb]) -> Floats:
         """Compute how similar each pixel is to the nearest of some colours, [H, W] in 0..1."""
-        away = ((frame - np.array(colours, np.float64)[:, None, None]) ** 2).sum(axis=-1)
-        return np.asarray(np.exp(-away.min(axis=0) / (2 * _LIKENESS**2)))
+        apart = frame - np.array(colours, np.float32)[:, None, None]
+        away = np.einsum("khwc,khwc->khw", apart, apart).min(axis=0)
+        return np.asarray(np.exp(-away / (2 * _LIKENESS**2)))
 
 
 class _Mouths:
