@@ -3,18 +3,23 @@
 import argparse
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from livetalk_kernels.errors import UserError
+from typing import TYPE_CHECKING
 
 from . import common, numbers
 from .progress import counted
 
+if TYPE_CHECKING:
+    from ..train.data.clips import Clips
+
 EXAMPLE = """\
-livetalk evaluate --checkpoint runs/student --data held-out --output student
+livetalk evaluate --checkpoint runs/student --output student
 livetalk evaluate --checkpoint runs/k5 runs/k5-b --against runs/k1 runs/k1-b \\
     --data held-out --chunks 300 --output k5-against-k1"""
 CHUNKS, STREAMS = 60, 3
+RECORDED = "chunks", "streams", "steps", "seed", "twins", "color_correction"
 MAX_CHUNKS = 5000  # an hour and a half; its sound is held in memory
 MAX_STREAMS = 100
 MAX_TWINS = 1000
@@ -62,10 +67,10 @@ def add_parser(subparsers: common.Subparsers) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        required=True,
         metavar="DIR",
         help="drawn clips, made by 'livetalk dataset --synthetic N --split test'; their sound is "
-        "joined voice by voice, and repeats in longer streams",
+        "joined voice by voice, and repeats in longer streams (default: draws such clips, of up to "
+        "a minute per stream, and removes them at the end)",
     )
     parser.add_argument(
         "--output",
@@ -80,7 +85,8 @@ def add_parser(subparsers: common.Subparsers) -> None:
         ("--twins", numbers.whole(0, MAX_TWINS), 8,
          "chunks to make after a disturbance of the stream's past; 0: skip"),
         ("--steps", numbers.STEPS, 4, "denoising steps per chunk"),
-        ("--seed", numbers.whole(0, 2**31 - 1), 9999, "noise seed of the first stream"),
+        ("--seed", numbers.whole(0, 2**31 - 1), 9999,
+         "noise seed of the first stream, and seed of clips drawn without --data"),
     ):  # fmt: skip
         parser.add_argument(
             option, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})"
@@ -101,28 +107,19 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An input is invalid, or a file cannot be written.
     """
-    from livetalk_kernels.outputs import new_file, write_json, write_text
-
     from ..config import NEW_FRAMES
-    from ..evaluate.evaluation import CORRECTIONS, Settings, evaluate
-    from ..evaluate.markdown import markdown
-    from ..evaluate.models import Model
-    from ..evaluate.plot import draw
+    from ..evaluate.evaluation import CORRECTIONS, Settings, evaluate_runs
+    from ..evaluate.files import write_files
+    from ..evaluate.models import load_models
     from ..evaluate.report import make_report, without_chunks
     from ..evaluate.scripts import write_scripts
     from ..loading import use_device
-    from ..picture_size import check_size
-    from ..train.data.clips import Clips
     from ..train.faces.mouth import FPS
 
     files = {ending: Path(f"{args.output}{ending}") for ending in ENDINGS}
     for ending, file in files.items():
         common.check_file(file, (ending,))
-    clips = Clips(args.data)
-    check_size(clips.index.size)
-    if clips.index.settings.get("split") == "train":
-        common.warn([f"{args.data}: training uses these voices and faces; use --split test"])
-    scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
+    given = None if args.data is None else _given_clips(args.data)
     both, named = tuple(CORRECTIONS), args.color_correction
     settings = Settings(
         seed=args.seed,
@@ -130,55 +127,34 @@ def run(args: argparse.Namespace) -> int:
         twins=args.twins,
         corrections=both if named == "both" else (named,),
     )
-    folders: dict[str, list[Path | None]] = {"this": args.checkpoint or [None]}
-    if args.against is not None:
-        folders["against"] = args.against
-        if len(args.against) != len(folders["this"]):
-            raise UserError("--against: give as many runs as with --checkpoint, in the same order")
-    device = str(use_device(args.device))
-    models = {
-        name: [
-            Model.load(
-                folder,
-                preset=args.preset if folder is None else None,
-                audio_encoder=args.audio_encoder,
-                device=device,
-                dtype=args.dtype,
-            )
-            for folder in runs
-        ]
-        for name, runs in folders.items()
-    }
-    total = sum(map(len, models.values())) * settings.work(scripts)
-    begin = time.perf_counter()
-    with counted(total, "chunk") as advance:
-        judged = {
-            name: [
-                stream
-                for number, model in enumerate(runs)
-                for stream in evaluate(
-                    model, scripts, clips.index.size, settings, advance, run=number
-                )
-            ]
-            for name, runs in models.items()
-        }
-    report = make_report(models, judged, clips) | {
+    models = load_models(
+        args.checkpoint or [],
+        args.against or [],
+        preset=args.preset,
+        audio_encoder=args.audio_encoder,
+        device=str(use_device(args.device)),
+        dtype=args.dtype,
+    )
+    with ExitStack() as place:
+        clips = given or place.enter_context(
+            _drawn_clips(args, models["this"][0].pipeline.preparer.size)
+        )
+        scripts = write_scripts(clips, streams=args.streams, chunks=args.chunks)
+        total = sum(map(len, models.values())) * settings.work(scripts)
+        begin = time.perf_counter()
+        with counted(total, "chunk") as advance:
+            judged = {
+                name: evaluate_runs(runs, scripts, clips.index.size, settings, advance)
+                for name, runs in models.items()
+            }
+        report = make_report(models, judged, clips, drawn=given is None)
+    report |= {
         "command": shlex.join(["livetalk", *args.argv]),
-        "settings": {
-            "chunks": args.chunks,
-            "streams": args.streams,
-            "seconds": args.chunks * NEW_FRAMES / FPS,
-            "steps": args.steps,
-            "seed": args.seed,
-            "twins": args.twins,
-            "color_correction": named,
-        },
+        "settings": {name: getattr(args, name) for name in RECORDED}
+        | {"seconds": args.chunks * NEW_FRAMES / FPS},
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    write_json(files[".json"], report, indent=None)
-    write_text(files[".md"], markdown(report, files[".png"].name))
-    with new_file(files[".png"]) as picture:
-        picture.write(draw(report))
+    write_files(report, **{ending.removeprefix("."): file for ending, file in files.items()})
     if args.json:
         common.print_json(without_chunks(report))
     else:
@@ -186,3 +162,36 @@ def run(args: argparse.Namespace) -> int:
 
         print_goals(report, files[".md"])
     return 0
+
+
+def _given_clips(folder: Path) -> "Clips":
+    """Open a folder of clips."""
+    from ..picture_size import check_size
+    from ..train.data.clips import Clips
+
+    clips = Clips(folder)
+    check_size(clips.index.size)
+    if clips.index.settings.get("split") == "train":
+        common.warn([f"{folder}: training uses these voices and faces; use --split test"])
+    return clips
+
+
+@contextmanager
+def _drawn_clips(args: argparse.Namespace, size: tuple[int, int]) -> Iterator["Clips"]:
+    """Draw clips, showing progress."""
+    from ..evaluate.held_out import held_out_clips
+    from ..train.data import voices
+
+    program = voices.find_program()
+    if program is None:
+        common.note(
+            f"note: {voices.PROGRAM} is not installed, the speech is made up; {voices.INSTALL}"
+        )
+    with ExitStack() as place:
+        with counted(args.streams, "clip") as advance:
+            drawn = held_out_clips(
+                streams=args.streams, chunks=args.chunks, size=size, seed=args.seed,
+                program=program, advance=advance,
+            )  # fmt: skip
+            clips = place.enter_context(drawn)
+        yield clips

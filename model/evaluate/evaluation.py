@@ -90,6 +90,21 @@ class Judged:
     recoveries: Sequence[Recovery] = field(default_factory=tuple)
 
 
+def evaluate_runs(
+    runs: Sequence[Model],
+    scripts: Sequence[Script],
+    size: tuple[int, int],
+    settings: Settings,
+    advance: Callable[[], None],
+) -> list[Judged]:
+    """Evaluate all runs of one recipe, one after the other; arguments as in `evaluate`."""
+    return [
+        stream
+        for number, model in enumerate(runs)
+        for stream in evaluate(model, scripts, size, settings, advance, run=number)
+    ]
+
+
 def evaluate(
     model: Model,
     scripts: Sequence[Script],

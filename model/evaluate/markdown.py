@@ -67,7 +67,8 @@ def _lines(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield (
         f"{names}.{weights} {settings['streams']} streams a run, of {settings['chunks']} chunks "
         f"({settings['seconds']:.0f} s), {settings['steps']} steps a chunk, "
-        f"{data['size'][0]}x{data['size'][1]}, {data['split']} split, speech by {data['speech']}."
+        f"{data['size'][0]}x{data['size'][1]}, {data['split']} split, speech by {data['speech']}, "
+        + ("clips drawn for this evaluation." if data["folder"] is None else "given clips.")
     )
     yield ""
     yield "```"

@@ -22,7 +22,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Mapping[str, Mapping[str, float | None]]
 """Group -> name -> value of a stream."""
 
-SCHEMA = "livetalk/evaluate/1"
+SCHEMA = "livetalk/evaluate/2"
 GROUPS: Mapping[str, str] = {
     "mean": "mean over the chunks",
     "whole": "value of the whole stream",
@@ -41,7 +41,11 @@ _DIGITS = 5
 
 
 def make_report(
-    models: Mapping[str, Sequence[Model]], judged: Mapping[str, Sequence[Judged]], clips: Clips
+    models: Mapping[str, Sequence[Model]],
+    judged: Mapping[str, Sequence[Judged]],
+    clips: Clips,
+    *,
+    drawn: bool = False,
 ) -> dict[str, Any]:
     """Assemble all findings as plain values.
 
@@ -49,20 +53,26 @@ def make_report(
         models: ``this``, and possibly ``against``: a model, or several of one recipe.
         judged: The streams of each, in the same order.
         clips: The held-out clips.
+        drawn: Whether they were drawn for this evaluation alone.
     """
+    vaes: dict[str, Mapping[str, float | None]] = {}
+    for run in (run for runs in models.values() for run in runs):
+        if run.vae not in vaes:  # runs of one recipe share theirs, and a round trip takes seconds
+            vaes[run.vae] = round_trip(run.pipeline, clips)
     ours, *others = judged.values()
     return {
         "schema": SCHEMA,
         "data": {
-            "folder": clips.folder.absolute().name,
+            "folder": None if drawn else clips.folder.absolute().name,
             "clips": len(clips),
             "size": list(clips.index.size),
+            "seed": clips.index.settings.get("seed"),
             "split": clips.index.settings.get("split", "unknown"),
             "speech": clips.index.settings.get("speech", "unknown"),
         },
         "models": {
             name: {
-                "runs": [_run_json(model, clips) for model in runs],
+                "runs": [_run_json(model, vaes[model.vae]) for model in runs],
                 "summary": summary(judged[name]),
                 "streams": [stream_json(stream) for stream in judged[name]],
             }
@@ -82,8 +92,7 @@ def without_chunks(report: Mapping[str, Any]) -> dict[str, Any]:
     return {**report, "models": models}
 
 
-def _run_json(model: Model, clips: Clips) -> dict[str, Any]:
-    alone = round_trip(model.pipeline, clips)
+def _run_json(model: Model, alone: Mapping[str, float | None]) -> dict[str, Any]:
     return {
         "model": model.name,
         "random_weights": model.pipeline.random,

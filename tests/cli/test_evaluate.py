@@ -2,6 +2,7 @@
 
 import json
 import signal
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -87,6 +88,39 @@ def test_two_runs_side_by_side(runs, out, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         "report.json", "report.md", "report.png"
     ]  # fmt: skip
+
+
+def test_without_data_it_draws_clips_and_removes_them(runs, out, tmp_path, monkeypatch):
+    """The same ones for a seed, one voice per stream; and none is left, also after Ctrl-C."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    reports = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        code = main(
+            ["evaluate", "--checkpoint", str(runs / "student"), "--device", "cpu", "--steps", "1",
+             "--chunks", "2", "--streams", "2", "--twins", "0", "--color-correction", "on",
+             "--seed", str(seed), "--output", str(out / name)]
+        )  # fmt: skip
+        assert code == 0
+        reports.append(json.loads((out / f"{name}.json").read_text()))
+    data = reports[0]["data"]
+    facts = data["folder"], data["split"], data["seed"], data["size"]
+    assert facts == (None, "test", 1, [32, 32])
+    assert "drawn for this evaluation" in (out / "a.md").read_text()
+    first, again, other = (report["models"]["this"]["streams"] for report in reports)
+    assert first == again and first != other
+    if data["speech"] == "espeak-ng":
+        assert len({stream["voice"] for stream in first}) == 2
+    assert not list(place.iterdir())
+
+    def stop(*_: object, **__: object) -> None:
+        assert list(place.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("livetalk_model.evaluate.evaluation.evaluate", stop)
+    assert main(["evaluate", "--chunks", "1", "--streams", "1", "--output", str(out / "d")]) == 130
+    assert not list(place.iterdir())
 
 
 def test_one_colour_correction_alone(runs, out, capsys):
