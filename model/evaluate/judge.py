@@ -19,10 +19,12 @@ from ..train.readers.reading import READ, FaceReader
 from .attributes import PARTS, AttributeReader
 from .difference import ciede2000, lab_of
 from .pictures import Regions, decibels, difference, edges, seam_ratio
+from .series import best_lags, windowed_correlations
 
 Floats: TypeAlias = NDArray[np.float64]
 
 USUAL_SMILE = 0.15
+MOST_LAG = 5  # frames either way, within a chunk
 _CHANCE = ("blink", "gaze_x", "gaze_y", "sway_x", "sway_y", "roll")
 
 
@@ -46,6 +48,7 @@ class Judge:
     def begin(self) -> None:
         """Start another stream, forgetting the one before."""
         self._last = self.portrait
+        self._first_lab: torch.Tensor | None = None
         self._sum = np.zeros(self.portrait.shape)
         self._count = 0
 
@@ -62,7 +65,8 @@ class Judge:
         Returns:
             Name -> one value per frame: `READ`; ``picture_db`` and ``mouth_db`` against the true
             picture; ``edges``, ``chroma``, ``light``, ``contrast`` and those of the true one;
-            ``away`` from the portrait by mean CIEDE2000 of all pixels; ``background``, ``motion``;
+            ``away`` from the portrait by mean CIEDE2000 of all pixels; ``from_first``, likewise
+            between this chunk's mean frame and the first one's; ``background``, ``motion``;
             ``away_PART``; ``recognised``, ``eyes_kept``.
         """
         read_TK, places = self._reader.read_places(frames_THWC)
@@ -77,6 +81,10 @@ class Judge:
         self._count += len(frames_THWC)
         face, mouth, still = self.regions.face, self.regions.mouth, self.regions.still
         away_THW = ciede2000(lab, self._portrait_lab)
+        mean_lab = lab_of(np.round(frames_THWC.mean(axis=0)).astype(np.uint8))
+        if self._first_lab is None:
+            self._first_lab = mean_lab
+        from_first = float(ciede2000(mean_lab, self._first_lab).mean())
         return {
             **read,
             "picture_db": decibels(frames_THWC, true),
@@ -90,6 +98,7 @@ class Judge:
             "contrast": _spread(lab[..., 0]),
             "true_contrast": _spread(true_lab[..., 0]),
             "away": _mean(away_THW),
+            "from_first": np.full(len(frames_THWC), from_first),
             "background": difference(frames_THWC, self.portrait[None], still),
             "motion": difference(frames_THWC, before),
             **{f"away_{part}": seen.away[:, column] for column, part in enumerate(PARTS)},
@@ -140,9 +149,12 @@ def chunk_measures(
         return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
     kept = [f"away_{part}" for part in PARTS if part != "eyes"]
+    lips_KL = windowed_correlations(frames["opening"], opening_T, NEW_FRAMES, MOST_LAG)
     return {
         "mouth_error": mean(np.abs(frames["opening"] - opening_T)),
         "width_error": mean(np.abs(frames["width"] - width_T)),
+        "lips": lips_KL[:, MOST_LAG],
+        "lips_lag": best_lags(lips_KL),
         "picture_db": mean(frames["picture_db"]),
         "mouth_db": mean(frames["mouth_db"]),
         "sharpness": mean(frames["edges"]) / mean(frames["true_edges"]),
@@ -150,6 +162,7 @@ def chunk_measures(
         "lightness": mean(frames["light"]) - mean(frames["true_light"]),
         "contrast": mean(frames["contrast"]) / mean(frames["true_contrast"]),
         "away": mean(frames["away"]),
+        "from_first": mean(frames["from_first"]),
         "worst_away": frames["away"].reshape(-1, NEW_FRAMES).max(axis=1),
         "identity": mean(np.mean([frames[name] for name in kept], axis=0)),
         "recognised": mean(frames["recognised"]),
@@ -163,6 +176,8 @@ def chunk_measures(
 MEASURES: Mapping[str, str] = {
     "mouth_error": "mean difference between mouth opening and truth, 0..1",
     "width_error": "the same for its width",
+    "lips": "correlation of mouth opening with the truth within the chunk",
+    "lips_lag": "frames by which the mouth lags there, at most five either way",
     "picture_db": "PSNR against the true picture, dB",
     "mouth_db": "the same around the mouth, dB",
     "sharpness": "gradient energy in the face relative to the truth",
@@ -170,7 +185,8 @@ MEASURES: Mapping[str, str] = {
     "lightness": "mean L* minus the truth's",
     "contrast": "standard deviation of L* relative to the truth",
     "away": "mean CIEDE2000 of pixels from the portrait",
-    "worst_away": "the same for the chunk's worst frame",
+    "from_first": "mean CIEDE2000 between the chunk's mean frame and the first chunk's",
+    "worst_away": "away, for the chunk's worst frame",
     "identity": "CIEDE2000 of skin, hair, wall and clothes from the person's own",
     "recognised": "fraction of frames nearer to the person than to any other in the test split",
     "eyes_kept": "fraction of open eyes nearer to their own colour than to any other",

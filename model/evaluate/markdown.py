@@ -24,8 +24,8 @@ WANTED: Mapping[str, tuple[float | None, float | None]] = MappingProxyType(
 )
 """Required ranges for the demo's model: from, to."""
 _DRIFTING = (
-    "picture_db", "sharpness", "saturation", "lightness", "contrast", "away", "identity",
-    "background", "motion", "seam", "mouth_error",
+    "picture_db", "sharpness", "saturation", "lightness", "contrast", "away", "from_first",
+    "identity", "background", "motion", "seam", "mouth_error", "lips",
 )  # fmt: skip
 
 

@@ -62,6 +62,38 @@ def best_lag(made_T: Floats, true_T: Floats) -> int | None:
     return max(known)[1] if known else None
 
 
+def windowed_correlations(made_T: Floats, true_T: Floats, window: int, most: int) -> Floats:
+    """Compute `correlation` in consecutive windows, with the truth at several lags.
+
+    Args:
+        made_T: What follows.
+        true_T: What it should follow.
+        window: Frames per window.
+        most: Largest lag either way, in frames.
+
+    Returns:
+        [T / window, 2 most + 1], from lag -most to most; NaN where either is constant.
+    """
+    ends = np.full(most, np.nan)
+    padded = np.concatenate([ends, true_T, ends])
+    found = [
+        [
+            correlation(made_T[start : start + window], padded[start + most - lag :][:window])
+            for lag in range(-most, most + 1)
+        ]
+        for start in range(0, len(made_T) - window + 1, window)
+    ]
+    return np.array(found, np.float64).reshape(-1, 2 * most + 1)
+
+
+def best_lags(correlations_KL: Floats) -> Floats:
+    """Find the lag of the largest correlation in every row of `windowed_correlations`, [K]."""
+    most = correlations_KL.shape[1] // 2
+    known = np.isfinite(correlations_KL).any(axis=1)
+    best = np.where(np.isfinite(correlations_KL), correlations_KL, -np.inf).argmax(axis=1) - most
+    return np.where(known, best, np.nan)
+
+
 def count_closings(blink_T: Floats) -> int:
     """Count how often the eyes close."""
     closed = np.nan_to_num(blink_T) > _CLOSED

@@ -85,6 +85,8 @@ def test_the_truth_talks_and_looks_like_itself(script, truth_judged):
     for name in ("sharpness", "saturation", "contrast", "recognised", "eyes_kept"):
         assert chunks[name] == pytest.approx(1, abs=0.06), name
     assert np.abs(chunks["lightness"]).max() < 0.1 and chunks["background"].max() < 0.5
+    assert chunks["lips"].min() > 0.9 and np.median(chunks["lips_lag"]) == 0
+    assert chunks["from_first"][0] == 0 and 0 < chunks["from_first"][1:].min() < 6
     assert chunks["identity"].max() < 1 and np.nanmean(chunks["seam"]) == pytest.approx(1, abs=0.3)
 
 

@@ -19,6 +19,7 @@ from livetalk_model.evaluate.pictures import (
 from livetalk_model.evaluate.series import (
     SHIFT,
     best_lag,
+    best_lags,
     change,
     contraction,
     correlation,
@@ -26,6 +27,7 @@ from livetalk_model.evaluate.series import (
     partial_correlation,
     shifted_correlations,
     slope,
+    windowed_correlations,
 )
 
 # Sharma, Wu, Dalal (2005), table 1: two colours and their difference.
@@ -100,6 +102,18 @@ def test_correlation_lag_and_control_of_a_late_mouth():
     gaps = np.where(np.arange(2000) % 7 == 0, np.nan, true)
     assert correlation(gaps, true) == pytest.approx(1)
     assert correlation(true, np.ones(2000)) is None and best_lag(true[:20], true[:20]) is None
+
+
+def test_lips_in_each_window_and_how_late_they_are():
+    true = speech(np.random.default_rng(2), 28 * 40)
+    late = np.roll(true, 2)
+    late[28:56] = 0.0  # a mouth that stays shut
+    found = windowed_correlations(late, true, 28, 5)
+    lags = best_lags(found)
+    assert found.shape == (40, 11) and np.isnan(found[1]).all() and np.isnan(lags[1])
+    others = np.delete(np.arange(40), 1)[1:]  # the first window has begun with the end
+    assert (lags[others] == 2).all() and found[others, 7] == pytest.approx(1)
+    assert (best_lags(windowed_correlations(true, late, 28, 5))[2:] == -2).all()
 
 
 def test_partial_correlation_takes_loudness_away():
