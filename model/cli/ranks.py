@@ -173,6 +173,18 @@ def start_ranks(
     return launch([*PROGRAM, *args.argv], nproc=nproc, left=left, grace=grace or GRACE)
 
 
+def rank_count(args: argparse.Namespace) -> int:
+    """Count the ranks of this run: those that torchrun has started, or those of ``--nproc``.
+
+    Raises:
+        UserError: torchrun's variables are invalid.
+    """
+    from livetalk_kernels.environment import Ranks
+
+    ranks = Ranks.from_environ()
+    return args.nproc or 1 if ranks is None else ranks.world
+
+
 @dataclass(frozen=True, kw_only=True)
 class Joined:
     """This rank among the others.

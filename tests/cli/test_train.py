@@ -26,13 +26,14 @@ SIZE = (32, 32)
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A folder with one clip of two seconds."""
-    folder = tmp_path_factory.mktemp("train") / "clips"
-    writer = ClipWriter(folder, Index(size=SIZE, truth=TRUTH))
+    """A folder with one clip of two seconds; next to it one to judge by, and an unfinished one."""
+    folder = tmp_path_factory.mktemp("train")
     clip = make_clip(seed=0, split="train", index=0, seconds=2, size=SIZE, program=None)
-    writer.enter(writer.store("000000.safetensors", clip))
-    writer.write_index(complete=True)
-    return folder
+    for name, split in (("clips", "train"), ("held-out", "test"), ("begun", "train")):
+        writer = ClipWriter(folder / name, Index(size=SIZE, truth=TRUTH, settings={"split": split}))
+        writer.enter(writer.store("000000.safetensors", clip))
+        writer.write_index(complete=name != "begun")
+    return folder / "clips"
 
 
 def load_vae(folder):
@@ -64,6 +65,7 @@ def test_vae_from_end_to_end(clips, out, capsys):
     assert last_checkpoint(folder).name == "step-00000010"
     written = (folder / "run.toml").read_text()
     assert "learning_rate = 0.001\n" in written and "seed = 0\n" in written
+    assert 'optimizer = "muon"\n' in written  # what the file omits is the small VAE's own
     assert load_vae(folder).encode(torch.zeros(1, 3, 5, *SIZE)).isfinite().all()
     refused(capsys, main([*map(str, command)]), "has a run", "--resume")
 
@@ -99,9 +101,24 @@ def test_ctrl_c_leaves_a_run_that_resumes(clips, out, capfd):
         (["--resume", "--config", "x.toml"], ["--config x.toml"]),
         (["--data", "{clips}", "--history", "oracle"], ["--history oracle", "'train distill'"]),
         (["--data", "{clips}", "--chunks", "1"], ["--chunks 1", "'train distill'"]),
+        (["--data", "{clips}", "--vae", "x"], ["--vae x", "'train teacher' and 'train distill'"]),
+        (["--data", "{clips}", "--audio-encoder", "x"], ["--audio-encoder x", "drop it"]),
+        (["--data", "{clips}", "--teacher", "x"], ["--teacher x: is for 'train distill'; drop"]),
+        (["--data", "{clips}", "--start", "x"], ["--start x: is for 'train teacher'; drop"]),
+        (["--data", "{clips}/../held-out"], ["held-out", "evaluate", "--split train"]),
+        (["--data", "{clips}/../begun"], ["begun: is incomplete", "'livetalk dataset' again"]),
     ],
 )
 def test_errors(options, words, clips, out, capsys):
     given = [word.format(out=out, clips=clips) for word in options]
     refused(capsys, main(["train", "vae", "--output", str(out / "run"), *given]), *words)
     assert not (out / "run").exists()
+
+
+def test_ranks_of_torchrun_are_counted_before_anything_is_loaded(clips, out, capsys, monkeypatch):
+    of_torchrun = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2,
+                   "GROUP_RANK": 0, "MASTER_PORT": 29500, "TORCHELASTIC_RUN_ID": "x"}  # fmt: skip
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    command = ["train", "vae", "--data", str(clips), "--output", str(out / "run")]
+    refused(capsys, main(command), "4 ranks cannot share a micro-batch of 1", "batch = 1")

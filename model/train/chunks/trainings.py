@@ -35,7 +35,17 @@ from ..demo import DEMO, training_dtype
 from ..draws import Draws
 from ..loop.place import Place
 from ..loop.saving import State
-from ..loop.training import About, Training, averaged, start_state, truth_above
+from ..loop.training import (
+    AUDIO_SOURCE,
+    START_SOURCE,
+    TEACHER_SOURCE,
+    VAE_SOURCE,
+    About,
+    Training,
+    averaged,
+    start_state,
+    truth_above,
+)
 from ..product.export import DIT_FILE, export_network
 from ..settings import Run
 from .distill import Setup
@@ -46,7 +56,6 @@ from .network import Conditions, Network, load_network, random_network
 from .rollout import roll_out, take_step
 from .tasks import CRITIC, STUDENT, TEACHER, DistillTask, TeacherTask, through_frames
 
-VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE, START_SOURCE = "vae", "audio_encoder", "teacher", "start"
 _PROMPT_ZEROS = 1  # rows that replace a small model's prompt: it learns nothing from text
 _PORTRAITS = 8  # clips whose portraits show what the model is used to
 

@@ -251,6 +251,25 @@ def read_index(path: Path) -> Index:
         raise UserError(f"{path}: is not a usable index ({error}); {_AGAIN}") from None
 
 
+def check_learnable(folder: Path) -> None:
+    """Refuse clips that no training may learn from; of the folder, only the index is read.
+
+    Raises:
+        UserError: They are held out for `livetalk evaluate`, some are still to be made, or there
+            are none.
+    """
+    index = read_index(check_folder(folder, _FIRST) / INDEX)
+    if index.settings.get("split") == "test":
+        raise UserError(
+            f"{folder}: has the clips of --split test, by which 'livetalk evaluate' judges; make "
+            "others with 'livetalk dataset --split train'"
+        )
+    if not index.complete:
+        raise UserError(
+            f"{folder}: is incomplete; run its 'livetalk dataset' again, which makes the rest"
+        )
+
+
 def check_clip_size(size: tuple[int, int], frames: int) -> None:
     """Check that a clip has a manageable size.
 

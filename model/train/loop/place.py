@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from livetalk_kernels.errors import UserError
 from livetalk_kernels.ops import Ops
 from livetalk_kernels.runtime.comm import Communicator, LocalCommunicator
 
 from ..demo import CPU, training_dtype, training_ops
-from .shards import share_out
+from .shards import make_mesh, share_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,38 @@ class Place:
     control: Communicator = field(default_factory=LocalCommunicator)
     mesh: DeviceMesh | None = None
     recompute: bool = False
+
+    @classmethod
+    def of_ranks(
+        cls,
+        device: torch.device,
+        world: Communicator,
+        control: Communicator,
+        *,
+        copies: int = 1,
+        recompute: bool = False,
+    ) -> "Place":
+        """Place a training on ranks that share a transformer's parameters out, or on one.
+
+        Args:
+            device: This rank's.
+            world: The ranks, for tensors on the device.
+            control: The same ranks, for tensors on the CPU.
+            copies: See `make_mesh`.
+            recompute: See the class.
+
+        Raises:
+            UserError: The copies do not fit the ranks.
+        """
+        if world.size == 1 and copies != 1:
+            raise UserError(f"--copies {copies}: is for several ranks; use --nproc")
+        return cls(
+            device=device,
+            world=world,
+            control=control,
+            mesh=None if world.size == 1 else make_mesh(device, world.size, copies=copies),
+            recompute=recompute,
+        )
 
     @property
     def leads(self) -> bool:

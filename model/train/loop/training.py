@@ -28,6 +28,8 @@ from .update import Average, learning
 
 ABOUT = "training.json"  # in a run's folder
 SAMPLES = "samples"
+VAE_SOURCE, AUDIO_SOURCE, TEACHER_SOURCE, START_SOURCE = "vae", "audio_encoder", "teacher", "start"
+"""Names of earlier results; the last one is the transformer that a teacher begins as."""
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = MappingProxyType(
     {"adamw": torch.optim.AdamW, "adamw8bit": adamw8bit, "muon": Muon}
 )
