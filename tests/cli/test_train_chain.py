@@ -1,4 +1,4 @@
-"""A self-trained model from scratch: data, VAE, audio encoder, teacher, student, video."""
+"""A self-trained model from scratch: data, VAE, audio encoder, teacher, student, video, figures."""
 
 import json
 import shutil
@@ -8,17 +8,35 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_tools import probe, refused, write_wav
+from PIL import Image
 from safetensors.torch import load_file
 
 from livetalk_kernels.errors import UserError
 from livetalk_model import bundled, load_pipeline, load_preparer
 from livetalk_model.cli.main import main
+from livetalk_model.color import match_color, reference_stats
+from livetalk_model.config import MOTION_FRAMES, NEW_FRAMES
+from livetalk_model.encoders.audio import AudioStream
+from livetalk_model.evaluate.streams import make_stream
+from livetalk_model.sampler import timesteps
+from livetalk_model.stream.chunk import StreamOptions, to_uint8
+from livetalk_model.train.chunks.flow import with_motion
+from livetalk_model.train.chunks.network import Conditions
+from livetalk_model.train.chunks.rollout import roll_out, take_step
+from livetalk_model.train.chunks.tasks import STUDENT
+from livetalk_model.train.data.clips import Clips
+from livetalk_model.train.faces.mouth import HOP
+from livetalk_model.train.loop.loop import At
+from livetalk_model.train.loop.saving import last_checkpoint, load
+from livetalk_model.train.loop.training import averaged, read_folder
 from livetalk_model.train.product.export import DIT_FILE
 from livetalk_model.train.product.packing import SUMS, pack
 from livetalk_model.train.settings import Run
+from livetalk_model.train.trainings import make_training
 from livetalk_model.weights.manifest import verify_manifest
 
 SIZE = (64, 80)
@@ -69,13 +87,18 @@ class Chain:
         assert process.returncode == -signal.SIGKILL and done.is_file()
 
 
+def make_clips(folder: Path, *options: str) -> None:
+    """Run ``livetalk dataset`` for one clip, two chunks long."""
+    size = "x".join(map(str, SIZE))
+    command = ["dataset", "--synthetic", "1", "--seconds", "3", "--size", size, *options]
+    assert main([*command, "--output", str(folder)]) == 0
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """Trained to the end, and in a second folder killed in the distillation and resumed."""
     made = Chain(tmp_path_factory.mktemp("chain"))
-    size = "x".join(map(str, SIZE))
-    clips = ["dataset", "--synthetic", "1", "--seconds", "3", "--size", size]
-    assert main([*clips, "--output", str(made.folder / "clips")]) == 0
+    make_clips(made.folder / "clips")
     for kind in STEPS:
         assert main(made.words(kind)) == 0
     return made
@@ -98,6 +121,67 @@ def test_generate_needs_the_run_alone(chain, portrait, tmp_path, capsys):
     avatar = pipeline.prepare(portrait)
     assert not avatar.context.any() and avatar.context.shape == (1, 16)
     assert not avatar.clip_fea.any() and avatar.prompt == ""
+
+
+@torch.no_grad()
+def test_the_exported_student_streams_what_the_trainer_rolls_out(chain):
+    """Three chunks of frames: longer than it was trained, from the files and from a checkpoint."""
+    chunks, folder, options = 3, chain.folder / "distill", StreamOptions(seed=11)
+    about, run = read_folder(folder)
+    training = make_training(about, run, Clips(about.data))
+    load(training.state, last_checkpoint(folder))
+    batch = training.data.batch(At(step=0, micro=0, samples=[0]))
+    pipeline = load_pipeline(checkpoint=folder, device="cpu", dtype="float32")
+    pixels = ((batch["picture"][0, :, 0] + 1) * 127.5).round().to(torch.uint8)
+    avatar = pipeline.prepare(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+    portrait = avatar.condition[None]  # the trainer's own is encoded in bf16 on some CPUs
+    assert (portrait - batch["portrait"]).norm() < 0.02 * portrait.norm()
+    samples = NEW_FRAMES * HOP
+    wave = np.sin(np.arange(chunks * samples) / 9).astype(np.float32) * np.hanning(chunks * samples)
+    streamed = np.stack([made.frames for made in make_stream(pipeline, avatar, wave, options)])
+
+    heard = AudioStream(pipeline.audio_encoder)
+    given = [
+        Conditions(portrait=portrait, text=batch["text"], image=batch["image"],
+                   windows=heard.push(part)[None])
+        for part in np.split(wave, chunks)
+    ]  # fmt: skip
+    with averaged(training.state, STUDENT) as student:
+        student.products = torch.float32  # as the stream's; some CPUs train in bf16
+        for count in range(1, chunks + 1):
+            generator = torch.Generator().manual_seed(options.seed)
+            at = roll_out(
+                student, given[:count], portrait[:, :, :1], schedule=timesteps(4, options.shift),
+                exit_step=3, hand_over=lambda latents: training.task.hand_over(latents, batch),
+                draw_noise=lambda chunk, draw, first, generator=generator: torch.randn(
+                    portrait.shape, generator=generator
+                ),
+            )  # fmt: skip
+            latents = with_motion(take_step(student, at), at.motion)
+            video = pipeline.vae.decode(latents)[:, :, MOTION_FRAMES:].clamp(-1, 1)
+            video = match_color(video, reference_stats(batch["picture"]), options.color_correction)
+            frames = to_uint8(video[0]).numpy()
+            away = np.abs(frames.astype(int) - streamed[count - 1])
+            # Truncation to uint8 shows where they round differently.
+            assert away.max() <= 1 and away.mean() < 1e-3, (count, away.max(), away.mean())
+    assert min(np.abs(np.diff(streamed.astype(int), axis=0)).mean(axis=(1, 2, 3, 4))) > 1
+
+
+def test_the_student_is_judged_by_clips_that_no_training_takes(chain, tmp_path, capsys):
+    held_out, report = tmp_path / "held-out", tmp_path / "report"
+    make_clips(held_out, "--split", "test")
+    words = [*chain.words("vae", "judged"), "--data", str(held_out)]
+    capsys.readouterr()
+    refused(capsys, main(words), str(held_out), "'livetalk evaluate' judges")
+    command = ["evaluate", "--checkpoint", str(chain.folder / "distill"), "--data", str(held_out)]
+    command += ["--chunks", "2", "--streams", "1", "--twins", "1", "--color-correction", "on"]
+    assert main([*command, "--device", "cpu", "--output", str(report)]) == 0
+    (run,) = (model := json.loads(report.with_suffix(".json").read_text())["models"]["this"])[
+        "runs"
+    ]
+    assert run["model"] == "distill" and not run["random_weights"]
+    (stream,) = model["streams"]
+    assert len(stream["chunks"]["away"]) == 2 and len(stream["recoveries"]) > 0
 
 
 def test_the_past_is_chosen_by_options(chain):

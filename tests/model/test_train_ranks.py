@@ -28,7 +28,16 @@ save_every = 1
 optimizer = "muon"
 steps = 2
 """
+METHOD = """[distillation]
+chunks = 2
+generator_every = 1
+"""
 FOREVER = "100000"
+PROGRAM = sys.executable, "-m", "livetalk_model"
+TORCHRUN = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+    "livetalk_model",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +53,28 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def student(begun: Path) -> Path:
+    """Three updates of a distillation of that teacher, on one rank."""
+    (begun.parent / "distill.toml").write_text(SETTINGS + METHOD)
+    assert main(distill(begun, begun.parent / "student", 3)) == 0
+    return begun.parent / "student"
+
+
 @pytest.fixture
 def run(begun: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def distill(begun: Path, folder: Path, steps: int) -> list[str]:
+    """Words of the command that begins to distil a teacher."""
+    about = json.loads((begun / "training.json").read_text())
+    given = {"data": about["data"], "teacher": begun, "output": folder, "steps": steps,
+             "config": begun.parent / "distill.toml",
+             **{name.replace("_", "-"): at for name, at in about["sources"].items()}}  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return ["train", "distill", *words, "--device", "cpu", "--sample-every", "0"]
 
 
 def resume(folder: Path, steps: object, *options: str) -> list[str]:
@@ -58,15 +85,23 @@ def resume(folder: Path, steps: object, *options: str) -> list[str]:
 
 def on_two(folder: Path, steps: object, *options: str) -> list[str]:
     """The same in a process of its own, on two ranks."""
-    return [sys.executable, "-m", "livetalk_model", *resume(folder, steps, "--nproc", "2"),
-            *options]  # fmt: skip
+    return [*PROGRAM, *resume(folder, steps, "--nproc", "2"), *options]
 
 
-def test_two_ranks_continue_to_what_one_comes_to(run, tmp_path):
+def weights(folder: Path) -> torch.Tensor:
+    """All that a run has made.
+
+    Together, since keys' biases have no gradient but rounding, which an optimiser enlarges.
+    """
+    file = load_file(folder / DIT_FILE)
+    return torch.cat([file[key].flatten() for key in sorted(file)])
+
+
+def test_two_ranks_of_torchrun_continue_to_what_one_comes_to(run, tmp_path):
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     assert main(resume(alone, 4, "--sample-every", "0")) == 0
     more = "--recompute", "--sample-every", "2", "--json"
-    with Run(on_two(run, 4, *more)) as started:
+    with Run([*TORCHRUN, *resume(run, 4, *more)]) as started:
         assert started.seconds_to_end(400) < 400
         assert started.process.returncode == 0, started.stderr()
         made = json.loads(started.stdout())
@@ -74,14 +109,28 @@ def test_two_ranks_continue_to_what_one_comes_to(run, tmp_path):
     assert made["steps"] == 4 and str(run / DIT_FILE) in made["files"]
     assert len(list(last_checkpoint(run).glob("part-*"))) == 2
     assert (run / "samples/step-00000004.png").is_file() and (run / CURVES).is_file()
-    one, two = load_file(alone / DIT_FILE), load_file(run / DIT_FILE)
-    assert one.keys() == two.keys()
-    # All together, since keys' biases have no gradient but rounding, which Adam enlarges. The two
-    # updates move weights by about 1 %.
-    own, theirs = (torch.cat([file[key].flatten() for key in one]) for file in (one, two))
+    own, theirs = weights(alone), weights(run)  # the two updates move them by about 1 %
     assert (own - theirs).norm() <= 1e-3 * own.norm()
     for line, its in zip(*(read_records(at / METRICS) for at in (alone, run)), strict=True):
         assert its["teacher loss"] == pytest.approx(line["teacher loss"], rel=1e-2)
+
+
+def test_two_ranks_distil_from_files_and_one_continues(begun, student, tmp_path):
+    folder = tmp_path / "run"
+    with Run([*PROGRAM, *distill(begun, folder, 2), "--nproc", "2"]) as started:
+        assert started.seconds_to_end(400) < 400
+        assert started.process.returncode == 0, started.stderr()
+        assert started.stderr().count("update 2 of 2") == 1
+    assert len(list(last_checkpoint(folder).glob("part-*"))) == 2
+    assert main(["train", "distill", "--output", str(folder), "--resume", "--steps", "3",
+                 "--device", "cpu", "--sample-every", "0"]) == 0  # fmt: skip
+    whole, parts, taught = weights(student), weights(folder), weights(begun)
+    # bf16 and Muon enlarge the last bits of small gradients; other samples would differ entirely.
+    assert 0 < (whole - parts).norm() <= 0.3 * (whole - taught).norm()
+    for line, its in zip(*(read_records(at / METRICS) for at in (student, folder)), strict=True):
+        assert line.keys() == its.keys() and {"student chunk", "critic loss"} <= line.keys()
+        for key in line.keys() - {"seconds"}:
+            assert its[key] == pytest.approx(line[key], rel=1e-2, abs=1e-5), key
 
 
 def test_ctrl_c_saves_on_two_ranks_and_one_continues(run):

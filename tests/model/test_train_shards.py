@@ -41,15 +41,15 @@ def close(one, other) -> bool:
     return True
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-def test_two_ranks_are_one_process_with_other_chunks_every_time(copies, tmp_path):
-    expected, lines = alone(distill, str(tmp_path / "one"))
+@pytest.mark.parametrize(("ranks", "copies", "batch"), [(2, 1, 4), (2, 2, 4), (4, 2, 8)])
+def test_ranks_are_one_process_with_other_chunks_every_time(ranks, copies, batch, tmp_path):
+    expected, lines = alone(distill, str(tmp_path / "one"), 1, 4, 2, batch)
     chunks = [line["student chunk"] for line in lines if "student chunk" in line]
     assert len(set(chunks)) > 1, "the test is to see several numbers of chunks"
     before = whole_of_nothing()
     assert max(float((expected[key] - value).abs().max()) for key, value in before.items()) > 1e-3
-    (found, its), (other, _) = run_ranks(distill, 2, str(tmp_path / "two"), copies)
-    assert same(found, other) and close(found, expected)
+    (found, its), *others = run_ranks(distill, ranks, str(tmp_path / "ranks"), copies, 4, 2, batch)
+    assert all(same(found, other) for other, _ in others) and close(found, expected)
     for line, its_line in zip(lines, its, strict=True):
         assert line.keys() == its_line.keys()
         for key in line.keys() - {"seconds"}:
@@ -91,8 +91,9 @@ def test_two_ranks_continue_and_so_does_one(tmp_path):
         assert torch.allclose(value, straight[key], rtol=1e-2, atol=1e-3), key
 
 
-def test_two_ranks_make_matrices_orthogonal_as_one_does(tmp_path):
-    found, _ = run_ranks(taught, 2, str(tmp_path / "two"), "muon")
+@pytest.mark.parametrize("copies", [1, 2])
+def test_two_ranks_make_matrices_orthogonal_as_one_does(copies, tmp_path):
+    found, _ = run_ranks(taught, 2, str(tmp_path / "two"), "muon", copies)
     expected = alone(taught, str(tmp_path / "one"), "muon")
     one, two = (  # Adam, which has the rest, makes much of the last bits of small gradients
         {key: value for key, value in made.items() if value.ndim > 1} for made in (expected, found)

@@ -38,13 +38,16 @@ RUN = Run(steps=4, batch=4, accumulate=2, seed=3, save_every=2, distillation=MET
 class Clips:
     """What a data set would give: another batch of noise for every micro-batch."""
 
+    def __init__(self, run: Run = RUN) -> None:
+        self.run = run
+
     def batch(self, at: At) -> Mapping[str, Tensor]:
-        first = at.micro * RUN.micro_batch
+        first = at.micro * self.run.micro_batch
         rows = [sample - first for sample in at.samples]
         return {key: value[rows] for key, value in self.whole(at.step, at.micro).items()}
 
     def whole(self, step: int, micro: int) -> Mapping[str, Tensor]:
-        count, seed = RUN.micro_batch, 10 * step + micro
+        count, seed = self.run.micro_batch, 10 * step + micro
         random = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
@@ -111,6 +114,7 @@ def distill(
     copies: int = 1,
     steps: int = 4,
     generator_every: int = METHOD.generator_every,
+    batch: int = RUN.batch,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Updates of stage 2, from the folder's last checkpoint on.
 
@@ -129,18 +133,18 @@ def distill(
     method = replace(METHOD, generator_every=generator_every)
     setup = Setup(real=real, schedule=SCHEDULE, method=method, draws=Draws(seed=RUN.seed))
     task = DistillTask(setup=setup, hand_over=lambda latents, batch: latents[:, :, -2:])
-    run = replace(RUN, steps=steps, save_every=100, distillation=method)
+    run = replace(RUN, steps=steps, batch=batch, save_every=100, distillation=method)
     there = last_checkpoint(Path(folder))
     if there is not None:
         load(state, there, comm)
-    train(run, task, state, Streams(), Path(folder), place=place)
+    train(run, task, state, Streams(run), Path(folder), place=place)
     records = read_records(Path(folder, "metrics.jsonl")) if comm.rank == 0 else []
     return whole(state), records
 
 
-def taught(comm: Communicator, folder: str, optimizer: str) -> dict[str, Tensor]:
+def taught(comm: Communicator, folder: str, optimizer: str, copies: int = 1) -> dict[str, Tensor]:
     """Two updates of stage 1."""
-    state = teacher_state(comm, optimizer=optimizer)
+    state = teacher_state(comm, copies=copies, optimizer=optimizer)
     teach(comm, state, Path(folder), steps=2)
     return whole(state)
 
