@@ -10,7 +10,7 @@ from ..faces.painter import EYE_X, EYE_Y, MOUTH_Y, NEARER
 
 EDGES, MOTION, COLOUR, SQUARES = 0.5, 0.5, 1.0, 1.0
 """Factors relative to the plain difference, which has 1."""
-CONTRAST = 0.5
+CONTRAST = 2.0
 """Factor of `contrast_loss`, if used."""
 FEATURES = 4.0
 """Maximum weight of a difference at the mouth or an eye, relative to elsewhere."""
