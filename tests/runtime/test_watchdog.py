@@ -142,6 +142,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path):
         reach(run, "load")
         run.process.kill()
         assert run.seconds_to_end(20) < 5
-        assert run.stderr().startswith("error: the launcher (127.0.0.1:")
+        # torch may warn first, where a rank was just reading from the launcher's store.
+        assert "\nerror: the launcher (127.0.0.1:" in "\n" + run.stderr()
         assert "lost in phase load\n" in run.stderr()
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
