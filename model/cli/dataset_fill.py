@@ -66,16 +66,13 @@ def drawn(
     program = voices.find_program()
     seed: int = args.seed or SEED
     split: Split = args.split or "train"
-    speech = "babble" if program is None else voices.PROGRAM
     names = [f"{number:06d}.safetensors" for number in range(args.synthetic)]
 
     def fill(writer: ClipWriter) -> list[str]:
         missing = [n for n, name in enumerate(names) if name not in writer.entries]
         check_room(args.output, len(missing) * frames * size[0] * size[1] * 3)
         if program is None:
-            common.note(
-                f"note: {voices.PROGRAM} is not installed, the speech is made up; {voices.INSTALL}"
-            )
+            common.note(voices.MADE_UP)
         with counted(len(missing), "clip") as advance:
             for number in missing:
                 clip = synthetic.make_clip(
@@ -90,7 +87,7 @@ def drawn(
                 advance()
         return []
 
-    settings = {"source": "synthetic", "seed": seed, "split": split, "speech": speech}
+    settings = synthetic.drawn_settings(seed=seed, split=split, program=program)
     return settings, synthetic.TRUTH, fill
 
 

@@ -184,9 +184,7 @@ def _drawn_clips(args: argparse.Namespace, size: tuple[int, int]) -> Iterator["C
 
     program = voices.find_program()
     if program is None:
-        common.note(
-            f"note: {voices.PROGRAM} is not installed, the speech is made up; {voices.INSTALL}"
-        )
+        common.note(voices.MADE_UP)
     with ExitStack() as place:
         with counted(args.streams, "clip") as advance:
             drawn = held_out_clips(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..config import NEW_FRAMES
 from ..train.data.clips import MAX_CLIP_BYTES, Clips, ClipWriter, Index, check_room
-from ..train.data.synthetic import TRUTH, make_clip
-from ..train.data.voices import PROGRAM
+from ..train.data.synthetic import TRUTH, drawn_settings, make_clip
 from ..train.faces.cast import VOICES
 from ..train.faces.mouth import FPS
 
@@ -47,17 +46,13 @@ def held_out_clips(
     seconds = min(max(chunks * NEW_FRAMES / FPS, SHORTEST), LONGEST, MAX_CLIP_BYTES / picture / FPS)
     frames = int(seconds * FPS)
     voices = 1 if program is None else len(VOICES["test"])
-    settings = {
-        "source": "synthetic",
-        "seed": seed,
-        "split": "test",
-        "speech": "babble" if program is None else PROGRAM,
-        "seconds": frames / FPS,
-    }
+    settings = drawn_settings(seed=seed, split="test", program=program)
     with tempfile.TemporaryDirectory(prefix="livetalk_") as place:
         folder = Path(place) / "clips"
         check_room(folder, streams * frames * picture)
-        writer = ClipWriter(folder, Index(size=size, truth=TRUTH, settings=settings))
+        writer = ClipWriter(
+            folder, Index(size=size, truth=TRUTH, settings={"seconds": frames / FPS, **settings})
+        )
         spoken: Counter[str] = Counter()
         indices = count()
         while spoken.total() < streams:

@@ -77,11 +77,12 @@ class Judge:
         seen = self._attributes.read(frames_THWC, places, gaze_T2)
         before = np.concatenate([self._last[None], frames_THWC[:-1]])
         self._last = frames_THWC[-1]
-        self._sum += frames_THWC.sum(axis=0, dtype=np.float64)
+        total = frames_THWC.sum(axis=0, dtype=np.float64)
+        self._sum += total
         self._count += len(frames_THWC)
         face, mouth, still = self.regions.face, self.regions.mouth, self.regions.still
         away_THW = ciede2000(lab, self._portrait_lab)
-        mean_lab = lab_of(np.round(frames_THWC.mean(axis=0)).astype(np.uint8))
+        mean_lab = _mean_lab(total, len(frames_THWC))
         if self._first_lab is None:
             self._first_lab = mean_lab
         from_first = float(ciede2000(mean_lab, self._first_lab).mean())
@@ -108,8 +109,7 @@ class Judge:
 
     def mean_frame_away(self) -> float:
         """Compute mean CIEDE2000 over all pixels between the portrait and the mean frame."""
-        mean = np.round(self._sum / self._count).astype(np.uint8)
-        return float(ciede2000(lab_of(mean), self._portrait_lab).mean())
+        return float(ciede2000(_mean_lab(self._sum, self._count), self._portrait_lab).mean())
 
     def _true_pictures(
         self, read: Mapping[str, Floats], opening_T: Floats, width_T: Floats
@@ -201,6 +201,11 @@ def _within(name: str) -> tuple[float, float]:
     """Return the range in which a pose can be drawn."""
     far = {"sway_x": 0.1, "sway_y": 0.1, "roll": 0.2}.get(name, 1.0)
     return (0.0 if name == "blink" else -far), far
+
+
+def _mean_lab(total_HWC: Floats, count: int) -> torch.Tensor:
+    """Convert a mean picture, as a video would show it, to CIELAB."""
+    return lab_of(np.round(total_HWC / count).astype(np.uint8))
 
 
 def _mean(values_THW: torch.Tensor) -> Floats:

@@ -4,6 +4,7 @@ A clip is determined by (seed, split, index) alone, so a resumed run continues w
 """
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,17 @@ from ..faces.identity import Identity
 from ..faces.mouth import FPS, HOP, follow
 from ..faces.painter import Painter, Pose
 from .clips import Clip
-from .voices import make_speech
+from .voices import PROGRAM, make_speech
 
 TRUTH = tuple(field.name for field in fields(Pose))
 """Columns of a synthetic clip's truth."""
 _SMILES = 0.12  # mouth width added by a smile of 1: the same sound has several mouths
+
+
+def drawn_settings(*, seed: int, split: Split, program: str | None) -> dict[str, Any]:
+    """Describe drawn clips for their `clips.Index`; arguments as in `make_clip`."""
+    speech = "babble" if program is None else PROGRAM
+    return {"source": "synthetic", "seed": seed, "split": split, "speech": speech}
 
 
 def make_clip(

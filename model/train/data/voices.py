@@ -20,6 +20,7 @@ from ..faces.cast import TEXTS, VOICES, Split
 
 PROGRAM = "espeak-ng"
 INSTALL = "install it with 'apt-get install espeak-ng'"
+MADE_UP = f"note: {PROGRAM} is not installed, the speech is made up; {INSTALL}"
 _RATE = 22050  # of espeak-ng's own voices
 _SECONDS = 60.0  # timeout; a sentence takes 0.1
 _PAUSES = (0.15, 0.7)  # seconds between two sentences
