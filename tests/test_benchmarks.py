@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from livetalk_kernels import KernelConfig
+from livetalk_model.cli.main import main
 from livetalk_model.loading import load_preparer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -135,3 +136,16 @@ def test_faces_drawn_by_other_rules(tmp_path):
         assert 0 < numbers["mean_frame_away"] <= numbers["worst_away"] < 30
     with Image.open(tmp_path / "f.png") as sheet:
         assert sheet.size == (8 * 96, 9 * 96)
+
+
+def test_a_teachers_loss_by_timestep(tmp_path):
+    """It hears: on its own drawn world it predicts far better than zero, whose loss is above 1."""
+    words = ("dataset", "--synthetic", "1", "--seconds", "3", "--output", str(tmp_path / "clips"))
+    assert main(list(words)) == 0
+    demo = str(BENCHMARKS.parent / "model/demo")
+    run(tmp_path, "teacher_loss.py", "--checkpoint", demo, "--data", "clips", "--clips", "8",
+        "--chunks", "1", "--output", "loss.json")  # fmt: skip
+    (row,) = json.loads((tmp_path / "loss.json").read_text())["rows"]
+    assert (row["teacher"], row["data"]) == ("demo", "clips")
+    assert list(row["loss"]) == ["1000", "937.5", "833.333", "625", "300"]
+    assert all(0.05 < value < 0.7 for value in row["loss"].values())
